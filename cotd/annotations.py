@@ -1,0 +1,78 @@
+"""The Annotation table: what a teacher says of each review. It is a view of the completion store."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import pandas as pd
+
+ANNOTATION_COLUMNS = [
+    "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
+    "gold_conditioned", "teacher", "revision", "prompt_hash", "prompt_tokens", "output_tokens", "error",
+]  # fmt: skip
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+
+
+def tidy_rationale(text: str, finish_reason: str) -> tuple[str, str | None]:
+    """The rationale as one line of whole sentences, and why it must be quarantined, or None.
+
+    An answer that ran into the token limit loses its unfinished last sentence; if it has no other, it is quarantined.
+    """
+    rationale = " ".join(text.split())
+    if finish_reason == "length":
+        ends = list(_SENTENCE_END.finditer(rationale))
+        if not ends:
+            return rationale, "rationale cut off by the token limit"
+        rationale = rationale[: ends[-1].end()]
+    if len(rationale.split()) < 3:
+        return rationale, "rationale is empty or shorter than three words"
+    return rationale, None
+
+
+def annotation_row(
+    review_id: str,
+    sample: int,
+    gold_conditioned: bool,
+    label: str | None,
+    label_probability: float | None,
+    rationale: str,
+    completion: dict[str, Any] | None,
+    origin: dict[str, str],
+    extra_prompt_tokens: int = 0,
+    error: str | None = None,
+) -> dict[str, Any]:
+    """One row of the Annotation table.
+
+    Args:
+        completion: what the teacher answered, or None where it did not (then `error` says so).
+        origin: teacher, revision and prompt_hash.
+        extra_prompt_tokens: of the label-scoring request, where that was a separate one.
+    """
+    answered = completion or {"finish_reason": None, "logprob": None, "prompt_tokens": 0, "output_tokens": 0}
+    if error is None and completion is None:
+        error = "the teacher gave no answer"
+    if error is None:
+        rationale, error = tidy_rationale(rationale, answered["finish_reason"])
+    return {
+        "review_id": review_id, "sample": sample, "label": label, "label_probability": label_probability,
+        "rationale": rationale, "rationale_logprob": answered["logprob"], "finish_reason": answered["finish_reason"],
+        "gold_conditioned": gold_conditioned, **origin,
+        "prompt_tokens": answered["prompt_tokens"] + extra_prompt_tokens, "output_tokens": answered["output_tokens"],
+        "error": error,
+    }  # fmt: skip
+
+
+def annotation_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The Annotation table of `rows`, sorted and unique by its key."""
+    table = pd.DataFrame(rows, columns=ANNOTATION_COLUMNS)
+    key = ["review_id", "gold_conditioned", "sample", "prompt_hash", "teacher", "revision"]
+    return table.sort_values(key).drop_duplicates(key).reset_index(drop=True)
+
+
+def annotations_digest(table: pd.DataFrame) -> str:
+    """Content digest of what students learn from: ids, labels, rationales and quarantine."""
+    columns = ["review_id", "gold_conditioned", "sample", "label", "rationale", "error"]
+    lines = table[columns].astype(object).fillna("").astype(str).agg("\t".join, axis=1)
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]

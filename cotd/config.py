@@ -1,0 +1,282 @@
+"""A study's configuration: YAML plus `key=value` overrides, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cotd.errors import CotdError, nearest
+from cotd.methods import METHODS
+from cotd.task import TASKS
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(Block):
+    """Which columns of the source hold what; a column that is absent from the source may be null."""
+
+    text: str = "text"
+    label: str | None = "label"
+    split: str | None = None
+    group: str | None = Field(None, description="rows of one group (a movie, a product) never fall into two splits")
+
+
+class DataConfig(Block):
+    source: str | dict[Literal["train", "validation", "test"], str] = Field(
+        description="embedded:NAME, a .parquet, .jsonl or .csv file (or one per split), or a hub id"
+    )
+    task: str = "sentiment"
+    columns: Columns = Columns()
+    noun: str | None = Field(None, description="what prompts call a text; null: the source's own word, else 'review'")
+    test_share: Share = 0.2
+    validation_share: Share = 0.1
+    train_rows: int | None = Field(None, ge=1, description="use the first n training reviews (null: all)")
+    validation_rows: int | None = Field(None, ge=1)
+    test_rows: int | None = Field(None, ge=1)
+
+    @field_validator("task")
+    @classmethod
+    def known_task(cls, name: str) -> str:
+        if name not in TASKS:
+            raise ValueError(f"unknown task '{name}'; known: {', '.join(TASKS)}.{nearest(name, list(TASKS))}")
+        return name
+
+
+class CalibrationConfig(Block):
+    """How a weak teacher's label scores become labels. No test row is ever used."""
+
+    method: Literal["platt", "prior", "none"] = Field(
+        "platt",
+        description="platt: logistic regression on gold validation labels (Platt 1999); prior: shift the scores until "
+        "the predicted prior is `prior` (batch calibration, Zhou et al. 2024), no gold needed; none: as they come",
+    )
+    rows: int = Field(300, ge=20, description="validation reviews to calibrate on")
+    prior: float = Field(0.5, gt=0, lt=1, description="assumed share of the positive label, for method prior")
+
+
+class EngineConfig(Block):
+    """The vLLM engine inside Ray Data."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs and on processors that multiply it in hardware, else float32"
+    )
+    max_model_len: int = Field(1024, ge=64)
+    batch_size: int = Field(64, ge=1, description="rows a block sent to the engine")
+    replicas: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
+
+
+class TeacherConfig(Block):
+    model: str = Field("embedded:smollm2-135m-instruct", description="embedded:NAME, a local directory, or a hub id")
+    revision: str | None = None
+    strategy: Literal["score_then_explain", "chain_of_thought"] = "score_then_explain"
+    prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
+    calibration: CalibrationConfig = CalibrationConfig()
+    samples: int = Field(1, ge=1, le=64, description="rationales a review")
+    temperature: float = Field(0.0, ge=0, le=2)
+    max_rationale_tokens: int = Field(40, ge=4)
+    max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
+    gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (for cot_labelled)")
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def samples_need_temperature(self) -> TeacherConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
+        return self
+
+
+class GridConfig(Block):
+    method: list[str] = Field(min_length=1)
+    fraction: list[float] = Field(min_length=1, description="shares of the training split, in (0, 1]")
+    size: list[str] = Field(min_length=1)
+    seed: list[int] = Field(min_length=1)
+
+    @field_validator("method")
+    @classmethod
+    def known_methods(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in METHODS:
+                raise ValueError(f"unknown method '{name}'; known: {', '.join(METHODS)}.{nearest(name, list(METHODS))}")
+        return names
+
+    @field_validator("fraction")
+    @classmethod
+    def fractions_in_range(cls, fractions: list[float]) -> list[float]:
+        for f in fractions:
+            if not 0 < f <= 1:
+                raise ValueError(f"fraction {f} is outside (0, 1]; write 10 % as 0.1")
+        return fractions
+
+
+class TrainingConfig(Block):
+    """How a student is trained. The defaults are this project's, for the embedded student."""
+
+    steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
+    batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")
+    patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
+    max_input_tokens: int = Field(128, ge=8)
+    max_target_tokens: int = Field(64, ge=4)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
+    )
+
+
+class ResourcesConfig(Block):
+    """What each trial asks Ray for; fractions are packed onto one device."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    max_concurrent: int | None = Field(None, ge=1)
+    max_failures: int = Field(1, ge=0, description="times a failed trial is tried again")
+
+
+class TrackingConfig(Block):
+    uri: str | None = Field(None, description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, else runs/mlflow.db")
+    experiment: str | None = Field(None, description="null: the study's name")
+    registered_model: str = "cotd-student"
+
+
+class StudyConfig(Block):
+    """One study: what is annotated by whom, which students are trained, and where the results go."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig
+    teacher: TeacherConfig = TeacherConfig()
+    sizes: dict[str, str] = Field(
+        default_factory=lambda: {
+            "tiny": "embedded:t5-tiny",
+            "small": "google/t5-v1_1-small",
+            "base": "google/t5-v1_1-base",
+            "large": "google/t5-v1_1-large",
+        },
+        description="size name → model: embedded:NAME, a local directory, or a hub id",
+    )
+    grid: GridConfig
+    training: TrainingConfig = TrainingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    storage: str = Field("runs", description="the folder that holds the study's folder")
+
+    @model_validator(mode="after")
+    def sizes_are_known(self) -> StudyConfig:
+        for size in self.grid.size:
+            if size not in self.sizes:
+                known = ", ".join(self.sizes)
+                raise ValueError(f"grid.size '{size}' is not in sizes ({known}).{nearest(size, list(self.sizes))}")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """The study's own folder, absolute: trials run in other working directories."""
+        return Path(self.storage).expanduser().absolute() / self.name
+
+    def tracking_uri(self) -> str:
+        import os
+
+        default = f"sqlite:///{Path(self.storage).expanduser().absolute() / 'mlflow.db'}"
+        return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyConfig:
+    """Reads a study's YAML, applies `a.b=value` overrides (values are YAML) and checks the whole.
+
+    Raises:
+        CotdError: with every problem found, each naming its key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        shipped = sorted(str(p) for p in Path("tune_configs").glob("*.yaml"))
+        hint = f" Shipped: {', '.join(shipped)}." if shipped else ""
+        raise CotdError(f"no configuration file '{path}'.{hint}")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CotdError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(plain, dict):
+        raise CotdError(f"{path} is not a mapping of keys to values but a {type(plain).__name__}. Start with `name: …`.")
+    for override in overrides or []:
+        apply_override(plain, override)
+    return check_config(plain, str(path))
+
+
+def apply_override(plain: dict[str, Any], override: str) -> None:
+    """Sets one `a.b=value` in a nested dict, in place."""
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise CotdError(f"override '{override}' is not of the form key=value, for example training.steps=100")
+    *parents, last = key.strip().split(".")
+    node = plain
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise CotdError(f"override '{override}': '{parent}' is a value, not a block of keys")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise CotdError(f"override '{override}': the value is not valid YAML: {error}") from error
+
+
+def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
+    """A StudyConfig of a plain dict.
+
+    Raises:
+        CotdError: all problems at once; an unknown key is answered with the nearest known one.
+    """
+    try:
+        return StudyConfig.model_validate(plain)
+    except ValidationError as error:
+        raise CotdError(*(f"{where}: {describe_problem(e)}" for e in error.errors())) from error
+
+
+def describe_problem(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = known_keys(location[:-1])
+        return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
+    if problem["type"] == "missing":
+        return f"'{key}' is missing."
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    if not key:
+        return message
+    given = f" (given: {problem['input']!r})" if isinstance(problem["input"], (str, int, float)) else ""
+    return f"{key}: {message}{given}"
+
+
+def known_keys(location: list[str]) -> list[str]:
+    """The keys that the block at `location` knows."""
+    block: type[BaseModel] = StudyConfig
+    for part in location:
+        annotation = block.model_fields[part].annotation if part in block.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        block = annotation
+    return sorted(block.model_fields)
+
+
+def digest(plain: Any) -> str:
+    """16 hex digits that identify a JSON-able value, whatever the order of its keys."""
+    canonical = json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

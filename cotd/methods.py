@@ -1,0 +1,112 @@
+"""The training methods: how reviews and annotations become training pairs. A new method is one entry here.
+
+Sources: Hsieh et al. 2023, "Distilling Step-by-Step!", section 3; the SC4001 report, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from cotd.errors import CotdError
+from cotd.task import Task
+
+PAIR_COLUMNS = ["review_id", "input", "target", "task", "weight"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train a student.
+
+    Attributes:
+        labels: whose label is the target: "gold" or the "teacher"'s.
+        rationale: which rationale is a second target: None, the one written "given_gold", or the "own" one that
+            the teacher wrote with its own label.
+        title: the name in the papers.
+    """
+
+    name: str
+    title: str
+    labels: Literal["gold", "teacher"]
+    rationale: Literal["given_gold", "own"] | None
+
+    @property
+    def needs_annotations(self) -> bool:
+        return self.labels == "teacher" or self.rationale is not None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the teacher contributes: what `cotd promote` chooses among unless told otherwise."""
+        return self.needs_annotations
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("finetune", "standard finetuning", "gold", None),
+        Method("distill", "standard task distillation", "teacher", None),
+        Method("cot_labelled", "labelled CoT distillation", "gold", "given_gold"),
+        Method("cot_unlabelled", "unlabelled CoT distillation", "teacher", "own"),
+    )
+}
+
+
+def training_pairs(
+    method: Method, reviews: pd.DataFrame, annotations: pd.DataFrame | None, task: Task, rationale_weight: float
+) -> pd.DataFrame:
+    """The pairs that a student is trained on.
+
+    Args:
+        reviews: the Review rows to train on.
+        annotations: the Annotation table, or None for methods that need none. Quarantined rows (`error` not
+            null) are left out.
+        rationale_weight: λ of L = L_label + λ L_rationale; the weight of every rationale pair.
+
+    Returns:
+        A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its
+        sampled rationales. Each input carries the task's prefix for what is asked. A review without what the
+        method needs (no gold label, a quarantined annotation) contributes nothing, so that every method's label
+        and rationale pairs speak of the same reviews.
+
+    Raises:
+        CotdError: the method needs gold or annotations, and there are none for these reviews.
+    """
+    # One annotation a review and kind for labels; all samples for rationales.
+    own = usable(annotations, gold_conditioned=False)
+    written = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
+    teacher_labels = own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
+    rationales = written.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
+
+    pairs = []
+    for review in reviews.itertuples():
+        label = review.label if method.labels == "gold" else teacher_labels.get(review.id)
+        if label is None or (method.rationale and review.id not in rationales):
+            continue
+        pairs.append((review.id, task.label_prefix + review.text, task.words[label], "label", 1.0))
+        for rationale in rationales.get(review.id, []):
+            pairs.append((review.id, task.rationale_prefix + review.text, rationale, "rationale", rationale_weight))
+    if not pairs:
+        raise CotdError(missing_input(method, reviews))
+    return pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+
+
+def usable(annotations: pd.DataFrame | None, gold_conditioned: bool) -> pd.DataFrame:
+    """The annotations of one kind that are not quarantined, in the order of their samples."""
+    if annotations is None:
+        return pd.DataFrame({"review_id": [], "label": [], "rationale": []})
+    kept = annotations[(annotations["gold_conditioned"] == gold_conditioned) & annotations["error"].isna()]
+    return kept.sort_values(["review_id", "sample"])
+
+
+def missing_input(method: Method, reviews: pd.DataFrame) -> str:
+    if method.labels == "gold" and reviews["label"].isna().all():
+        return (
+            f"method '{method.name}' trains on gold labels, but none of the {len(reviews)} training reviews has one. "
+            "Name the label column in data.columns.label, or use distill or cot_unlabelled."
+        )
+    return (
+        f"method '{method.name}' needs annotations, and none is usable for these {len(reviews)} training reviews. "
+        "Run `cotd annotate CONFIG` first (with teacher.gold_conditioned: true for cot_labelled)."
+    )

@@ -1,0 +1,46 @@
+"""Progress on the terminal: one bar a stage, with what is done, how fast, and how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+console = Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar for `total` pieces of work; yields a function to call with how many more are done.
+
+    Where the error stream is no terminal (a log file), a line at the start, at each tenth and at the end instead.
+    """
+    if not sys.stderr.isatty():
+        yield from plain_track(title, total, unit)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit)]
+    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda n: progress.advance(bar, n)
+
+
+def plain_track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    started, done, shown = time.monotonic(), 0, 0
+
+    def advance(n: int) -> None:
+        nonlocal done, shown
+        done += n
+        if done * 10 // max(total, 1) > shown:
+            shown = done * 10 // max(total, 1)
+            seconds = time.monotonic() - started
+            left = seconds * (total - done) / max(done, 1)
+            console.print(f"  {title}: {done:,}/{total:,} {unit}, {seconds:.0f} s, about {left:.0f} s left")
+
+    console.print(f"  {title}: {total:,} {unit} to do")
+    yield advance

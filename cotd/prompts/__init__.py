@@ -1,0 +1,130 @@
+"""Prompts as data: templates and few-shot triplets in a YAML file, versioned by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cotd.errors import CotdError, nearest
+from cotd.task import Task
+
+PLACEHOLDERS = {
+    "score": {"text"},
+    "explain": {"text", "label"},
+    "explain_example": {"text", "label", "rationale"},
+    "chain_of_thought": {"text"},
+    "chain_of_thought_example": {"text", "label", "rationale"},
+    "chain_of_thought_answer": {"label"},
+}
+OPTIONAL_PLACEHOLDERS = {"noun", "Noun", "examples", "choices"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A task's prompts for one data set.
+
+    Attributes:
+        templates: name → template, the names being those of PLACEHOLDERS.
+        label_words: label → the word the teacher writes for it.
+        examples: few-shot triplets, each with `text`, `label`, `rationale`.
+        noun: what a text is called, "movie review" say.
+        hash: identifies file and noun; part of every annotation.
+    """
+
+    templates: dict[str, str]
+    label_words: dict[str, str]
+    examples: list[dict[str, str]]
+    noun: str
+    hash: str = field(default="")
+
+    def score(self, text: str) -> str:
+        return self._render("score", text=text)
+
+    def explain(self, text: str, label: str) -> str:
+        return self._render("explain", text=text, label=self.label_words[label])
+
+    def chain_of_thought(self, text: str) -> str:
+        return self._render("chain_of_thought", text=text)
+
+    def chain_of_thought_regex(self, max_characters: int = 400) -> str:
+        """What a chain-of-thought answer must match: one line of rationale, then one of the label words."""
+        before, _, after = self.templates["chain_of_thought_answer"].partition("{label}")
+        choices = "|".join(re.escape(w) for w in self.label_words.values())
+        return rf" [^\n]{{10,{max_characters}}}{re.escape(before)}({choices}){re.escape(after)}"
+
+    def parse_chain_of_thought(self, answer: str, task: Task) -> tuple[str | None, str]:
+        """(label, rationale) of a chain-of-thought answer; the label is None where it names none of the task's."""
+        before, _, _ = self.templates["chain_of_thought_answer"].partition("{label}")
+        rationale, found, word = answer.rpartition(before)
+        if not found:
+            return None, answer.strip()
+        by_word = {w.lower(): label for label, w in self.label_words.items()}
+        word = word.strip().strip(".")
+        return by_word.get(word.lower()) or task.parse_label(word), rationale.strip()
+
+    def _render(self, name: str, **values: str) -> str:
+        shots = self.templates.get(f"{name}_example")
+        examples = [
+            shots.format(text=e["text"], label=self.label_words[e["label"]], rationale=e["rationale"]) + "\n"
+            for e in self.examples
+            if shots
+        ]
+        capital = self.noun[:1].upper() + self.noun[1:]
+        return self.templates[name].format(
+            **values, noun=self.noun, Noun=capital, examples="\n".join(examples), choices=" or ".join(self.label_words.values())
+        )
+
+
+def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
+    """The task's own prompts, or those of a user's file.
+
+    Raises:
+        CotdError: all that is wrong with the file: missing or unknown keys, placeholders, labels.
+    """
+    file = Path(path).expanduser() if path else Path(__file__).with_name(f"{task.name}.yaml")
+    if not file.is_file():
+        raise CotdError(f"no prompt file '{file}' (teacher.prompts).")
+    source = file.read_text(encoding="utf-8")
+    try:
+        plain = yaml.safe_load(source)
+    except yaml.YAMLError as error:
+        raise CotdError(f"{file} is not valid YAML: {error}") from error
+    problems = prompt_problems(plain, task)
+    if problems:
+        raise CotdError(*(f"{file}: {p}" for p in problems))
+    return Prompts(
+        templates={name: plain[name] for name in PLACEHOLDERS},
+        label_words=plain["label_words"],
+        examples=plain["examples"],
+        noun=noun,
+        hash=hashlib.sha256(f"{noun}\n{source}".encode()).hexdigest()[:16],
+    )
+
+
+def prompt_problems(plain: Any, task: Task) -> list[str]:
+    """Everything that is wrong with a prompt file's content."""
+    if not isinstance(plain, dict):
+        return ["not a mapping of keys to values"]
+    known = [*PLACEHOLDERS, "label_words", "examples"]
+    problems = [f"unknown key '{k}'.{nearest(k, known)}" for k in plain if k not in known]
+    problems += [f"'{k}' is missing" for k in known if k not in plain]
+    for name, needed in PLACEHOLDERS.items():
+        found = set(re.findall(r"{(\w*)}", str(plain.get(name, ""))))
+        if name in plain and not needed <= found:
+            problems.append(f"'{name}' lacks {', '.join('{' + p + '}' for p in sorted(needed - found))}")
+        problems += [f"'{name}' has an unknown {{{p}}}" for p in sorted(found - needed - OPTIONAL_PLACEHOLDERS)]
+    words = plain.get("label_words")
+    if isinstance(words, dict) and set(words) != set(task.labels):
+        problems.append(f"label_words must name exactly {', '.join(task.labels)}, not {', '.join(map(str, words))}")
+    examples = plain.get("examples")
+    for i, example in enumerate(examples if isinstance(examples, list) else []):
+        if not isinstance(example, dict) or set(example) != {"text", "label", "rationale"}:
+            problems.append(f"examples[{i}] needs exactly text, label and rationale")
+        elif example["label"] not in task.labels:
+            problems.append(f"examples[{i}].label '{example['label']}' is not one of {', '.join(task.labels)}")
+    return problems

@@ -1,0 +1,157 @@
+"""Sources of reviews: embedded assets, local files and hub data sets, all giving the same Review table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cotd import assets
+from cotd.config import Columns, DataConfig
+from cotd.errors import CotdError, nearest
+from cotd.reviews import SPLITS, Reviews, build_reviews, limit_rows
+from cotd.task import get_task
+
+FILE_TYPES = (".parquet", ".jsonl", ".csv")
+# Hub splits that hold no labelled reviews to train or test on; IMDb's 50,000 unlabelled ones are named so.
+HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+
+
+def load_reviews(data: DataConfig) -> Reviews:
+    """The reviews of a source, split, cleaned, and limited to the configured number of rows.
+
+    Raises:
+        CotdError: the source does not exist, a mapped column is missing, or nothing usable is in it.
+    """
+    task = get_task(data.task)
+    rows = read_rows(data)
+    reviews = build_reviews(rows, dataset_name(data), task, data.test_share, data.validation_share)
+    limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    reviews = limit_rows(reviews, limits)
+    missing = [s for s in SPLITS if not reviews.counts[f"kept_{s}"]]
+    if missing:
+        raise CotdError(
+            f"{dataset_name(data)}: no review in split {' or '.join(missing)}. "
+            "Give more rows, name a split column (data.columns.split), or raise data.test_share / data.validation_share."
+        )
+    return reviews
+
+
+def embedded_reviews(name: str) -> Reviews:
+    """All reviews of an embedded source, with the default splits."""
+    return load_reviews(DataConfig(source=f"{assets.PREFIX}{name}", columns=Columns(group="group")))
+
+
+def dataset_name(data: DataConfig) -> str:
+    """What goes into each review's id: the source's name, never the folder it lies in."""
+    if isinstance(data.source, dict):
+        return "+".join(Path(p).name for p in data.source.values())
+    return Path(data.source).name if is_file(data.source) else data.source
+
+
+def noun(data: DataConfig) -> str:
+    """What prompts call one text of this source: "review" unless the source or the configuration says more."""
+    if data.noun:
+        return data.noun
+    if isinstance(data.source, str) and assets.is_embedded(data.source):
+        return assets.get_asset(data.source).noun
+    return "review"
+
+
+def is_file(source: str) -> bool:
+    return source.endswith(FILE_TYPES)
+
+
+def read_rows(data: DataConfig) -> pd.DataFrame:
+    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`."""
+    if isinstance(data.source, dict):
+        parts = [map_columns(read_file(path), data.columns, path).assign(split=s) for s, path in data.source.items()]
+        return pd.concat(parts, ignore_index=True)
+    if assets.is_embedded(data.source):
+        asset = assets.get_asset(data.source)
+        if asset.kind != "reviews":
+            kinds = ", ".join(assets.PREFIX + a.name for a in assets.ASSETS.values() if a.kind == "reviews")
+            raise CotdError(f"data.source '{data.source}' is a {asset.kind}, not reviews. Embedded reviews: {kinds}.")
+        frame = pd.read_parquet(assets.require(data.source) / "reviews.parquet")
+        return map_columns(frame, data.columns.model_copy(update={"group": "group"}), data.source)
+    if is_file(data.source):
+        return map_columns(read_file(data.source), data.columns, data.source)
+    if Path(data.source).exists() or "/" not in data.source:
+        raise CotdError(
+            f"data.source '{data.source}' is neither embedded:NAME, nor a file ending in {', '.join(FILE_TYPES)}, "
+            f"nor a hub id (OWNER/NAME).{nearest(assets.PREFIX + data.source, [assets.PREFIX + a for a in assets.ASSETS])}"
+        )
+    return read_hub(data.source, data.columns)
+
+
+def read_file(path: str) -> pd.DataFrame:
+    """A Parquet, JSON-lines or CSV file as a frame; text columns are kept as they are written."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CotdError(f"no file '{path}' (looked in {file.absolute().parent}).")
+    try:
+        if path.endswith(".parquet"):
+            return pd.read_parquet(file)
+        if path.endswith(".jsonl"):
+            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
+        if path.endswith(".csv"):
+            return pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError, pd.errors.ParserError) as error:  # ArrowInvalid is a ValueError
+        raise CotdError(f"cannot read '{path}': {error}") from error
+    raise CotdError(f"'{path}' is not a {', '.join(FILE_TYPES)} file.")
+
+
+def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFrame:
+    """Renames the mapped columns to text, label, split and group.
+
+    Raises:
+        CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed.
+    """
+    wanted = {role: name for role, name in columns.model_dump().items() if name}
+    optional = {"label"} if columns.label == "label" else set()
+    missing = [(role, name) for role, name in wanted.items() if name not in frame.columns and role not in optional]
+    if missing:
+        have = ", ".join(map(str, frame.columns))
+        raise CotdError(
+            *(
+                f"{where}: no column '{name}' (data.columns.{role}); it has: {have}.{nearest(name, list(frame.columns))}"
+                for role, name in missing
+            )
+        )
+    mapped = pd.DataFrame({role: frame[name] for role, name in wanted.items() if name in frame.columns})
+    if "split" in mapped:
+        mapped["split"] = [check_split(s, where) for s in mapped["split"]]
+    return mapped
+
+
+def check_split(value: Any, where: str) -> str:
+    split = HUB_SPLITS.get(str(value).strip().lower())
+    if split is None:
+        raise CotdError(f"{where}: split '{value}' is not train, validation or test; map it before, or drop the column.")
+    return split
+
+
+def read_hub(source: str, columns: Columns) -> pd.DataFrame:
+    """A hub data set's train, validation and test splits, through `datasets` (which honours HF_ENDPOINT)."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        splits = datasets.load_dataset(source)
+    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CotdError(
+            f"cannot load the hub data set '{source}': {first_line} "
+            "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, "
+            "which needs neither."
+        ) from error
+    parts = []
+    for name, split in splits.items():
+        if HUB_SPLITS.get(str(name)):
+            parts.append(map_columns(split.to_pandas(), columns, f"{source}/{name}").assign(split=HUB_SPLITS[str(name)]))
+    if not parts:
+        raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is train, validation or test.")
+    return pd.concat(parts, ignore_index=True)
+
+

@@ -1,0 +1,251 @@
+"""The student: a T5 that predicts labels and writes rationales. Evaluation and serving use this same class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotd import assets
+from cotd.errors import CotdError
+from cotd.task import Task
+
+CARD = "cotd.json"
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One text's predicted label.
+
+    Attributes:
+        score: the label's probability.
+        probabilities: label → probability, temperature-scaled; they sum to 1.
+        truncated: whether the text was longer than the student reads, so that its end was not seen.
+    """
+
+    label: str
+    score: float
+    probabilities: dict[str, float]
+    truncated: bool
+
+
+class Student:
+    """A trained student. Make one with `Student.load`.
+
+    Attributes:
+        task: the label set, its words and the input prefixes it was trained with.
+        card: what `cotd.json` says: method, data and teacher provenance, metrics, `temperature`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.task = task
+        self.card = card
+        self.max_input_tokens: int = card.get("max_input_tokens", 128)
+        self.max_target_tokens: int = card.get("max_target_tokens", 64)
+        self.temperature: float = card.get("temperature", 1.0)
+        self.first_tokens = first_tokens(tokenizer, task)
+
+    @classmethod
+    def load(cls, source: str | Path, device: str | None = None) -> Student:
+        """Loads a student from a folder, a hub id, `embedded:NAME` or `models:/NAME@ALIAS` (MLflow).
+
+        Reads safetensors and JSON only. On a GPU where there is one, unless `device` says otherwise.
+
+        Raises:
+            CotdError: nothing is there, or it is a bare T5 that has not been trained by cotd.
+        """
+        folder = resolve_model(str(source))
+        card_path = Path(folder) / CARD
+        if not card_path.is_file():
+            raise CotdError(
+                f"'{source}' is not a trained student: it has no {CARD}. "
+                "Train one with `cotd sweep` or `cotd train`; `models:/NAME@champion` names the promoted one."
+            )
+        card = json.loads(card_path.read_text(encoding="utf-8"))
+        model, tokenizer = load_base(folder)
+        import torch
+
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, tokenizer, Task.from_dict(card["task"]), card)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the student in Hugging Face layout plus `cotd.json`; an existing folder is replaced at the end."""
+        import shutil
+
+        target = Path(directory)
+        scratch = target.with_name(target.name + ".part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.model.save_pretrained(scratch)
+        self.tokenizer.save_pretrained(scratch)
+        card = {**self.card, "task": self.task.to_dict()}
+        (scratch / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+
+    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
+        """The label of each text, by scoring the label words in one decoder step; nothing is generated."""
+        import torch
+
+        logits, truncated = self.label_logits(texts, batch_size)
+        probabilities = torch.softmax(logits / self.temperature, dim=-1)  # (N, labels)
+        predictions = []
+        for row, cut in zip(probabilities.tolist(), truncated, strict=True):
+            best = max(range(len(row)), key=row.__getitem__)
+            by_label = dict(zip(self.task.labels, row, strict=True))
+            predictions.append(Prediction(self.task.labels[best], row[best], by_label, cut))
+        return predictions
+
+    def label_logits(self, texts: Sequence[str], batch_size: int = 64) -> tuple[Any, list[bool]]:
+        """Unscaled scores of the label words.
+
+        Returns:
+            A float tensor on the CPU of shape (len(texts), len(task.labels)), and whether each text was truncated.
+        """
+        import torch
+
+        scores = torch.empty(len(texts), len(self.task.labels))
+        truncated = [False] * len(texts)
+        for indices, batch, cut in self._batches(texts, self.task.label_prefix, batch_size):
+            start = torch.full((len(indices), 1), self.model.config.decoder_start_token_id, device=self.model.device)
+            with torch.inference_mode():
+                out = self.model(**batch, decoder_input_ids=start, use_cache=False)
+            scores[indices] = out.logits[:, 0, self.first_tokens].float().cpu()  # (B, labels)
+            for i, was_cut in zip(indices, cut, strict=True):
+                truncated[i] = was_cut
+        return scores, truncated
+
+    def explain(self, texts: Sequence[str], batch_size: int = 32, max_new_tokens: int | None = None) -> list[str]:
+        """The student's own rationale for each text, decoded greedily.
+
+        A student trained without rationales has learned none; what it writes then means nothing
+        (`can_explain` says which kind this is).
+        """
+        import torch
+
+        rationales = [""] * len(texts)
+        for indices, batch, _ in self._batches(texts, self.task.rationale_prefix, batch_size):
+            with torch.inference_mode():
+                ids = self.model.generate(
+                    **batch, max_new_tokens=max_new_tokens or self.max_target_tokens, num_beams=1, do_sample=False
+                )
+            for i, text in zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                rationales[i] = text.strip()
+        return rationales
+
+    @property
+    def can_explain(self) -> bool:
+        return bool(self.card.get("writes_rationales"))
+
+    def _batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
+        """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
+        encoded = self.tokenizer([prefix + t for t in texts], add_special_tokens=True)["input_ids"] if len(texts) else []
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            cut = [len(encoded[i]) > self.max_input_tokens for i in indices]
+            rows = [truncate(encoded[i], self.max_input_tokens) for i in indices]
+            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
+            yield indices, {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, cut
+
+
+def truncate(ids: list[int], limit: int) -> list[int]:
+    """At most `limit` token ids, the last of which stays the end-of-sequence token."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+
+def first_tokens(tokenizer: Any, task: Task) -> list[int]:
+    """The first token of each label word, in the order of `task.labels`.
+
+    Raises:
+        CotdError: two words begin with the same token, so that one decoder step cannot tell them apart.
+    """
+    ids = [tokenizer(task.words[label], add_special_tokens=False)["input_ids"][0] for label in task.labels]
+    if len(set(ids)) < len(ids):
+        raise CotdError(
+            f"the tokenizer begins two of the label words {', '.join(task.words.values())} with the same token; "
+            "choose other words in the task."
+        )
+    return ids
+
+
+def resolve_model(source: str) -> str:
+    """A folder, or a hub id, for any way of naming a model.
+
+    Raises:
+        CotdError: an embedded asset that is not there, a folder that does not exist, an unknown registry version.
+    """
+    if assets.is_embedded(source):
+        return str(assets.require(source))
+    if source.startswith("models:/"):
+        from cotd.tracking import download_student
+
+        return str(download_student(source))
+    if Path(source).is_dir():
+        return str(Path(source).absolute())
+    if not _HUB_ID.match(source):
+        raise CotdError(f"model '{source}' does not exist: it is no folder, no embedded:NAME, no models:/… and no hub id.")
+    return source
+
+
+def load_base(source: str) -> tuple[Any, Any]:
+    """A sequence-to-sequence model in float32 and its tokenizer, from a folder or a hub id.
+
+    Raises:
+        CotdError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
+
+    source = resolve_model(source)
+    local = Path(source).is_dir()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}") from error
+    return model, tokenizer
+
+
+def model_advice(source: str) -> str:
+    """What to do about a model that cannot be loaded."""
+    if Path(source).is_dir():
+        return " The folder must hold a Hugging Face checkpoint (config.json, model.safetensors, tokenizer files)."
+    students = ", ".join(assets.PREFIX + a.name for a in assets.ASSETS.values() if a.kind == "student")
+    return f" Check the id and the network (HF_ENDPOINT names another hub), or use {students}, which needs neither."
+
+
+def model_digest(source: str) -> str:
+    """A content digest of a base model: of its files for a folder, of id and commit for a hub id.
+
+    Reads no weights from the hub, so that it also serves as the check that the model exists.
+    """
+    import hashlib
+
+    folder = resolve_model(source)
+    if not Path(folder).is_dir():
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise CotdError(f"cannot load the model '{source}': {first}{model_advice(folder)}") from error
+        return hashlib.sha256(f"{folder}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()[:16]
+    total = hashlib.sha256()
+    files = [p for p in sorted(Path(folder).iterdir()) if p.suffix in (".safetensors", ".json", ".bin", ".model")]
+    if not any(p.name == "config.json" for p in files):
+        raise CotdError(f"cannot load the model '{source}': no config.json in it.{model_advice(folder)}")
+    for path in files:
+        if path.name == "asset.json":
+            continue
+        with path.open("rb") as file:
+            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""A task: its label set, the student's words and prefixes, and where its prompts lie.
+
+Nothing outside this file spells a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cotd.errors import CotdError, nearest
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted, and how it is written for a text-to-text student.
+
+    Attributes:
+        labels: the label set, in the order used for every probability vector.
+        words: label → what the student's decoder writes for it. They must differ at their first token.
+        spellings: other ways data sets write a label (folded to lower case) → label.
+        label_prefix, rationale_prefix: the input prefix that asks for the label or for the rationale
+            (Hsieh et al. 2023, section 3.2; "predict: " and "explain: " in the SC4001 code).
+        positive: the label whose probability is "the" score in calibration and AUC.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    words: Mapping[str, str]
+    positive: str
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    label_prefix: str = "predict: "
+    rationale_prefix: str = "explain: "
+
+    def parse_label(self, value: Any) -> str | None:
+        """The label that `value` (a data set's cell or a teacher's word) stands for, or None if it is none.
+
+        Folds case, surrounding space and a final full stop; 0/1, neg/pos and the task's other spellings count.
+        """
+        if value is None or value != value:  # None, NaN
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        text = str(value).strip().strip(".").lower()
+        if text in self.labels:
+            return text
+        return self.spellings.get(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for `cotd.json` beside a student."""
+        plain = asdict(self)
+        plain["labels"] = list(self.labels)
+        plain["words"] = dict(self.words)
+        plain["spellings"] = dict(self.spellings)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Task:
+        return cls(**{**plain, "labels": tuple(plain["labels"])})
+
+
+SENTIMENT = Task(
+    name="sentiment",
+    labels=("negative", "positive"),
+    words={"negative": "negative", "positive": "positive"},
+    positive="positive",
+    spellings={
+        "0": "negative", "neg": "negative", "rotten": "negative",
+        "1": "positive", "pos": "positive", "fresh": "positive",
+    },
+)  # fmt: skip
+
+TASKS = {SENTIMENT.name: SENTIMENT}
+
+
+def get_task(name: str) -> Task:
+    """The registered task called `name`.
+
+    Raises:
+        CotdError: there is no such task.
+    """
+    if name not in TASKS:
+        raise CotdError(f"unknown task '{name}'; known: {', '.join(TASKS)}.{nearest(name, list(TASKS))}")
+    return TASKS[name]

@@ -1,0 +1,115 @@
+"""Ray's life: joining a cluster or starting one here, and leaving no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+# Every process that Ray or vLLM starts inherits this variable, so that even one whose parent died can be found.
+MARKER = "COTD_SESSION"
+
+
+@contextlib.contextmanager
+def ray_session(**init: Any) -> Iterator[None]:
+    """Ray for the duration of a block: the cluster that RAY_ADDRESS names, one that runs already, or a local one.
+
+    On the way out, whatever the reason, a local Ray is shut down and every process it left is ended. SIGTERM is
+    turned into the same orderly end. Nested use joins the outer session.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    mark = os.environ[MARKER] = uuid.uuid4().hex
+    previous = install_terminate_handler()
+    defaults: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(**{**defaults, **init})
+        quiet_ray_data()
+        yield
+    finally:
+        with ignore_interrupts():
+            ray.shutdown()
+            end_marked(mark)
+        os.environ.pop(MARKER, None)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def install_terminate_handler() -> Any:
+    """Makes SIGTERM raise SystemExit, so that `finally` blocks run; returns the previous handler."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        return None
+
+
+@contextlib.contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Lets cleaning up finish when Ctrl-C is pressed twice."""
+    try:
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def marked_processes(mark: str) -> list[Any]:
+    """The processes that carry this session's mark, other than this one."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARKER) == mark:
+                found.append(process)
+    return found
+
+
+def end_marked(mark: str, grace_seconds: float = 5.0) -> None:
+    """Ends the session's processes: those that do not end by themselves within the grace period are killed."""
+    import psutil
+
+    deadline = time.monotonic() + grace_seconds
+    while (left := marked_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's own progress bars off: the stages show one of their own."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_rich_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def has_gpus() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
