@@ -67,11 +67,14 @@ class CalibrationConfig(Block):
 class EngineConfig(Block):
     """The vLLM engine inside Ray Data."""
 
+    backend: Literal["auto", "ray_data_llm", "in_process"] = Field(
+        "auto", description="auto: ray_data_llm on GPUs, in_process on CPUs, where it starts three times faster"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on GPUs and on processors that multiply it in hardware, else float32"
     )
     max_model_len: int = Field(1024, ge=64)
-    batch_size: int = Field(64, ge=1, description="rows a block sent to the engine")
+    batch_size: int = Field(128, ge=1, description="rows a block sent to the engine")
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")

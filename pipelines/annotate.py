@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import time
 from collections import Counter
@@ -27,6 +29,9 @@ from cotd.strategies import STRATEGIES, Completion, Teacher, TeacherOutput
 from cotd.student import model_digest, resolve_model
 from cotd.task import get_task
 from cotd.trials import write_json
+
+
+Complete = Callable[[Sequence[Request]], Iterator[list[Completion]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class AnnotationFiles:
         return cls(config.directory / "annotations")
 
 
-def annotate(config: StudyConfig, complete: Callable[..., Iterator[list[Completion]]] | None = None) -> dict[str, Any]:
+def annotate(config: StudyConfig, complete: Complete | None = None) -> dict[str, Any]:
     """Annotates a study's training reviews, and scores the teacher on its test reviews.
 
     Whatever the completion store knows is not asked again, so that a run that was stopped goes on where it was, and
@@ -81,10 +86,13 @@ def annotate(config: StudyConfig, complete: Callable[..., Iterator[list[Completi
     store = CompletionStore(config.directory.parent / "completions")
     usage: Counter[str] = Counter()
 
-    def ask(requests: Sequence[Request], what: str) -> dict[str, Completion]:
-        return answer(requests, what, store, config, usage, complete)
+    with contextlib.ExitStack() as stack:
+        engine = functools.cache(lambda: complete or start_engine(config, stack))
 
-    output = STRATEGIES[config.teacher.strategy](teacher, reviews, task, prompts, ask)
+        def ask(requests: Sequence[Request], what: str) -> dict[str, Completion]:
+            return answer(requests, what, store, usage, engine)
+
+        output = STRATEGIES[config.teacher.strategy](teacher, reviews, task, prompts, ask)
     files = AnnotationFiles.of(config)
     files.directory.mkdir(parents=True, exist_ok=True)
     write_parquet(output.annotations, files.annotations)
@@ -152,12 +160,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 
 def answer(
-    requests: Sequence[Request],
-    what: str,
-    store: CompletionStore,
-    config: StudyConfig,
-    usage: Counter[str],
-    complete: Callable[..., Iterator[list[Completion]]] | None,
+    requests: Sequence[Request], what: str, store: CompletionStore, usage: Counter[str], engine: Callable[[], Complete]
 ) -> dict[str, Completion]:
     """Completions for requests: from the store where it has them, else from the engine, kept batch by batch."""
     unique = {r.key: r for r in requests}
@@ -165,33 +168,35 @@ def answer(
     missing = [r for key, r in unique.items() if key not in known]
     usage["requests"] += len(unique)
     usage["from_store"] += len(known)
+    if not missing:
+        return known
+    complete = engine()
     failures: dict[str, str] = {}
-    if missing:
-        source = engine_batches(missing, config) if complete is None else complete(missing, config.teacher.model)
-        with track(f"{what} ({len(known):,} in store)" if known else what, len(missing), "rows") as advance:
-            for batch in source:
-                store.append(batch)
-                for completion in batch:
-                    if completion["error"]:
-                        failures[completion["key"]] = completion["error"]
-                    else:
-                        known[completion["key"]] = completion
-                        usage["prompt_tokens"] += completion["prompt_tokens"]
-                        usage["output_tokens"] += completion["output_tokens"]
-                advance(len(batch))
-        if len(failures) == len(missing):
-            raise CotdError(f"the teacher failed on all {len(missing)} requests for {what}: {next(iter(failures.values()))}")
+    with track(f"{what} ({len(known):,} in store)" if known else what, len(missing), "rows") as advance:
+        for batch in complete(missing):
+            store.append(batch)
+            for completion in batch:
+                if completion["error"]:
+                    failures[completion["key"]] = completion["error"]
+                else:
+                    known[completion["key"]] = completion
+                    usage["prompt_tokens"] += completion["prompt_tokens"]
+                    usage["output_tokens"] += completion["output_tokens"]
+            advance(len(batch))
+    if len(failures) == len(missing):
+        raise CotdError(f"the teacher failed on all {len(missing)} requests for {what}: {next(iter(failures.values()))}")
     usage["failed"] += len(failures)
     return known
 
 
-def engine_batches(missing: list[Request], config: StudyConfig) -> Iterator[list[Completion]]:
+def start_engine(config: StudyConfig, stack: contextlib.ExitStack) -> Complete:
+    """Starts Ray, if it does not run; `stack` ends it."""
     from pipelines.cluster import ray_session
     from pipelines.engine import complete, require_engine
 
     require_engine()
-    with ray_session():
-        yield from complete(missing, resolve_model(config.teacher.model), config.teacher.engine)
+    stack.enter_context(ray_session())
+    return lambda requests: complete(requests, resolve_model(config.teacher.model), config.teacher.engine)
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -27,9 +27,7 @@ def ray_session(**init: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     mark = os.environ[MARKER] = uuid.uuid4().hex
     previous = install_terminate_handler()

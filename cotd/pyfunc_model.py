@@ -1,0 +1,24 @@
+"""The MLflow model of a student, logged as code (`mlflow.models.set_model` runs when MLflow loads this file)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+
+class StudentModel(mlflow.pyfunc.PythonModel):
+    """Texts in, a frame with `label`, `score` and `truncated` out."""
+
+    def load_context(self, context: Any) -> None:
+        from cotd.student import Student
+
+        self.student = Student.load(context.artifacts["student"])
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        texts = list(model_input["text"]) if isinstance(model_input, pd.DataFrame) else [str(t) for t in model_input]
+        return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in self.student.predict(texts)])
+
+
+mlflow.models.set_model(StudentModel())

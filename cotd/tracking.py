@@ -1,0 +1,262 @@
+"""MLflow: the only module that talks to it. The driver alone writes, from the trials' folders, idempotently."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cotd.config import StudyConfig
+from cotd.errors import CotdError
+from cotd.trials import Trial, TrialFolder
+
+TRIAL_TAG = "cotd.trial_id"
+PARENT_TAG = "mlflow.parentRunId"
+CHAMPION = "champion"
+
+
+def quiet_mlflow() -> None:
+    """MLflow without usage telemetry and without its progress bars and migration log."""
+    import logging
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class StudyTracker:
+    """A study's experiment: one parent run, and one nested run a trial.
+
+    Everything it writes it looks up first, so that a sweep run again goes on in the same runs.
+    """
+
+    def __init__(self, config: StudyConfig):
+        quiet_mlflow()
+        import mlflow
+
+        self.config = config
+        self.uri = config.tracking_uri()
+        make_sqlite_folder(self.uri)
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        self.client = mlflow.MlflowClient(self.uri, self.uri)
+        with friendly_errors(self.uri):
+            self.experiment_id = self._experiment(config.tracking.experiment or config.name)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage != "active":
+                raise CotdError(f"the MLflow experiment '{name}' is deleted; restore it, or set tracking.experiment.")
+            return found.experiment_id
+        local = self.uri.startswith(("sqlite:", "/"))
+        artifacts = Path(self.config.storage).expanduser().absolute() / "mlflow-artifacts" / name if local else None
+        return self.client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None)
+
+    @cached_property
+    def parent_run(self) -> str:
+        """The id of the study's own run."""
+        found = self.client.search_runs(
+            [self.experiment_id], f"tags.`cotd.study` = '{self.config.name}' and tags.`cotd.kind` = 'study'", max_results=1
+        )
+        if found:
+            return found[0].info.run_id
+        tags = {"cotd.study": self.config.name, "cotd.kind": "study"}
+        run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.config.name)
+        self.client.log_dict(run.info.run_id, self.config.model_dump(), "config.json")
+        return run.info.run_id
+
+    def trial_run(self, trial: Trial) -> str:
+        """The id of a trial's run, made where there is none."""
+        found = self.client.search_runs([self.experiment_id], f"tags.`{TRIAL_TAG}` = '{trial.id}'", max_results=1)
+        if found:
+            return found[0].info.run_id
+        tags = {TRIAL_TAG: trial.id, PARENT_TAG: self.parent_run, "cotd.study": self.config.name, "cotd.kind": "trial"}
+        tags |= {"method": trial.method, "size": trial.size}
+        run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.title)
+        self._log_params(run.info.run_id, trial)
+        return run.info.run_id
+
+    def _log_params(self, run_id: str, trial: Trial) -> None:
+        from mlflow.entities import Param
+
+        plain = trial.to_dict()
+        training = plain.pop("training")
+        pairs = {**plain, **{f"training.{k}": v for k, v in training.items()}}
+        self.client.log_batch(run_id, params=[Param(k, str(v)) for k, v in pairs.items()])
+
+    def sync_curve(self, trial: Trial, folder: TrialFolder) -> None:
+        """Logs the validation scores that the run does not have yet."""
+        from mlflow.entities import Metric
+
+        run_id = self.trial_run(trial)
+        logged = {m.step for m in self.client.get_metric_history(run_id, "validation_accuracy")}
+        new = [point for point in folder.curve() if int(point["step"]) not in logged]
+        stamp = int(folder.metrics.stat().st_mtime * 1000) if folder.metrics.is_file() else 0
+        metrics = [Metric(k, v, stamp, int(p["step"])) for p in new for k, v in p.items() if k != "step"]
+        if metrics:
+            self.client.log_batch(run_id, metrics=metrics)
+
+    def sync_trial(self, trial: Trial, folder: TrialFolder) -> str:
+        """Brings a trial's run to what its folder says; returns the run's id. Does nothing where it is complete."""
+        run_id = self.trial_run(trial)
+        run = self.client.get_run(run_id)
+        if run.info.status == "FINISHED" and "test_accuracy" in run.data.metrics:
+            return run_id
+        self.sync_curve(trial, folder)
+        if folder.done:
+            self._log_result(run_id, folder)
+            self.client.set_terminated(run_id, "FINISHED")
+        elif folder.error.is_file():
+            self.client.log_artifact(run_id, str(folder.error))
+            self.client.set_terminated(run_id, "FAILED")
+        return run_id
+
+    def _log_result(self, run_id: str, folder: TrialFolder) -> None:
+        from mlflow.entities import Metric
+
+        result = folder.result()
+        values = {f"test_{k}": v for k, v in result["test"].items()}
+        values |= {f"best_validation_{k}": v for k, v in result["validation"].items()}
+        values |= {k: result[k] for k in ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")}
+        metrics = [Metric(k, float(v), 0, 0) for k, v in values.items()]
+        self.client.log_batch(run_id, metrics=metrics)
+        self.client.log_dict(run_id, folder.config(), "config.json")
+        self.client.log_artifact(run_id, str(folder.predictions))
+        if folder.student.is_dir() and not self.logged_student(run_id):
+            log_student(run_id, folder.student)
+
+    def logged_student(self, run_id: str) -> str | None:
+        """The URI of the student logged with a run, or None."""
+        outputs = self.client.get_run(run_id).outputs
+        models = outputs.model_outputs if outputs else []
+        return f"models:/{models[-1].model_id}" if models else None
+
+    def log_teacher(self, summary: dict[str, Any]) -> None:
+        """The teacher's benchmark and provenance, on the study's own run."""
+        from mlflow.entities import Metric
+
+        teacher = summary["teacher"]
+        values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n")}
+        self.client.log_batch(self.parent_run, metrics=[Metric(k, float(v), 0, 0) for k, v in values.items()])
+        self.client.set_tag(self.parent_run, "teacher", teacher["model"])
+        self.client.log_dict(self.parent_run, summary, "annotations.json")
+
+    def finish_study(self, failed: bool) -> None:
+        self.client.set_terminated(self.parent_run, "FAILED" if failed else "FINISHED")
+
+    def close_stale(self, trial: Trial) -> None:
+        """Marks the run of a trial that was being trained when the sweep stopped."""
+        run_id = self.trial_run(trial)
+        if self.client.get_run(run_id).info.status == "RUNNING":
+            self.client.set_terminated(run_id, "KILLED")
+
+    def reopen(self, trial: Trial) -> None:
+        """Marks a trial's run as being worked on, again after a stop."""
+        self.client.update_run(self.trial_run(trial), status="RUNNING")
+
+    # --- the registry -------------------------------------------------------------------------------------------
+
+    def champion(self) -> Any | None:
+        """The model version that the alias `champion` names, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(self.config.tracking.registered_model, CHAMPION)
+        except MlflowException:  # no such model, or no such alias
+            return None
+
+    def register(self, run_id: str, tags: dict[str, str]) -> Any:
+        """Registers the student of a run as a new version (or finds the one it already is), with tags."""
+        name = self.config.tracking.registered_model
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run_id:
+                return version
+        source = self.logged_student(run_id)
+        if source is None:
+            raise CotdError(f"run {run_id} has no student in MLflow; run `cotd sweep` again to log it.")
+        import mlflow
+
+        return mlflow.register_model(source, name, tags=tags)
+
+    def crown(self, version: str) -> None:
+        """Moves the alias `champion` to a version."""
+        self.client.set_registered_model_alias(self.config.tracking.registered_model, CHAMPION, version)
+
+
+def log_student(run_id: str, directory: Path) -> None:
+    """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled."""
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        mlflow.pyfunc.log_model(
+            name="student",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"student": str(directory)},
+            pip_requirements=["cotd"],
+            input_example=None,
+        )
+    mlflow.MlflowClient().update_run(run_id, status="RUNNING")
+
+
+def make_sqlite_folder(uri: str) -> None:
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def friendly_errors(uri: str) -> Iterator[None]:
+    """Turns MLflow's failure to reach its store into one readable message."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        first = str(error).strip().splitlines()[0]
+        raise CotdError(
+            f"cannot use the MLflow tracking store '{uri}': {first} "
+            "Start the server, or set tracking.uri (sqlite:///… needs no server)."
+        ) from error
+
+
+def download_student(uri: str, tracking_uri: str | None = None) -> Path:
+    """The local folder of the student that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        CotdError: no such model, alias or version.
+    """
+    quiet_mlflow()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if tracking_uri:
+        mlflow.set_tracking_uri(tracking_uri)
+        mlflow.set_registry_uri(tracking_uri)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except MlflowException as error:
+        raise CotdError(
+            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} "
+            "Run `cotd promote CONFIG` first."
+        ) from error
+    student = folder / "artifacts" / "student"
+    return student if student.is_dir() else folder
+
+
+def model_version(uri: str) -> tuple[str, str]:
+    """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local"."""
+    import re
+
+    import mlflow
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not match:
+        return Path(uri).name, "local"
+    name, alias, version = match.groups()
+    if alias:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
+    return name, str(version)
