@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -146,8 +147,12 @@ def pull(names: Iterable[str] | None = None, report: Callable[[str], None] = pri
             if is_ready(asset):
                 report(f"{step}: in place ({asset_directory(asset.name)})")
                 continue
-            make_asset(asset, directory, lambda line, step=step: report(f"{step}: {line}"))
+            make_asset(asset, directory, functools.partial(report_step, report, step))
     return [asset_directory(a.name) for a in assets]
+
+
+def report_step(report: Callable[[str], None], step: str, line: str) -> None:
+    report(f"{step}: {line}")
 
 
 def make_asset(asset: Asset, directory: Path, report: Callable[[str], None]) -> None:
@@ -162,8 +167,13 @@ def make_asset(asset: Asset, directory: Path, report: Callable[[str], None]) -> 
         made.mkdir()
         asset.convert(fetched, made)
         package = asdict(asset.package) if asset.package else None
-        about = {"name": asset.name, "title": asset.title, "licence": asset.licence, "package": package}
-        about |= {"version": asset.version}
+        about = {
+            "name": asset.name,
+            "version": asset.version,
+            "title": asset.title,
+            "licence": asset.licence,
+            "package": package,
+        }
         (made / "asset.json").write_text(json.dumps(about, indent=2))
         target = asset_directory(asset.name)
         if target.exists():

@@ -1,0 +1,352 @@
+"""The command line. Commands are plain functions; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cotd import __version__
+from cotd.errors import CotdError
+
+app = typer.Typer(
+    name="cotd",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Chain-of-thought distillation: a teacher annotates reviews, small T5 students learn, the best is served.\n\n"
+    "Start with: cotd demo",
+)
+assets_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Embedded models and reviews, from ordinary packages."
+)
+app.add_typer(assets_app, name="assets")
+
+Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100")]
+
+
+def main() -> None:
+    """Entry point: bad input ends in a readable message and exit code 2."""
+    try:
+        app()
+    except CotdError as error:
+        problems = error.problems
+        heading = "error:" if len(problems) == 1 else f"{len(problems)} errors:"
+        print(f"{heading} {error}" if len(problems) == 1 else f"{heading}\n{error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; what was done is kept, and the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    if version:
+        print(f"cotd {__version__}")
+        raise typer.Exit
+
+
+@assets_app.command("pull")
+def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset names; all if none is given")] = None) -> None:
+    """Fetches and converts the embedded models and reviews, once, into COTD_HOME; later work needs no network.
+
+    Example: cotd assets pull rotten-tomatoes
+    """
+    from cotd import assets
+
+    assets.pull(names)
+
+
+@assets_app.command("list")
+def assets_list() -> None:
+    """Lists the embedded assets, their licences, and whether they are in place."""
+    from cotd import assets
+
+    for asset in assets.ASSETS.values():
+        state = "ready" if assets.is_ready(asset) else "not pulled"
+        print(f"{assets.PREFIX + asset.name:34} {asset.kind:8} {state:11} {asset.title} [{asset.licence}]")
+
+
+@app.command()
+def annotate(config: Config, overrides: Overrides = None) -> None:
+    """Has the teacher annotate a study's training reviews; what is known already is not asked again.
+
+    Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
+    """
+    from cotd.config import load_config
+    from pipelines.annotate import AnnotationFiles
+    from pipelines.annotate import annotate as run
+
+    study = load_config(config, overrides)
+    summary = run(study)
+    teacher, counts = summary["teacher"], summary["annotations"]
+    print(f"{counts['usable']:,} usable annotations of {counts['reviews']:,} reviews: {AnnotationFiles.of(study).annotations}")
+    for reason, count in counts["quarantined"].items():
+        print(f"  quarantined: {count:,} × {reason}")
+    if summary["calibration"]:
+        print(f"calibrated on {summary['calibration']['used']}")
+    print(
+        f"teacher: {teacher['accuracy']:.1%} [{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}] of {teacher['n']:,} test reviews"
+    )
+
+
+@app.command()
+def sweep(config: Config, overrides: Overrides = None) -> None:
+    """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
+
+    Example: cotd sweep tune_configs/demo.yaml grid.seed=[0,1,2]
+    """
+    from cotd.config import load_config
+    from pipelines.sweep import sweep as run
+
+    outcome = run(load_config(config, overrides))
+    print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {len(outcome['failed'])} failed")
+    for trial_id, why in outcome["failed"].items():
+        print(f"  {trial_id}: {why}")
+    if outcome["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Trains the first trial of a study's grid in this process, without Ray or MLflow: the code that a sweep runs.
+
+    Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
+    """
+    import pandas as pd
+
+    from cotd.config import load_config
+    from cotd.progress import track
+    from cotd.training import train_trial
+    from pipelines.study import plan_study
+
+    study = load_config(config, overrides)
+    plan = plan_study(study)
+    trial = plan.trials[0]
+    folder = plan.folder(trial)
+    if not folder.done:
+        folder.write_trial(trial, study)
+        annotations = pd.read_parquet(plan.annotations) if plan.annotations else None
+        seen = 0
+        with track(trial.title, trial.training.steps, "steps") as advance:
+
+            def on_score(point: dict[str, float]) -> None:
+                nonlocal seen
+                advance(int(point["step"]) - seen)
+                seen = int(point["step"])
+
+            train_trial(trial, folder, pd.read_parquet(plan.reviews), annotations, plan.provenance, on_score)
+    print(json.dumps(folder.result(), indent=2))
+    print(f"student: {folder.student}")
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None) -> None:
+    """Writes a study's report.md, accuracy.png and report.json, and prints the table.
+
+    Example: cotd report tune_configs/demo.yaml
+    """
+    from cotd.config import load_config
+    from pipelines.report import markdown
+    from pipelines.report import report as run
+
+    study = load_config(config, overrides)
+    print(markdown(run(study)))
+    print(f"written to {study.directory}: report.md, accuracy.png, report.json")
+
+
+@app.command()
+def promote(
+    config: Config,
+    overrides: Overrides = None,
+    all_methods: Annotated[bool, typer.Option(help="choose among all methods, not only distilled ones")] = False,
+) -> None:
+    """Registers the best student by validation accuracy, and moves the alias `champion` to it.
+
+    Example: cotd promote tune_configs/demo.yaml --all-methods
+    """
+    from cotd.config import load_config
+    from pipelines.promote import promote as run
+
+    for sentence in run(load_config(config, overrides), all_methods).sentences:
+        print(sentence)
+
+
+Student = Annotated[str, typer.Option(help="models:/NAME@ALIAS, a folder, or a hub id")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
+]
+
+
+@app.command("serve")
+def serve_command(
+    student: Student = "models:/cotd-student@champion",
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1)] = 1,
+    cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Serves a student over HTTP until Ctrl-C: POST /v1/predict, GET /v1/model, GET /healthz, GET /docs.
+
+    Example: cotd serve --port 8080
+    """
+    import time
+
+    from pipelines.cluster import ray_session
+    from serve.app import require_port, serving
+
+    require_port(host, port)
+    uri = tracking_store(tracking_uri)
+    check_student(student, uri)
+    with ray_session(), serving(student, uri, host, port, replicas, cpus) as url:
+        print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
+        print(
+            f"try: curl {url}/v1/predict -H 'Content-Type: application/json' -d '{{\"texts\": [\"A warm and funny film.\"]}}'",
+            flush=True,
+        )
+        while True:
+            time.sleep(1)
+
+
+@app.command()
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="reviews; from standard input, a line each, if none is given")
+    ] = None,
+    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
+    local: Annotated[
+        bool, typer.Option("--local", help="load the student in this process instead of asking an endpoint")
+    ] = False,
+    student: Student = "models:/cotd-student@champion",
+    rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Predicts the sentiment of reviews.
+
+    Examples:
+      cotd predict "A warm and funny film."
+      cotd predict --local --rationale < reviews.txt
+    """
+    reviews = texts or [line.strip() for line in sys.stdin if line.strip()]
+    if not reviews:
+        raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
+    rows = predict_locally(student, reviews, rationale, tracking_uri) if local else predict_remotely(url, reviews, rationale)
+    for text, row in zip(reviews, rows, strict=True):
+        if as_json:
+            print(json.dumps({"text": text, **row}, ensure_ascii=False))
+        else:
+            explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
+            print(f"{row['label']:8} {row['score']:6.1%}  {text}{explanation}")
+
+
+def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_uri: str | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from cotd.student import Student as Model
+    from cotd.tracking import use_tracking
+
+    use_tracking(tracking_store(tracking_uri))
+    model = Model.load(student)
+    if rationale and not model.can_explain:
+        raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
+    rows = [asdict(p) for p in model.predict(reviews)]
+    for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
+        row["rationale"] = why
+    return rows
+
+
+def predict_remotely(url: str, reviews: list[str], rationale: bool) -> list[dict[str, Any]]:
+    from serve.client import Client
+
+    with Client(url) as client:
+        return [p.model_dump() for p in client.predict(reviews, rationale)]
+
+
+@app.command()
+def evaluate(
+    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    text: Annotated[str, typer.Option(help="the text column")] = "text",
+    label: Annotated[str, typer.Option(help="the label column")] = "label",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Scores a student against the gold labels of any source; prints JSON.
+
+    Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
+    """
+    from cotd.config import Columns, DataConfig
+    from cotd.evaluation import predictions_table, score_predictions
+    from cotd.sources import load_reviews
+    from cotd.student import Student as Model
+    from cotd.tracking import use_tracking
+
+    if split not in ("train", "validation", "test"):
+        raise CotdError(f"--split '{split}' is not train, validation or test.")
+    reviews = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label))).split(split)
+    reviews = reviews[reviews["label"].notna()]
+    if reviews.empty:
+        raise CotdError(f"{source}: the {split} split has no gold label to score against.")
+    use_tracking(tracking_store(tracking_uri))
+    model = Model.load(student)
+    print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """Checks, one by one, what cotd needs: versions, processor, Ray, engine, assets, MLflow, disk."""
+    from cotd.doctor import run_checks
+
+    if not run_checks():
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    config: Annotated[str, typer.Option(help="the demo's study")] = "",
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(help="port of the endpoint; 0 for a free one")] = 0,
+) -> None:
+    """All of it, small and offline: real reviews, a real teacher, a grid of students, the best one served.
+
+    Example: cotd demo
+    """
+    from cotd.config import load_config
+    from pipelines.demo import run_demo
+
+    path = config or str(Path(__file__).parent.parent / "tune_configs" / "demo.yaml")
+    run_demo(load_config(path, overrides), port)
+
+
+def tracking_store(given: str | None) -> str:
+    """The MLflow store that commands without a study use."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs').absolute() / 'mlflow.db'}"
+
+
+def check_student(student: str, tracking_uri: str) -> None:
+    """Raises a CotdError if there is no such student, before any worker starts."""
+    from cotd.student import CARD, resolve_model
+    from cotd.tracking import use_tracking
+
+    if tracking_uri.startswith("sqlite:///") and student.startswith("models:/"):
+        database = Path(tracking_uri.removeprefix("sqlite:///"))
+        if not database.is_file():
+            raise CotdError(
+                f"no MLflow database '{database}'. Run `cotd promote CONFIG` first, or name the store: --tracking-uri."
+            )
+    use_tracking(tracking_uri)
+    folder = Path(resolve_model(student))
+    if folder.is_dir() and not (folder / CARD).is_file():
+        raise CotdError(f"'{student}' is not a trained student: it has no {CARD}. Train one with `cotd sweep`.")
+
+
+if __name__ == "__main__":
+    main()

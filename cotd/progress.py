@@ -12,6 +12,11 @@ from rich.console import Console
 console = Console(stderr=True, highlight=False)
 
 
+def say(line: str = "") -> None:
+    """One line on the error stream, not wrapped: results go to the output stream, what is going on goes here."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
 @contextlib.contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar for `total` pieces of work; yields a function to call with how many more are done.
@@ -38,9 +43,9 @@ def spinner(title: str) -> Iterator[None]:
         with console.status(f"  {title} …"):
             yield
     else:
-        console.print(f"  {title} …")
+        say(f"  {title} …")
         yield
-    console.print(f"  {title}: {time.monotonic() - started:.0f} s")
+    say(f"  {title}: {time.monotonic() - started:.0f} s")
 
 
 def plain_track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -53,7 +58,7 @@ def plain_track(title: str, total: int, unit: str) -> Iterator[Callable[[int], N
             shown = done * 10 // max(total, 1)
             seconds = time.monotonic() - started
             left = seconds * (total - done) / max(done, 1)
-            console.print(f"  {title}: {done:,}/{total:,} {unit}, {seconds:.0f} s, about {left:.0f} s left")
+            say(f"  {title}: {done:,}/{total:,} {unit}, {seconds:.0f} s, about {left:.0f} s left")
 
-    console.print(f"  {title}: {total:,} {unit} to do")
+    say(f"  {title}: {total:,} {unit} to do")
     yield advance

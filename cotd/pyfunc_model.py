@@ -16,9 +16,12 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
         self.student = Student.load(context.artifacts["student"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    # Without type hints: MLflow would derive a signature from them, and a frame or a list of texts both count.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         texts = list(model_input["text"]) if isinstance(model_input, pd.DataFrame) else [str(t) for t in model_input]
-        return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in self.student.predict(texts)])
+        return pd.DataFrame(
+            [{"label": p.label, "score": p.score, "truncated": p.truncated} for p in self.student.predict(texts)]
+        )
 
 
 mlflow.models.set_model(StudentModel())

@@ -91,7 +91,7 @@ def build_reviews(
     """
     frame = pd.DataFrame({"text": rows["text"]})
     for column in ("label", "split", "group"):
-        frame[column] = rows[column] if column in rows else None
+        frame[column] = rows.get(column)
     frame = frame.astype(object).where(frame.notna(), None).reset_index(drop=True)
     n_read = len(frame)
 

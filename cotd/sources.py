@@ -153,5 +153,3 @@ def read_hub(source: str, columns: Columns) -> pd.DataFrame:
     if not parts:
         raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is train, validation or test.")
     return pd.concat(parts, ignore_index=True)
-
-

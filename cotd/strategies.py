@@ -23,6 +23,7 @@ from cotd.task import Task
 
 Completion = dict[str, Any]
 Ask = Callable[[Sequence[Request], str], dict[str, Completion]]
+Labels = dict[str, tuple[str, float | None]]  # review id → (label, its probability where the teacher gives one)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
         rows.append(annotation_row(i, sample, by_gold, label, probability, text, answer, origin, extra))
     unscored = [i for i in train["id"] if i not in scores]
     rows += [unanswered(i, teacher, prompts, "the teacher's label score failed") for i in unscored]
-    predicted = {i: labels[i] for i in test["id"] if i in labels}
+    predicted: Labels = {i: labels[i] for i in test["id"] if i in labels}
     return TeacherOutput(annotation_table(rows), test_table(test, predicted), calibration.to_dict())
 
 
@@ -136,7 +137,7 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     for (i, s), request in explaining.items():
         answer = answers.get(request.key)
         rows.append(annotation_row(i, s, True, given[i], None, answer["text"] if answer else "", answer, origin))
-    predicted = {}
+    predicted: Labels = {}
     for i, request in benchmark.items():
         if answer := answers.get(request.key):
             label, _ = prompts.parse_chain_of_thought(answer["text"], task)
@@ -181,9 +182,7 @@ def explain_wanted(teacher: Teacher, train: pd.DataFrame, own: dict[str, str]) -
 
 def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
     tokens = [teacher.first_token(" " + prompts.label_words[label]) for label in task.labels]
-    return teacher.request(
-        prompts.score(text), max_tokens=1, temperature=0.0, allowed_token_ids=tokens, logprobs=len(tokens)
-    )
+    return teacher.request(prompts.score(text), max_tokens=1, temperature=0.0, allowed_token_ids=tokens, logprobs=len(tokens))
 
 
 def explain_request(
@@ -228,7 +227,7 @@ def unanswered(review_id: str, teacher: Teacher, prompts: Prompts, why: str) -> 
     return annotation_row(review_id, 0, False, None, None, "", None, origin_of(teacher, prompts), error=why)
 
 
-def test_table(test: pd.DataFrame, predicted: dict[str, tuple[str, float | None]]) -> pd.DataFrame:
+def test_table(test: pd.DataFrame, predicted: Labels) -> pd.DataFrame:
     """The teacher's own labels beside gold; a missing answer stays None and counts as wrong."""
     nothing = (None, None)
     table = pd.DataFrame({"review_id": test["id"].to_list(), "gold": test["label"].to_list()})

@@ -210,7 +210,9 @@ def load_base(source: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}") from error
+        raise CotdError(
+            f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}"
+        ) from error
     return model, tokenizer
 
 

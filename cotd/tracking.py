@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,8 @@ def quiet_mlflow() -> None:
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow"):
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -35,14 +37,12 @@ class StudyTracker:
     """
 
     def __init__(self, config: StudyConfig):
-        quiet_mlflow()
         import mlflow
 
         self.config = config
         self.uri = config.tracking_uri()
         make_sqlite_folder(self.uri)
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
+        use_tracking(self.uri)
         self.client = mlflow.MlflowClient(self.uri, self.uri)
         with friendly_errors(self.uri):
             self.experiment_id = self._experiment(config.tracking.experiment or config.name)
@@ -122,7 +122,9 @@ class StudyTracker:
         result = folder.result()
         values = {f"test_{k}": v for k, v in result["test"].items()}
         values |= {f"best_validation_{k}": v for k, v in result["validation"].items()}
-        values |= {k: result[k] for k in ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")}
+        values |= {
+            k: result[k] for k in ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")
+        }
         metrics = [Metric(k, float(v), 0, 0) for k, v in values.items()]
         self.client.log_batch(run_id, metrics=metrics)
         self.client.log_dict(run_id, folder.config(), "config.json")
@@ -223,7 +225,17 @@ def friendly_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
-def download_student(uri: str, tracking_uri: str | None = None) -> Path:
+def use_tracking(uri: str | None) -> None:
+    """Makes `uri` the tracking store and registry that `models:/…` is looked up in; None leaves it as it is."""
+    quiet_mlflow()
+    import mlflow
+
+    if uri:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+
+
+def download_student(uri: str) -> Path:
     """The local folder of the student that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Raises:
@@ -233,15 +245,11 @@ def download_student(uri: str, tracking_uri: str | None = None) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    if tracking_uri:
-        mlflow.set_tracking_uri(tracking_uri)
-        mlflow.set_registry_uri(tracking_uri)
     try:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except MlflowException as error:
         raise CotdError(
-            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} "
-            "Run `cotd promote CONFIG` first."
+            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} Run `cotd promote CONFIG` first."
         ) from error
     student = folder / "artifacts" / "student"
     return student if student.is_dir() else folder
@@ -249,14 +257,19 @@ def download_student(uri: str, tracking_uri: str | None = None) -> Path:
 
 def model_version(uri: str) -> tuple[str, str]:
     """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local"."""
-    import re
-
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
     if not match:
         return Path(uri).name, "local"
     name, alias, version = match.groups()
     if alias:
-        version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
+        try:
+            version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
+        except MlflowException as error:
+            raise CotdError(
+                f"no model '{name}' with the alias '{alias}' in {mlflow.get_tracking_uri()}. Run `cotd promote CONFIG` first, "
+                "or name the store: --tracking-uri."
+            ) from error
     return name, str(version)

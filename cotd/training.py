@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-
 from cotd.evaluation import fit_temperature, predictions_table, score_predictions
 from cotd.hardware import choose_dtype
 from cotd.methods import METHODS, training_pairs
@@ -212,7 +211,7 @@ def make_trainer(
                 on_score(point)
             metrics = {"eval_accuracy": accuracy}
             self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
     eval_every = min(settings.eval_every, settings.steps)
@@ -242,5 +241,3 @@ def latest_checkpoint(directory: Path) -> str | None:
     """The newest complete checkpoint of a killed attempt, or None."""
     found = [p for p in directory.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if found else None
-
-

@@ -140,7 +140,8 @@ def plan_trials(
         trials[trial.id] = trial
     sizes = list(config.sizes)
     return sorted(
-        trials.values(), key=lambda t: (-sizes.index(t.size), METHODS[t.method].rationale is None, -t.fraction, t.seed, t.method)
+        trials.values(),
+        key=lambda t: (-sizes.index(t.size), METHODS[t.method].rationale is None, -t.fraction, t.seed, t.method),
     )
 
 

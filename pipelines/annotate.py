@@ -30,7 +30,6 @@ from cotd.student import model_digest, resolve_model
 from cotd.task import get_task
 from cotd.trials import write_json
 
-
 Complete = Callable[[Sequence[Request]], Iterator[list[Completion]]]
 
 

@@ -116,7 +116,9 @@ class InProcessEngine:
         self.llm = LLM(**arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        rows = [(str(k), str(p), json.loads(s)) for k, p, s in zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)]
+        rows = [
+            (str(k), str(p), json.loads(s)) for k, p, s in zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
+        ]
         try:
             completions = self._generate(rows)
         except ValueError:  # vLLM refuses a batch for one bad request: find it, and answer the others
@@ -149,7 +151,9 @@ def completion_of(key: str, output: Any, label_tokens: list[int] | None) -> Comp
     """A completion from vLLM's RequestOutput: log-probabilities reduced to scalars before they leave the actor."""
     answer = output.outputs[0]
     steps = [{t: alternative.logprob for t, alternative in step.items()} for step in answer.logprobs or []]
-    return reduced(key, answer.text, list(answer.token_ids), steps, len(output.prompt_token_ids), answer.finish_reason, label_tokens)
+    return reduced(
+        key, answer.text, list(answer.token_ids), steps, len(output.prompt_token_ids), answer.finish_reason, label_tokens
+    )
 
 
 def reduced(

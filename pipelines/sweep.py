@@ -2,94 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from ray import tune
 
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
-from cotd.methods import METHODS
-from cotd.progress import console, track
-from cotd.reviews import Reviews
-from cotd.sources import load_reviews
-from cotd.student import model_digest
+from cotd.progress import say, track
 from cotd.tracking import StudyTracker
-from cotd.trials import Trial, TrialFolder, plan_trials
-from pipelines.annotate import AnnotationFiles, check_gold, read_annotations, write_parquet
+from cotd.trials import Trial, TrialFolder
+from pipelines.annotate import read_annotations
 from pipelines.cluster import ray_session
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A study's trials, and the data they share."""
-
-    config: StudyConfig
-    trials: list[Trial]
-    reviews: Path
-    annotations: Path | None
-    provenance: dict[str, Any]
-
-    def folder(self, trial: Trial) -> TrialFolder:
-        return TrialFolder(self.config.directory / "trials" / trial.id)
-
-    def pending(self) -> list[Trial]:
-        return [t for t in self.trials if not self.folder(t).done]
-
-
-def plan_study(config: StudyConfig) -> Plan:
-    """Checks all that a sweep needs, and writes the data that its trials share.
-
-    Raises:
-        CotdError: bad reviews, missing gold labels, missing annotations, a base model that does not exist.
-    """
-    reviews = load_reviews(config.data)
-    check_gold(config, reviews)
-    found = check_annotations(config, reviews)
-    digests = {size: model_digest(config.sizes[size]) for size in config.grid.size}
-    trials = plan_trials(config, digests, reviews.digest(), found[1]["digest"] if found else None)
-    shared = config.directory / "data" / f"reviews-{reviews.digest()}.parquet"
-    if not shared.is_file():
-        shared.parent.mkdir(parents=True, exist_ok=True)
-        write_parquet(reviews.table, shared)
-    provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": reviews.digest(), "rows": reviews.counts}}
-    if found:
-        provenance["teacher"] = {k: found[1]["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
-    annotations = AnnotationFiles.of(config).annotations if found else None
-    return Plan(config, trials, shared, annotations, provenance)
-
-
-def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """The study's annotations, or None where no method needs any.
-
-    Raises:
-        CotdError: they are needed and missing, are of other reviews, or lack the gold-conditioned ones.
-    """
-    needing = [m for m in config.grid.method if METHODS[m].needs_annotations]
-    found = read_annotations(config)
-    if not needing:
-        return found
-    if found is None:
-        raise CotdError(f"{', '.join(needing)} need annotations, and {config.name} has none yet. Run `cotd annotate CONFIG` first.")
-    train = reviews.split("train")
-    table = found[0]
-    missing = len(train) - train["id"].isin(set(table["review_id"])).sum()
-    if missing:
-        raise CotdError(
-            f"{missing} of {len(train)} training reviews have no annotation: data or teacher changed since. "
-            "Run `cotd annotate CONFIG` again; what is known is not asked again."
-        )
-    if "given_gold" in {METHODS[m].rationale for m in needing} and not table["gold_conditioned"].any():
-        raise CotdError(
-            "cot_labelled needs rationales given the gold label, and these annotations have none. "
-            "Set teacher.gold_conditioned: true and run `cotd annotate CONFIG` again."
-        )
-    return found
+from pipelines.study import Plan, plan_study
 
 
 def sweep(config: StudyConfig) -> dict[str, Any]:
@@ -109,7 +38,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         tracker.log_teacher(found[1])
     for trial in done:
         tracker.sync_trial(trial, plan.folder(trial))
-    console.print(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
+    say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
     if pending:
         try:
             with ray_session():
@@ -126,19 +55,18 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
 
 def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
     """Runs trials on Ray Tune, several at once by their resources."""
-    # These are read when Tune is imported: Ctrl-C is ours to handle, and trials stay in this directory.
+    # Ctrl-C is ours to handle, trials stay in this directory, and MLflow is the only log.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    from ray import tune
-
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     config = plan.config
     check_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
         tracker.reopen(trial)
     resources = {"cpu": config.resources.cpus, "gpu": config.resources.gpus}
-    with watch_trials(plan, pending, tracker) as watcher:
+    with track(f"training {len(pending)} students", sum(t.training.steps for t in pending), "steps") as advance:
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={
@@ -154,7 +82,7 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
                 name="tune",
                 storage_path=str(config.directory),
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
-                callbacks=[watcher],
+                callbacks=[TrialWatcher(plan, pending, tracker, advance)],
                 verbose=0,
             ),
         )
@@ -177,7 +105,6 @@ def check_resources(config: StudyConfig) -> None:
 def run_trial(params: dict[str, Any]) -> None:
     """One trial, in a Ray worker. A failure leaves its traceback in the trial's folder."""
     import torch
-    from ray import tune
 
     from cotd.training import train_trial
 
@@ -194,36 +121,38 @@ def run_trial(params: dict[str, Any]) -> None:
     tune.report({"step": result["steps"], "test_accuracy": result["test"]["accuracy"]})
 
 
-@contextlib.contextmanager
-def watch_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> Iterator[Any]:
-    """Yields a Tune callback that shows progress and keeps MLflow up with the trials' folders."""
-    from ray.tune import Callback
+class TrialWatcher(tune.Callback):
+    """Shows progress, and keeps MLflow up with the trials' folders. Lives in the driver alone."""
 
-    by_folder = {str(plan.folder(t).path): t for t in pending}
-    steps_seen = dict.fromkeys(by_folder, 0)
+    def __init__(self, plan: Plan, pending: list[Trial], tracker: StudyTracker, advance: Callable[[int], None]):
+        self.trials = {str(plan.folder(t).path): t for t in pending}
+        self.steps = dict.fromkeys(self.trials, 0)
+        self.tracker = tracker
+        self.advance = advance
 
-    def make_watcher(advance: Callable[[int], None]) -> Callback:
-        class Watcher(Callback):
-            def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-                key = trial.config["folder"]
-                advance(max(0, int(result["step"]) - steps_seen[key]))
-                steps_seen[key] = max(steps_seen[key], int(result["step"]))
-                tracker.sync_curve(by_folder[key], TrialFolder(Path(key)))
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune saves its callbacks to restore an experiment; ours is restored from the trials' folders."""
+        return {}
 
-            def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-                finished, folder = by_folder[trial.config["folder"]], TrialFolder(Path(trial.config["folder"]))
-                tracker.sync_trial(finished, folder)
-                console.print(f"  {finished.title}: {describe_result(folder.result())}")
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        ours, folder = self._of(trial)
+        key, step = str(folder.path), int(result["step"])
+        self.advance(max(0, step - self.steps[key]))
+        self.steps[key] = max(self.steps[key], step)
+        self.tracker.sync_curve(ours, folder)
 
-            def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-                failed, folder = by_folder[trial.config["folder"]], TrialFolder(Path(trial.config["folder"]))
-                console.print(f"  {failed.title}: failed: {last_line(folder.error)}")
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        ours, folder = self._of(trial)
+        self.tracker.sync_trial(ours, folder)
+        say(f"  {ours.title}: {describe_result(folder.result())}")
 
-        return Watcher()
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        ours, folder = self._of(trial)
+        say(f"  {ours.title}: failed: {last_line(folder.error)}")
 
-    total = sum(t.training.steps for t in pending)
-    with track(f"training {len(pending)} students", total, "steps") as advance:
-        yield make_watcher(advance)
+    def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
+        folder = trial.config["folder"]
+        return self.trials[folder], TrialFolder(Path(folder))
 
 
 def describe_result(result: dict[str, Any]) -> str:

@@ -1,0 +1,56 @@
+# `make demo` and `make test` are all a new user needs; both make .venv first, if it is missing.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first Python from 3.11 to 3.13 that starts; PYTHON=… names another.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help install demo test test-slow lint ui lock clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with everything pinned (about five minutes the first time, seconds after)
+
+$(STAMP): requirements/lock.txt requirements/torch-cpu.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or run make PYTHON=/path/to/python"; exit 2; }
+	@echo "making $(VENV) with $$($(PYTHON) --version): about five minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --no-deps -r requirements/torch-cpu.txt 2>/dev/null \
+		|| $(PIP) install --quiet --no-deps -r requirements/torch-cpu.txt --index-url $(TORCH_INDEX)
+	@$(PIP) install --quiet --no-deps -r requirements/lock.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+	@echo "installed: try $(BIN)/cotd doctor"
+
+demo: install ## the whole main job on real reviews with a real teacher (about a quarter of an hour)
+	@$(BIN)/cotd demo
+
+test: install ## unit tests and one end-to-end run of the real path (under a quarter of an hour)
+	@$(BIN)/cotd assets pull
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## what `make test` leaves out: minutes each, run by name
+	@$(BIN)/cotd assets pull
+	@$(BIN)/python -m pytest -m slow
+
+lint: install ## style, types, and which package may import which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+ui: install ## the MLflow UI on 127.0.0.1:5000, over runs/mlflow.db
+	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
+
+lock: install ## write requirements/lock.txt from .venv as it is
+	@{ grep '^#' requirements/lock.txt; $(PIP) freeze --exclude-editable | \
+		grep -viE '^(torch|torchvision|torchaudio|torchcodec|triton|pip)(==| @)'; } > requirements/lock.new
+	@mv requirements/lock.new requirements/lock.txt
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

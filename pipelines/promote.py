@@ -1,0 +1,115 @@
+"""Chooses the champion: the best distilled student of a study, by validation accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cotd.config import StudyConfig
+from cotd.errors import CotdError
+from cotd.evaluation import predictions_table, score_predictions
+from cotd.methods import METHODS
+from cotd.student import Student
+from cotd.task import get_task
+from cotd.tracking import CHAMPION, StudyTracker
+from cotd.trials import Trial
+from pipelines.study import Plan, plan_study
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What `promote` decided.
+
+    Attributes:
+        champion: method, fraction, size, seed, mlflow_run_id, model_uri, version, validation_accuracy, test_accuracy.
+        moved: whether the alias was moved.
+        sentences: what happened, for the terminal.
+    """
+
+    champion: dict[str, Any]
+    moved: bool
+    sentences: list[str]
+
+
+def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
+    """Registers the best student by validation accuracy and moves the alias `champion` to it.
+
+    The test split plays no part. The alias stays where the present champion is better on the same validation reviews.
+
+    Args:
+        all_methods: choose among all methods; otherwise among those that a teacher contributes to.
+
+    Raises:
+        CotdError: no finished trial to choose from.
+    """
+    plan = plan_study(config)
+    finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
+    eligible = [(t, r) for t, r in finished if all_methods or METHODS[t.method].distilled]
+    if not eligible:
+        kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
+        raise CotdError(f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first.")
+    # Equal accuracies are common on a few hundred rows: the better ranking, then the least training data, decides.
+    trial, result = max(eligible, key=lambda e: (*merit(e[1]), -e[0].fraction, e[0].id))
+    accuracy = result["validation"]["accuracy"]
+    tracker = StudyTracker(config)
+    run_id = tracker.sync_trial(trial, plan.folder(trial))
+    tags = {
+        "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
+        "study": config.name, "validation_accuracy": f"{accuracy:.4f}", "test_accuracy": f"{result['test']['accuracy']:.4f}",
+    }  # fmt: skip
+    incumbent = tracker.champion()
+    version = tracker.register(run_id, tags)
+    name = config.tracking.registered_model
+    sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {result['validation']['n']} reviews."]
+    moved = True
+    if incumbent is not None and str(incumbent.version) != str(version.version):
+        incumbent_accuracy = validation_accuracy(plan, f"models:/{name}/{incumbent.version}")
+        if incumbent_accuracy > accuracy:
+            moved = False
+            sentences.append(
+                f"The present champion, version {incumbent.version}, has {incumbent_accuracy:.1%} on the same reviews: "
+                f"it stays. The new student is version {version.version}."
+            )
+    elif incumbent is not None:
+        moved = False
+        sentences.append(f"It is the champion already: version {version.version}.")
+    if moved:
+        tracker.crown(version.version)
+        sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
+    sentences += gold_comparison(finished, trial, result)
+    champion = {
+        "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "mlflow_run_id": run_id,
+        "model_uri": f"models:/{name}/{version.version}", "version": str(version.version), "moved": moved,
+        "validation_accuracy": accuracy, "test_accuracy": result["test"]["accuracy"],
+    }  # fmt: skip
+    return Promotion(champion, moved, sentences)
+
+
+def merit(result: dict[str, Any]) -> tuple[float, float]:
+    return result["validation"]["accuracy"], result["validation"].get("roc_auc", 0.0)
+
+
+def gold_comparison(finished: list[tuple[Trial, dict[str, Any]]], chosen: Trial, result: dict[str, Any]) -> list[str]:
+    """A sentence where finetuning on gold beat the chosen distilled student on validation."""
+    gold = [(t, r) for t, r in finished if not METHODS[t.method].distilled]
+    if not gold or not METHODS[chosen.method].distilled:
+        return []
+    trial, best = max(gold, key=lambda e: merit(e[1]))
+    ours, theirs = result["validation"]["accuracy"], best["validation"]["accuracy"]
+    if theirs <= ours:
+        return []
+    return [
+        f"Finetuning on gold beat it: {trial.title} has {theirs:.1%} on validation against {ours:.1%} "
+        f"(test: {best['test']['accuracy']:.1%} against {result['test']['accuracy']:.1%}). --all-methods would choose that one."
+    ]
+
+
+def validation_accuracy(plan: Plan, model_uri: str) -> float:
+    """A registered student's accuracy on this study's validation reviews."""
+    reviews = pd.read_parquet(plan.reviews)
+    validation = reviews[(reviews["split"] == "validation") & reviews["label"].notna()]
+    student = Student.load(model_uri)
+    task = get_task(plan.config.data.task)
+    return float(score_predictions(predictions_table(student, validation), task.positive)["accuracy"])

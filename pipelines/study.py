@@ -1,0 +1,87 @@
+"""A study as it stands: its checked inputs, its trials, and which of them are done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cotd.config import StudyConfig
+from cotd.errors import CotdError
+from cotd.methods import METHODS
+from cotd.reviews import Reviews
+from cotd.sources import load_reviews
+from cotd.student import model_digest
+from cotd.trials import Trial, TrialFolder, plan_trials
+from pipelines.annotate import AnnotationFiles, check_gold, read_annotations, write_parquet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's trials, and the data they share."""
+
+    config: StudyConfig
+    trials: list[Trial]
+    reviews: Path
+    annotations: Path | None
+    provenance: dict[str, Any]
+
+    def folder(self, trial: Trial) -> TrialFolder:
+        return TrialFolder(self.config.directory / "trials" / trial.id)
+
+    def pending(self) -> list[Trial]:
+        return [t for t in self.trials if not self.folder(t).done]
+
+
+def plan_study(config: StudyConfig) -> Plan:
+    """Checks all that a sweep needs, and writes the data that its trials share.
+
+    Raises:
+        CotdError: bad reviews, missing gold labels, missing annotations, a base model that does not exist.
+    """
+    reviews = load_reviews(config.data)
+    check_gold(config, reviews)
+    found = check_annotations(config, reviews)
+    digests = {size: model_digest(config.sizes[size]) for size in config.grid.size}
+    trials = plan_trials(config, digests, reviews.digest(), found[1]["digest"] if found else None)
+    shared = config.directory / "data" / f"reviews-{reviews.digest()}.parquet"
+    if not shared.is_file():
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(reviews.table, shared)
+    provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": reviews.digest(), "rows": reviews.counts}}
+    if found:
+        provenance["teacher"] = {k: found[1]["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
+    annotations = AnnotationFiles.of(config).annotations if found else None
+    return Plan(config, trials, shared, annotations, provenance)
+
+
+def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """The study's annotations, or None where no method needs any.
+
+    Raises:
+        CotdError: they are needed and missing, are of other reviews, or lack the gold-conditioned ones.
+    """
+    needing = [m for m in config.grid.method if METHODS[m].needs_annotations]
+    found = read_annotations(config)
+    if not needing:
+        return found
+    if found is None:
+        raise CotdError(
+            f"{', '.join(needing)} need annotations, and {config.name} has none yet. Run `cotd annotate CONFIG` first."
+        )
+    train = reviews.split("train")
+    table = found[0]
+    missing = len(train) - train["id"].isin(set(table["review_id"])).sum()
+    if missing:
+        raise CotdError(
+            f"{missing} of {len(train)} training reviews have no annotation: data or teacher changed since. "
+            "Run `cotd annotate CONFIG` again; what is known is not asked again."
+        )
+    if "given_gold" in {METHODS[m].rationale for m in needing} and not table["gold_conditioned"].any():
+        raise CotdError(
+            "cot_labelled needs rationales given the gold label, and these annotations have none. "
+            "Set teacher.gold_conditioned: true and run `cotd annotate CONFIG` again."
+        )
+    return found

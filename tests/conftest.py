@@ -1,0 +1,126 @@
+"""Shared fixtures: embedded assets, a tiny random T5, a small study on disk, and a teacher that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import HealthCheck, settings
+
+from cotd import assets
+from cotd.completions import Request
+
+# No deadline: the first example of a property pays for imports, and the machine may be busy.
+settings.register_profile("cotd", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cotd")
+
+
+@pytest.fixture(scope="session")
+def rotten_tomatoes() -> Path:
+    """The folder of the embedded reviews; where they are in place, pulling does nothing."""
+    return assets.pull(["rotten-tomatoes"], report=lambda _: None)[-1]
+
+
+@pytest.fixture(scope="session")
+def embedded_student() -> Path:
+    return assets.pull(["t5-tiny"], report=lambda _: None)[-1]
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of 0.3M random parameters with the embedded student's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("base") / "tiny-t5"
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    config = T5Config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def review_text(number: int, positive: bool) -> str:
+    return f"{'A warm and funny' if positive else 'A dull and lifeless'} film, number {number}."
+
+
+@pytest.fixture(scope="session")
+def review_rows() -> pd.DataFrame:
+    """60 labelled rows with a split column: 24 train, 24 validation, 12 test, half of each positive."""
+    splits = ["train"] * 24 + ["validation"] * 24 + ["test"] * 12
+    rows = [(review_text(i, i % 2 == 0), "positive" if i % 2 == 0 else "negative", s) for i, s in enumerate(splits)]
+    return pd.DataFrame(rows, columns=["text", "label", "split"])
+
+
+@pytest.fixture
+def write_study(tmp_path: Path, review_rows: pd.DataFrame) -> Callable[..., Path]:
+    """Writes `reviews.csv` and a valid `study.yaml` in `tmp_path`; returns the YAML's path."""
+
+    def write(rows: pd.DataFrame = review_rows, data: dict[str, Any] | None = None, **blocks: Any) -> Path:
+        rows.to_csv(tmp_path / "reviews.csv", index=False)
+        columns = {"split": "split"} if "split" in rows else {}
+        study = {
+            "name": "small",
+            "data": {"source": str(tmp_path / "reviews.csv"), "columns": columns} | (data or {}),
+            "grid": {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
+            "storage": str(tmp_path / "runs"),
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(study | blocks))
+        return path
+
+    return write
+
+
+class FakeTeacher:
+    """Answers requests by looking for "warm" in the prompt, and remembers what it was asked.
+
+    Attributes:
+        fails: prompts for which this is true are answered with an error.
+        stop_after: raise KeyboardInterrupt after this many batches.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+        self.fails: Callable[[str], bool] = lambda prompt: False
+        self.write: Callable[[Request], str] = lambda request: " The reviewer says what the film is like."
+        self.stop_after: int | None = None
+
+    def answer(self, request: Request) -> dict[str, Any]:
+        blank = {"text": "", "logprob": None, "label_logprobs": None, "finish_reason": "stop", "error": None}
+        answer = {"key": request.key, "prompt_tokens": 5, "output_tokens": 1, **blank}
+        if self.fails(request.prompt):
+            return answer | {"error": "the engine ran out of memory", "finish_reason": None}
+        if "allowed_token_ids" in request.sampling:
+            review = request.prompt.rstrip().splitlines()[-2]
+            # Biased by 2 towards positive, as small teachers are: only a calibrated threshold separates the labels.
+            score = (2.5 if "warm" in review else 1.5) + len(review) % 3 / 10
+            return answer | {"label_logprobs": [-score, 0.0]}
+        return answer | {"text": self.write(request), "logprob": -3.0}
+
+    def ask(self, requests: Sequence[Request], what: str) -> dict[str, dict[str, Any]]:
+        """What a strategy calls: failed answers are left out."""
+        self.asked += requests
+        answers = [self.answer(r) for r in requests]
+        return {a["key"]: a for a in answers if a["error"] is None}
+
+    def complete(self, requests: Sequence[Request]) -> Iterator[list[dict[str, Any]]]:
+        """What the engine does: batches of answers."""
+        for number, start in enumerate(range(0, len(requests), 8), 1):
+            batch = list(requests[start : start + 8])
+            self.asked += batch
+            yield [self.answer(r) for r in batch]
+            if number == self.stop_after:
+                raise KeyboardInterrupt
+
+
+@pytest.fixture
+def teacher_double() -> FakeTeacher:
+    return FakeTeacher()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotd.completions import CompletionStore, Request
+
+completion = st.fixed_dictionaries(
+    {
+        "key": st.integers(0, 12).map(lambda n: f"{n:032x}"),
+        "text": st.text(),
+        "logprob": st.none() | st.floats(-1000, 0),
+        "label_logprobs": st.none() | st.lists(st.floats(-100, 0), min_size=2, max_size=2),
+        "finish_reason": st.sampled_from(["stop", "length", None]),
+        "prompt_tokens": st.integers(0, 2**20),
+        "output_tokens": st.integers(0, 2**20),
+        "error": st.none() | st.just("out of memory"),
+    }
+)
+shards = st.lists(st.lists(completion, max_size=6, unique_by=lambda c: c["key"]), max_size=5)
+
+
+@settings(max_examples=25)
+@given(shards, st.sets(st.integers(0, 15).map(lambda n: f"{n:032x}")), st.booleans())
+def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str, Any]]], keys: set[str], killed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = CompletionStore(Path(folder) / "completions")
+        for shard in written:
+            store.append(shard)
+        if killed:
+            store.directory.mkdir(exist_ok=True)
+            (store.directory / ".00000000000000000001-aa.parquet.part").write_bytes(b"PAR1 half a shar")
+        again = CompletionStore(store.directory).answers(keys)
+        answered = {c["key"]: c for shard in written for c in shard if c["error"] is None}
+        assert again == {k: c for k, c in answered.items() if k in keys}
+
+
+def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:
+    blank = {"text": "", "logprob": None, "label_logprobs": None, "finish_reason": None, "prompt_tokens": 0, "output_tokens": 0}
+    failed = {"key": "k", "error": "out of memory", **blank}
+    store = CompletionStore(tmp_path)
+    store.append([failed])
+    assert store.answers(["k"]) == {}
+    store.append([failed | {"text": "fine", "error": None}])
+    store.append([failed])
+    assert store.answers(["k"])["k"]["text"] == "fine"
+
+
+def test_a_key_is_all_that_decides_the_answer() -> None:
+    request = Request("teacher", "r1", "Review: fine", {"max_tokens": 4, "seed": 0})
+    assert request.key == Request("teacher", "r1", "Review: fine", {"seed": 0, "max_tokens": 4}).key
+    others = [
+        Request("student", "r1", "Review: fine", {"max_tokens": 4, "seed": 0}),
+        Request("teacher", "r2", "Review: fine", {"max_tokens": 4, "seed": 0}),
+        Request("teacher", "r1", "Review: fine ", {"max_tokens": 4, "seed": 0}),
+        Request("teacher", "r1", "Review: fine", {"max_tokens": 4, "seed": 1}),
+    ]
+    assert len({request.key, *(r.key for r in others)}) == 5

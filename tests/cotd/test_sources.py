@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cotd.config import Columns, DataConfig
+from cotd.errors import CotdError
+from cotd.reviews import PROTECTION, review_id
+from cotd.sources import embedded_reviews, load_reviews, noun
+
+
+def test_embedded_reviews_leak_neither_text_nor_movie(rotten_tomatoes: Path) -> None:
+    reviews = embedded_reviews("rotten-tomatoes").table
+    assert len(reviews) > 12_000
+    assert reviews["text"].str.casefold().is_unique
+
+    raw = pd.read_parquet(rotten_tomatoes / "reviews.parquet")
+    raw["id"] = [review_id("embedded:rotten-tomatoes", t) for t in raw["text"]]
+    rows = raw.merge(reviews[["id", "split"]], on="id", validate="many_to_one")
+    assert len(rows) == len(raw)
+    shared = rows.groupby("id")["group"].transform("nunique") > 1
+    home = rows[~shared].groupby("group")["split"].agg(["nunique", "first"])
+    assert (home["nunique"] == 1).all()
+    # Two critics wrote "An absorbing documentary." of two movies: it counts to the movie that protects the test.
+    assert shared.any()
+    for _, copies in rows[shared].groupby("id"):
+        assert copies["split"].iloc[0] == max(copies["group"].map(home["first"]), key=PROTECTION.__getitem__)
+
+
+def test_a_demo_sized_part_is_balanced(rotten_tomatoes: Path) -> None:
+    data = DataConfig(source="embedded:rotten-tomatoes", train_rows=1000, validation_rows=300, test_rows=1000)
+    reviews = load_reviews(data)
+    assert [len(reviews.split(s)) for s in ("train", "validation", "test")] == [1000, 300, 1000]
+    assert reviews.table.groupby("split")["label"].agg(lambda s: (s == "positive").mean()).between(0.4, 0.65).all()
+    assert noun(data) == "movie review"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_local_files_give_the_same_reviews(tmp_path: Path, review_rows: pd.DataFrame, suffix: str) -> None:
+    awkward = ['He said "no", twice,\nand left. {x}', "NA", "007", "Ünïcode 🎬 — fine"]
+    extra = pd.DataFrame([(t, "1", "train") for t in awkward], columns=["text", "label", "split"])
+    frame = pd.concat([review_rows, extra]).rename(columns={"text": "body", "label": "stars", "split": "part"})
+    path = tmp_path / f"reviews.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_parquet(path)
+    columns = Columns(text="body", label="stars", split="part")
+    reviews = load_reviews(DataConfig(source=str(path), columns=columns))
+    found = set(reviews.table[["text", "label", "split"]].itertuples(index=False, name=None))
+    expected = set(review_rows.itertuples(index=False, name=None))
+    assert found == expected | {(" ".join(t.split()), "positive", "train") for t in awkward}
+    assert reviews.quarantine.empty
+
+
+def test_a_moved_file_keeps_its_ids(tmp_path: Path, review_rows: pd.DataFrame) -> None:
+    ids = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        review_rows.to_csv(tmp_path / folder / "mine.csv", index=False)
+        data = DataConfig(source=str(tmp_path / folder / "mine.csv"), columns=Columns(split="split"))
+        ids.append(load_reviews(data).table["id"].to_list())
+    assert ids[0] == ids[1]
+
+
+def test_a_file_for_each_split(tmp_path: Path, review_rows: pd.DataFrame) -> None:
+    sources = {}
+    for split, rows in review_rows.groupby("split"):
+        sources[split] = str(tmp_path / f"{split}.csv")
+        rows[["text", "label"]].to_csv(sources[split], index=False)
+    reviews = load_reviews(DataConfig(source=sources))
+    assert reviews.table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
+
+
+def test_a_group_column_keeps_groups_together(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"text": [f"text {i}" for i in range(400)], "label": 1, "product": [f"p{i % 40}" for i in range(400)]})
+    rows.to_csv(tmp_path / "mine.csv", index=False)
+    table = load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(group="product"))).table
+    product = table["text"].str.split().str[1].astype(int) % 40
+    assert table.groupby(product)["split"].nunique().max() == 1
+
+
+def test_unlabelled_rows_are_reviews_too(tmp_path: Path) -> None:
+    pd.DataFrame({"text": [f"text {i}" for i in range(100)]}).to_csv(tmp_path / "mine.csv", index=False)
+    reviews = load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))
+    assert len(reviews.table) == 100
+    assert reviews.table["label"].isna().all()
+
+
+def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
+    pd.DataFrame({"body": ["fine"], "stars": [1]}).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(CotdError) as caught:
+        load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(text="bodi", label="star")))
+    first, second = caught.value.problems
+    assert "no column 'bodi' (data.columns.text)" in first
+    assert "it has: body, stars." in first
+    assert "Did you mean 'body'?" in first
+    assert "no column 'star' (data.columns.label)" in second
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.csv", "no file 'nowhere.csv' .looked in"),
+        ("rotten-tomatoes", "neither embedded:NAME.*Did you mean 'embedded:rotten-tomatoes'"),
+        ("embedded:rotten-tomatos", "Did you mean 'rotten-tomatoes'"),
+        ("embedded:t5-tiny", "is a student, not reviews. Embedded reviews: embedded:rotten-tomatoes"),
+    ],
+)
+def test_sources_that_are_none(source: str, message: str) -> None:
+    with pytest.raises(CotdError, match=message):
+        load_reviews(DataConfig(source=source))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", "{not json"), ("a.parquet", "PAR0"), ("a.csv", "")])
+def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CotdError, match=f"cannot read '.*{name}'"):
+        load_reviews(DataConfig(source=str(tmp_path / name)))
+
+
+def test_an_unknown_split_name_is_refused(tmp_path: Path, review_rows: pd.DataFrame) -> None:
+    review_rows.assign(split="holdout").to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(CotdError, match="split 'holdout' is not train, validation or test"):
+        load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(split="split")))
+
+
+def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
+    pd.DataFrame({"text": ["fine"], "label": [1]}).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(CotdError, match="no review in split .*Give more rows"):
+        load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))

@@ -1,0 +1,65 @@
+"""Every command in the README parses, and the blocks marked with `<!-- run -->` are executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from cotd.cli import app
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"(<!-- run -->\n)?```(bash|python|yaml|csv)( [\w./-]+)?\n(.*?)```", re.DOTALL)
+BLOCKS = [(bool(run), kind, (name or "").strip(), body) for run, kind, name, body in BLOCK.findall(README)]
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks, continued lines joined, comments off."""
+    lines = [line for _, kind, _, body in BLOCKS if kind == "bash" for line in body.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if shlex.split(c, comments=True)[0].endswith("cotd")])
+def test_cotd_commands_parse(line: str) -> None:
+    words = shlex.split(line.split("|")[0].split("<")[0].split(">")[0], comments=True)[1:]
+    group = typer.main.get_command(app)
+    context: click.Context = group.make_context("cotd", list(words))
+    while isinstance(group, click.Group) or hasattr(group, "resolve_command"):
+        rest = context._protected_args + context.args
+        name, command, arguments = group.resolve_command(context, rest)
+        context = command.make_context(name, list(arguments), parent=context)
+        group = command
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("make ")])
+def test_make_targets_exist(line: str) -> None:
+    targets = [w for w in shlex.split(line, comments=True)[1:] if "=" not in w]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_marked_blocks_run(tmp_path: Path) -> None:
+    """In one folder, in the order of the README, as a reader would; named blocks are files to write first."""
+    (tmp_path / "tune_configs").symlink_to(REPOSITORY / "tune_configs")
+    binaries = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    ran = 0
+    for run, kind, name, body in BLOCKS:
+        if name:
+            (tmp_path / name).write_text(body, encoding="utf-8")
+        if not run:
+            continue
+        command = [sys.executable, "-c", body] if kind == "python" else ["bash", "-euo", "pipefail", "-c", body]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{body}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 3
