@@ -32,7 +32,7 @@ demo: install ## the whole main job on real reviews with a real teacher (about a
 
 test: install ## unit tests and one end-to-end run of the real path (under a quarter of an hour)
 	@$(BIN)/cotd assets pull
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest
 
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull

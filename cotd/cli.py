@@ -40,9 +40,10 @@ def main() -> None:
         heading = "error:" if len(problems) == 1 else f"{len(problems)} errors:"
         print(f"{heading} {error}" if len(problems) == 1 else f"{heading}\n{error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; what was done is kept, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C
+            print("\nstopped; what was done is kept, and the same command goes on from there.", file=sys.stderr)
+        raise
 
 
 @app.callback(invoke_without_command=True)

@@ -149,7 +149,7 @@ class ResourcesConfig(Block):
     """What each trial asks Ray for; fractions are packed onto one device."""
 
     cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
+    gpus: float | None = Field(None, ge=0, description="null: a quarter of a GPU where Ray has any, else none")
     max_concurrent: int | None = Field(None, ge=1)
     max_failures: int = Field(1, ge=0, description="times a failed trial is tried again")
 

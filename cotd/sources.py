@@ -10,6 +10,7 @@ import pandas as pd
 from cotd import assets
 from cotd.config import Columns, DataConfig
 from cotd.errors import CotdError, nearest
+from cotd.hub import first_sentence
 from cotd.reviews import SPLITS, Reviews, build_reviews, limit_rows
 from cotd.task import get_task
 
@@ -134,15 +135,18 @@ def check_split(value: Any, where: str) -> str:
 
 def read_hub(source: str, columns: Columns) -> pd.DataFrame:
     """A hub data set's train, validation and test splits, through `datasets` (which honours HF_ENDPOINT)."""
+    import os
+
+    # Else `datasets` tells an outside host, whatever HF_ENDPOINT says, the name of each data set that is loaded.
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CotdError(
-            f"cannot load the hub data set '{source}': {first_line} "
+            f"cannot load the hub data set '{source}': {first_sentence(error)} "
             "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, "
             "which needs neither."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from cotd import assets
 from cotd.errors import CotdError
+from cotd.hub import fetch_student, hub_commit
 from cotd.task import Task
 
 CARD = "cotd.json"
@@ -61,6 +63,8 @@ class Student:
             CotdError: nothing is there, or it is a bare T5 that has not been trained by cotd.
         """
         folder = resolve_model(str(source))
+        if not Path(folder).is_dir():
+            folder = fetch_student(folder, CARD, model_advice(folder))
         card_path = Path(folder) / CARD
         if not card_path.is_file():
             raise CotdError(
@@ -205,10 +209,13 @@ def load_base(source: str) -> tuple[Any, Any]:
 
     source = resolve_model(source)
     local = Path(source).is_dir()
+    commit = None if local else hub_commit(source, advice=model_advice(source))
+    where: dict[str, Any] = {"local_files_only": local, "revision": commit or "main"}
     logging.disable_progress_bar()
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks an outside service to convert .bin files
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **where)
     except (OSError, ValueError) as error:
         raise CotdError(
             f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}"
@@ -233,14 +240,7 @@ def model_digest(source: str) -> str:
 
     folder = resolve_model(source)
     if not Path(folder).is_dir():
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise CotdError(f"cannot load the model '{source}': {first}{model_advice(folder)}") from error
-        return hashlib.sha256(f"{folder}@{getattr(config, '_commit_hash', None)}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{folder}@{hub_commit(folder, advice=model_advice(folder))}".encode()).hexdigest()[:16]
     total = hashlib.sha256()
     files = [p for p in sorted(Path(folder).iterdir()) if p.suffix in (".safetensors", ".json", ".bin", ".model")]
     if not any(p.name == "config.json" for p in files):

@@ -177,13 +177,14 @@ class StudyTracker:
         name = self.config.tracking.registered_model
         for version in self.client.search_model_versions(f"name = '{name}'"):
             if version.run_id == run_id:
-                return version
+                return self.client.get_model_version(name, version.version)  # with its tags
         source = self.logged_student(run_id)
         if source is None:
             raise CotdError(f"run {run_id} has no student in MLflow; run `cotd sweep` again to log it.")
         import mlflow
 
-        return mlflow.register_model(source, name, tags=tags)
+        made = mlflow.register_model(source, name, tags=tags)
+        return self.client.get_model_version(name, made.version)
 
     def crown(self, version: str) -> None:
         """Moves the alias `champion` to a version."""

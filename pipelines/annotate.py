@@ -19,6 +19,7 @@ from cotd.annotations import annotations_digest
 from cotd.completions import CompletionStore, Request
 from cotd.config import StudyConfig, TeacherConfig
 from cotd.errors import CotdError
+from cotd.hub import first_sentence, hub_commit
 from cotd.methods import METHODS
 from cotd.progress import track
 from cotd.prompts import load_prompts
@@ -86,7 +87,7 @@ def annotate(config: StudyConfig, complete: Complete | None = None) -> dict[str,
     usage: Counter[str] = Counter()
 
     with contextlib.ExitStack() as stack:
-        engine = functools.cache(lambda: complete or start_engine(config, stack))
+        engine = functools.cache(lambda: complete or start_engine(config, teacher, stack))
 
         def ask(requests: Sequence[Request], what: str) -> dict[str, Completion]:
             return answer(requests, what, store, usage, engine)
@@ -131,17 +132,14 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     """
     from transformers import AutoTokenizer
 
+    advice = " Check teacher.model and the network, or use embedded:smollm2-135m-instruct, which needs none."
     source = resolve_model(config.model)
     local = Path(source).is_dir()
+    revision = model_digest(source) if local else hub_commit(source, config.revision, advice)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CotdError(
-            f"cannot load the teacher '{config.model}': {first} "
-            "Check teacher.model and the network, or use embedded:smollm2-135m-instruct, which needs none."
-        ) from error
-    revision = config.revision or ("main" if not local else model_digest(source))
+        raise CotdError(f"cannot load the teacher '{config.model}': {first_sentence(error)}{advice}") from error
     if assets.is_embedded(config.model):
         package = assets.get_asset(config.model).package
         revision = f"{package.name} {package.version}" if package else revision
@@ -188,14 +186,16 @@ def answer(
     return known
 
 
-def start_engine(config: StudyConfig, stack: contextlib.ExitStack) -> Complete:
+def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitStack) -> Complete:
     """Starts Ray, if it does not run; `stack` ends it."""
     from pipelines.cluster import ray_session
     from pipelines.engine import complete, require_engine
 
     require_engine()
     stack.enter_context(ray_session())
-    return lambda requests: complete(requests, resolve_model(config.teacher.model), config.teacher.engine)
+    model = resolve_model(config.teacher.model)
+    revision = None if Path(model).is_dir() else teacher.revision
+    return lambda requests: complete(requests, model, config.teacher.engine, revision)
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:

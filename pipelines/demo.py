@@ -59,7 +59,6 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
         sweep(config)
         stage(started, 4, "champion: the best distilled student by validation accuracy")
         promotion = promote(config)
-        write_json(config.directory / "champion.json", promotion.champion)
         for sentence in promotion.sentences:
             say(f"  {sentence}")
         stage(started, 5, "endpoint: Ray Serve")

@@ -31,12 +31,14 @@ def require_engine() -> None:
         raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
 
 
-def complete(requests: Sequence[Request], model: str, config: EngineConfig) -> Iterator[list[Completion]]:
+def complete(
+    requests: Sequence[Request], model: str, config: EngineConfig, revision: str | None = None
+) -> Iterator[list[Completion]]:
     """Answers requests through `config.replicas` vLLM engines, a batch at a time, as they get done.
 
     Args:
         requests: all with the same keys in their sampling parameters.
-        model: a folder or a hub id.
+        model: a folder or a hub id. revision: of a hub id, a commit.
 
     Yields:
         Batches of completions, in no particular order, with the columns of `cotd.completions.SCHEMA`. A request that
@@ -49,7 +51,8 @@ def complete(requests: Sequence[Request], model: str, config: EngineConfig) -> I
     rows = [{"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling)} for r in requests]
     blocks = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // config.batch_size)))
     stage = through_ray_data_llm if backend == "ray_data_llm" else through_in_process_engines
-    answered = stage(blocks, model, engine_arguments(config, use_gpu), config, use_gpu)
+    arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
+    answered = stage(blocks, model, arguments, config, use_gpu)
     for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
 
@@ -75,6 +78,7 @@ def environment(config: EngineConfig, threads: int) -> dict[str, str]:
     """Environment variables of an engine's process."""
     return {
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gb),  # without it vLLM takes 92 % of memory
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # else it leaves a core idle while the rest of the pipeline waits for it
         "OMP_NUM_THREADS": str(threads),  # Ray would set 1
@@ -99,7 +103,7 @@ def through_in_process_engines(blocks: Any, model: str, arguments: dict[str, Any
     return blocks.map_batches(
         InProcessEngine,
         fn_constructor_kwargs={"arguments": {"model": model, **arguments}},
-        batch_size=config.batch_size,
+        batch_size=None,  # a block is a batch: a fixed size would wait to fill up from the next block
         compute=ray.data.ActorPoolStrategy(size=config.replicas),
         num_cpus=1,
         num_gpus=config.tensor_parallel if use_gpu else 0,

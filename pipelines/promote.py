@@ -14,7 +14,7 @@ from cotd.methods import METHODS
 from cotd.student import Student
 from cotd.task import get_task
 from cotd.tracking import CHAMPION, StudyTracker
-from cotd.trials import Trial
+from cotd.trials import Trial, write_json
 from pipelines.study import Plan, plan_study
 
 
@@ -23,7 +23,7 @@ class Promotion:
     """What `promote` decided.
 
     Attributes:
-        champion: method, fraction, size, seed, mlflow_run_id, model_uri, version, validation_accuracy, test_accuracy.
+        champion: whoever holds the alias now: method, fraction, size, seed, mlflow_run_id, model_uri, version, moved.
         moved: whether the alias was moved.
         sentences: what happened, for the terminal.
     """
@@ -57,7 +57,8 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     run_id = tracker.sync_trial(trial, plan.folder(trial))
     tags = {
         "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
-        "study": config.name, "validation_accuracy": f"{accuracy:.4f}", "test_accuracy": f"{result['test']['accuracy']:.4f}",
+        "seed": str(trial.seed), "study": config.name,
+        "validation_accuracy": f"{accuracy:.4f}", "test_accuracy": f"{result['test']['accuracy']:.4f}",
     }  # fmt: skip
     incumbent = tracker.champion()
     version = tracker.register(run_id, tags)
@@ -79,11 +80,13 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
         tracker.crown(version.version)
         sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
     sentences += gold_comparison(finished, trial, result)
+    holder = incumbent if incumbent is not None and not moved else version
     champion = {
-        "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "mlflow_run_id": run_id,
-        "model_uri": f"models:/{name}/{version.version}", "version": str(version.version), "moved": moved,
-        "validation_accuracy": accuracy, "test_accuracy": result["test"]["accuracy"],
+        **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
+        "fraction": float(holder.tags.get("fraction", "nan")), "seed": holder.tags.get("seed"), "mlflow_run_id": holder.run_id,
+        "model_uri": f"models:/{name}/{holder.version}", "version": str(holder.version), "moved": moved,
     }  # fmt: skip
+    write_json(config.directory / "champion.json", champion)
     return Promotion(champion, moved, sentences)
 
 

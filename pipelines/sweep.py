@@ -61,11 +61,10 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     config = plan.config
-    check_resources(config)
+    resources = trial_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
         tracker.reopen(trial)
-    resources = {"cpu": config.resources.cpus, "gpu": config.resources.gpus}
     with track(f"training {len(pending)} students", sum(t.training.steps for t in pending), "steps") as advance:
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
@@ -89,17 +88,25 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
         tuner.fit()
 
 
-def check_resources(config: StudyConfig) -> None:
-    """Raises a CotdError if the cluster can never hold one trial."""
+def trial_resources(config: StudyConfig) -> dict[str, float]:
+    """What each trial asks Ray for.
+
+    Raises:
+        CotdError: the cluster can never hold one trial.
+    """
     import ray
 
     have = ray.cluster_resources()
-    for name, wanted in (("CPU", config.resources.cpus), ("GPU", config.resources.gpus)):
+    gpus = config.resources.gpus
+    if gpus is None:
+        gpus = 0.25 if have.get("GPU", 0) > 0 else 0
+    for key, name, wanted in (("cpus", "CPU", config.resources.cpus), ("gpus", "GPU", gpus)):
         if wanted > have.get(name, 0):
             raise CotdError(
-                f"each trial asks for {wanted:g} {name}s (resources.{name.lower()}s) and Ray has {have.get(name, 0):g}. "
+                f"each trial asks for {wanted:g} {name} (resources.{key}) and Ray has {have.get(name, 0):g}. "
                 "Ask for less, or join a larger cluster (RAY_ADDRESS)."
             )
+    return {"cpu": config.resources.cpus, "gpu": gpus}
 
 
 def run_trial(params: dict[str, Any]) -> None:

@@ -32,7 +32,13 @@ SMALL = [
 def environment() -> dict[str, str]:
     """A mark that every process started below inherits, and no way to a model hub or a package index."""
     blocked = "http://127.0.0.1:9"
-    offline = {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1", "HTTP_PROXY": blocked, "HTTPS_PROXY": blocked, "NO_PROXY": "127.0.0.1"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "PIP_NO_INDEX": "1",
+        "HTTP_PROXY": blocked,
+        "HTTPS_PROXY": blocked,
+        "NO_PROXY": "127.0.0.1",
+    }
     return {**os.environ, **offline, "COTD_TEST_MARK": uuid.uuid4().hex}
 
 
@@ -191,7 +197,9 @@ def test_local_student_and_endpoint_agree(demo: tuple[Path, str], endpoint: tupl
         assert abs(ours.score - theirs["score"]) < 1e-4
 
 
-def test_a_used_port_is_an_error_at_once(demo: tuple[Path, str], endpoint: tuple[str, Any], environment: dict[str, str]) -> None:
+def test_a_used_port_is_an_error_at_once(
+    demo: tuple[Path, str], endpoint: tuple[str, Any], environment: dict[str, str]
+) -> None:
     port = endpoint[0].rsplit(":", 1)[1]
     command = [*COTD, "serve", "--port", port, "--tracking-uri", f"sqlite:///{demo[0] / 'mlflow.db'}"]
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

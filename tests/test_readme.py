@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer
 
@@ -30,13 +29,12 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", [c for c in commands() if shlex.split(c, comments=True)[0].endswith("cotd")])
 def test_cotd_commands_parse(line: str) -> None:
     words = shlex.split(line.split("|")[0].split("<")[0].split(">")[0], comments=True)[1:]
-    group = typer.main.get_command(app)
-    context: click.Context = group.make_context("cotd", list(words))
-    while isinstance(group, click.Group) or hasattr(group, "resolve_command"):
-        rest = context._protected_args + context.args
-        name, command, arguments = group.resolve_command(context, rest)
-        context = command.make_context(name, list(arguments), parent=context)
-        group = command
+    command = typer.main.get_command(app)
+    name = "cotd"
+    while words and words[0] in getattr(command, "commands", {}):
+        name = words.pop(0)
+        command = command.commands[name]
+    command.make_context(name, words)  # raises on unknown options and missing arguments
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if c.startswith("make ")])

@@ -39,7 +39,9 @@ def test_few_shot_prompts_show_every_example() -> None:
     assert {e["label"] for e in PROMPTS.examples} == set(SENTIMENT.labels)
 
 
-@given(st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=10, max_size=400), st.sampled_from(SENTIMENT.labels))
+@given(
+    st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=10, max_size=400), st.sampled_from(SENTIMENT.labels)
+)
 @example("Sentiment: Negative. That is what one expects.", "positive")
 def test_a_structured_answer_parses(rationale: str, label: str) -> None:
     """Whatever the regex lets the engine write comes back as its label and rationale."""
@@ -68,7 +70,9 @@ def test_the_hash_names_file_and_noun(write_prompts: Callable[..., str]) -> None
 
 
 def test_a_users_own_file_is_used(write_prompts: Callable[..., str]) -> None:
-    prompts = load_prompts(SENTIMENT, "review", write_prompts(score="{Noun} «{text}»:", label_words={"positive": "Yes", "negative": "No"}))
+    prompts = load_prompts(
+        SENTIMENT, "review", write_prompts(score="{Noun} «{text}»:", label_words={"positive": "Yes", "negative": "No"})
+    )
     assert prompts.score("fine") == "Review «fine»:"
     assert "\nSentiment: Yes\nReason:" in prompts.explain("fine", "positive")
     assert prompts.parse_chain_of_thought("So it is.\nSentiment: No", SENTIMENT) == ("negative", "So it is.")
@@ -118,7 +122,9 @@ def test_all_that_is_wrong_is_said_at_once(write_prompts: Callable[..., str]) ->
     assert len(caught.value.problems) == 3
 
 
-@pytest.mark.parametrize(("content", "message"), [("- a", "not a mapping"), ("a: [", "not valid YAML"), (None, "no prompt file")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("- a", "not a mapping"), ("a: [", "not valid YAML"), (None, "no prompt file")]
+)
 def test_files_that_are_no_prompts(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "prompts.yaml"
     if content is not None:

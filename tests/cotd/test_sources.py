@@ -26,7 +26,8 @@ def test_embedded_reviews_leak_neither_text_nor_movie(rotten_tomatoes: Path) -> 
     # Two critics wrote "An absorbing documentary." of two movies: it counts to the movie that protects the test.
     assert shared.any()
     for _, copies in rows[shared].groupby("id"):
-        assert copies["split"].iloc[0] == max(copies["group"].map(home["first"]), key=PROTECTION.__getitem__)
+        homes = copies["group"].map(home["first"]).dropna()  # a movie with no sentence of its own has no home
+        assert homes.empty or PROTECTION[copies["split"].iloc[0]] >= homes.map(PROTECTION).max()
 
 
 def test_a_demo_sized_part_is_balanced(rotten_tomatoes: Path) -> None:
@@ -131,5 +132,5 @@ def test_an_unknown_split_name_is_refused(tmp_path: Path, review_rows: pd.DataFr
 
 def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["fine"], "label": [1]}).to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(CotdError, match="no review in split .*Give more rows"):
+    with pytest.raises(CotdError, match=r"no review in split .*Give more rows"):
         load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ GRID = "grid={method: [finetune, cot_labelled], fraction: [0.1, 1.0], size: [tin
 def plan(write_study: Callable[..., Path]) -> Callable[..., dict[tuple[str, float], str]]:
     """(method, fraction) → trial id, for a study with overrides and digests."""
 
-    def make(*overrides: str, base: str = "b", reviews: str = "r", annotations: str | None = "a") -> dict[tuple[str, float], str]:
+    def make(
+        *overrides: str, base: str = "b", reviews: str = "r", annotations: str | None = "a"
+    ) -> dict[tuple[str, float], str]:
         config = load_config(write_study(), [GRID, *overrides])
         trials = plan_trials(config, dict.fromkeys(config.grid.size, base), reviews, annotations)
         return {(t.method, t.fraction): t.id for t in trials}
@@ -49,7 +52,9 @@ def test_an_id_does_not_depend_on_what_a_size_is_called(plan: Ids) -> None:
     assert plan("sizes.mine=/some/folder", "grid.size=[mine]") == plan()
 
 
-@pytest.mark.parametrize("override", ["training.steps=7", "training.learning_rate=0.01", "training.precision=float32", "grid.seed=[1]"])
+@pytest.mark.parametrize(
+    "override", ["training.steps=7", "training.learning_rate=0.01", "training.precision=float32", "grid.seed=[1]"]
+)
 def test_an_id_changes_with_the_training(plan: Ids, override: str) -> None:
     assert not set(plan(override).values()) & set(plan().values())
 
@@ -81,7 +86,7 @@ def test_fractions_are_nested_and_sized(rotten_tomatoes: Path) -> None:
     train = embedded_reviews("rotten-tomatoes").split("train")
     parts = [select_fraction(train, f)["id"].to_list() for f in (0.01, 0.1, 0.5, 1.0)]
     assert [len(p) for p in parts] == [round(len(train) * f) for f in (0.01, 0.1, 0.5, 1.0)]
-    for small, large in zip(parts, parts[1:], strict=False):
+    for small, large in itertools.pairwise(parts):
         assert set(small) < set(large)
     tenth = select_fraction(train, 0.1)
     assert (tenth["label"] == "positive").mean() == pytest.approx((train["label"] == "positive").mean(), abs=0.05)

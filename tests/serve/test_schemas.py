@@ -55,7 +55,10 @@ def test_the_limits_themselves_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("response", "message"),
     [
-        (httpx.Response(422, json={"detail": [{"msg": "texts[0] is empty"}, {"msg": "and more"}]}), "texts[0] is empty; and more"),
+        (
+            httpx.Response(422, json={"detail": [{"msg": "texts[0] is empty"}, {"msg": "and more"}]}),
+            "texts[0] is empty; and more",
+        ),
         (httpx.Response(400, json={"detail": "no rationales learned"}), "no rationales learned"),
         (httpx.Response(502, text="<html>bad gateway</html>"), "<html>bad gateway</html>"),
         (httpx.Response(500, json=["odd"]), '["odd"]'),

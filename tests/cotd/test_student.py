@@ -1,0 +1,138 @@
+"""The student class, on a tiny random T5: what it computes does not depend on what it has learned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cotd.errors import CotdError
+from cotd.student import Student, load_base, model_digest
+from cotd.task import SENTIMENT
+
+TEXTS = [
+    "A warm and funny film.",
+    "Dull.",
+    "The plot makes no sense, and still I was glued to my seat until the very last minute of it.",
+    "Two hours that I will not get back, but the music is lovely.",
+    "fine",
+]
+
+
+@pytest.fixture(scope="module")
+def student(tiny_t5: Path) -> Student:
+    model, tokenizer = load_base(str(tiny_t5))
+    return Student(model, tokenizer, SENTIMENT, {"temperature": 2.0, "max_target_tokens": 8, "writes_rationales": True})
+
+
+def scores_by_hand(student: Student, text: str) -> list[float]:
+    """The label words' logits after the start token, one text at a time and without padding."""
+    ids = student.tokenizer("predict: " + text, return_tensors="pt")["input_ids"]
+    words = [student.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("negative", "positive")]
+    with torch.no_grad():
+        logits = student.model(input_ids=ids, decoder_input_ids=torch.tensor([[0]])).logits
+    return logits[0, 0, words].tolist()
+
+
+def test_the_label_is_the_likeliest_word_of_one_decoder_step(student: Student) -> None:
+    predictions = student.predict(TEXTS, batch_size=2)
+    for text, prediction in zip(TEXTS, predictions, strict=True):
+        scores = torch.tensor(scores_by_hand(student, text))
+        expected = torch.softmax(scores / 2.0, dim=0)  # 2.0 is the card's temperature
+        assert prediction.label == ("negative", "positive")[int(scores.argmax())]
+        assert list(prediction.probabilities) == ["negative", "positive"]
+        assert list(prediction.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+        assert prediction.score == max(prediction.probabilities.values())
+    assert len({round(p.score, 6) for p in predictions}) > 1
+
+
+def test_batches_do_not_change_predictions(student: Student) -> None:
+    whole = student.predict(TEXTS)
+    for size in (1, 3):
+        for a, b in zip(student.predict(TEXTS, batch_size=size), whole, strict=True):
+            assert a.label == b.label
+            assert a.score == pytest.approx(b.score, abs=1e-5)
+    assert student.predict([]) == []
+
+
+def test_truncation_is_flagged_and_keeps_the_beginning(student: Student, tiny_t5: Path) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    text = TEXTS[2]
+    length = len(tokenizer("predict: " + text)["input_ids"])
+    exact = Student(model, tokenizer, SENTIMENT, {"max_input_tokens": length})
+    short = Student(model, tokenizer, SENTIMENT, {"max_input_tokens": length - 1})
+    assert [p.truncated for p in exact.predict([text, "fine"])] == [False, False]
+    assert [p.truncated for p in short.predict([text, "fine", text + " And more."])] == [True, False, True]
+    a, b = short.predict([text + " I loved it.", text + " I hated it."])
+    assert a == b, "what lies beyond the limit is not read"
+    assert exact.predict([text])[0].score != short.predict([text])[0].score
+
+
+def test_explain_returns_text(student: Student) -> None:
+    explanations = student.explain(TEXTS, batch_size=2)
+    assert len(explanations) == len(TEXTS)
+    assert any(explanations)
+    for text, explanation in zip(TEXTS, explanations, strict=True):
+        assert not {"<pad>", "</s>"} & set(explanation.split())
+        assert len(student.tokenizer(explanation, add_special_tokens=False)["input_ids"]) <= 8
+        assert student.explain([text]) == [explanation]
+
+
+def test_a_saved_student_predicts_the_same(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path / "student")
+    student.save(tmp_path / "student")  # an existing folder is replaced
+    again = Student.load(tmp_path / "student", device="cpu")
+    assert again.predict(TEXTS) == student.predict(TEXTS)
+    assert again.explain(TEXTS) == student.explain(TEXTS)
+    assert again.task == student.task
+    assert again.can_explain
+    assert [p.name for p in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_saved_student_holds_safetensors_and_json_only(student: Student, tmp_path: Path) -> None:
+    student.save(tmp_path / "student")
+    assert {p.suffix for p in (tmp_path / "student").rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt", ".model"}
+    card = json.loads((tmp_path / "student" / "cotd.json").read_text())
+    assert card["task"]["words"] == {"negative": "negative", "positive": "positive"}
+    assert (card["temperature"], card["task"]["label_prefix"]) == (2.0, "predict: ")
+
+
+def test_a_base_model_is_no_student(tiny_t5: Path) -> None:
+    with pytest.raises(CotdError, match=r"is not a trained student: it has no cotd\.json"):
+        Student.load(tiny_t5)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./nowhere", "../no/where", "/no/where", "~/nowhere"])
+def test_a_model_that_does_not_exist(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are told from hub ids: no hub is asked for `./nowhere`."""
+    monkeypatch.chdir(tmp_path)
+    for use in (Student.load, load_base, model_digest):
+        with pytest.raises(CotdError, match=f"model '{source}' does not exist"):
+            use(source)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    for use in (load_base, model_digest):
+        with pytest.raises(CotdError, match=r"cannot load the model .*must hold a Hugging Face checkpoint"):
+            use(str(tmp_path))
+
+
+def test_label_words_must_differ_at_their_first_token(student: Student) -> None:
+    task = replace(SENTIMENT, words={"negative": "negative", "positive": "negative not"})
+    with pytest.raises(CotdError, match="begins two of the label words negative, negative not with the same token"):
+        Student(student.model, student.tokenizer, task, {})
+
+
+def test_a_base_models_digest_is_of_its_content(tiny_t5: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_t5, copy)
+    assert model_digest(str(copy)) == model_digest(str(tiny_t5))
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_digest(str(copy)) != model_digest(str(tiny_t5))

@@ -1,0 +1,255 @@
+"""Training on the real path, of a tiny random T5 on two dozen reviews."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from cotd.annotations import annotation_row, annotation_table
+from cotd.config import TrainingConfig
+from cotd.errors import CotdError
+from cotd.methods import METHODS, training_pairs
+from cotd.reviews import build_reviews
+from cotd.student import Student, load_base
+from cotd.task import SENTIMENT
+from cotd.training import collate, encode_pairs, multi_task_loss, train_trial
+from cotd.trials import Trial, TrialFolder
+
+SETTINGS = {"steps": 8, "batch_size": 8, "eval_every": 2, "warmup_steps": 0, "learning_rate": 1e-2, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
+    return build_reviews(review_rows, "small", SENTIMENT).table
+
+
+@pytest.fixture(scope="module")
+def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
+    """Right labels, and rationales of different lengths."""
+    origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
+    done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
+    rows = []
+    for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
+        why = f"The reviewer finds it {'warm' if review.label == 'positive' else 'dull'}{' indeed' * (number % 3)}."
+        for by_gold in (False, True):
+            rows.append(annotation_row(review.id, 0, by_gold, review.label, None, why, done, origin))
+    return annotation_table(rows)
+
+
+def make_trial(base: Path, method: str = "finetune", fraction: float = 1.0, seed: int = 0, **settings: Any) -> Trial:
+    training = TrainingConfig(**{**SETTINGS, **settings})
+    return Trial(method, fraction, "tiny", seed, str(base), training, "sentiment", "b", "r", "a")
+
+
+def make_folder(path: Path) -> TrialFolder:
+    path.mkdir(parents=True)
+    return TrialFolder(path)
+
+
+def parameters(folder: TrialFolder) -> dict[str, torch.Tensor]:
+    return dict(Student.load(folder.student, device="cpu").model.named_parameters())
+
+
+def timeless(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if "seconds" not in k}
+
+
+def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame) -> float:
+    """Mean -log p of the target tokens, a pair at a time, without padding."""
+    total, count = 0.0, 0
+    for pair in pairs.itertuples():
+        source = torch.tensor([tokenizer(pair.input)["input_ids"]])
+        target = tokenizer(pair.target)["input_ids"]
+        shifted = torch.tensor([[0, *target[:-1]]])
+        with torch.no_grad():
+            log_p = torch.log_softmax(model(input_ids=source, decoder_input_ids=shifted).logits[0].double(), dim=-1)
+        total -= sum(float(log_p[i, token]) for i, token in enumerate(target))
+        count += len(target)
+    return total / count
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_the_loss_is_label_plus_lambda_rationale(
+    weight: float, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame
+) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    model.eval()
+    train = reviews[reviews["split"] == "train"].head(5)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, weight)
+    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
+    label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["task"] == t]) for t in ("label", "rationale"))
+    assert multi_task_loss(model, batch).item() == pytest.approx(label + weight * rationale, rel=1e-5)
+    finetune = training_pairs(METHODS["finetune"], train, None, SENTIMENT, weight)
+    batch = collate(encode_pairs(finetune, tokenizer, 64, 64), tokenizer.pad_token_id)
+    assert multi_task_loss(model, batch).item() == pytest.approx(label, rel=1e-5)
+
+
+def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
+    _, tokenizer = load_base(str(tiny_t5))
+    pairs = pd.DataFrame([("r", "predict: " + "film " * 50, "warm " * 50, "label", 1.0)])
+    pairs.columns = ["review_id", "input", "target", "task", "weight"]
+    ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
+    assert (len(source), len(target)) == (16, 8)
+    assert source[-1] == target[-1] == tokenizer.eos_token_id
+
+
+def test_lambda_zero_trains_what_finetune_trains(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    folders = {name: make_folder(tmp_path / name) for name in ("finetune", "zero", "half")}
+    train_trial(make_trial(tiny_t5), folders["finetune"], reviews, None)
+    train_trial(make_trial(tiny_t5, "cot_labelled", rationale_weight=0), folders["zero"], reviews, annotations)
+    train_trial(make_trial(tiny_t5, "cot_labelled", rationale_weight=0.5), folders["half"], reviews, annotations)
+    expected, half, base = parameters(folders["finetune"]), parameters(folders["half"]), load_base(str(tiny_t5))[0]
+    for name, value in parameters(folders["zero"]).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+    assert any(not torch.equal(half[name], expected[name]) for name in half)
+    assert any(not torch.equal(value, expected[name]) for name, value in base.named_parameters())
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Trial, TrialFolder, dict[str, Any]]:
+    """A finished trial, trained with dropout, its folder and its result."""
+    trial = make_trial(tiny_t5, "cot_unlabelled", dropout=0.1)
+    folder = make_folder(tmp_path_factory.mktemp("trials") / trial.id)
+    return trial, folder, train_trial(trial, folder, reviews, annotations, {"teacher": {"model": "double"}})
+
+
+Trained = tuple[Trial, TrialFolder, dict[str, Any]]
+
+
+def test_a_trial_trained_twice_gives_the_same(
+    trained: Trained, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial, folder, result = trained
+    again = make_folder(tmp_path / "again")
+    assert timeless(train_trial(trial, again, reviews, annotations)) == timeless(result)
+    assert again.curve() == folder.curve()
+    first, second = parameters(folder), parameters(again)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_another_seed_gives_another_student(
+    trained: Trained, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path / "seed")
+    train_trial(make_trial(tiny_t5, "cot_unlabelled", dropout=0.1, seed=1), folder, reviews, annotations)
+    first, second = parameters(trained[1]), parameters(folder)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_finished_trials_folder(trained: Trained, reviews: pd.DataFrame) -> None:
+    _, folder, result = trained
+    assert folder.done
+    assert folder.result() == result
+    assert sorted(p.name for p in folder.path.iterdir()) == ["metrics.jsonl", "predictions.parquet", "result.json", "student"]
+    assert [point["step"] for point in folder.curve()] == [2, 4, 6, 8]
+    assert not [p for p in folder.student.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    card = json.loads((folder.student / "cotd.json").read_text())
+    assert card["method"] == "cot_unlabelled"
+    assert card["teacher"] == {"model": "double"}
+    assert card["metrics"]["test"] == result["test"]
+
+
+def test_the_metrics_are_those_of_the_saved_student(trained: Trained, reviews: pd.DataFrame) -> None:
+    _, folder, result = trained
+    student = Student.load(folder.student, device="cpu")
+    test = reviews[reviews["split"] == "test"]
+    table = pd.read_parquet(folder.predictions).set_index("review_id")
+    for review, prediction in zip(test.itertuples(), student.predict(list(test["text"])), strict=True):
+        row = table.loc[review.id]
+        assert (row["gold"], row["predicted"]) == (review.label, prediction.label)
+        assert row["probability_positive"] == pytest.approx(prediction.probabilities["positive"], abs=1e-5)
+    assert result["test"]["accuracy"] == pytest.approx((table["gold"] == table["predicted"]).mean())
+    assert result["test"]["n"] == 12
+    validation = reviews[reviews["split"] == "validation"]
+    right = [p.label == g for p, g in zip(student.predict(list(validation["text"])), validation["label"], strict=True)]
+    assert result["validation"]["accuracy"] == pytest.approx(sum(right) / 24)
+    best = {point["step"]: point["validation_accuracy"] for point in folder.curve()}
+    assert best[result["best_step"]] == max(best.values()) == pytest.approx(sum(right) / 24)
+
+
+def train_killed_and_resumed(
+    killed_at: int, trial: Trial, folder: TrialFolder, reviews: pd.DataFrame, annotations: pd.DataFrame
+) -> list[float]:
+    """Stops a trial as it scores a step, trains it again, and returns the steps that the second attempt scored."""
+
+    def kill(point: dict[str, float]) -> None:
+        if point["step"] == killed_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_trial(trial, folder, reviews, annotations, on_score=kill)
+    assert not folder.done
+    resumed: list[float] = []
+    train_trial(trial, folder, reviews, annotations, on_score=lambda point: resumed.append(point["step"]))
+    return resumed
+
+
+@pytest.mark.parametrize("killed_at", [2, 6], ids=["before its first checkpoint", "after two checkpoints"])
+def test_a_killed_trial_goes_on_from_its_checkpoint_and_finishes(
+    killed_at: int, trained: Trained, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial, _, result = trained
+    folder = make_folder(tmp_path / "killed")
+    resumed = train_killed_and_resumed(killed_at, trial, folder, reviews, annotations)
+    # The step it was killed at was scored before its checkpoint was written, and is trained again.
+    assert resumed == list(range(killed_at, 9, 2))
+    assert folder.done
+    assert not folder.checkpoints.exists()
+    assert [point["step"] for point in folder.curve()] == [2, 4, 6, 8]
+    assert folder.result().keys() == result.keys()
+    assert folder.result()["steps"] == 8
+
+
+def test_a_resumed_trial_is_the_trial_that_was_never_stopped(
+    trained: Trained, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Its id says what was trained on what, not whether a machine went away meanwhile. Step 6 is in the second epoch."""
+    trial, whole, result = trained
+    folder = make_folder(tmp_path / "killed")
+    train_killed_and_resumed(6, trial, folder, reviews, annotations)
+    assert folder.curve() == whole.curve()
+    assert timeless(folder.result()) == timeless(result)
+
+
+def test_a_student_learns_labels_and_rationales(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The task is one word's presence: a student that does not learn it is not being trained."""
+    trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, max_target_tokens=16)
+    result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations)
+    assert result["test"]["accuracy"] == 1.0
+    student = Student.load(tmp_path / "learns" / "student", device="cpu")
+    warm, dull = student.explain(["A warm and funny film, number 1.", "A dull and lifeless film, number 2."])
+    assert warm.startswith("The reviewer finds it warm")
+    assert dull.startswith("The reviewer finds it dull")
+
+
+def test_a_fraction_trains_on_its_share(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    result = train_trial(make_trial(tiny_t5, fraction=0.25, steps=2), make_folder(tmp_path / "part"), reviews, None)
+    assert (result["train_reviews"], result["train_pairs"], result["steps"]) == (6, 6, 2)
+
+
+def test_partly_labelled_reviews_train(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    """As a sweep's worker sees them: read from Parquet, half of the training labels missing."""
+    some = reviews["split"].eq("train") & (reviews.index % 2 == 0)
+    reviews.assign(label=reviews["label"].astype(object).where(~some, None)).to_parquet(tmp_path / "reviews.parquet")
+    loaded = pd.read_parquet(tmp_path / "reviews.parquet")
+    result = train_trial(make_trial(tiny_t5, steps=2), make_folder(tmp_path / "part"), loaded, None)
+    assert result["train_reviews"] == 24 - some.sum()
+
+
+def test_a_method_without_its_annotations_fails_before_training(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "none")
+    with pytest.raises(CotdError, match="'distill' needs annotations"):
+        train_trial(make_trial(tiny_t5, "distill"), folder, reviews, None)
+    assert not folder.done
+    assert not folder.checkpoints.exists()
