@@ -111,17 +111,18 @@ class GridConfig(Block):
     @field_validator("method")
     @classmethod
     def known_methods(cls, names: list[str]) -> list[str]:
-        for name in names:
-            if name not in METHODS:
-                raise ValueError(f"unknown method '{name}'; known: {', '.join(METHODS)}.{nearest(name, list(METHODS))}")
+        known = ", ".join(METHODS)
+        wrong = [f"unknown method '{n}'; known: {known}.{nearest(n, list(METHODS))}" for n in names if n not in METHODS]
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return names
 
     @field_validator("fraction")
     @classmethod
     def fractions_in_range(cls, fractions: list[float]) -> list[float]:
-        for f in fractions:
-            if not 0 < f <= 1:
-                raise ValueError(f"fraction {f} is outside (0, 1]; write 10 % as 0.1")
+        wrong = [f"fraction {f} is outside (0, 1]" for f in fractions if not 0 < f <= 1]
+        if wrong:
+            raise ValueError("; ".join(wrong) + "; write 10 % as 0.1")
         return fractions
 
 
@@ -214,7 +215,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
         raise CotdError(f"no configuration file '{path}'.{hint}")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise CotdError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(plain, dict):
         raise CotdError(f"{path} is not a mapping of keys to values but a {type(plain).__name__}. Start with `name: …`.")
@@ -237,7 +238,7 @@ def apply_override(plain: dict[str, Any], override: str) -> None:
         node = child
     try:
         node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise CotdError(f"override '{override}': the value is not valid YAML: {error}") from error
 
 
@@ -250,7 +251,22 @@ def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(plain)
     except ValidationError as error:
-        raise CotdError(*(f"{where}: {describe_problem(e)}" for e in error.errors())) from error
+        found = [describe_problem(e) for e in error.errors()]
+        found += [p for p in size_problems(plain) if p not in found]
+        raise CotdError(*(f"{where}: {p}" for p in found)) from error
+
+
+def size_problems(plain: dict[str, Any]) -> list[str]:
+    """Unknown sizes, where pydantic stops before it looks: a validator of the whole runs only when every part is sound."""
+    grid, sizes = (
+        plain.get("grid"),
+        plain.get("sizes") or StudyConfig.model_fields["sizes"].get_default(call_default_factory=True),
+    )
+    wanted = grid.get("size") if isinstance(grid, dict) else None
+    if not isinstance(wanted, list) or not isinstance(sizes, dict):
+        return []
+    known = ", ".join(map(str, sizes))
+    return [f"grid.size '{s}' is not in sizes ({known}).{nearest(s, list(sizes))}" for s in wanted if s not in sizes]
 
 
 def describe_problem(problem: Any) -> str:

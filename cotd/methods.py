@@ -82,7 +82,7 @@ def training_pairs(
     pairs = []
     for review in reviews.itertuples():
         label = review.label if method.labels == "gold" else teacher_labels.get(review.id)
-        if label is None or (method.rationale and review.id not in rationales):
+        if pd.isna(label) or (method.rationale and review.id not in rationales):
             continue
         pairs.append((review.id, task.label_prefix + review.text, task.words[label], "label", 1.0))
         for rationale in rationales.get(review.id, []):

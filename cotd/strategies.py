@@ -81,6 +81,8 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
         raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
     gold = (known["label"] == task.positive).to_numpy() if teacher.config.calibration.method == "platt" else None
     settings = teacher.config.calibration
+    if gold is not None and len(set(gold)) < 2:
+        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
     calibration = calibrate(settings.method, np.array([scores[i] for i in known["id"]]), gold, settings.prior)
     labels = {i: calibrated_label(task, float(calibration.probability(np.array(s)))) for i, s in scores.items()}
 

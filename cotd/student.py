@@ -16,7 +16,7 @@ from cotd.hub import fetch_student, hub_commit
 from cotd.task import Task
 
 CARD = "cotd.json"
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -183,7 +184,8 @@ class StudyTracker:
             raise CotdError(f"run {run_id} has no student in MLflow; run `cotd sweep` again to log it.")
         import mlflow
 
-        made = mlflow.register_model(source, name, tags=tags)
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what `cotd promote` says itself
+            made = mlflow.register_model(source, name, tags=tags)
         return self.client.get_model_version(name, made.version)
 
     def crown(self, version: str) -> None:
@@ -193,9 +195,12 @@ class StudyTracker:
 
 def log_student(run_id: str, directory: Path) -> None:
     """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled."""
+    import warnings
+
     import mlflow
 
-    with mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        warnings.simplefilter("ignore", UserWarning)  # the model takes a frame or a list of texts, which no type hint says
         mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

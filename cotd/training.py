@@ -63,6 +63,8 @@ def train_trial(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = trial.training.dropout
+        elif isinstance(getattr(module, "dropout", None), float):  # attention keeps its rate as a number
+            module.dropout = trial.training.dropout
     card = {
         "writes_rationales": method.rationale is not None,
         "max_input_tokens": trial.training.max_input_tokens,
@@ -189,7 +191,10 @@ def make_trainer(
             """Batches of similar length: random batches of short reviews were half padding."""
             lengths = [len(row["label"][0][0]) for row in rows]
             generator = torch.Generator().manual_seed(trial.seed)
-            return LengthGroupedSampler(settings.batch_size, lengths=lengths, generator=generator)
+            sampler = LengthGroupedSampler(settings.batch_size, lengths=lengths, generator=generator)
+            # Each epoch's order follows from its number, so that a resumed trial goes on as it would have.
+            sampler.set_epoch = lambda epoch: generator.manual_seed(trial.seed + 1_000_003 * epoch)
+            return sampler
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             with self.compute_loss_context_manager():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,7 @@ def serving(
     from cotd.student import resolve_model
     from cotd.tracking import model_version, use_tracking
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     use_tracking(tracking_uri)
     if not source.startswith("models:/"):
         source = resolve_model(source)
@@ -114,5 +116,5 @@ def require_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise CotdError(
-            f"cannot listen on {host}:{port} ({error.strerror}). Stop what uses the port, or choose another: --port {port + 1}"
+            f"cannot listen on {host}:{port} ({error.strerror}). Stop what uses the port, or choose another with --port."
         ) from error

@@ -15,7 +15,7 @@ from cotd import assets
 from cotd.completions import Request
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
-settings.register_profile("cotd", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cotd")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,22 @@ def prompt_problems(plain: Any, task: Task) -> list[str]:
     problems = [f"unknown key '{k}'.{nearest(k, known)}" for k in plain if k not in known]
     problems += [f"'{k}' is missing" for k in known if k not in plain]
     for name, needed in PLACEHOLDERS.items():
-        found = set(re.findall(r"{(\w*)}", str(plain.get(name, ""))))
+        try:
+            found = {field for _, field, _, _ in string.Formatter().parse(str(plain.get(name, ""))) if field is not None}
+        except ValueError as error:
+            problems.append(f"'{name}': {error}; a brace that is meant is written twice, {{{{ or }}}}")
+            continue
         if name in plain and not needed <= found:
             problems.append(f"'{name}' lacks {', '.join('{' + p + '}' for p in sorted(needed - found))}")
         problems += [f"'{name}' has an unknown {{{p}}}" for p in sorted(found - needed - OPTIONAL_PLACEHOLDERS)]
     words = plain.get("label_words")
-    if isinstance(words, dict) and set(words) != set(task.labels):
+    if words is not None and not (isinstance(words, dict) and all(isinstance(w, str) for w in words.values())):
+        problems.append("label_words must map each label to a word in quotes")
+    elif words is not None and set(words) != set(task.labels):
         problems.append(f"label_words must name exactly {', '.join(task.labels)}, not {', '.join(map(str, words))}")
     examples = plain.get("examples")
+    if examples is not None and not isinstance(examples, list):
+        problems.append("examples must be a list of text, label and rationale")
     for i, example in enumerate(examples if isinstance(examples, list) else []):
         if not isinstance(example, dict) or set(example) != {"text", "label", "rationale"}:
             problems.append(f"examples[{i}] needs exactly text, label and rationale")

@@ -102,9 +102,9 @@ def test_lambda_zero_trains_what_finetune_trains(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     folders = {name: make_folder(tmp_path / name) for name in ("finetune", "zero", "half")}
-    train_trial(make_trial(tiny_t5), folders["finetune"], reviews, None)
-    train_trial(make_trial(tiny_t5, "cot_labelled", rationale_weight=0), folders["zero"], reviews, annotations)
-    train_trial(make_trial(tiny_t5, "cot_labelled", rationale_weight=0.5), folders["half"], reviews, annotations)
+    train_trial(make_trial(tiny_t5, steps=4), folders["finetune"], reviews, None)
+    train_trial(make_trial(tiny_t5, "cot_labelled", steps=4, rationale_weight=0), folders["zero"], reviews, annotations)
+    train_trial(make_trial(tiny_t5, "cot_labelled", steps=4, rationale_weight=0.5), folders["half"], reviews, annotations)
     expected, half, base = parameters(folders["finetune"]), parameters(folders["half"]), load_base(str(tiny_t5))[0]
     for name, value in parameters(folders["zero"]).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
@@ -224,7 +224,7 @@ def test_a_student_learns_labels_and_rationales(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     """The task is one word's presence: a student that does not learn it is not being trained."""
-    trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, max_target_tokens=16)
+    trial = make_trial(tiny_t5, "cot_labelled", steps=80, eval_every=80, max_target_tokens=16)
     result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations)
     assert result["test"]["accuracy"] == 1.0
     student = Student.load(tmp_path / "learns" / "student", device="cpu")

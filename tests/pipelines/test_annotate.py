@@ -60,9 +60,11 @@ def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> 
     first = annotate(config, teacher_double.complete)
     before = pd.read_parquet(AnnotationFiles.of(config).annotations)
     second = annotate(config, nobody)
+    another_study = annotate(config.model_copy(update={"name": "another"}), nobody)  # the store is the storage folder's
     pd.testing.assert_frame_equal(pd.read_parquet(AnnotationFiles.of(config).annotations), before)
     assert second["digest"] == first["digest"]
-    assert second["usage"] == {"requests": 84, "from_store": 84}
+    assert another_study["digest"] == first["digest"]
+    assert second["usage"] == another_study["usage"] == {"requests": 84, "from_store": 84}
 
 
 @pytest.mark.parametrize("stage", ["label scores", "rationales"])
@@ -121,11 +123,6 @@ def test_more_reviews_cost_only_what_is_new(config: StudyConfig, teacher_double:
     assert asked == (10 + 24 + 12) + 10
     annotate(config, teacher_double.complete)
     assert len(teacher_double.asked) - asked == 2 * 14
-
-
-def test_another_study_in_the_same_folder_shares_answers(config: StudyConfig, teacher_double: Any) -> None:
-    annotate(config, teacher_double.complete)
-    annotate(config.model_copy(update={"name": "another"}), nobody)
 
 
 def test_a_teacher_that_fails_throughout_is_an_error(config: StudyConfig, teacher_double: Any) -> None:

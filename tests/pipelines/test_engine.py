@@ -13,10 +13,10 @@ TEACHER = "embedded:smollm2-135m-instruct"
 
 
 def test_both_engines_answer_alike() -> None:
+    from cotd.config import TeacherConfig
     from pipelines.annotate import load_teacher
     from pipelines.cluster import ray_session
     from pipelines.engine import complete
-    from cotd.config import TeacherConfig
 
     teacher = load_teacher(TeacherConfig())
     tokens = [teacher.first_token(" Positive"), teacher.first_token(" Negative")]
