@@ -20,10 +20,10 @@ $(STAMP): requirements/lock.txt requirements/torch-cpu.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; install one, or run make PYTHON=/path/to/python"; exit 2; }
 	@echo "making $(VENV) with $$($(PYTHON) --version): about five minutes the first time"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --no-deps -r requirements/torch-cpu.txt 2>/dev/null \
-		|| $(PIP) install --quiet --no-deps -r requirements/torch-cpu.txt --index-url $(TORCH_INDEX)
-	@$(PIP) install --quiet --no-deps -r requirements/lock.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@$(PIP) install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null \
+		|| $(PIP) install -qq --no-deps -r requirements/torch-cpu.txt --index-url $(TORCH_INDEX)
+	@$(PIP) install -qq --no-deps -r requirements/lock.txt
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 	@echo "installed: try $(BIN)/cotd doctor"
 

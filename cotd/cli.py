@@ -125,6 +125,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
+    from pipelines.annotate import read_teacher_test
     from pipelines.study import plan_study
 
     study = load_config(config, overrides)
@@ -142,7 +143,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
                 advance(int(point["step"]) - seen)
                 seen = int(point["step"])
 
-            train_trial(trial, folder, pd.read_parquet(plan.reviews), annotations, plan.provenance, on_score)
+            reviews, teacher_test = pd.read_parquet(plan.reviews), read_teacher_test(plan.teacher_test)
+            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test)
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
 

@@ -149,8 +149,13 @@ class StudyTracker:
         self.client.set_tag(self.parent_run, "teacher", teacher["model"])
         self.client.log_dict(self.parent_run, summary, "annotations.json")
 
-    def finish_study(self, failed: bool) -> None:
-        self.client.set_terminated(self.parent_run, "FAILED" if failed else "FINISHED")
+    def start_study(self) -> None:
+        """Marks the study's own run as being worked on, again after a stop."""
+        self.client.update_run(self.parent_run, status="RUNNING")
+
+    def end_study(self, status: str) -> None:
+        """Ends the study's own run: FINISHED, FAILED (some trials did), or KILLED (stopped on the way)."""
+        self.client.set_terminated(self.parent_run, status)
 
     def close_stale(self, trial: Trial) -> None:
         """Marks the run of a trial that was being trained when the sweep stopped."""

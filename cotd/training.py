@@ -31,6 +31,7 @@ def train_trial(
     annotations: pd.DataFrame | None,
     provenance: dict[str, Any] | None = None,
     on_score: Callable[[dict[str, float]], None] | None = None,
+    teacher_test: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Trains, selects on validation, scores on test, and leaves everything in the trial's folder.
 
@@ -41,6 +42,7 @@ def train_trial(
         annotations: the Annotation table, for methods that need it.
         provenance: what to write into the student's card about data and teacher.
         on_score: called with each validation score, a dict with `step`, `validation_accuracy` and `train_loss`.
+        teacher_test: test review id → the teacher's own label, to report agreement; nothing is trained on it.
 
     Returns:
         What `result.json` holds.
@@ -84,7 +86,7 @@ def train_trial(
     student.temperature = fit_temperature(logits.numpy(), gold)
     validation_metrics = score_predictions(predictions_table(student, validation), task.positive)
     predictions = predictions_table(student, test)
-    metrics = score_predictions(predictions, task.positive, teacher_labels(annotations))
+    metrics = score_predictions(predictions, task.positive, teacher_test)
     best_step = int(trainer.state.best_model_checkpoint.rsplit("-", 1)[1]) if trainer.state.best_model_checkpoint else 0
     result = {
         "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
@@ -104,14 +106,6 @@ def train_trial(
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     folder.error.unlink(missing_ok=True)
     return result
-
-
-def teacher_labels(annotations: pd.DataFrame | None) -> dict[str, str]:
-    """review id → the label that the teacher gave on its own."""
-    if annotations is None:
-        return {}
-    own = annotations[~annotations["gold_conditioned"] & annotations["error"].isna()]
-    return own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
 
 
 def encode_pairs(pairs: pd.DataFrame, tokenizer: Any, max_input: int, max_target: int) -> list[dict[str, Any]]:

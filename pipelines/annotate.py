@@ -240,3 +240,11 @@ def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]]
     if not files.summary.is_file():
         return None
     return pd.read_parquet(files.annotations), json.loads(files.summary.read_text(encoding="utf-8"))
+
+
+def read_teacher_test(path: Path | str | None) -> dict[str, str] | None:
+    """Test review id → the teacher's own label, of a study's `teacher_test` file; None where there is none."""
+    if path is None:
+        return None
+    table = pd.read_parquet(path)
+    return table[table["predicted"].notna()].set_index("review_id")["predicted"].to_dict()

@@ -26,6 +26,7 @@ class Plan:
     trials: list[Trial]
     reviews: Path
     annotations: Path | None
+    teacher_test: Path | None
     provenance: dict[str, Any]
 
     def folder(self, trial: Trial) -> TrialFolder:
@@ -53,8 +54,9 @@ def plan_study(config: StudyConfig) -> Plan:
     provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": reviews.digest(), "rows": reviews.counts}}
     if found:
         provenance["teacher"] = {k: found[1]["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
-    annotations = AnnotationFiles.of(config).annotations if found else None
-    return Plan(config, trials, shared, annotations, provenance)
+    files = AnnotationFiles.of(config) if found else None
+    annotations, teacher_test = (files.annotations, files.teacher_test) if files else (None, None)
+    return Plan(config, trials, shared, annotations, teacher_test, provenance)
 
 
 def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:

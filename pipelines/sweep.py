@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from cotd.errors import CotdError
 from cotd.progress import say, track
 from cotd.tracking import StudyTracker
 from cotd.trials import Trial, TrialFolder
-from pipelines.annotate import read_annotations
+from pipelines.annotate import read_annotations, read_teacher_test
 from pipelines.cluster import ray_session
 from pipelines.study import Plan, plan_study
 
@@ -34,6 +35,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     tracker = StudyTracker(config)
     pending = plan.pending()
     done = [t for t in plan.trials if t not in pending]
+    tracker.start_study()
     if found := read_annotations(config):
         tracker.log_teacher(found[1])
     for trial in done:
@@ -43,13 +45,15 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
         try:
             with ray_session():
                 run_trials(plan, pending, tracker)
-        finally:
+        except BaseException:
             for trial in plan.pending():
                 tracker.close_stale(trial)
+            tracker.end_study("KILLED")
+            raise
     failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
     for trial in pending:
         tracker.sync_trial(trial, plan.folder(trial))
-    tracker.finish_study(failed=bool(failed))
+    tracker.end_study("FAILED" if failed else "FINISHED")
     return {"trials": len(plan.trials), "trained": len(pending) - len(failed), "failed": failed}
 
 
@@ -72,6 +76,7 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
                 "folder": tune.grid_search([str(plan.folder(t).path) for t in pending]),
                 "reviews": str(plan.reviews),
                 "annotations": str(plan.annotations) if plan.annotations else None,
+                "teacher_test": str(plan.teacher_test) if plan.teacher_test else None,
                 "provenance": plan.provenance,
                 "threads": max(1, int(config.resources.cpus)),
             },
@@ -86,6 +91,7 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
             ),
         )
         tuner.fit()
+    shutil.rmtree(config.directory / "tune", ignore_errors=True)  # Tune's own state; ours is in the trials' folders
 
 
 def trial_resources(config: StudyConfig) -> dict[str, float]:
@@ -121,7 +127,8 @@ def run_trial(params: dict[str, Any]) -> None:
     annotations = pd.read_parquet(params["annotations"]) if params["annotations"] else None
     trial = folder.trial()
     try:
-        result = train_trial(trial, folder, reviews, annotations, params["provenance"], on_score=tune.report)
+        teacher_test = read_teacher_test(params["teacher_test"])
+        result = train_trial(trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test)
     except Exception:
         folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise

@@ -110,7 +110,7 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert [m.step for m in client.get_metric_history(run.info.run_id, "validation_accuracy")] == [4, 8]
-        assert {"test_accuracy", "test_ci_low", "test_ci_high", "best_validation_accuracy"} <= set(run.data.metrics)
+        assert {"test_accuracy", "test_ci_low", "test_ci_high", "test_teacher_agreement", "best_validation_accuracy"} <= set(run.data.metrics)
         assert run.data.params["training.steps"] == "8"
         assert run.outputs.model_outputs, "the student is logged with its run"
         assert "config.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
