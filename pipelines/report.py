@@ -14,7 +14,7 @@ import pandas as pd
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS
-from cotd.statistics import mcnemar, seeds_interval
+from cotd.statistics import accuracy_interval, mcnemar, seeds_interval
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
@@ -58,6 +58,7 @@ def report(config: StudyConfig) -> dict[str, Any]:
         "groups": group_trials(plan, trials),
         "comparisons": comparisons(plan, trials),
         "teacher": teacher,
+        "majority": majority(plan, trials[0]["trial_id"]),
         "champion": read_json(config.directory / "champion.json"),
         "serving": read_json(config.directory / "serving.json"),
     }
@@ -73,8 +74,16 @@ def read_json(path: Path) -> Any | None:
 
 def correctness(plan: Plan, trial_id: str) -> pd.Series:
     """Whether each test review was predicted right, by review id."""
-    table = pd.read_parquet(plan.config.directory / "trials" / trial_id / "predictions.parquet")
+    table = pd.read_parquet(plan.folder_of(trial_id).predictions)
     return (table["gold"] == table["predicted"]).set_axis(table["review_id"]).sort_index()
+
+
+def majority(plan: Plan, trial_id: str) -> dict[str, Any]:
+    """What always answering the commonest test label would score: the bar below which nothing has been learned."""
+    gold = pd.read_parquet(plan.folder_of(trial_id).predictions)["gold"]
+    label = str(gold.mode()[0])
+    accuracy, low, high = accuracy_interval((gold == label).to_numpy())
+    return {"label": label, "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(gold)}
 
 
 def group_trials(plan: Plan, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,6 +140,8 @@ def table_lines(content: dict[str, Any], size: str, fractions: list[float]) -> l
     for method in [m for m in METHODS if any(key[0] == m for key in cells)]:
         row = [percent(cells[method, f]) if (method, f) in cells else "" for f in fractions]
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
+    always = content["majority"]
+    lines.append(f"| always *{always['label']}* |" + " |" * (len(fractions) - 1) + f" {percent(always)} |")
     if teacher := content["teacher"]:
         lines.append(f"| teacher ({teacher['model']}) |" + " |" * (len(fractions) - 1) + f" {percent(teacher)} |")
     return [*lines, ""]
@@ -156,6 +167,12 @@ def findings(content: dict[str, Any]) -> list[str]:
     elif significant:
         sentences.append(f"{len(content['comparisons'])} pairs were tested, without correction for their number.")
     best = max(content["groups"], key=lambda g: g["accuracy"])
+    always = content["majority"]
+    if best["ci_low"] <= always["accuracy"]:
+        sentences.append(
+            f"No student is clearly better than always answering {always['label']} ({always['accuracy'] * 100:.1f} %): "
+            "more reviews, more steps or a pretrained student are needed."
+        )
     sentences.append(f"Best student: {best['method']} at {best['fraction']:.0%} ({best['size']}), {percent(best)}.")
     if teacher := content["teacher"]:
         verdict = "above" if best["accuracy"] > teacher["accuracy"] else "below"
@@ -186,6 +203,7 @@ def draw_accuracy(content: dict[str, Any], path: Path) -> None:
         if teacher := content["teacher"]:
             panel.axhline(teacher["accuracy"] * 100, linestyle="--", color="#D55E00", label="teacher")
             panel.axhspan(teacher["ci_low"] * 100, teacher["ci_high"] * 100, color="#D55E00", alpha=0.1)
+        panel.axhline(content["majority"]["accuracy"] * 100, linestyle=":", color="#888888", label="commonest label")
         panel.set_xscale("log")
         ticks = sorted({g["fraction"] * 100 for g in content["groups"]})
         panel.set_xticks(ticks, [f"{t:g} %" for t in ticks])

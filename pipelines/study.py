@@ -30,7 +30,10 @@ class Plan:
     provenance: dict[str, Any]
 
     def folder(self, trial: Trial) -> TrialFolder:
-        return TrialFolder(self.config.directory / "trials" / trial.id)
+        return self.folder_of(trial.id)
+
+    def folder_of(self, trial_id: str) -> TrialFolder:
+        return TrialFolder(self.config.directory / "trials" / trial_id)
 
     def pending(self) -> list[Trial]:
         return [t for t in self.trials if not self.folder(t).done]

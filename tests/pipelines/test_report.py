@@ -13,7 +13,7 @@ import pytest
 from cotd.config import load_config
 from cotd.statistics import accuracy_interval, mcnemar
 from cotd.trials import plan_trials
-from pipelines.report import comparisons, draw_accuracy, findings, group_trials, markdown
+from pipelines.report import comparisons, draw_accuracy, findings, group_trials, majority, markdown
 from pipelines.study import Plan
 
 N = 200
@@ -33,7 +33,7 @@ def study(write_study: Callable[..., Path]) -> tuple[Plan, list[dict[str, Any]]]
     """A plan whose trials' predictions lie in their folders, and the trials as the report lists them."""
     grid = {"method": list(RIGHT), "fraction": [0.1, 1.0], "size": ["tiny"], "seed": [0, 1]}
     config = load_config(write_study(grid=grid))
-    plan = Plan(config, plan_trials(config, {"tiny": "b"}, "r", "a"), Path("unused"), None, {})
+    plan = Plan(config, plan_trials(config, {"tiny": "b"}, "r", "a"), Path("unused"), None, None, {})
     trials = []
     for trial in plan.trials:
         right = right_rows(trial.method, trial.fraction, trial.seed)
@@ -58,6 +58,7 @@ def content_of(study: tuple[Plan, list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "study": "small", "source": "reviews.csv", "trials": trials, "missing_trials": [], "teacher": TEACHER,
         "groups": group_trials(plan, trials), "comparisons": comparisons(plan, trials),
+        "majority": majority(plan, trials[0]["trial_id"]),
     }  # fmt: skip
 
 
@@ -93,12 +94,13 @@ def test_the_table_is_one_that_markdown_readers_can_draw(study: tuple[Plan, list
     text = markdown(content_of(study))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    header, _, finetune, distill, teacher = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    header, _, finetune, distill, always, teacher = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     assert header == ["tiny", "10% of the data", "100% of the data"]
     assert finetune[0] == "`finetune`"
     assert finetune[1].startswith("60.0 % [")
     assert finetune[2].startswith("90.0 % [")
     assert distill[2].startswith("70.0 % [")
+    assert always == ["always *negative*", "", "50.0 % [43.1, 56.9]"]
     assert teacher == ["teacher (embedded:teacher)", "", "80.0 % [75.0, 85.0]"]
 
 
