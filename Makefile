@@ -48,7 +48,7 @@ ui: install ## the MLflow UI on 127.0.0.1:5000, over runs/mlflow.db
 	@$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///$(CURDIR)/runs/mlflow.db
 
 lock: install ## write requirements/lock.txt from .venv as it is
-	@{ grep '^#' requirements/lock.txt; $(PIP) freeze --exclude-editable | \
+	@{ grep '^#' requirements/lock.txt; $(PIP) freeze --all --exclude-editable | \
 		grep -viE '^(torch|torchvision|torchaudio|torchcodec|triton|pip)(==| @)'; } > requirements/lock.new
 	@mv requirements/lock.new requirements/lock.txt
 
