@@ -50,9 +50,10 @@ def annotation_row(
         origin: teacher, revision and prompt_hash.
         extra_prompt_tokens: of the label-scoring request, where that was a separate one.
     """
-    answered = completion or {"finish_reason": None, "logprob": None, "prompt_tokens": 0, "output_tokens": 0}
-    if error is None and completion is None:
-        error = "the teacher gave no answer"
+    nothing: dict[str, Any] = {"finish_reason": None, "logprob": None, "prompt_tokens": 0, "output_tokens": 0}
+    answered = nothing if completion is None or completion.get("error") else completion
+    if error is None and (completion is None or completion.get("error")):
+        error = completion["error"] if completion else "the teacher gave no answer"
     if error is None:
         rationale, error = tidy_rationale(rationale, answered["finish_reason"])
     return {

@@ -254,9 +254,8 @@ def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_
     from dataclasses import asdict
 
     from cotd.student import Student as Model
-    from cotd.tracking import use_tracking
 
-    use_tracking(tracking_store(tracking_uri))
+    check_student(student, tracking_store(tracking_uri))
     model = Model.load(student)
     if rationale and not model.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
@@ -290,15 +289,14 @@ def evaluate(
     from cotd.evaluation import predictions_table, score_predictions
     from cotd.sources import load_reviews
     from cotd.student import Student as Model
-    from cotd.tracking import use_tracking
 
     if split not in ("train", "validation", "test"):
         raise CotdError(f"--split '{split}' is not train, validation or test.")
+    check_student(student, tracking_store(tracking_uri))
     reviews = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label))).split(split)
     reviews = reviews[reviews["label"].notna()]
     if reviews.empty:
         raise CotdError(f"{source}: the {split} split has no gold label to score against.")
-    use_tracking(tracking_store(tracking_uri))
     model = Model.load(student)
     print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
 
@@ -316,7 +314,7 @@ def doctor() -> None:
 def demo(
     config: Annotated[str, typer.Option(help="the demo's study")] = "",
     overrides: Overrides = None,
-    port: Annotated[int, typer.Option(help="port of the endpoint; 0 for a free one")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the endpoint; 0 for a free one")] = 0,
 ) -> None:
     """All of it, small and offline: real reviews, a real teacher, a grid of students, the best one served.
 
@@ -336,7 +334,8 @@ def tracking_store(given: str | None) -> str:
 
 def check_student(student: str, tracking_uri: str) -> None:
     """Raises a CotdError if there is no such student, before any worker starts."""
-    from cotd.student import CARD, resolve_model
+    from cotd.hub import fetch_student
+    from cotd.student import CARD, model_advice, resolve_model
     from cotd.tracking import use_tracking
 
     if tracking_uri.startswith("sqlite:///") and student.startswith("models:/"):
@@ -347,7 +346,9 @@ def check_student(student: str, tracking_uri: str) -> None:
             )
     use_tracking(tracking_uri)
     folder = Path(resolve_model(student))
-    if folder.is_dir() and not (folder / CARD).is_file():
+    if not folder.is_dir():
+        folder = Path(fetch_student(str(folder), CARD, model_advice(str(folder))))
+    if not (folder / CARD).is_file():
         raise CotdError(f"'{student}' is not a trained student: it has no {CARD}. Train one with `cotd sweep`.")
 
 

@@ -101,6 +101,15 @@ class TeacherConfig(Block):
             raise ValueError("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
         return self
 
+    @model_validator(mode="after")
+    def review_fits_the_context(self) -> TeacherConfig:
+        if self.max_review_tokens + self.max_rationale_tokens >= self.engine.max_model_len:
+            raise ValueError(
+                f"max_review_tokens ({self.max_review_tokens}) and max_rationale_tokens ({self.max_rationale_tokens}) leave the "
+                f"prompt no room in engine.max_model_len ({self.engine.max_model_len}); raise the last or lower the others"
+            )
+        return self
+
 
 class GridConfig(Block):
     method: list[str] = Field(min_length=1)

@@ -32,7 +32,7 @@ def run_checks() -> bool:
     for number, (name, check) in enumerate(checks, 1):
         try:
             print(f"{number}. {name}: {check()}")
-        except CotdError as error:
+        except (CotdError, ImportError) as error:
             sound = False
             print(f"{number}. {name}: MISSING: {error}")
     return sound

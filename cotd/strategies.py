@@ -74,7 +74,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     scoring = {i: score_request(teacher, task, prompts, text) for i, text in texts.items()}
     # The calibration rows go first, so that a run that is stopped early has them.
     scored = ask([scoring[i] for i in [*held_out["id"], *train["id"], *test["id"]]], "label scores")
-    scores = {i: label_score(scored[r.key], task) for i, r in scoring.items() if r.key in scored}
+    scores = {i: label_score(scored[r.key], task) for i, r in scoring.items() if answered(scored, r)}
 
     known = held_out[held_out["id"].isin(list(scores))]
     if known.empty:
@@ -98,12 +98,14 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     for (i, sample, by_gold), request in explaining.items():
         answer = written.get(request.key)
         label, probability = label_of[i, by_gold], None if by_gold else labels[i][1]
-        text = answer["text"] if answer else ""
+        text = answer["text"] or "" if answer else ""
         extra = 0 if by_gold or sample else scored[scoring[i].key]["prompt_tokens"]
         origin = origin_of(teacher, prompts)
         rows.append(annotation_row(i, sample, by_gold, label, probability, text, answer, origin, extra))
-    unscored = [i for i in train["id"] if i not in scores]
-    rows += [unanswered(i, teacher, prompts, "the teacher's label score failed") for i in unscored]
+    for i in train["id"]:
+        if i not in scores:
+            failure = scored.get(scoring[i].key)
+            rows.append(annotation_row(i, 0, False, None, None, "", failure, origin_of(teacher, prompts)))
     predicted: Labels = {i: labels[i] for i in test["id"] if i in labels}
     return TeacherOutput(annotation_table(rows), test_table(test, predicted), calibration.to_dict())
 
@@ -130,19 +132,19 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     origin, rows = origin_of(teacher, prompts), []
     for i in train["id"]:
         found = [answers.get(thinking[i, s].key) for s in samples]
-        parsed = [prompts.parse_chain_of_thought(a["text"], task) if a else (None, "") for a in found]
+        parsed = [prompts.parse_chain_of_thought(a["text"], task) if a and not a.get("error") else (None, "") for a in found]
         votes = [label for label, _ in parsed if label]
         for s, (answer, (label, rationale)) in enumerate(zip(found, parsed, strict=True)):
             share = votes.count(label) / len(votes) if label else None
-            error = None if label or not answer else "no label of the task in the answer"
+            error = None if label or not answer or answer.get("error") else "no label of the task in the answer"
             rows.append(annotation_row(i, s, False, label, share, rationale, answer, origin, error=error))
     for (i, s), request in explaining.items():
         answer = answers.get(request.key)
-        rows.append(annotation_row(i, s, True, given[i], None, answer["text"] if answer else "", answer, origin))
+        rows.append(annotation_row(i, s, True, given[i], None, answer["text"] or "" if answer else "", answer, origin))
     predicted: Labels = {}
     for i, request in benchmark.items():
-        if answer := answers.get(request.key):
-            label, _ = prompts.parse_chain_of_thought(answer["text"], task)
+        if answered(answers, request):
+            label, _ = prompts.parse_chain_of_thought(answers[request.key]["text"], task)
             if label:
                 predicted[i] = (label, None)
     return TeacherOutput(annotation_table(rows), test_table(test, predicted), None)
@@ -184,6 +186,11 @@ def explain_wanted(teacher: Teacher, train: pd.DataFrame, own: dict[str, str]) -
 
 def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
     tokens = [teacher.first_token(" " + prompts.label_words[label]) for label in task.labels]
+    if len(set(tokens)) < len(tokens):
+        raise CotdError(
+            f"the teacher's tokenizer begins two of the label words {', '.join(prompts.label_words.values())} with the same "
+            "token, so that one token cannot score them. Name other label_words (teacher.prompts), or use strategy: chain_of_thought."
+        )
     return teacher.request(prompts.score(text), max_tokens=1, temperature=0.0, allowed_token_ids=tokens, logprobs=len(tokens))
 
 
@@ -225,8 +232,9 @@ def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
     return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}
 
 
-def unanswered(review_id: str, teacher: Teacher, prompts: Prompts, why: str) -> dict[str, Any]:
-    return annotation_row(review_id, 0, False, None, None, "", None, origin_of(teacher, prompts), error=why)
+def answered(found: dict[str, Completion], request: Request) -> bool:
+    """Whether a request has an answer that is not a failure."""
+    return request.key in found and not found[request.key].get("error")
 
 
 def test_table(test: pd.DataFrame, predicted: Labels) -> pd.DataFrame:

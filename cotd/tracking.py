@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from cotd.trials import Trial, TrialFolder
 TRIAL_TAG = "cotd.trial_id"
 PARENT_TAG = "mlflow.parentRunId"
 CHAMPION = "champion"
+# What a served student imports besides cotd.
+PYFUNC_PACKAGES = ("torch", "transformers", "pandas", "scipy", "sentencepiece")
 
 
 def quiet_mlflow() -> None:
@@ -38,14 +41,15 @@ class StudyTracker:
     """
 
     def __init__(self, config: StudyConfig):
+        quiet_mlflow()  # before the import, which starts MLflow's telemetry
         import mlflow
 
         self.config = config
         self.uri = config.tracking_uri()
-        make_sqlite_folder(self.uri)
-        use_tracking(self.uri)
-        self.client = mlflow.MlflowClient(self.uri, self.uri)
         with friendly_errors(self.uri):
+            make_sqlite_folder(self.uri)
+            use_tracking(self.uri)
+            self.client = mlflow.MlflowClient(self.uri, self.uri)
             self.experiment_id = self._experiment(config.tracking.experiment or config.name)
 
     def _experiment(self, name: str) -> str:
@@ -68,23 +72,24 @@ class StudyTracker:
             return found[0].info.run_id
         tags = {"cotd.study": self.config.name, "cotd.kind": "study"}
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.config.name)
-        self.client.log_dict(run.info.run_id, self.config.model_dump(), "config.json")
+        self.client.set_terminated(run.info.run_id)  # `start_study` opens it
         return run.info.run_id
 
     def trial_run(self, trial: Trial) -> str:
         """The id of a trial's run, made where there is none."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{TRIAL_TAG}` = '{trial.id}'", max_results=1)
-        if found:
+        if found := self._runs_of(trial):
             return found[0].info.run_id
         tags = {TRIAL_TAG: trial.id, PARENT_TAG: self.parent_run, "cotd.study": self.config.name, "cotd.kind": "trial"}
         tags |= {"method": trial.method, "size": trial.size}
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=trial.title)
-        self._log_params(run.info.run_id, trial)
         return run.info.run_id
 
     def _log_params(self, run_id: str, trial: Trial) -> None:
+        """Logs what the trial is, once: parameters cannot change, and names (of sizes, of paths) may."""
         from mlflow.entities import Param
 
+        if self.client.get_run(run_id).data.params:
+            return
         plain = trial.to_dict()
         training = plain.pop("training")
         pairs = {**plain, **{f"training.{k}": v for k, v in training.items()}}
@@ -108,6 +113,7 @@ class StudyTracker:
         run = self.client.get_run(run_id)
         if run.info.status == "FINISHED" and "test_accuracy" in run.data.metrics:
             return run_id
+        self._log_params(run_id, trial)
         self.sync_curve(trial, folder)
         if folder.done:
             self._log_result(run_id, folder)
@@ -150,22 +156,31 @@ class StudyTracker:
         self.client.log_dict(self.parent_run, summary, "annotations.json")
 
     def start_study(self) -> None:
-        """Marks the study's own run as being worked on, again after a stop."""
+        """Marks the study's own run as being worked on, and logs the configuration that it is worked on with."""
         self.client.update_run(self.parent_run, status="RUNNING")
+        self.client.log_dict(self.parent_run, self.config.model_dump(), "config.json")
 
     def end_study(self, status: str) -> None:
         """Ends the study's own run: FINISHED, FAILED (some trials did), or KILLED (stopped on the way)."""
         self.client.set_terminated(self.parent_run, status)
 
-    def close_stale(self, trial: Trial) -> None:
-        """Marks the run of a trial that was being trained when the sweep stopped."""
-        run_id = self.trial_run(trial)
-        if self.client.get_run(run_id).info.status == "RUNNING":
-            self.client.set_terminated(run_id, "KILLED")
+    def settle(self, trial: Trial, folder: TrialFolder) -> None:
+        """Leaves no run open: what is done or failed is logged, what was stopped on the way is marked so."""
+        if folder.done or folder.error.is_file():
+            self.sync_trial(trial, folder)
+            return
+        for run in self._runs_of(trial):
+            if run.info.status == "RUNNING":
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     def reopen(self, trial: Trial) -> None:
         """Marks a trial's run as being worked on, again after a stop."""
-        self.client.update_run(self.trial_run(trial), status="RUNNING")
+        run_id = self.trial_run(trial)
+        self._log_params(run_id, trial)
+        self.client.update_run(run_id, status="RUNNING")
+
+    def _runs_of(self, trial: Trial) -> list[Any]:
+        return list(self.client.search_runs([self.experiment_id], f"tags.`{TRIAL_TAG}` = '{trial.id}'", max_results=1))
 
     # --- the registry -------------------------------------------------------------------------------------------
 
@@ -175,8 +190,10 @@ class StudyTracker:
 
         try:
             return self.client.get_model_version_by_alias(self.config.tracking.registered_model, CHAMPION)
-        except MlflowException:  # no such model, or no such alias
-            return None
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or no such alias
+                return None
+            raise
 
     def register(self, run_id: str, tags: dict[str, str]) -> Any:
         """Registers the student of a run as a new version (or finds the one it already is), with tags."""
@@ -198,6 +215,17 @@ class StudyTracker:
         self.client.set_registered_model_alias(self.config.tracking.registered_model, CHAMPION, version)
 
 
+def attempt(write: Callable[[], Any]) -> str | None:
+    """Writes to MLflow; None where that worked, else the first line of what MLflow said."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        write()
+    except MlflowException as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def log_student(run_id: str, directory: Path) -> None:
     """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled."""
     import warnings
@@ -210,8 +238,8 @@ def log_student(run_id: str, directory: Path) -> None:
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"student": str(directory)},
-            pip_requirements=["cotd"],
-            input_example=None,
+            code_paths=[str(Path(__file__).parent)],  # cotd itself: it is on no package index
+            pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],
         )
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
@@ -228,7 +256,7 @@ def friendly_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise CotdError(
             f"cannot use the MLflow tracking store '{uri}': {first} "

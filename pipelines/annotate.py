@@ -17,7 +17,7 @@ import pandas as pd
 from cotd import assets
 from cotd.annotations import annotations_digest
 from cotd.completions import CompletionStore, Request
-from cotd.config import StudyConfig, TeacherConfig
+from cotd.config import StudyConfig, TeacherConfig, digest
 from cotd.errors import CotdError
 from cotd.hub import first_sentence, hub_commit
 from cotd.methods import METHODS
@@ -135,14 +135,15 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     advice = " Check teacher.model and the network, or use embedded:smollm2-135m-instruct, which needs none."
     source = resolve_model(config.model)
     local = Path(source).is_dir()
-    revision = model_digest(source) if local else hub_commit(source, config.revision, advice)
+    if assets.is_embedded(config.model):
+        asset = assets.get_asset(config.model)
+        revision = f"{asset.package.name} {asset.package.version}, conversion {asset.version}" if asset.package else "built"
+    else:
+        revision = model_digest(source) if local else hub_commit(source, config.revision, advice)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
     except (OSError, ValueError) as error:
         raise CotdError(f"cannot load the teacher '{config.model}': {first_sentence(error)}{advice}") from error
-    if assets.is_embedded(config.model):
-        package = assets.get_asset(config.model).package
-        revision = f"{package.name} {package.version}" if package else revision
 
     def fit(text: str, limit: int) -> str:
         if len(text) <= limit:  # a token has at least one character
@@ -159,7 +160,13 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 def answer(
     requests: Sequence[Request], what: str, store: CompletionStore, usage: Counter[str], engine: Callable[[], Complete]
 ) -> dict[str, Completion]:
-    """Completions for requests: from the store where it has them, else from the engine, kept batch by batch."""
+    """Completions for requests: from the store where it has them, else from the engine, kept batch by batch.
+
+    Those that failed are among them, with their `error`; they are asked again next time.
+
+    Raises:
+        CotdError: nothing was answered, now or before.
+    """
     unique = {r.key: r for r in requests}
     known = store.answers(unique)
     missing = [r for key, r in unique.items() if key not in known]
@@ -168,34 +175,35 @@ def answer(
     if not missing:
         return known
     complete = engine()
-    failures: dict[str, str] = {}
+    failures: dict[str, Completion] = {}
     with track(f"{what} ({len(known):,} in store)" if known else what, len(missing), "rows") as advance:
         for batch in complete(missing):
             store.append(batch)
             for completion in batch:
                 if completion["error"]:
-                    failures[completion["key"]] = completion["error"]
+                    failures[completion["key"]] = completion
                 else:
                     known[completion["key"]] = completion
                     usage["prompt_tokens"] += completion["prompt_tokens"]
                     usage["output_tokens"] += completion["output_tokens"]
             advance(len(batch))
-    if len(failures) == len(missing):
-        raise CotdError(f"the teacher failed on all {len(missing)} requests for {what}: {next(iter(failures.values()))}")
+    if failures and not known:
+        why = next(iter(failures.values()))["error"]
+        raise CotdError(f"the teacher failed on all {len(missing)} requests for {what}: {why}")
     usage["failed"] += len(failures)
-    return known
+    return known | failures
 
 
 def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitStack) -> Complete:
-    """Starts Ray, if it does not run; `stack` ends it."""
+    """Starts Ray, if it does not run, and the engine; `stack` ends them."""
     from pipelines.cluster import ray_session
-    from pipelines.engine import complete, require_engine
+    from pipelines.engine import require_engine, teacher_engine
 
     require_engine()
     stack.enter_context(ray_session())
     model = resolve_model(config.teacher.model)
     revision = None if Path(model).is_dir() else teacher.revision
-    return lambda requests: complete(requests, model, config.teacher.engine, revision)
+    return stack.enter_context(teacher_engine(model, config.teacher.engine, revision))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -228,10 +236,17 @@ def summarise(
             "usable": int(annotations["error"].isna().sum()),
             "quarantined": {str(k): int(v) for k, v in annotations["error"].value_counts().items()},
         },
+        "inputs": annotation_inputs(config, reviews),
         "usage": dict(usage),
         "seconds": seconds,
         "digest": annotations_digest(annotations),
     }  # fmt: skip
+
+
+def annotation_inputs(config: StudyConfig, reviews: Reviews) -> str:
+    """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
+    prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
+    return digest([config.teacher.model_dump(exclude={"engine"}), prompts.hash, reviews.digest()])
 
 
 def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]] | None:

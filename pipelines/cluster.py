@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from cotd.errors import CotdError
+
 # Every process that Ray or vLLM starts inherits this variable, so that even one whose parent died can be found.
 MARKER = "COTD_SESSION"
 
@@ -44,8 +46,12 @@ def ray_session(**init: Any) -> Iterator[None]:
     previous = install_terminate_handler()
     defaults: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        with silenced_stderr():
-            ray.init(**{**defaults, **init})
+        try:
+            with silenced_stderr():
+                ray.init(**{**defaults, **init})
+        except ConnectionError as error:
+            where = os.environ.get("RAY_ADDRESS", "the running Ray")
+            raise CotdError(f"cannot join Ray at {where}: {error}. Start it, or unset RAY_ADDRESS for a local one.") from error
         quiet_ray_data()
         yield
     finally:
@@ -85,16 +91,19 @@ def install_terminate_handler() -> Any:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Lets cleaning up finish when Ctrl-C is pressed twice."""
+    """Lets cleaning up finish when Ctrl-C is pressed, or SIGTERM sent, twice."""
+    previous = {}
     try:
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, signal.SIG_IGN)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def marked_processes(mark: str) -> list[Any]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cotd import assets
 from cotd.config import StudyConfig
+from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.trials import write_json
 from pipelines.annotate import annotate
@@ -56,7 +57,9 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
         say(f"  teacher alone: {teacher['accuracy']:.1%} of {teacher['n']:,} gold test reviews")
         trials = len(config.grid.method) * len(config.grid.fraction) * len(config.grid.size) * len(config.grid.seed)
         stage(started, 3, f"students: {trials} trials on Ray Tune, tracked in MLflow (about 4 minutes on two cores)")
-        sweep(config)
+        if failed := sweep(config)["failed"]:
+            trials_folder = config.directory / "trials"
+            raise CotdError(*(f"trial {i} failed: {why} (see {trials_folder / i / 'error.txt'})" for i, why in failed.items()))
         stage(started, 4, "champion: the best distilled student by validation accuracy")
         promotion = promote(config)
         for sentence in promotion.sentences:

@@ -4,16 +4,18 @@ Two ways, both Ray Data pipelines with one engine an actor:
 
 - `ray_data_llm`, the default on GPUs: `ray.data.llm`'s vLLMEngineProcessor, with continuous batching across blocks and
   tensor parallelism.
-- `in_process`, the default on CPUs: vLLM's offline LLM inside a `map_batches` actor. The former starts three processes
-  that import vLLM one after another, 75 to 100 s on two cores against 27 s in one process (measured), and a strategy
-  starts it twice; throughput is the same, as two cores are saturated either way.
+- `in_process`, the default on CPUs: vLLM's offline LLM in a Ray actor that a `map_batches` stage asks. The former starts
+  three processes that import vLLM one after another, and starts them for each pipeline, of which a strategy has two:
+  two times 95 s on two cores, where this starts once, in 35 s (measured). Two cores are saturated either way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cotd.completions import Request
@@ -23,6 +25,7 @@ from cotd.hardware import choose_dtype
 from pipelines.cluster import has_gpus
 
 Completion = dict[str, Any]
+Complete = Callable[[Sequence[Request]], Iterator[list[Completion]]]
 
 
 def require_engine() -> None:
@@ -31,30 +34,39 @@ def require_engine() -> None:
         raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
 
 
-def complete(
-    requests: Sequence[Request], model: str, config: EngineConfig, revision: str | None = None
-) -> Iterator[list[Completion]]:
-    """Answers requests through `config.replicas` vLLM engines, a batch at a time, as they get done.
+@contextlib.contextmanager
+def teacher_engine(model: str, config: EngineConfig, revision: str | None = None) -> Iterator[Complete]:
+    """vLLM engines, `config.replicas` of them, for the duration of a block.
 
     Args:
-        requests: all with the same keys in their sampling parameters.
         model: a folder or a hub id. revision: of a hub id, a commit.
 
     Yields:
-        Batches of completions, in no particular order, with the columns of `cotd.completions.SCHEMA`. A request that
-        the engine refuses comes back with its `error`.
+        A function that answers requests, all with the same keys in their sampling parameters, a batch at a time as they
+        get done, in no particular order; each batch is a list of completions with the columns of
+        `cotd.completions.SCHEMA`. A request that the engine refuses comes back with its `error`.
     """
     import ray
 
     use_gpu = has_gpus()
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
-    rows = [{"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling)} for r in requests]
-    blocks = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // config.batch_size)))
-    stage = through_ray_data_llm if backend == "ray_data_llm" else through_in_process_engines
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
-    answered = stage(blocks, model, arguments, config, use_gpu)
-    for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+    engines = start_in_process_engines(model, arguments, config, use_gpu) if backend == "in_process" else []
+
+    def complete(requests: Sequence[Request]) -> Iterator[list[Completion]]:
+        rows = [{"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling)} for r in requests]
+        blocks = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // config.batch_size)))
+        answered = (
+            through_in_process_engines(blocks, engines) if engines else through_ray_data_llm(blocks, model, arguments, config)
+        )
+        for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+
+    try:
+        yield complete
+    finally:
+        for engine in engines:
+            ray.kill(engine)
 
 
 def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
@@ -94,38 +106,48 @@ def completion(key: str, **values: Any) -> Completion:
 # --- in process -----------------------------------------------------------------------------------------------------
 
 
-def through_in_process_engines(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON."""
+def start_in_process_engines(model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> list[Any]:
+    """Actors with an engine each. They start in the background; the first request waits for them."""
     import ray
 
     threads = max(1, int(max(n["Resources"].get("CPU", 1) for n in ray.nodes() if n["Alive"]) // config.replicas))
     variables = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return blocks.map_batches(
-        InProcessEngine,
-        fn_constructor_kwargs={"arguments": {"model": model, **arguments}},
-        batch_size=None,  # a block is a batch: a fixed size would wait to fill up from the next block
-        compute=ray.data.ActorPoolStrategy(size=config.replicas),
-        num_cpus=1,
-        num_gpus=config.tensor_parallel if use_gpu else 0,
-        runtime_env={"env_vars": variables},
-    )
+    actor = ray.remote(InProcessEngine).options(
+        num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables}, max_restarts=2,
+        max_task_retries=2,
+    )  # fmt: skip
+    return [actor.remote({"model": model, **arguments}) for _ in range(config.replicas)]
+
+
+def through_in_process_engines(blocks: Any, engines: list[Any]) -> Any:
+    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; two wait for each engine."""
+    import ray
+
+    def ask(batch: dict[str, Any]) -> dict[str, list[str]]:
+        return ray.get(random.choice(engines).answer.remote({column: list(values) for column, values in batch.items()}))
+
+    pool = ray.data.TaskPoolStrategy(size=2 * len(engines))
+    return blocks.map_batches(ask, batch_size=None, compute=pool, num_cpus=0)
 
 
 class InProcessEngine:
-    """One vLLM engine in an actor of its own; called with batches of requests."""
+    """One vLLM engine in an actor of its own, which outlives the pipelines that ask it."""
 
     def __init__(self, arguments: dict[str, Any]):
         from vllm import LLM
 
         self.llm = LLM(**arguments)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Answers a batch with the columns `key`, `prompt` and `sampling` (JSON); the column `answer` is JSON too."""
+        from vllm.exceptions import VLLMClientError
+
         rows = [
             (str(k), str(p), json.loads(s)) for k, p, s in zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
         ]
         try:
             completions = self._generate(rows)
-        except ValueError:  # vLLM refuses a batch for one bad request: find it, and answer the others
+        except (ValueError, VLLMClientError):  # a batch is refused for one bad request: find it, and answer the others
             completions = [self._generate_one(row) for row in rows]
         return {"answer": [json.dumps(c) for c in completions]}
 
@@ -134,9 +156,11 @@ class InProcessEngine:
         return [completion_of(key, o, s.get("allowed_token_ids")) for (key, _, s), o in zip(rows, outputs, strict=True)]
 
     def _generate_one(self, row: tuple[str, str, dict[str, Any]]) -> Completion:
+        from vllm.exceptions import VLLMClientError
+
         try:
             return self._generate([row])[0]
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             return completion(row[0], error=f"{type(error).__name__}: {error}")
 
 
@@ -185,11 +209,12 @@ def reduced(
 # --- ray.data.llm ---------------------------------------------------------------------------------------------------
 
 
-def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> Any:
+def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
     """A dataset with the column `answer`, each row a completion as JSON."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
+    use_gpu = has_gpus()
     threads = max(1, int(ray.cluster_resources().get("CPU", 1) // config.replicas))
     if not use_gpu:
         arguments = {"distributed_executor_backend": "mp", **arguments}

@@ -43,12 +43,12 @@ def report(config: StudyConfig) -> dict[str, Any]:
             {
                 "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
                 "accuracy": test["accuracy"], "ci_low": test["ci_low"], "ci_high": test["ci_high"], "n_test": test["n"],
-                "mlflow_run_id": tracker.trial_run(trial), "validation_accuracy": result["validation"]["accuracy"],
+                "mlflow_run_id": tracker.sync_trial(trial, plan.folder(trial)), "validation_accuracy": result["validation"]["accuracy"],
                 "macro_f1": test["macro_f1"], "train_reviews": result["train_reviews"],
                 "train_seconds": round(result["train_seconds"], 1), "trial_id": trial.id,
             }
         )  # fmt: skip
-    found = read_annotations(config)
+    found = read_annotations(config) if plan.annotations else None
     teacher = found[1]["teacher"] if found else None
     content: dict[str, Any] = {
         "study": config.name,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from cotd.annotations import annotations_digest
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS
@@ -15,7 +16,7 @@ from cotd.reviews import Reviews
 from cotd.sources import load_reviews
 from cotd.student import model_digest
 from cotd.trials import Trial, TrialFolder, plan_trials
-from pipelines.annotate import AnnotationFiles, check_gold, read_annotations, write_parquet
+from pipelines.annotate import AnnotationFiles, annotation_inputs, check_gold, read_annotations, write_parquet
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def plan_study(config: StudyConfig) -> Plan:
     check_gold(config, reviews)
     found = check_annotations(config, reviews)
     digests = {size: model_digest(config.sizes[size]) for size in config.grid.size}
-    trials = plan_trials(config, digests, reviews.digest(), found[1]["digest"] if found else None)
+    annotations_id = annotations_digest(found[0]) if found else None
+    trials = plan_trials(config, digests, reviews.digest(), annotations_id)
     shared = config.directory / "data" / f"reviews-{reviews.digest()}.parquet"
     if not shared.is_file():
         shared.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +59,13 @@ def plan_study(config: StudyConfig) -> Plan:
     provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": reviews.digest(), "rows": reviews.counts}}
     if found:
         provenance["teacher"] = {k: found[1]["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
-    files = AnnotationFiles.of(config) if found else None
-    annotations, teacher_test = (files.annotations, files.teacher_test) if files else (None, None)
+    annotations, teacher_test = None, None
+    if found:
+        # A copy by content: annotating again while trials run must not change what they are trained on.
+        annotations = shared.with_name(f"annotations-{annotations_id}.parquet")
+        if not annotations.is_file():
+            write_parquet(found[0], annotations)
+        teacher_test = AnnotationFiles.of(config).teacher_test
     return Plan(config, trials, shared, annotations, teacher_test, provenance)
 
 
@@ -71,20 +78,17 @@ def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFra
     needing = [m for m in config.grid.method if METHODS[m].needs_annotations]
     found = read_annotations(config)
     if not needing:
-        return found
+        return found if found and found[1].get("inputs") == annotation_inputs(config, reviews) else None
     if found is None:
         raise CotdError(
             f"{', '.join(needing)} need annotations, and {config.name} has none yet. Run `cotd annotate CONFIG` first."
         )
-    train = reviews.split("train")
-    table = found[0]
-    missing = len(train) - train["id"].isin(set(table["review_id"])).sum()
-    if missing:
+    if found[1].get("inputs") != annotation_inputs(config, reviews):
         raise CotdError(
-            f"{missing} of {len(train)} training reviews have no annotation: data or teacher changed since. "
+            f"{config.name}'s annotations were made for other reviews, another teacher or other prompts. "
             "Run `cotd annotate CONFIG` again; what is known is not asked again."
         )
-    if "given_gold" in {METHODS[m].rationale for m in needing} and not table["gold_conditioned"].any():
+    if "given_gold" in {METHODS[m].rationale for m in needing} and not found[0]["gold_conditioned"].any():
         raise CotdError(
             "cot_labelled needs rationales given the gold label, and these annotations have none. "
             "Set teacher.gold_conditioned: true and run `cotd annotate CONFIG` again."

@@ -15,10 +15,10 @@ from ray import tune
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.progress import say, track
-from cotd.tracking import StudyTracker
+from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotate import read_annotations, read_teacher_test
-from pipelines.cluster import ray_session
+from pipelines.cluster import ignore_interrupts, ray_session
 from pipelines.study import Plan, plan_study
 
 
@@ -35,25 +35,24 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     tracker = StudyTracker(config)
     pending = plan.pending()
     done = [t for t in plan.trials if t not in pending]
+    status = "KILLED"
     tracker.start_study()
-    if found := read_annotations(config):
-        tracker.log_teacher(found[1])
-    for trial in done:
-        tracker.sync_trial(trial, plan.folder(trial))
-    say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
-    if pending:
-        try:
+    try:
+        if plan.annotations and (found := read_annotations(config)):
+            tracker.log_teacher(found[1])
+        for trial in done:
+            tracker.sync_trial(trial, plan.folder(trial))
+        say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
+        if pending:
             with ray_session():
                 run_trials(plan, pending, tracker)
-        except BaseException:
-            for trial in plan.pending():
-                tracker.close_stale(trial)
-            tracker.end_study("KILLED")
-            raise
-    failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
-    for trial in pending:
-        tracker.sync_trial(trial, plan.folder(trial))
-    tracker.end_study("FAILED" if failed else "FINISHED")
+        failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
+        status = "FAILED" if failed else "FINISHED"
+    finally:
+        with ignore_interrupts():
+            for trial in pending:
+                tracker.settle(trial, plan.folder(trial))
+            tracker.end_study(status)
     return {"trials": len(plan.trials), "trained": len(pending) - len(failed), "failed": failed}
 
 
@@ -143,6 +142,7 @@ class TrialWatcher(tune.Callback):
         self.steps = dict.fromkeys(self.trials, 0)
         self.tracker = tracker
         self.advance = advance
+        self.warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks to restore an experiment; ours is restored from the trials' folders."""
@@ -153,16 +153,23 @@ class TrialWatcher(tune.Callback):
         key, step = str(folder.path), int(result["step"])
         self.advance(max(0, step - self.steps[key]))
         self.steps[key] = max(self.steps[key], step)
-        self.tracker.sync_curve(ours, folder)
+        self._tell_mlflow(lambda: self.tracker.sync_curve(ours, folder))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         ours, folder = self._of(trial)
-        self.tracker.sync_trial(ours, folder)
+        self._tell_mlflow(lambda: self.tracker.sync_trial(ours, folder))
         say(f"  {ours.title}: {describe_result(folder.result())}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         ours, folder = self._of(trial)
         say(f"  {ours.title}: failed: {last_line(folder.error)}")
+
+    def _tell_mlflow(self, write: Callable[[], Any]) -> None:
+        """Writes to MLflow if it answers; if not, trials go on, and what is missing is written at the end."""
+        problem = attempt(write)
+        if problem and not self.warned:
+            self.warned = True
+            say(f"  MLflow does not answer ({problem}); trials go on, and are logged at the end")
 
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
         folder = trial.config["folder"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ray
 from fastapi import FastAPI, HTTPException
 from ray import serve
 
@@ -96,7 +97,12 @@ def serving(
     if not source.startswith("models:/"):
         source = resolve_model(source)
     name, version = model_version(source)
-    pinned = f"models:/{name}/{version}" if source.startswith("models:/") else source
+    pinned = f"models:/{name}/{version}" if version != "local" else source
+    have = ray.cluster_resources().get("CPU", 0)
+    if replicas * cpus > have:
+        raise CotdError(
+            f"{replicas} replicas of {cpus:g} CPUs need more than the {have:g} that Ray has. Lower --replicas or --cpus."
+        )
     deployment = StudentServer.options(num_replicas=replicas, ray_actor_options={"num_cpus": cpus})  # type: ignore[attr-defined]
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     serve.start(http_options={"host": host, "port": port}, logging_config=quiet)

@@ -110,7 +110,9 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert [m.step for m in client.get_metric_history(run.info.run_id, "validation_accuracy")] == [4, 8]
-        assert {"test_accuracy", "test_ci_low", "test_ci_high", "test_teacher_agreement", "best_validation_accuracy"} <= set(run.data.metrics)
+        assert {"test_accuracy", "test_ci_low", "test_ci_high", "test_teacher_agreement", "best_validation_accuracy"} <= set(
+            run.data.metrics
+        )
         assert run.data.params["training.steps"] == "8"
         assert run.outputs.model_outputs, "the student is logged with its run"
         assert "config.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
@@ -129,6 +131,24 @@ def test_a_second_demo_reuses_finished_work(demo: tuple[Path, str], environment:
     assert "It is the champion already" in output
     assert {f: (f / "result.json").stat().st_mtime_ns for f in sorted((demo[0] / "demo" / "trials").iterdir())} == before
     assert sorted((demo[0] / "completions").iterdir()) == shards
+    assert marked(environment) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_the_demo_leaves_nothing(tmp_path: Path, environment: dict[str, str], number: int, code: int) -> None:
+    """Stopped while vLLM starts inside Ray: the moment with the most processes."""
+    command = [*COTD, "demo", f"storage={tmp_path}", *SMALL]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "rows to do" in line:
+            break
+    time.sleep(8)
+    assert len(marked(environment)) > 3
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
     assert marked(environment) == []
 
 

@@ -122,7 +122,7 @@ def test_a_port_in_use(refused: Refused, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     error = refused("serve", "--port", str(port))
     assert f"cannot listen on 127.0.0.1:{port} (Address already in use)." in error
-    assert "choose another: --port" in error
+    assert "choose another with --port" in error
 
 
 def test_serving_before_anything_was_promoted(refused: Refused, listener: socket.socket) -> None:

@@ -129,7 +129,7 @@ def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Reviews, te
     test = reviews.split("test").iloc[0]
     teacher_double.fails = lambda prompt: prompt.endswith("Sentiment:") and (train["text"] in prompt or test["text"] in prompt)
     output = run(reviews, teacher_double)
-    assert own(output).loc[train["id"], "error"] == "the teacher's label score failed"
+    assert own(output).loc[train["id"], "error"] == "the engine ran out of memory"
     assert own(output)["error"].notna().sum() == 1
     assert output.test.set_index("review_id")["predicted"].isna().to_dict() == {
         i: i == test["id"] for i in reviews.split("test")["id"]
@@ -142,7 +142,7 @@ def test_failed_and_cut_off_rationales_are_quarantined(reviews: Reviews, teacher
     teacher_double.write = lambda request: " No." if short in request.prompt else " It says what it says."
     output = run(reviews, teacher_double, gold_conditioned=False)
     errors = own(output)["error"].dropna()
-    assert sorted(errors) == ["rationale is empty or shorter than three words", "the teacher gave no answer"]
+    assert sorted(errors) == ["rationale is empty or shorter than three words", "the engine ran out of memory"]
     assert own(output).loc[errors.index, "label"].notna().all()
 
 

@@ -68,7 +68,7 @@ def test_truncation_is_flagged_and_keeps_the_beginning(student: Student, tiny_t5
     assert [p.truncated for p in exact.predict([text, "fine"])] == [False, False]
     assert [p.truncated for p in short.predict([text, "fine", text + " And more."])] == [True, False, True]
     a, b = short.predict([text + " I loved it.", text + " I hated it."])
-    assert a == b, "what lies beyond the limit is not read"
+    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what lies beyond the limit is not read"
     assert exact.predict([text])[0].score != short.predict([text])[0].score
 
 

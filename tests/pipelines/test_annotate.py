@@ -105,9 +105,12 @@ def test_failed_answers_are_quarantined_and_asked_again(config: StudyConfig, tea
     summary = annotate(config, teacher_double.complete)
     table = pd.read_parquet(AnnotationFiles.of(config).annotations)
     assert summary["annotations"]["usable"] == 46
-    assert summary["annotations"]["quarantined"] == {"the teacher gave no answer": 2}
+    assert summary["annotations"]["quarantined"] == {"the engine ran out of memory": 2}
     assert summary["usage"]["failed"] == 1
     assert table["error"].notna().sum() == 2
+
+    still = annotate(config, teacher_double.complete)
+    assert still["annotations"] == summary["annotations"], "one row that always fails does not fail the run"
 
     again = type(teacher_double)()
     summary = annotate(config, again.complete)

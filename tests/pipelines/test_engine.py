@@ -16,7 +16,7 @@ def test_both_engines_answer_alike() -> None:
     from cotd.config import TeacherConfig
     from pipelines.annotate import load_teacher
     from pipelines.cluster import ray_session
-    from pipelines.engine import complete
+    from pipelines.engine import teacher_engine
 
     teacher = load_teacher(TeacherConfig())
     tokens = [teacher.first_token(" Positive"), teacher.first_token(" Negative")]
@@ -30,9 +30,9 @@ def test_both_engines_answer_alike() -> None:
     with ray_session():
         for backend in ("in_process", "ray_data_llm"):
             config = EngineConfig(backend=backend, max_model_len=256)
-            for requests in (scores, written):
-                batches = complete(requests, resolve_model(TEACHER), config)
-                answers[backend, len(requests[0].sampling)] = {c["key"]: c for batch in batches for c in batch}
+            with teacher_engine(resolve_model(TEACHER), config) as complete:
+                for requests in (scores, written):
+                    answers[backend, len(requests[0].sampling)] = {c["key"]: c for batch in complete(requests) for c in batch}
     for keys in (4, 5):
         ours, theirs = answers["in_process", keys], answers["ray_data_llm", keys]
         assert set(ours) == set(theirs)
