@@ -52,6 +52,7 @@ def ray_session(**init: Any) -> Iterator[None]:
         except ConnectionError as error:
             where = os.environ.get("RAY_ADDRESS", "the running Ray")
             raise CotdError(f"cannot join Ray at {where}: {error}. Start it, or unset RAY_ADDRESS for a local one.") from error
+        install_terminate_handler()  # Ray's core has put its own in place, which aborts
         quiet_ray_data()
         yield
     finally:

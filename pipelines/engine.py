@@ -55,10 +55,12 @@ def teacher_engine(model: str, config: EngineConfig, revision: str | None = None
 
     def complete(requests: Sequence[Request]) -> Iterator[list[Completion]]:
         rows = [{"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling)} for r in requests]
-        blocks = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // config.batch_size)))
-        answered = (
-            through_in_process_engines(blocks, engines) if engines else through_ray_data_llm(blocks, model, arguments, config)
-        )
+        n_blocks = max(1, -(-len(rows) // config.batch_size))
+        blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
+        if engines:
+            answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+        else:
+            answered = through_ray_data_llm(blocks, model, arguments, config)
         for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
 
@@ -119,15 +121,14 @@ def start_in_process_engines(model: str, arguments: dict[str, Any], config: Engi
     return [actor.remote({"model": model, **arguments}) for _ in range(config.replicas)]
 
 
-def through_in_process_engines(blocks: Any, engines: list[Any]) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; two wait for each engine."""
+def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> Any:
+    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once."""
     import ray
 
     def ask(batch: dict[str, Any]) -> dict[str, list[str]]:
         return ray.get(random.choice(engines).answer.remote({column: list(values) for column, values in batch.items()}))
 
-    pool = ray.data.TaskPoolStrategy(size=2 * len(engines))
-    return blocks.map_batches(ask, batch_size=None, compute=pool, num_cpus=0)
+    return blocks.map_batches(ask, batch_size=None, compute=ray.data.TaskPoolStrategy(size=tasks), num_cpus=0)
 
 
 class InProcessEngine:

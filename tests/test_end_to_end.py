@@ -54,6 +54,17 @@ def marked(environment: dict[str, str]) -> list[str]:
     return found
 
 
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts a command that hears Ctrl-C, even where these tests run in a background job, which does not."""
+
+    def hear_interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts
+    )
+
+
 def run_demo(storage: Path, environment: dict[str, str], *extra: str) -> str:
     command = [*COTD, "demo", f"storage={storage}", *SMALL, *extra]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -138,7 +149,7 @@ def test_a_second_demo_reuses_finished_work(demo: tuple[Path, str], environment:
 def test_stopping_the_demo_leaves_nothing(tmp_path: Path, environment: dict[str, str], number: int, code: int) -> None:
     """Stopped while vLLM starts inside Ray: the moment with the most processes."""
     command = [*COTD, "demo", f"storage={tmp_path}", *SMALL]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(command, environment)
     assert process.stdout
     for line in process.stdout:
         if "rows to do" in line:
@@ -160,7 +171,7 @@ def endpoint(demo: tuple[Path, str], environment: dict[str, str]) -> Iterator[tu
         port = probe.getsockname()[1]
     uri = f"sqlite:///{demo[0] / 'mlflow.db'}"
     command = [*COTD, "serve", "--port", str(port), "--tracking-uri", uri]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(command, environment)
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}", process)
         yield f"http://127.0.0.1:{port}", process
