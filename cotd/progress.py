@@ -35,19 +35,6 @@ def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         yield lambda n: progress.advance(bar, n)
 
 
-@contextlib.contextmanager
-def spinner(title: str) -> Iterator[None]:
-    """Shows that something of unknown length is going on, and how long it took."""
-    started = time.monotonic()
-    if sys.stderr.isatty():
-        with console.status(f"  {title} …"):
-            yield
-    else:
-        say(f"  {title} …")
-        yield
-    say(f"  {title}: {time.monotonic() - started:.0f} s")
-
-
 def plain_track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     started, done, shown = time.monotonic(), 0, 0
 
