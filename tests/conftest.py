@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,21 @@ from cotd.completions import Request
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cotd")
+
+
+@pytest.fixture(autouse=True)
+def own_tracking_store() -> Iterator[None]:
+    """Gives each test the tracking store that it names: `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI.
+
+    Neither a store of the developer's own nor that of an earlier test may reach a test or the processes it starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.delenv(name, raising=False)
+        yield
+        # Whatever the test set is gone before `patch` restores what was there before.
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

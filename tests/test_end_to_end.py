@@ -39,7 +39,8 @@ def environment() -> dict[str, str]:
         "HTTPS_PROXY": blocked,
         "NO_PROXY": "127.0.0.1",
     }
-    return {**os.environ, **offline, "COTD_TEST_MARK": uuid.uuid4().hex}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return {**inherited, **offline, "COTD_TEST_MARK": uuid.uuid4().hex}
 
 
 def marked(environment: dict[str, str]) -> list[str]:
