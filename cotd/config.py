@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -217,9 +218,18 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
     Raises:
         CotdError: with every problem found, each naming its key.
     """
+    return check_config(read_yaml(path, overrides), str(path))
+
+
+def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A YAML mapping with `a.b=value` overrides applied.
+
+    Raises:
+        CotdError: no such file, not YAML, not a mapping, or an override that is none.
+    """
     path = Path(path)
     if not path.is_file():
-        shipped = sorted(str(p) for p in Path("tune_configs").glob("*.yaml"))
+        shipped = sorted(str(p) for p in Path("tune_configs").rglob("*.yaml"))
         hint = f" Shipped: {', '.join(shipped)}." if shipped else ""
         raise CotdError(f"no configuration file '{path}'.{hint}")
     try:
@@ -230,7 +240,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
         raise CotdError(f"{path} is not a mapping of keys to values but a {type(plain).__name__}. Start with `name: …`.")
     for override in overrides or []:
         apply_override(plain, override)
-    return check_config(plain, str(path))
+    return plain
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:
@@ -257,11 +267,28 @@ def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
     Raises:
         CotdError: all problems at once; an unknown key is answered with the nearest known one.
     """
+    return check_block(StudyConfig, plain, where, size_problems)
+
+
+BlockType = TypeVar("BlockType", bound=Block)
+
+
+def check_block(
+    kind: type[BlockType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
+) -> BlockType:
+    """A configuration of a plain dict.
+
+    Args:
+        more: finds further problems where pydantic has found some and stopped.
+
+    Raises:
+        CotdError: all problems at once; an unknown key is answered with the nearest known one.
+    """
     try:
-        return StudyConfig.model_validate(plain)
+        return kind.model_validate(plain)
     except ValidationError as error:
-        found = [describe_problem(e) for e in error.errors()]
-        found += [p for p in size_problems(plain) if p not in found]
+        found = [describe_problem(kind, e) for e in error.errors()]
+        found += [p for p in more(plain) if p not in found]
         raise CotdError(*(f"{where}: {p}" for p in found)) from error
 
 
@@ -278,11 +305,11 @@ def size_problems(plain: dict[str, Any]) -> list[str]:
     return [f"grid.size '{s}' is not in sizes ({known}).{nearest(s, list(sizes))}" for s in wanted if s not in sizes]
 
 
-def describe_problem(problem: Any) -> str:
+def describe_problem(kind: type[Block], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = known_keys(location[:-1])
+        known = known_keys(kind, location[:-1])
         return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"'{key}' is missing."
@@ -293,9 +320,9 @@ def describe_problem(problem: Any) -> str:
     return f"{key}: {message}{given}"
 
 
-def known_keys(location: list[str]) -> list[str]:
-    """The keys that the block at `location` knows."""
-    block: type[BaseModel] = StudyConfig
+def known_keys(kind: type[Block], location: list[str]) -> list[str]:
+    """The keys that the block at `location` of a configuration knows."""
+    block: type[BaseModel] = kind
     for part in location:
         annotation = block.model_fields[part].annotation if part in block.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -77,10 +77,11 @@ def check_mlflow() -> str:
 def check_assets() -> str:
     from cotd import assets
 
-    missing = [a.name for a in assets.ASSETS.values() if not assets.is_ready(a)]
+    needed = [a for a in assets.ASSETS.values() if not a.optional]
+    missing = [a.name for a in needed if not assets.is_ready(a)]
     if missing:
         raise CotdError(f"{', '.join(missing)} not in {assets.home()}. Run: cotd assets pull")
-    return f"{len(assets.ASSETS)} ready in {assets.home()}"
+    return f"{len(needed)} ready in {assets.home()}"
 
 
 def check_disk() -> str:

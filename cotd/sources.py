@@ -15,8 +15,9 @@ from cotd.reviews import SPLITS, Reviews, build_reviews, limit_rows
 from cotd.task import get_task
 
 FILE_TYPES = (".parquet", ".jsonl", ".csv")
-# Hub splits that hold no labelled reviews to train or test on; IMDb's 50,000 unlabelled ones are named so.
+# The hub's names of splits. IMDb's 50,000 reviews without labels, `unsupervised`, are there to pretrain on only.
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+UNLABELLED_HUB_SPLITS = {"unsupervised": "train", "unlabelled": "train", "unlabeled": "train"}
 
 
 def load_reviews(data: DataConfig) -> Reviews:
@@ -64,8 +65,12 @@ def is_file(source: str) -> bool:
     return source.endswith(FILE_TYPES)
 
 
-def read_rows(data: DataConfig) -> pd.DataFrame:
-    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`."""
+def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
+    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`.
+
+    Args:
+        unlabelled: of a hub data set, read the split that holds no labels instead of those that do.
+    """
     if isinstance(data.source, dict):
         parts = [map_columns(read_file(path), data.columns, path).assign(split=s) for s, path in data.source.items()]
         return pd.concat(parts, ignore_index=True)
@@ -83,7 +88,7 @@ def read_rows(data: DataConfig) -> pd.DataFrame:
             f"data.source '{data.source}' is neither embedded:NAME, nor a file ending in {', '.join(FILE_TYPES)}, "
             f"nor a hub id (OWNER/NAME).{nearest(assets.PREFIX + data.source, [assets.PREFIX + a for a in assets.ASSETS])}"
         )
-    return read_hub(data.source, data.columns)
+    return read_hub(data.source, data.columns, UNLABELLED_HUB_SPLITS if unlabelled else HUB_SPLITS)
 
 
 def read_file(path: str) -> pd.DataFrame:
@@ -133,8 +138,8 @@ def check_split(value: Any, where: str) -> str:
     return split
 
 
-def read_hub(source: str, columns: Columns) -> pd.DataFrame:
-    """A hub data set's train, validation and test splits, through `datasets` (which honours HF_ENDPOINT)."""
+def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) -> pd.DataFrame:
+    """A hub data set's splits, those that `names` maps, through `datasets` (which honours HF_ENDPOINT)."""
     import os
 
     # Else `datasets` tells an outside host, whatever HF_ENDPOINT says, the name of each data set that is loaded.
@@ -152,8 +157,8 @@ def read_hub(source: str, columns: Columns) -> pd.DataFrame:
         ) from error
     parts = []
     for name, split in splits.items():
-        if HUB_SPLITS.get(str(name)):
-            parts.append(map_columns(split.to_pandas(), columns, f"{source}/{name}").assign(split=HUB_SPLITS[str(name)]))
+        if names.get(str(name)):
+            parts.append(map_columns(split.to_pandas(), columns, f"{source}/{name}").assign(split=names[str(name)]))
     if not parts:
-        raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is train, validation or test.")
+        raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is named {', '.join(names)}.")
     return pd.concat(parts, ignore_index=True)

@@ -30,7 +30,9 @@ ENVIRONMENT = {
 
 @contextlib.contextmanager
 def ray_session(**init: Any) -> Iterator[None]:
-    """Ray for the duration of a block: the cluster that RAY_ADDRESS names, one that runs already, or a local one.
+    """Ray for the duration of a block: the cluster that RAY_ADDRESS names ("auto": one that runs here), else one of its own.
+
+    Ray itself would also join whatever another command started on this machine, and die with it.
 
     On the way out, whatever the reason, a local Ray is shut down and every process it left is ended. SIGTERM is
     turned into the same orderly end. Nested use joins the outer session.
@@ -48,7 +50,7 @@ def ray_session(**init: Any) -> Iterator[None]:
     try:
         try:
             with silenced_stderr():
-                ray.init(**{**defaults, **init})
+                ray.init(**{"address": os.environ.get("RAY_ADDRESS") or "local", **defaults, **init})
         except ConnectionError as error:
             where = os.environ.get("RAY_ADDRESS", "the running Ray")
             raise CotdError(f"cannot join Ray at {where}: {error}. Start it, or unset RAY_ADDRESS for a local one.") from error

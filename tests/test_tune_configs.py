@@ -1,4 +1,4 @@
-"""Every study that ships loads and validates."""
+"""Every study and every pretraining recipe that ships loads and validates."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from cotd.config import load_config
+from cotd.pretraining.config import load_pretrain_config
 from cotd.prompts import load_prompts
 from cotd.sources import noun
 from cotd.task import get_task
 from cotd.trials import plan_trials
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"
-STUDIES = sorted(FOLDER.rglob("*.y*ml"))
+RECIPES = sorted((FOLDER / "pretrain").rglob("*.y*ml"))
+STUDIES = sorted(set(FOLDER.rglob("*.y*ml")) - set(RECIPES))
 
 
 def test_the_demo_ships() -> None:
@@ -32,3 +34,11 @@ def test_study_loads_and_plans(path: Path) -> None:
 def test_studies_have_names_of_their_own() -> None:
     names = [load_config(path).name for path in STUDIES]
     assert len(set(names)) == len(names), "two studies of one name would write into one folder"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_recipe_loads_and_protects_the_embedded_test_reviews(path: Path) -> None:
+    config = load_pretrain_config(path)
+    protected = {(s.source, split) for s in config.corpus.protect for split in s.splits}
+    for name in ("embedded:rotten-tomatoes", "embedded:amazon-sentences"):
+        assert {(name, "validation"), (name, "test")} <= protected

@@ -1,0 +1,1 @@
+"""Makes a small T5 from text: tokenizer, corpus, transplanted embeddings, objectives, and the loop that trains it."""

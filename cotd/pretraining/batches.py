@@ -1,0 +1,159 @@
+"""Batches of chunks of similar length, planned from a seed: batch i is the same in every run, so that resuming is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cotd.pretraining.config import ObjectivesConfig
+from cotd.pretraining.corpus import Corpus
+from cotd.pretraining.denoising import denoise, masked_spans
+
+# Chunks are sorted by length within pools of this many batches: little padding, and batches still differ by epoch.
+POOL = 50
+
+
+def plan_batches(lengths: np.ndarray, batch_tokens: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Divides chunks into batches of at most `batch_tokens` pieces, padding included, in random order.
+
+    Returns:
+        Arrays of indices into `lengths`; every chunk is in exactly one.
+    """
+    order = generator.permutation(len(lengths))
+    pool_size = max(1, int(POOL * batch_tokens / max(1.0, float(lengths.mean()))))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), pool_size):
+        pool = order[start : start + pool_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        first = 0
+        for end in range(1, len(pool) + 1):
+            # Sorted, so that the next chunk would be the longest of the batch and set its width.
+            if end == len(pool) or lengths[pool[end]] * (end + 1 - first) > batch_tokens:
+                batches.append(pool[first:end])
+                first = end
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+class BatchedCorpus:
+    """A map-style data set whose item i is the i-th batch of the run, ready for the model.
+
+    Args:
+        chunks: indices of the corpus' chunks to learn hidden states from and to denoise.
+        answers: indices of the chunks with an answer state, and the states (n, width); None where there are none.
+        objectives: how many batches of which kind.
+        prefix: the pieces that go before a text whose label is asked.
+        count: how many batches the run takes; the chunks are gone through as often as that needs.
+    """
+
+    def __init__(
+        self, corpus: Corpus, chunks: np.ndarray, answers: tuple[np.ndarray, np.ndarray] | None, objectives: ObjectivesConfig,
+        sentinels: list[int], prefix: list[int], batch_tokens: int, count: int, seed: int, eos: int = 1, pad: int = 0,
+    ):  # fmt: skip
+        self.corpus, self.objectives, self.count, self.seed = corpus, objectives, count, seed
+        self.sentinels, self.prefix, self.eos, self.pad = sentinels, np.array(prefix), eos, pad
+        self.batch_tokens = batch_tokens
+        self.states = answers[1] if answers else None
+        self.pools = {"text": chunks, "answer": answers[0] if answers else chunks[:0]}
+        shares = {"hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share}
+        if not len(self.pools["answer"]):
+            shares["answer"] = 0.0
+        total = sum(shares.values()) or 1.0
+        # Which kind each batch is, and how many of its pool's batches went before it.
+        draws = np.random.default_rng([seed, 0]).choice(len(shares), size=count, p=[s / total for s in shares.values()])
+        self.kinds = [list(shares)[d] for d in draws]
+        is_answer = np.array([k == "answer" for k in self.kinds], dtype=bool)
+        before = {"answer": np.cumsum(is_answer) - is_answer, "text": np.cumsum(~is_answer) - ~is_answer}
+        self.positions = np.where(is_answer, before["answer"], before["text"])
+        self.plans: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _plan(self, pool: str, epoch: int) -> list[np.ndarray]:
+        """The pool's batches of one epoch; only the newest two epochs are kept."""
+        if (pool, epoch) not in self.plans:
+            generator = np.random.default_rng([self.seed, 1, epoch, len(pool)])
+            lengths = self.corpus.lengths[self.pools[pool]]
+            self.plans = {k: v for k, v in self.plans.items() if k[0] != pool or k[1] in (0, epoch - 1)}
+            self.plans[pool, epoch] = plan_batches(lengths, self.batch_tokens, generator)
+        return self.plans[pool, epoch]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        kind, position, epoch = self.kinds[index], int(self.positions[index]), 0
+        pool = "answer" if kind == "answer" else "text"
+        while position >= len(plan := self._plan(pool, epoch)):  # epochs differ a little in how many batches they make
+            position -= len(plan)
+            epoch += 1
+        members = plan[position]
+        chunks = [self.corpus.chunk(i) for i in self.pools[pool][members]]
+        if kind == "denoise":
+            return self.denoising_batch(chunks, np.random.default_rng([self.seed, 2, index]))
+        return self.answer_batch(chunks, members) if kind == "answer" else self.hidden_batch(chunks)
+
+    def answer_batch(self, chunks: list[dict[str, np.ndarray]], members: np.ndarray) -> dict[str, Any]:
+        """`input_ids` (B, S), prefix and text; their attention mask; `answers` (B, width)."""
+        import torch
+
+        assert self.states is not None
+        rows = [np.concatenate([self.prefix, c["pieces"]]) for c in chunks]
+        return {
+            "kind": "answer",
+            "input_ids": pad_rows(rows, self.pad),
+            "attention_mask": lengths_mask([len(r) for r in rows]),
+            "answers": torch.from_numpy(self.states[members].astype(np.float32)),
+            "tokens": torch.tensor(sum(len(r) for r in rows)),
+        }
+
+    def hidden_batch(self, chunks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+        """`input_ids`, `first` and `last` of shape (B, S); `teacher_ids` (B, T); attention masks of both."""
+        import torch
+
+        pieces = pad_rows([c["pieces"] for c in chunks], self.pad)
+        teacher = pad_rows([c["teacher"] for c in chunks], 0)
+        return {
+            "kind": "hidden",
+            "input_ids": pieces,
+            "attention_mask": lengths_mask([len(c["pieces"]) for c in chunks]),
+            "teacher_ids": teacher,
+            "teacher_mask": lengths_mask([len(c["teacher"]) for c in chunks]),
+            "first": pad_rows([c["first"] for c in chunks], 0),
+            "last": pad_rows([c["last"] for c in chunks], 0),
+            "tokens": torch.tensor(sum(len(c["pieces"]) for c in chunks)),
+        }
+
+    def denoising_batch(self, chunks: list[dict[str, np.ndarray]], generator: np.random.Generator) -> dict[str, Any]:
+        """`input_ids` of shape (B, S) with masks, their attention mask, and `labels` (B, T) padded with -100."""
+        import torch
+
+        o = self.objectives
+        pairs = []
+        for chunk in chunks:
+            body = chunk["pieces"][:-1] if chunk["pieces"][-1] == self.eos else chunk["pieces"]
+            masked = masked_spans(len(body), o.mask_share, o.mask_span, len(self.sentinels), generator)
+            pairs.append(denoise(body, masked, self.sentinels, self.eos, o.target))
+        labels = [t[: o.max_target_tokens] for _, t in pairs]
+        return {
+            "kind": "denoise",
+            "input_ids": pad_rows([s for s, _ in pairs], self.pad),
+            "attention_mask": lengths_mask([len(s) for s, _ in pairs]),
+            "labels": pad_rows(labels, -100),
+            "tokens": torch.tensor(sum(len(c["pieces"]) for c in chunks)),
+        }
+
+
+def pad_rows(rows: list[np.ndarray], value: int) -> Any:
+    """A (B, longest) int64 tensor of rows padded with `value`."""
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(r) for r in rows], batch_first=True, padding_value=value)
+
+
+def lengths_mask(lengths: list[int]) -> Any:
+    """A (B, longest) int64 tensor: 1 where a row has a token."""
+    import torch
+
+    counts = torch.tensor(lengths)
+    return (torch.arange(int(counts.max()) if lengths else 0) < counts[:, None]).long()

@@ -1,0 +1,249 @@
+"""The pretraining corpus: documents, cleaned of protected text, cut into chunks, tokenised once, memory-mapped.
+
+A prepared corpus is a folder of NumPy files. Of chunk i, `pieces[piece_starts[i]:piece_starts[i + 1]]` are the
+student's token ids, `</s>` included; `teacher[teacher_starts[i]:teacher_starts[i + 1]]` are the encoder teacher's, its
+own special tokens included; and `first` and `last`, as long as `pieces`, say which of the chunk's teacher tokens lie
+under each piece. `source[i]` is the number of the chunk's source in the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cotd.config import DataConfig, digest
+from cotd.errors import CotdError
+from cotd.pretraining.config import CorpusSource, PretrainConfig
+from cotd.pretraining.protection import ProtectedTexts
+from cotd.pretraining.tokenizer import task_words, train_tokenizer
+from cotd.reviews import build_reviews, clean_text, unit_interval
+from cotd.sources import dataset_name, read_rows
+from cotd.task import get_task
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s|$)|$)", re.DOTALL)
+ARRAYS = ("pieces", "piece_starts", "teacher", "teacher_starts", "first", "last", "source")
+
+
+def read_documents(source: CorpusSource) -> list[str]:
+    """A source's texts of the wanted splits, cleaned; equal texts once.
+
+    Raises:
+        CotdError: the source or a mapped column does not exist, or no text is in those splits.
+    """
+    data = DataConfig(source=source.source, columns=source.columns)
+    rows = read_rows(data, unlabelled="unlabelled" in source.splits)
+    if "unlabelled" in source.splits:
+        texts = [clean_text(t) for t in rows["text"] if isinstance(t, str)]
+    else:
+        table = build_reviews(rows, dataset_name(data), get_task(data.task), data.test_share, data.validation_share).table
+        texts = list(table[table["split"].isin(source.splits)]["text"])
+    texts = [t for t in dict.fromkeys(texts) if t]
+    if not texts:
+        raise CotdError(f"corpus: {source.source} has no text in split {' or '.join(source.splits)}.")
+    # In the order of a hash, so that a limit takes a fixed pseudo-random sample.
+    return sorted(texts, key=unit_interval)
+
+
+def read_corpus(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]:
+    """The documents to pretrain on, each with the number of its source, and the counts of what was read and left out.
+
+    The documents are in the order of a hash, all sources mixed.
+
+    Raises:
+        CotdError: naming every source that cannot be read.
+    """
+    problems: list[str] = []
+
+    def read(source: CorpusSource) -> list[str]:
+        try:
+            return read_documents(source)
+        except CotdError as error:
+            problems.extend(error.problems)
+            return []
+
+    protected_texts = [t for source in config.corpus.protect for t in read(source)]
+    parts = [read(source)[: config.corpus.limit] for source in config.corpus.sources]
+    if problems:
+        raise CotdError(*problems)
+    protected = ProtectedTexts(protected_texts)
+    documents: dict[str, int] = {}
+    counts = []
+    for number, (source, texts) in enumerate(zip(config.corpus.sources, parts, strict=True)):
+        kept = [t for t in texts if not protected.contained_in(t)]
+        documents |= {t: number for t in kept if t not in documents}
+        counts.append({"source": source.source, "documents": len(texts), "left_out": len(texts) - len(kept)})
+    ordered = {text: documents[text] for text in sorted(documents, key=unit_interval)}
+    return ordered, {"protected_texts": len(protected_texts), "sources": counts}
+
+
+def sentences(text: str) -> list[str]:
+    """The text's sentences, cut after a full stop, exclamation or question mark and white space."""
+    return _SENTENCE.findall(text)
+
+
+def chunks_of(document: str, limits: list[int], characters_a_piece: float) -> Iterator[str]:
+    """Cuts a document at sentence ends into chunks of about at most one of `limits` pieces, the limit drawn for each."""
+    current: list[str] = []
+    room = 0.0
+    for number, sentence in enumerate(sentences(document)):
+        if current and len(sentence) > room:
+            yield " ".join(current)
+            current = []
+        if not current:
+            room = limits[int(unit_interval(f"chunk\n{number}\n{document}") * len(limits))] * characters_a_piece
+        current.append(sentence)
+        room -= len(sentence) + 1
+    if current:
+        yield " ".join(current)
+
+
+def align(pieces: Sequence[tuple[int, int]], teacher: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Which teacher tokens lie under each piece of the same text.
+
+    Args:
+        pieces, teacher: (start, end) characters of each token in the text; (0, 0) for special tokens.
+
+    Returns:
+        For each piece the index of the first and of the last teacher token under it. A piece over none of them (white
+        space, a character the teacher dropped) gets the next one; `</s>`, and what comes after the last one, get the
+        teacher's last token.
+    """
+    spans, seen = np.array(pieces).reshape(-1, 2), np.array(teacher).reshape(-1, 2)
+    (real,) = np.nonzero(seen[:, 1] > seen[:, 0])
+    end = len(seen) - 1
+    numbers = np.append(real, end)
+    first = numbers[np.searchsorted(seen[real, 1], spans[:, 0], side="right")]
+    last = numbers[np.searchsorted(seen[real, 0], spans[:, 1], side="left") - 1]  # of an empty `real`, the end
+    special = spans[:, 1] <= spans[:, 0]
+    first[special] = end
+    last[special] = end
+    return first, np.maximum(first, last)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus; see the module's docstring for the arrays."""
+
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus:
+        """Opens a prepared corpus; nothing is read into memory until it is used."""
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        return cls(folder, arrays, json.loads((folder / "corpus.json").read_text(encoding="utf-8")))
+
+    def __len__(self) -> int:
+        return len(self.arrays["piece_starts"]) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Pieces of each chunk."""
+        return np.diff(self.arrays["piece_starts"])
+
+    def chunk(self, index: int) -> dict[str, np.ndarray]:
+        """One chunk: `pieces`, `first` and `last`, each of its length in pieces, and `teacher`."""
+        a, b = self.arrays["piece_starts"][index : index + 2]
+        c, d = self.arrays["teacher_starts"][index : index + 2]
+        cut = {name: np.asarray(self.arrays[name][a:b]).astype(np.int64) for name in ("pieces", "first", "last")}
+        return cut | {"teacher": np.asarray(self.arrays["teacher"][c:d]).astype(np.int64)}
+
+
+def corpus_digest(config: PretrainConfig) -> str:
+    """What a prepared corpus depends on; a folder of another digest is made anew."""
+    teacher = config.encoder_teacher.model if config.encoder_teacher else None
+    corpus = config.corpus.model_dump(exclude={"held_out"})
+    for source in corpus["sources"]:
+        del source["answers"], source["noun"]
+    return digest({"corpus": corpus, "tokenizer": config.tokenizer.model_dump(), "teacher": teacher})
+
+
+def prepare(config: PretrainConfig, report: Callable[[str], None] = print) -> Corpus:
+    """Reads, cleans, chunks and tokenises the corpus into the run's folder; does nothing where that is done.
+
+    Args:
+        report: called with one line for each step.
+
+    Raises:
+        CotdError: a source cannot be read.
+    """
+    target = config.directory / "corpus"
+    wanted = corpus_digest(config)
+    if (target / "corpus.json").is_file() and json.loads((target / "corpus.json").read_text())["digest"] == wanted:
+        corpus = Corpus.open(target)
+        report(f"corpus: in place, {corpus.manifest['tokens']:,} tokens in {len(corpus):,} chunks")
+        return corpus
+    report("corpus: reading and leaving out protected text")
+    documents, counts = read_corpus(config)
+    left_out = sum(c["left_out"] for c in counts["sources"])
+    report(f"corpus: {len(documents):,} documents; {left_out:,} left out for text they share with protected ones")
+    report(f"tokenizer: training {config.tokenizer.vocabulary:,} pieces")
+    sample = list(documents)[: config.tokenizer.train_documents]
+    tokenizer = train_tokenizer(sample, config.tokenizer.vocabulary, task_words())
+    scratch = target.with_name("corpus.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    tokenizer.save_pretrained(scratch / "tokenizer")
+    report("corpus: tokenising")
+    write_arrays(scratch, documents, tokenizer, load_teacher_tokenizer(config), config.corpus.chunk_tokens)
+    sizes = {name: len(np.load(scratch / f"{name}.npy", mmap_mode="r")) for name in ("pieces", "piece_starts")}
+    manifest = counts | {"digest": wanted, "tokens": sizes["pieces"], "chunks": sizes["piece_starts"] - 1}
+    (scratch / "corpus.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    corpus = Corpus.open(target)
+    report(f"corpus: {manifest['tokens']:,} tokens in {len(corpus):,} chunks")
+    return corpus
+
+
+def load_teacher_tokenizer(config: PretrainConfig) -> Any | None:
+    """The encoder teacher's tokenizer, or None where there is no such teacher."""
+    from transformers import AutoTokenizer
+
+    from cotd.student import resolve_model
+
+    if config.encoder_teacher is None:
+        return None
+    return AutoTokenizer.from_pretrained(resolve_model(config.encoder_teacher.model))
+
+
+def write_arrays(folder: Path, documents: dict[str, int], tokenizer: Any, teacher: Any | None, limits: list[int]) -> None:
+    """Tokenises documents with both tokenizers and writes the corpus' arrays."""
+    texts_and_sources = list(documents.items())
+    sample = [t for t, _ in texts_and_sources[:500]]
+    pieces_in_sample = sum(len(ids) for ids in tokenizer(sample, verbose=False)["input_ids"])
+    characters_a_piece = sum(map(len, sample)) / pieces_in_sample
+    longest = max(limits)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("pieces", "teacher", "first", "last")}
+    piece_lengths, teacher_lengths, sources = [], [], []
+    for start in range(0, len(texts_and_sources), 256):
+        cut = [(c, n) for d, n in texts_and_sources[start : start + 256] for c in chunks_of(d, limits, characters_a_piece)]
+        texts = [c for c, _ in cut]
+        sources += [n for _, n in cut]
+        coded = tokenizer(texts, return_offsets_mapping=True, max_length=longest, truncation=True)
+        seen: dict[str, Any] = (
+            teacher(texts, return_offsets_mapping=True, max_length=512, truncation=True)
+            if teacher
+            else {"input_ids": [[0]] * len(texts), "offset_mapping": [[(0, 0)]] * len(texts)}
+        )
+        for i in range(len(texts)):
+            first, last = align(coded["offset_mapping"][i], seen["offset_mapping"][i])
+            columns["pieces"].append(np.array(coded["input_ids"][i], dtype=np.uint16))
+            columns["teacher"].append(np.array(seen["input_ids"][i], dtype=np.uint16))
+            columns["first"].append(first.astype(np.uint16))
+            columns["last"].append(last.astype(np.uint16))
+            piece_lengths.append(len(first))
+            teacher_lengths.append(len(seen["input_ids"][i]))
+    for name, parts in columns.items():
+        np.save(folder / f"{name}.npy", np.concatenate(parts))
+    np.save(folder / "source.npy", np.array(sources, dtype=np.uint8))
+    np.save(folder / "piece_starts.npy", np.cumsum([0, *piece_lengths], dtype=np.int64))
+    np.save(folder / "teacher_starts.npy", np.cumsum([0, *teacher_lengths], dtype=np.int64))

@@ -1,0 +1,382 @@
+"""Trains the T5: transformers' Trainer with this package's batches and losses, checkpoints, held-out losses and probes.
+
+A run's folder:
+
+    corpus/          the prepared corpus and the tokenizer
+    initial/         the model before the first step
+    checkpoints/     the newest one; training goes on from it exactly
+    metrics.jsonl    a line for each logged step
+    model/           the finished T5, in Hugging Face layout, with its card
+    summary.json     written last: its presence means done
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cotd.config import DataConfig, TrainingConfig, digest
+from cotd.errors import CotdError
+from cotd.hardware import choose_dtype
+from cotd.pretraining.answers import read_answers
+from cotd.pretraining.batches import BatchedCorpus
+from cotd.pretraining.config import PretrainConfig
+from cotd.pretraining.corpus import Corpus, corpus_digest
+from cotd.pretraining.tokenizer import SENTINELS
+from cotd.task import get_task
+from cotd.training import latest_checkpoint
+
+STATISTICS_BATCHES = 150
+
+
+class RunFolder:
+    """The files of one pretraining run; see the module's docstring."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.corpus = path / "corpus"
+        self.initial = path / "initial"
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.model = path / "model"
+        self.summary = path / "summary.json"
+        self._recipe = path / "recipe.json"
+
+    def claim(self, wanted: str, restart: bool) -> None:
+        """Makes the folder this recipe's.
+
+        Raises:
+            CotdError: it holds the first model, a checkpoint or the result of another recipe.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        held = json.loads(self._recipe.read_text())["digest"] if self._recipe.is_file() else wanted
+        if held != wanted:
+            if not restart:
+                raise CotdError(
+                    f"{self.path} holds a run of another recipe. Give this one another `name`, or start over with --restart."
+                )
+            for done in (self.initial, self.checkpoints, self.model):
+                shutil.rmtree(done, ignore_errors=True)
+            for done in (self.metrics, self.summary):
+                done.unlink(missing_ok=True)
+        self._recipe.write_text(json.dumps({"digest": wanted}))
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary.read_text(encoding="utf-8"))
+
+    def points(self) -> list[dict[str, float]]:
+        """The logged points, in order; a step logged twice, because a stop lay between, counts once."""
+        if not self.metrics.is_file():
+            return []
+        lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+        by_step: dict[int, dict[str, float]] = {}
+        for point in lines:
+            by_step[int(point["step"])] = by_step.get(int(point["step"]), {}) | point
+        return [by_step[step] for step in sorted(by_step)]
+
+
+def run_digest(config: PretrainConfig) -> str:
+    """What a run's weights depend on: a folder of another digest holds another run."""
+    plain = config.model_dump(exclude={"name", "storage", "tracking_uri", "probe"})
+    del plain["corpus"], plain["tokenizer"]
+    for cosmetic in ("log_every", "save_every"):
+        del plain["training"][cosmetic]
+    return digest(plain | {"corpus": corpus_digest(config)})
+
+
+def chunk_split(corpus: Corpus, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the chunks to train on, and of those held out (the first ones: documents are in a hash's order)."""
+    held_out = min(config.corpus.held_out, len(corpus) // 10)
+    return np.arange(held_out, len(corpus)), np.arange(held_out)
+
+
+def load_tokenizer(folder: RunFolder) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder.corpus / "tokenizer", local_files_only=True)
+
+
+def make_batches(
+    config: PretrainConfig, corpus: Corpus, tokenizer: Any, chunks: np.ndarray, count: int, seed_offset: int = 0
+) -> BatchedCorpus:
+    """`count` batches of some of the corpus' chunks, of all the kinds that the recipe asks for."""
+    sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
+    t, answers = config.training, None
+    prefix: list[int] = []
+    if config.answer_teacher and config.objectives.answer_share:
+        asked, states = read_answers(corpus)
+        mine = np.isin(asked, chunks)
+        answers = (asked[mine], states[mine])
+        prefix = tokenizer(get_task(config.answer_teacher.task).label_prefix.strip(), add_special_tokens=False)["input_ids"]
+    return BatchedCorpus(
+        corpus, chunks, answers, config.objectives, sentinels, prefix, t.batch_tokens, count, t.seed + seed_offset
+    )
+
+
+def device_of(config: PretrainConfig) -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> None:
+    """Writes the model before the first step: random weights, a teacher's embeddings, the statistics of its states."""
+    import torch
+
+    from cotd.pretraining.embeddings import TeacherStatistics, sample_batches
+    from cotd.pretraining.model import EncoderTeacher, PretrainingT5, t5_config
+
+    tokenizer, device = load_tokenizer(folder), device_of(config)
+    model_config = t5_config(config.shape, len(tokenizer), config.training.dropout)
+    generator = torch.Generator().manual_seed(config.training.seed)
+    train_chunks, _ = chunk_split(corpus, config)
+    widths: dict[str, int] = {}
+    values: dict[str, torch.Tensor] = {}
+    statistics = None
+    if config.encoder_teacher:
+        teacher = EncoderTeacher(config.encoder_teacher, device)
+        widths |= {"hidden": teacher.width, "sentence": teacher.width}
+        batches = make_batches(config, corpus, tokenizer, train_chunks, 0)
+        sample = sample_batches(corpus, train_chunks, batches, STATISTICS_BATCHES)
+        statistics = TeacherStatistics(corpus, teacher, sample, len(tokenizer), device)
+        values |= statistics.by_head()
+    if config.answer_teacher and config.objectives.answer_share:
+        states = torch.from_numpy(read_answers(corpus)[1].astype(np.float32))
+        widths["answer"] = states.shape[1]
+        values |= {"answer_mean": states.mean(0), "answer_spread": states.std(0).clamp_min(1e-6)}
+    model_config.teacher_widths = widths
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        model = PretrainingT5(model_config)
+    with torch.no_grad():
+        for head in widths:
+            getattr(model, f"{head}_head").weight.zero_()  # the first prediction is the mean
+            getattr(model, f"{head}_head").bias.zero_()
+        for name, value in values.items():
+            getattr(model, name).copy_(value.cpu())
+        if config.embeddings == "encoder_teacher":
+            assert statistics is not None
+            rows = statistics.embedding_rows(config.shape.d_model, generator)
+            model.shared.weight[: len(rows)] = rows
+        elif config.embeddings == "language_teacher":
+            model.shared.weight.copy_(language_rows(config, tokenizer))
+    scratch = folder.initial.with_name("initial.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    shutil.rmtree(folder.initial, ignore_errors=True)
+    scratch.rename(folder.initial)
+
+
+def language_rows(config: PretrainConfig, tokenizer: Any) -> Any:
+    """First embeddings (V, d_model) from the language teacher's own."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from cotd.pretraining.embeddings import language_teacher_rows, project
+    from cotd.student import resolve_model
+
+    source = resolve_model(config.language_teacher)
+    teacher = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    own = AutoTokenizer.from_pretrained(source)
+    return project(language_teacher_rows(tokenizer, own, teacher.get_input_embeddings().weight.detach()), config.shape.d_model)
+
+
+def train(
+    config: PretrainConfig, folder: RunFolder, on_point: Callable[[dict[str, float]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Trains from the initial model or the newest checkpoint, and writes the finished T5.
+
+    On several workers each calls this; batches are dealt out among them, and the first one writes.
+
+    Args:
+        on_point: called with each logged point: `step`, `loss`, the losses by objective, `tokens`, held-out losses,
+            `probe_accuracy`.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from cotd.pretraining.model import EncoderTeacher, PretrainingT5, save_as_t5, total_loss
+
+    corpus, tokenizer = Corpus.open(folder.corpus), load_tokenizer(folder)
+    train_chunks, held_out_chunks = chunk_split(corpus, config)
+    settings, use_gpu = config.training, torch.cuda.is_available()
+    model = PretrainingT5.from_pretrained(folder.initial, dtype=torch.float32)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = settings.dropout
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = settings.dropout
+    teacher = None
+    if config.encoder_teacher and config.objectives.hidden_share:
+        teacher = EncoderTeacher(config.encoder_teacher, device_of(config))
+    precision = choose_dtype(settings.precision, use_gpu)
+    arguments = TrainingArguments(
+        output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=1,
+        learning_rate=settings.learning_rate, warmup_steps=min(settings.warmup_steps, settings.steps // 2),
+        weight_decay=settings.weight_decay, lr_scheduler_type=settings.schedule, max_grad_norm=settings.max_grad_norm,
+        optim={"adamw": "adamw_torch_fused" if use_gpu else "adamw_torch", "adafactor": "adafactor"}[settings.optimizer],
+        save_strategy="steps", save_steps=settings.save_every, save_total_limit=1, logging_steps=settings.log_every,
+        seed=settings.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
+        bf16=precision == "bfloat16", dataloader_num_workers=4 if use_gpu else 0, log_level="error",
+    )  # fmt: skip
+    batches = make_batches(config, corpus, tokenizer, train_chunks, settings.steps * arguments.world_size)
+    held_out = make_batches(config, corpus, tokenizer, held_out_chunks, 40, seed_offset=1)
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+
+    class PretrainingTrainer(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(batches)  # planned in random order
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            with self.compute_loss_context_manager():
+                losses = self.accelerator.unwrap_model(model).losses(inputs, teacher)
+            for name, value in losses.items():
+                sums[name] += float(value.detach())
+                counts[name] += 1
+            sums["tokens"] += float(inputs["tokens"]) * self.args.world_size
+            return total_loss(losses, config.objectives)
+
+        def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
+            if "loss" not in logs or not self.is_world_process_zero():
+                return
+            point: dict[str, float] = {"step": self.state.global_step, "loss": logs["loss"]}
+            point |= {name: sums[name] / n for name, n in counts.items()}
+            point |= {
+                "learning_rate": logs["learning_rate"],
+                "tokens": sums["tokens"],
+                "seconds": time.perf_counter() - started,
+            }
+            sums.clear()
+            counts.clear()
+            write_point(point)
+
+    class Measure(TrainerCallback):
+        """Held-out losses with each checkpoint, and the probe now and then."""
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                write_point({"step": state.global_step} | held_out_losses(model, held_out, teacher))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            due = config.probe.source and state.global_step % config.probe.every == 0 and state.global_step < settings.steps
+            if due and state.is_world_process_zero:
+                write_point({"step": state.global_step} | probe(config, model, tokenizer, folder))
+
+    def write_point(point: dict[str, float]) -> None:
+        with folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(point) + "\n")
+        on_point(point)
+
+    started = time.perf_counter()
+    trainer = PretrainingTrainer(
+        model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0], callbacks=[Measure()]
+    )
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if settings.steps:
+        trainer.train(resume_from_checkpoint=latest_checkpoint(folder.checkpoints))
+    if not trainer.is_world_process_zero():
+        return {}
+    last = {"step": settings.steps} | held_out_losses(model, held_out, teacher)
+    if config.probe.source:
+        last |= probe(config, model, tokenizer, folder)
+    write_point(last)
+    points = folder.points()
+    summary = {
+        "digest": run_digest(config), "steps": settings.steps, "tokens": sum(p.get("tokens", 0) for p in points),
+        "seconds": total_seconds(folder), "parameters": plain_parameters(model), "device": device_name(),
+        "precision": precision, "corpus": corpus.manifest, "last": points[-1], "config": config.model_dump(),
+    }  # fmt: skip
+    scratch = folder.model.with_name("model.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_as_t5(model, tokenizer, scratch)
+    shutil.rmtree(folder.model, ignore_errors=True)
+    scratch.rename(folder.model)
+    folder.summary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+    return summary
+
+
+def plain_parameters(model: Any) -> int:
+    """Parameters of the finished T5: the heads towards the teacher are left behind."""
+    left_behind = ("hidden_", "sentence_", "answer_")
+    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(left_behind))
+
+
+def total_seconds(folder: RunFolder) -> float:
+    """Seconds of training over all attempts: each attempt's clock starts at zero."""
+    total = previous = 0.0
+    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
+        seconds = json.loads(line).get("seconds")
+        if seconds is not None:
+            total += seconds - previous if seconds >= previous else seconds
+            previous = seconds
+    return total
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor's with its number of threads in use."""
+    import platform
+
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
+
+
+def held_out_losses(model: Any, batches: BatchedCorpus, teacher: Any) -> dict[str, float]:
+    """Mean losses by objective on chunks that are never trained on, named `held_out_…`."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    sums: dict[str, list[float]] = defaultdict(list)
+    with torch.inference_mode():
+        for index in range(len(batches)):
+            batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batches[index].items()}
+            for name, value in model.losses(batch, teacher).items():
+                sums[name].append(float(value))
+    model.train(was_training)
+    return {f"held_out_{name}": math.fsum(values) / len(values) for name, values in sums.items()}
+
+
+def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder) -> dict[str, float]:
+    """Validation accuracy of a quick finetune of the model as it is, with the trainer that trials use."""
+    import torch
+
+    from cotd.pretraining.model import save_as_t5
+    from cotd.sources import load_reviews
+    from cotd.training import train_trial
+    from cotd.trials import Trial, TrialFolder
+
+    settings = config.probe
+    assert settings.source is not None
+    reviews = load_reviews(DataConfig(source=settings.source, train_rows=settings.rows, validation_rows=1000, test_rows=32))
+    scratch = folder.path / "probe"
+    shutil.rmtree(scratch, ignore_errors=True)
+    random_state = torch.get_rng_state()
+    save_as_t5(model, tokenizer, scratch / "base")
+    training = TrainingConfig(steps=settings.steps, eval_every=max(1, settings.steps // 4))
+    trial = Trial(
+        "finetune", 1.0, "probe", 0, str(scratch / "base"), training, "sentiment", base_digest="", reviews_digest="",
+        annotations_digest=None,
+    )  # fmt: skip
+    trial_folder = TrialFolder(scratch / "trial")
+    trial_folder.path.mkdir(parents=True)
+    result = train_trial(trial, trial_folder, reviews.table, None)
+    shutil.rmtree(scratch, ignore_errors=True)
+    torch.set_rng_state(random_state)
+    return {"probe_accuracy": result["validation"]["accuracy"]}

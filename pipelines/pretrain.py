@@ -1,0 +1,155 @@
+"""`cotd pretrain`: a recipe's corpus, first model, training and card, on this machine or on Ray Train's workers."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from cotd.errors import CotdError
+from cotd.pretraining.answers import AnswerBlocks, AnswerTeacher
+from cotd.pretraining.card import write_card
+from cotd.pretraining.config import PretrainConfig
+from cotd.pretraining.corpus import Corpus, prepare
+from cotd.pretraining.training import RunFolder, make_initial, run_digest, train
+from cotd.progress import say, track
+from cotd.tracking import PretrainingTracker
+from pipelines.cluster import has_gpus, ray_session
+
+
+def pretrain(config: PretrainConfig, restart: bool = False) -> dict[str, Any]:
+    """Makes a T5 from text; what is done already is not done again, and a stopped run goes on from its checkpoint.
+
+    Args:
+        restart: throw away the folder of another recipe of this name instead of refusing to.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        CotdError: a source or a teacher does not exist, or the folder holds a run of another recipe.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading weights; the stages show their own
+    folder = RunFolder(config.directory)
+    check_teachers(config)
+    folder.claim(run_digest(config), restart)
+    if folder.summary.is_file():
+        say(f"done before: {folder.model}")
+        return folder.read_summary()
+    tracker = PretrainingTracker(config, run_digest(config))
+    status = "KILLED"
+    try:
+        corpus = prepare(config, say)
+        if config.answer_teacher and config.objectives.answer_share:
+            ask_answer_teacher(config, corpus)
+        if not folder.initial.is_dir():
+            say("first model: embeddings and statistics of the teachers' states")
+            make_initial(config, corpus, folder)
+        seen = last_step(folder)
+        with track(f"pretraining {config.name}", config.training.steps, "steps") as advance:
+            advance(seen)
+
+            def on_point(point: dict[str, float]) -> None:
+                nonlocal seen
+                advance(max(0, int(point["step"]) - seen))
+                seen = max(seen, int(point["step"]))
+                tracker.log(point)
+
+            run_workers(config, folder) if config.training.workers > 1 else train(config, folder, on_point)
+        for point in folder.points() if config.training.workers > 1 else []:
+            tracker.log(point)
+        summary = folder.read_summary()
+        write_card(folder, summary)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        tracker.finish(summary, folder.model / "README.md")
+        status = "FINISHED"
+    finally:
+        tracker.end(status)
+    return summary
+
+
+def check_teachers(config: PretrainConfig) -> None:
+    """Raises CotdError, naming all, where a teacher that the recipe needs is not there."""
+    from cotd.student import resolve_model
+
+    wanted = [t.model for t in (config.encoder_teacher, config.answer_teacher) if t]
+    if config.embeddings == "language_teacher":
+        wanted.append(config.language_teacher)
+    problems: list[str] = []
+    for source in dict.fromkeys(wanted):
+        try:
+            resolve_model(source)
+        except CotdError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise CotdError(*problems)
+
+
+class BlockAnswerer(AnswerTeacher):
+    """An answer teacher in a Ray actor, which says which block its states are of: they come in any order."""
+
+    def block_states(self, block: int, texts: list[tuple[str, str]]) -> tuple[int, Any]:
+        return block, self.states(texts)
+
+
+def ask_answer_teacher(config: PretrainConfig, corpus: Corpus) -> None:
+    """Computes the answer teacher's states, block by block, on every GPU, or every processor core, that Ray has."""
+    blocks = AnswerBlocks(config, corpus)
+    missing = blocks.missing()
+    if not missing:
+        return
+    import ray
+    from ray.util import ActorPool
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(corpus.folder / "tokenizer", local_files_only=True)
+    with ray_session():
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        count = min(len(missing), gpus or int(ray.cluster_resources()["CPU"]))
+        resources = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
+        # One thread each: two threads that wait for each other stall when anything else runs.
+        remote = ray.remote(**resources)(BlockAnswerer)
+        actors = [remote.remote(blocks.teacher, set(blocks.nouns), threads=1) for _ in range(count)]
+        total = sum(len(b) for b in blocks.blocks)
+        with track("asking the answer teacher", total, "texts") as advance:
+            advance(total - sum(len(blocks.blocks[n]) for n in missing))
+            jobs = ((block, blocks.texts(block, tokenizer)) for block in missing)
+            for block, states in ActorPool(actors).map_unordered(lambda actor, job: actor.block_states.remote(*job), jobs):
+                blocks.write(block, states)
+                advance(len(states))
+
+
+def last_step(folder: RunFolder) -> int:
+    """The step of the checkpoint that training goes on from; 0 where there is none."""
+    from cotd.training import latest_checkpoint
+
+    found = latest_checkpoint(folder.checkpoints)
+    return int(found.rsplit("-", 1)[1]) if found else 0
+
+
+def run_workers(config: PretrainConfig, folder: RunFolder) -> None:
+    """Trains data-parallel on Ray Train: one worker a GPU where there are any, else one a processor core.
+
+    The run's folder must be on storage that every worker sees.
+    """
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def work(plain: dict[str, Any]) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)
+        worker_config = PretrainConfig.model_validate(plain)
+        train(worker_config, RunFolder(worker_config.directory))
+
+    with ray_session():
+        trainer = TorchTrainer(
+            work,
+            train_loop_config=config.model_dump() | {"storage": str(folder.path.parent)},
+            scaling_config=ScalingConfig(num_workers=config.training.workers, use_gpu=has_gpus()),
+            run_config=RunConfig(name="ray", storage_path=str(folder.path)),
+        )
+        trainer.fit()
+    shutil.rmtree(folder.path / "ray", ignore_errors=True)

@@ -1,0 +1,93 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cotd.errors import CotdError
+from cotd.pretraining.batches import plan_batches
+from cotd.pretraining.config import PretrainConfig
+from cotd.pretraining.corpus import align, chunks_of, prepare, read_corpus, read_documents
+from cotd.pretraining.protection import ProtectedTexts, normalised_words
+
+SENTENCE = "the plot of this long film makes no sense at all but its two leads are wonderful in every scene"
+WORDS = SENTENCE.split()
+
+
+@pytest.mark.parametrize(
+    ("protected", "document", "expected"),
+    [
+        (" ".join(WORDS), "Before. " + " ".join(WORDS[3:17]).upper() + "! After.", True),  # 13 words of a long text
+        (" ".join(WORDS), " ".join(WORDS[:12]) + " and more", False),  # only 12 of them
+        (" ".join(WORDS[:9]), "I say: " + " ".join(WORDS[:9]) + ".", True),  # a short text, inside
+        (" ".join(WORDS[:9]), " ".join(WORDS[:7]) + " and more", False),
+        ("Great film!", "great FILM", True),  # very short: only as a whole
+        ("Great film!", "A great film indeed", False),
+    ],
+)
+def test_documents_that_share_a_run_of_words_with_a_protected_text_are_found(
+    protected: str, document: str, expected: bool
+) -> None:
+    assert ProtectedTexts([protected]).contained_in(document) is expected
+
+
+def test_no_document_holds_a_protected_review(rotten_tomatoes: Path) -> None:
+    source = "embedded:rotten-tomatoes"
+    corpus = {"sources": [{"source": source}], "protect": [{"source": source, "splits": ["validation", "test"]}]}
+    config = PretrainConfig.model_validate({"name": "t", "corpus": corpus, "embeddings": "random", "training": {"steps": 0}})
+    documents, counts = read_corpus(config)
+    folded = {t: " ".join(normalised_words(t)) for t in documents}
+    protected = [t for s in config.corpus.protect for t in read_documents(s)]
+    long = [" ".join(normalised_words(t)) for t in protected if len(normalised_words(t)) >= 8]
+    everything = "\n".join(folded.values())
+    assert len(protected) > 3000
+    assert not [t for t in long if t in everything]
+    assert 0 < counts["sources"][0]["left_out"] < 50
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=30), st.data())
+def test_every_piece_is_aligned_with_the_tokens_that_overlap_it(gaps: list[tuple[int, int]], data: st.DataObject) -> None:
+    def spans(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        made, position = [], 0
+        for gap, length in parts:
+            made.append((position + gap, position + gap + length))
+            position += gap + length
+        return made
+
+    teacher = [(0, 0), *spans(gaps), (0, 0)]
+    length = teacher[-2][1]
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, length - 1)), max_size=10)) | {0, length})
+    pieces = [*itertools.pairwise(cuts), (0, 0)]
+    first, last = align(pieces, teacher)
+    for (start, stop), a, b in zip(pieces[:-1], first, last, strict=False):
+        overlapping = [i for i, (s, e) in enumerate(teacher) if s < stop and e > start]
+        if overlapping:
+            assert (a, b) == (overlapping[0], overlapping[-1])
+        assert 0 < a <= b < len(teacher)
+    assert first[-1] == last[-1] == len(teacher) - 1, "the end of sequence learns from the teacher's own"
+
+
+@given(st.lists(st.integers(2, 200), min_size=1, max_size=300), st.integers(200, 2000), st.integers(0, 99))
+def test_batches_hold_every_chunk_once_within_the_budget(lengths: list[int], budget: int, seed: int) -> None:
+    sizes = np.array(lengths)
+    batches = plan_batches(sizes, budget, np.random.default_rng(seed))
+    assert sorted(np.concatenate(batches)) == list(range(len(sizes)))
+    assert all(sizes[b].max() * len(b) <= budget for b in batches)
+
+
+@given(st.text(alphabet='ab .!?"', max_size=300))
+def test_chunks_lose_no_word(document: str) -> None:
+    chunks = list(chunks_of(document.strip(), [4, 8], 4.0))
+    assert " ".join(chunks).split() == document.split()
+
+
+def test_a_missing_source_is_named_before_anything_starts(tmp_path: Path) -> None:
+    corpus = {"sources": [{"source": str(tmp_path / "a.csv")}], "protect": [{"source": "embedded:rotten-tomatos"}]}
+    plain = {"name": "t", "corpus": corpus, "embeddings": "random", "training": {"steps": 0}, "storage": str(tmp_path)}
+    config = PretrainConfig.model_validate(plain)
+    with pytest.raises(CotdError) as raised:
+        prepare(config, lambda _: None)
+    assert len(raised.value.problems) == 2
+    assert "rotten-tomatoes" in str(raised.value)

@@ -1,0 +1,140 @@
+"""`cotd pretrain` for real, tiny: teachers of a few thousand random parameters, real text, Ray for the answer teacher."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cotd.errors import CotdError
+from cotd.pretraining.config import PretrainConfig
+from cotd.pretraining.training import RunFolder, train
+from cotd.student import Student, load_base
+from cotd.task import SENTIMENT
+from pipelines.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def teachers(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random BERT and a random causal language model, with the embedded student's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+    shape: dict[str, Any] = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": len(tokenizer),
+    }  # fmt: skip
+    made = {name: tmp_path_factory.mktemp(name) for name in ("encoder", "language")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(**shape)).save_pretrained(made["encoder"])
+        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(made["language"])
+    for folder in made.values():
+        tokenizer.save_pretrained(folder)
+    return made
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, teachers: dict[str, Path], rotten_tomatoes: Path) -> Callable[..., PretrainConfig]:
+    def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
+        source = {"source": "embedded:rotten-tomatoes", "answers": 40}
+        plain: dict[str, Any] = {
+            "name": name,
+            "corpus": {"sources": [source], "limit": 300, "held_out": 30, "chunk_tokens": [24, 48]},
+            "encoder_teacher": {"model": str(teachers["encoder"]), "layer": 1},
+            "answer_teacher": {"model": str(teachers["language"]), "layer": 1},
+            "tokenizer": {"vocabulary": 1000, "train_documents": 300},
+            "shape": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2},
+            "training": {"steps": 12, "batch_tokens": 512, "save_every": 6, "log_every": 3, "warmup_steps": 2, "dropout": 0.1},
+            "probe": {"source": None},
+            "storage": str(tmp_path),
+        }
+        for key, value in changes.items():
+            plain[key] = plain[key] | value if isinstance(value, dict) else value
+        return PretrainConfig.model_validate(plain)
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[..., PretrainConfig]) -> None:
+    import mlflow
+
+    config = recipe(training={"steps": 30, "learning_rate": 0.01})
+    summary = pretrain(config)
+    folder = RunFolder(config.directory)
+    points = folder.points()
+    for name in ("hidden", "sentence", "answer", "denoise"):
+        assert points[-1][f"held_out_{name}"] < points[0].get(name, np.inf) * 1.1
+    assert points[-1]["held_out_hidden"] < 0.95, "predicting the mean is 1"
+    model, tokenizer = load_base(str(folder.model))
+    assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
+    assert Student(model, tokenizer, SENTIMENT, {}).predict(["A fine film."])
+    card = (folder.model / "README.md").read_text()
+    assert "embedded:rotten-tomatoes" in card
+    assert str(config.directory.parent) not in card, "no path of the machine it was made on"
+    client = mlflow.MlflowClient(f"sqlite:///{config.directory.parent / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("pretraining")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["held_out_hidden"] == pytest.approx(points[-1]["held_out_hidden"])
+    before = (folder.model / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(config)["digest"] == summary["digest"]
+    assert (folder.model / "model.safetensors").stat().st_mtime_ns == before, "what is done is not done again"
+    with pytest.raises(CotdError, match="another recipe"):
+        pretrain(recipe(training={"steps": 31}))
+
+
+def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig]) -> None:
+    whole, stopped = recipe("whole"), recipe("stopped")
+    pretrain(whole)
+
+    class Stop(Exception):
+        pass
+
+    def stop(point: dict[str, float]) -> None:
+        if point["step"] >= 9:
+            raise Stop
+
+    folder = RunFolder(stopped.directory)
+    for part in ("corpus", "initial"):  # the tokenizer's trainer breaks ties at random, so that a second one may differ
+        shutil.copytree(whole.directory / part, stopped.directory / part)
+    with pytest.raises(Stop):
+        train(stopped, folder, stop)
+    assert [p.name for p in folder.checkpoints.glob("checkpoint-*")] == ["checkpoint-6"]
+    pretrain(stopped)
+    one, other = weights(RunFolder(whole.directory).model), weights(folder.model)
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig]) -> None:
+    random = recipe("random", embeddings="random", training={"steps": 0})
+    language = recipe("language", embeddings="language_teacher", training={"steps": 0})
+    language = language.model_copy(update={"language_teacher": language.answer_teacher.model})
+    for config in (random, language):
+        assert pretrain(config)["tokens"] == 0
+    one, other = (weights(RunFolder(c.directory).model) for c in (random, language))
+    assert (one["shared.weight"] != other["shared.weight"]).any()
+    assert all(
+        (one[n] == other[n]).all() for n in one if n != "shared.weight" and "embed_tokens" not in n and "lm_head" not in n
+    )
+
+
+@pytest.mark.slow
+def test_two_workers_train_together(recipe: Callable[..., PretrainConfig]) -> None:
+    config = recipe("workers", training={"steps": 6, "workers": 2, "save_every": 3})
+    summary = pretrain(config)
+    assert summary["steps"] == 6
+    assert weights(RunFolder(config.directory).model)
+    steps = [p["step"] for p in RunFolder(config.directory).points()]
+    assert steps == sorted(set(steps)), "one of the workers writes"
