@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,12 @@ class Student:
 
     def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """The label of each text, by scoring the label words in one decoder step; nothing is generated."""
+        return self.predictions(*self.label_logits(texts, batch_size))
+
+    def predictions(self, logits: Any, truncated: Sequence[bool]) -> list[Prediction]:
+        """What `label_logits` amounts to: the likeliest label of each row and its temperature-scaled probabilities."""
         import torch
 
-        logits, truncated = self.label_logits(texts, batch_size)
         probabilities = torch.softmax(logits / self.temperature, dim=-1)  # (N, labels)
         predictions = []
         for row, cut in zip(probabilities.tolist(), truncated, strict=True):
@@ -141,6 +144,26 @@ class Student:
             for i, text in zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 rationales[i] = text.strip()
         return rationales
+
+    def explain_aloud(self, text: str, hear: Callable[[str], None]) -> None:
+        """Like `explain` for one text, calling `hear` with each piece of the rationale as it is written.
+
+        The pieces, joined and stripped, are the rationale.
+        """
+        import torch
+        from transformers import TextStreamer
+
+        class Aloud(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    hear(text)
+
+        for _, batch, _ in self._batches([text], self.task.rationale_prefix, 1):
+            streamer = Aloud(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            with torch.inference_mode():
+                self.model.generate(
+                    **batch, max_new_tokens=self.max_target_tokens, num_beams=1, do_sample=False, streamer=streamer
+                )
 
     @property
     def can_explain(self) -> bool:
