@@ -118,7 +118,7 @@ class Student:
 
         scores = torch.empty(len(texts), len(self.task.labels))
         truncated = [False] * len(texts)
-        for indices, batch, cut in self._batches(texts, self.task.label_prefix, batch_size):
+        for indices, batch, cut in self.batches(texts, self.task.label_prefix, batch_size):
             start = torch.full((len(indices), 1), self.model.config.decoder_start_token_id, device=self.model.device)
             with torch.inference_mode():
                 out = self.model(**batch, decoder_input_ids=start, use_cache=False)
@@ -136,7 +136,7 @@ class Student:
         import torch
 
         rationales = [""] * len(texts)
-        for indices, batch, _ in self._batches(texts, self.task.rationale_prefix, batch_size):
+        for indices, batch, _ in self.batches(texts, self.task.rationale_prefix, batch_size):
             with torch.inference_mode():
                 ids = self.model.generate(
                     **batch, max_new_tokens=max_new_tokens or self.max_target_tokens, num_beams=1, do_sample=False
@@ -158,7 +158,7 @@ class Student:
                 if text:
                     hear(text)
 
-        for _, batch, _ in self._batches([text], self.task.rationale_prefix, 1):
+        for _, batch, _ in self.batches([text], self.task.rationale_prefix, 1):
             streamer = Aloud(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
             with torch.inference_mode():
                 self.model.generate(
@@ -169,7 +169,7 @@ class Student:
     def can_explain(self) -> bool:
         return bool(self.card.get("writes_rationales"))
 
-    def _batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
+    def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
         encoded = self.tokenizer([prefix + t for t in texts], add_special_tokens=True)["input_ids"] if len(texts) else []
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))

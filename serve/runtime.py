@@ -1,4 +1,4 @@
-"""Runtimes: what computes a student's label logits, and the check that one computes what PyTorch does."""
+"""Runtimes: what computes a student's label logits, and the check that one computes what the student does."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PROBES = [
     "¿Qué película más rara? 这部电影很好。 🎬",
     "It stopped working after a week, and nobody answered when I wrote to ask for my money back. " * 40,
 ]
-# How far a probability may be from what PyTorch says in float32, by runtime: int8 weights cost a little.
-TOLERANCES = {"torch": 1e-3, "onnx": 1e-3, "onnx-int8": 0.05, "ctranslate2-int8": 0.05}
+# How far a probability may be from what the student says, by runtime.
+TOLERANCES = {"torch": 1e-3, "transformers": 1e-3}
 
 
 class Runtime(Protocol):
@@ -32,7 +32,14 @@ class Runtime(Protocol):
         ...
 
 
-RUNTIMES: dict[str, Callable[[Student], Runtime]] = {"torch": lambda student: student}
+def torch_runtime(student: Student) -> Runtime:
+    """T5 without what surrounds its arithmetic; any other architecture as transformers runs it."""
+    from serve.t5 import T5LabelScorer
+
+    return T5LabelScorer(student) if student.model.config.model_type == "t5" else student
+
+
+RUNTIMES: dict[str, Callable[[Student], Runtime]] = {"torch": torch_runtime, "transformers": lambda student: student}
 
 
 def make_runtime(name: str, student: Student) -> Runtime:
@@ -53,7 +60,7 @@ def require_runtime(name: str) -> None:
 
 
 def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
-    """Raises a CotdError unless the runtime, given all probes at once, predicts what PyTorch does for each alone.
+    """Raises a CotdError unless the runtime, given all probes at once, predicts what the student does for each alone.
 
     Probabilities must be numbers and within `tolerance`; labels must be equal, but where the student's two likeliest
     are closer to each other than that.
