@@ -212,6 +212,10 @@ def serve_command(
     """
     import time
 
+    from serve.environment import prefer_haproxy
+
+    prefer_haproxy()  # before Ray is imported
+
     from pipelines.cluster import ray_session
     from serve.app import require_port, serving
     from serve.runtime import require_runtime

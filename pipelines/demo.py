@@ -40,6 +40,10 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
     Raises:
         CotdError: an asset cannot be fetched, a trial failed, the port is in use.
     """
+    from serve.environment import prefer_haproxy
+
+    prefer_haproxy()  # before Ray starts
+
     from serve.app import require_port
 
     if port:
