@@ -76,6 +76,7 @@ def running(command: list[str], url: str) -> Iterator[subprocess.Popen[str]]:
     """A server in a process of its own, once it answers; ended by Ctrl-C."""
     process = subprocess.Popen(
         [sys.executable, *command],
+        env={**os.environ, "RAY_ADDRESS": "local"},  # not the Ray of somebody else on this machine
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
