@@ -212,7 +212,7 @@ def serve_command(
     """
     import time
 
-    from serve.environment import prefer_haproxy
+    from serve.environment import joins_ray, prefer_haproxy
 
     prefer_haproxy()  # before Ray is imported
 
@@ -223,7 +223,7 @@ def serve_command(
 
     uri = tracking_store(tracking_uri)
     require_all(
-        lambda: require_port(host, port),
+        lambda: None if joins_ray() else require_port(host, port),
         lambda: require_runtime(runtime),
         lambda: token_digest(token_file),
         lambda: check_student(student, uri),

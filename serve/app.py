@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import socket
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -33,6 +35,7 @@ QUIET = {"log_level": "ERROR", "enable_access_log": False}
     max_queued_requests=2048,
     backpressure_config={"retry_after_s": 1},
     graceful_shutdown_timeout_s=5,
+    max_constructor_retry_count=2,  # a student that fails its check fails it again
 )
 @serve.ingress()
 class StudentServer:
@@ -89,11 +92,32 @@ def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, repli
     found_serve = serve_runs()
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
-        serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
+        try:
+            serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
+        except RuntimeError as error:
+            raise CotdError(why_not_started(str(error))) from error
+        if found_serve:
+            require_answer(host, port)
         yield f"http://{host}:{port}"
     finally:
         end(found_serve)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def why_not_started(said: str) -> str:
+    """The reason in what Ray says about replicas that did not start: the message of our own error, else its last line."""
+    ours = re.findall(r"CotdError: (.+)", said)
+    return f"the endpoint did not start: {(ours or said.strip().splitlines())[-1]}"
+
+
+def require_answer(host: str, port: int) -> None:
+    """Raises a CotdError if the Serve that was there before listens elsewhere: it keeps the address it was started with."""
+    try:
+        httpx.get(f"http://{host}:{port}/healthz", trust_env=False, timeout=30)
+    except httpx.TransportError as error:
+        raise CotdError(
+            f"Serve runs on this Ray already, at another address than {host}:{port}. Name its address by --host and --port."
+        ) from error
 
 
 def serve_runs() -> bool:

@@ -9,6 +9,11 @@ import socket
 import tempfile
 
 
+def joins_ray() -> bool:
+    """Whether a Ray is named that this process is to join: its Serve, if it has one, has its address already."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
+
+
 def prefer_haproxy() -> None:
     """Has the Ray that this process starts put HAProxy in front of replicas, instead of Serve's proxy in Python.
 
@@ -17,7 +22,7 @@ def prefer_haproxy() -> None:
     ports of its statistics listen on all interfaces, as Ray's own do. What is set already stays; 0 turns it off:
     RAY_SERVE_ENABLE_HA_PROXY=0. A cluster that is joined keeps the proxy it has.
     """
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1" or os.environ.get("RAY_ADDRESS", "local") != "local":
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1" or joins_ray():
         return
     folder = tempfile.mkdtemp(prefix="cotd-haproxy-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

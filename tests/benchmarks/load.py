@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
+CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 VERSION = re.compile(rb'"version":"([^"]*)"')
 
 
@@ -64,8 +65,10 @@ class Load:
             for _ in range(self.retries + 1):
                 wait = 0.2
                 try:
-                    streams = streams or await asyncio.open_connection(place.hostname, place.port)
-                    status, wait = await self.exchange(*streams, requests[number % len(requests)])
+                    if streams is None or streams[0].at_eof():  # as any client does: nothing was sent on it
+                        streams = await asyncio.open_connection(place.hostname, place.port)
+                    status, wait, goes_on = await self.exchange(*streams, requests[number % len(requests)])
+                    streams = streams if goes_on else None
                 except (OSError, EOFError) as error:  # EOFError: the server closed the connection half way
                     status, streams = type(error).__name__, None
                 self.statuses[status] += 1
@@ -79,8 +82,10 @@ class Load:
         if streams:
             streams[1].close()
 
-    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[str, float]:
-        """(status, seconds that a refusal asks to wait)."""
+    async def exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+    ) -> tuple[str, float, bool]:
+        """(status, seconds that a refusal asks to wait, whether the connection stays open)."""
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         found = LENGTH.search(head)
@@ -90,7 +95,10 @@ class Load:
         if version := VERSION.search(body):
             self.versions[version[1].decode()] += 1
         after = AFTER.search(head)
-        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else 0.2
+        goes_on = CLOSES.search(head) is None
+        if not goes_on:
+            writer.close()
+        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else 0.2, goes_on
 
     async def run(self) -> dict[str, Any]:
         requests, began = self.requests(), time.perf_counter()
