@@ -95,7 +95,7 @@ def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, repli
         try:
             serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
         except RuntimeError as error:
-            raise CotdError(why_not_started(str(error))) from error
+            raise CotdError(why_not_started(error)) from error
         if found_serve:
             require_answer(host, port)
         yield f"http://{host}:{port}"
@@ -104,10 +104,12 @@ def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, repli
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def why_not_started(said: str) -> str:
-    """The reason in what Ray says about replicas that did not start: the message of our own error, else its last line."""
-    ours = re.findall(r"CotdError: (.+)", said)
-    return f"the endpoint did not start: {(ours or said.strip().splitlines())[-1]}"
+def why_not_started(error: RuntimeError) -> str:
+    """The reason why replicas did not start: the message of our own error in what they left, else what Ray says."""
+    application = serve.status().applications.get(APP)
+    left = "\n".join(d.message for d in application.deployments.values()) if application else ""
+    ours = re.findall(r"CotdError: (.+)", left)
+    return f"the endpoint did not start: {ours[-1] if ours else str(error).strip()}"
 
 
 def require_answer(host: str, port: int) -> None:
