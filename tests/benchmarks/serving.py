@@ -31,6 +31,7 @@ CORES = os.cpu_count() or 1
 
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the servers are ended too
     parser.add_argument("--small", action="store_true", help="a smoke test: seconds, and figures that mean nothing")
     return parser.parse_args()
 
