@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -215,21 +216,44 @@ def serve_command(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
+    runtime: Annotated[
+        str, typer.Option(help="what computes the label; each is checked against PyTorch when it loads")
+    ] = "torch",
+    poll_seconds: Annotated[float, typer.Option(min=0, help="how often to look whether the alias has moved; 0: never")] = 10,
+    max_queue: Annotated[int, typer.Option(min=1, help="texts that may wait; beyond it 503 with Retry-After")] = 1024,
+    token_file: Annotated[
+        Path | None, typer.Option(help="clients must send the token in this file; default: COTD_SERVE_TOKEN, else none")
+    ] = None,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="write the reviews themselves to the log")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Serves a student over HTTP until Ctrl-C: POST /v1/predict, GET /v1/model, GET /healthz, GET /docs.
+    """Serves a student over HTTP until Ctrl-C: a page at /, POST /v1/predict, GET /v1/model, /metrics, /healthz, /docs.
 
     Example: cotd serve --port 8080
     """
     import time
 
+    from serve.environment import joins_ray, prefer_haproxy
+
+    prefer_haproxy()  # before Ray is imported
+
     from pipelines.cluster import ray_session
     from serve.app import require_port, serving
+    from serve.runtime import require_runtime
+    from serve.settings import Settings, token_digest
 
-    require_port(host, port)
     uri = tracking_store(tracking_uri)
-    check_student(student, uri)
-    with ray_session(), serving(student, uri, host, port, replicas, cpus) as url:
+    require_all(
+        lambda: None if joins_ray() else require_port(host, port),
+        lambda: require_runtime(runtime),
+        lambda: token_digest(token_file),
+        lambda: check_student(student, uri),
+    )
+    settings = Settings(
+        student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
+        max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=token_digest(token_file), log_texts=log_texts,
+    )  # fmt: skip
+    with ray_session(), serving(settings, host, port, replicas, cpus) as url:
         print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
         print(
             f"try: curl {url}/v1/predict -H 'Content-Type: application/json' -d '{{\"texts\": [\"A warm and funny film.\"]}}'",
@@ -346,6 +370,18 @@ def demo(
 
     path = config or str(Path(__file__).parent.parent / "tune_configs" / "demo.yaml")
     run_demo(load_config(path, overrides), port)
+
+
+def require_all(*checks: Callable[[], Any]) -> None:
+    """Makes every check, and raises what they found as one CotdError."""
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except CotdError as error:
+            problems += error.problems
+    if problems:
+        raise CotdError(*problems)
 
 
 def tracking_store(given: str | None) -> str:

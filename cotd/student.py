@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,9 +94,12 @@ class Student:
 
     def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """The label of each text, by scoring the label words in one decoder step; nothing is generated."""
+        return self.predictions(*self.label_logits(texts, batch_size))
+
+    def predictions(self, logits: Any, truncated: Sequence[bool]) -> list[Prediction]:
+        """What `label_logits` amounts to: the likeliest label of each row and its temperature-scaled probabilities."""
         import torch
 
-        logits, truncated = self.label_logits(texts, batch_size)
         probabilities = torch.softmax(logits / self.temperature, dim=-1)  # (N, labels)
         predictions = []
         for row, cut in zip(probabilities.tolist(), truncated, strict=True):
@@ -115,7 +118,7 @@ class Student:
 
         scores = torch.empty(len(texts), len(self.task.labels))
         truncated = [False] * len(texts)
-        for indices, batch, cut in self._batches(texts, self.task.label_prefix, batch_size):
+        for indices, batch, cut in self.batches(texts, self.task.label_prefix, batch_size):
             start = torch.full((len(indices), 1), self.model.config.decoder_start_token_id, device=self.model.device)
             with torch.inference_mode():
                 out = self.model(**batch, decoder_input_ids=start, use_cache=False)
@@ -133,7 +136,7 @@ class Student:
         import torch
 
         rationales = [""] * len(texts)
-        for indices, batch, _ in self._batches(texts, self.task.rationale_prefix, batch_size):
+        for indices, batch, _ in self.batches(texts, self.task.rationale_prefix, batch_size):
             with torch.inference_mode():
                 ids = self.model.generate(
                     **batch, max_new_tokens=max_new_tokens or self.max_target_tokens, num_beams=1, do_sample=False
@@ -142,11 +145,31 @@ class Student:
                 rationales[i] = text.strip()
         return rationales
 
+    def explain_aloud(self, text: str, hear: Callable[[str], None]) -> None:
+        """Like `explain` for one text, calling `hear` with each piece of the rationale as it is written.
+
+        The pieces, joined and stripped, are the rationale.
+        """
+        import torch
+        from transformers import TextStreamer
+
+        class Aloud(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    hear(text)
+
+        for _, batch, _ in self.batches([text], self.task.rationale_prefix, 1):
+            streamer = Aloud(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            with torch.inference_mode():
+                self.model.generate(
+                    **batch, max_new_tokens=self.max_target_tokens, num_beams=1, do_sample=False, streamer=streamer
+                )
+
     @property
     def can_explain(self) -> bool:
         return bool(self.card.get("writes_rationales"))
 
-    def _batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
+    def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
         encoded = self.tokenizer([prefix + t for t in texts], add_special_tokens=True)["input_ids"] if len(texts) else []
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))

@@ -40,6 +40,10 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
     Raises:
         CotdError: an asset cannot be fetched, a trial failed, the port is in use.
     """
+    from serve.environment import prefer_haproxy
+
+    prefer_haproxy()  # before Ray starts
+
     from serve.app import require_port
 
     if port:
@@ -85,11 +89,13 @@ def serve_and_measure(config: StudyConfig, model_uri: str, port: int) -> list[st
     """Serves the champion, measures one client's latency on test reviews, and asks the shown ones; returns lines."""
     from serve.app import serving
     from serve.client import Client
+    from serve.settings import Settings
 
     reviews = pd.read_parquet(plan_study(config).reviews)
     test = reviews[reviews["split"] == "test"]["text"]
     texts = list(itertools.islice(itertools.cycle(test), LATENCY_REQUESTS))
-    with serving(model_uri, config.tracking_uri(), port=port) as url, Client(url) as client:
+    settings = Settings(student=model_uri, tracking_uri=config.tracking_uri(), poll_seconds=0)
+    with serving(settings, port=port) as url, Client(url) as client:
         explains = client.http.get("/v1/model").json()["card"]["writes_rationales"]
         client.predict(texts[:5])
         milliseconds = np.array([timed(client, text)[1] for text in texts])

@@ -1,117 +1,146 @@
-"""The Ray Serve application: a student behind `POST /v1/predict`, batched across requests."""
+"""The Ray Serve application: one deployment that is both HTTP ingress and student, which saves a hop between processes."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
+import re
+import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import ray
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from ray import serve
 
 from cotd.errors import CotdError
-from serve.schemas import ModelName, PredictRequest, PredictResponse, TextPrediction
+from serve.api import build_api
+from serve.endpoint import LOG, Endpoint
+from serve.settings import Settings, token_digest
 
 APP = "cotd-student"
-api = FastAPI(title="cotd", description="Sentiment of reviews, from a distilled T5 student.", version="1")
+CONTROLLER = ("serve", "SERVE_CONTROLLER_ACTOR")  # the namespace and name that Serve gives its controller
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
-@serve.deployment(name="StudentServer", max_ongoing_requests=256, graceful_shutdown_timeout_s=5)
-@serve.ingress(api)
+@serve.deployment(
+    name="StudentServer",
+    # The replica's own queue is the bound, and answers 503 in the one shape of errors. These only keep Serve's
+    # proxies from holding requests back before it (the default is 5 at once), or without end.
+    max_ongoing_requests=2048,
+    max_queued_requests=2048,
+    backpressure_config={"retry_after_s": 1},
+    graceful_shutdown_timeout_s=5,
+    max_constructor_retry_count=2,  # a student that fails its check fails it again
+)
+@serve.ingress()
 class StudentServer:
-    """One replica: a student, and a thread that computes, so that health checks are answered meanwhile."""
+    """One replica."""
 
-    def __init__(self, source: str, tracking_uri: str | None, name: str, version: str, threads: int):
-        import torch
+    def __init__(self, settings: Settings):
+        LOG.setLevel(logging.INFO)
+        self.endpoint = Endpoint(settings)
 
-        from cotd.student import Student
-        from cotd.tracking import use_tracking
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return build_api(self.endpoint, proxied=True)
 
-        torch.set_num_threads(threads)
-        use_tracking(tracking_uri)
-        self.student = Student.load(source)
-        self.name = ModelName(name=name, version=version)
-        self.worker = ThreadPoolExecutor(max_workers=1)
-        self.student.predict(["warm up"])
 
-    # A lone request waits a millisecond for company; under load batches fill while the last one computes.
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.001)
-    async def predict_batch(self, texts: list[str]) -> list[Any]:
-        return await asyncio.get_running_loop().run_in_executor(self.worker, self.student.predict, texts)
+def build(arguments: Settings) -> Any:
+    """The application, for a Serve config: `import_path: serve.app:build`, with the fields of `Settings` as `args`.
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
-    async def explain_batch(self, texts: list[str]) -> list[str]:
-        return await asyncio.get_running_loop().run_in_executor(self.worker, self.student.explain, texts)
-
-    @api.post("/v1/predict", response_model_exclude_none=True)
-    async def predict(self, request: PredictRequest) -> PredictResponse:
-        """Classifies one or many reviews; with `"rationale": true` the student also explains."""
-        if request.rationale and not self.student.can_explain:
-            raise HTTPException(
-                422, f"this student was trained by '{self.student.card.get('method')}' and has learned no rationales"
-            )
-        predictions = await asyncio.gather(*(self.predict_batch(t) for t in request.texts))
-        rationales: list[str | None] = [None] * len(request.texts)
-        if request.rationale:
-            rationales = list(await asyncio.gather(*(self.explain_batch(t) for t in request.texts)))
-        rows = [
-            TextPrediction(label=p.label, score=p.score, probabilities=p.probabilities, truncated=p.truncated, rationale=r)
-            for p, r in zip(predictions, rationales, strict=True)
-        ]
-        return PredictResponse(model=self.name, predictions=rows)
-
-    @api.get("/v1/model")
-    async def model(self) -> dict[str, Any]:
-        """What is served: name, version, and the student's card (method, data, teacher, metrics)."""
-        return {**self.name.model_dump(), "card": self.student.card}
-
-    @api.get("/healthz")
-    async def healthz(self) -> dict[str, str]:
-        """Answers as soon as the student is loaded."""
-        return {"status": "ok"}
+    The token is COTD_SERVE_TOKEN of the runtime environment, unless `token_sha256` is given.
+    """
+    settings = arguments.model_copy(update={"token_sha256": arguments.token_sha256 or token_digest()})
+    return StudentServer.bind(settings)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
-def serving(
-    source: str, tracking_uri: str | None, host: str = "127.0.0.1", port: int = 8000, replicas: int = 1, cpus: float = 1
-) -> Iterator[str]:
+def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, replicas: int = 1, cpus: float = 1) -> Iterator[str]:
     """Serves a student for the duration of a block, in the running Ray.
 
+    On the way out the application goes, and Serve with it where this block started it and nobody else uses it.
+
     Args:
-        source: anything `Student.load` takes. `models:/NAME@ALIAS` is pinned to the version it names now.
-        cpus: CPUs and threads a replica has.
+        cpus: CPUs a replica has.
 
     Yields:
         The endpoint's address, once it answers.
+
+    Raises:
+        CotdError: Ray has too few CPUs, or the replicas do not start.
     """
     from cotd.student import resolve_model
-    from cotd.tracking import model_version, use_tracking
+    from cotd.tracking import use_tracking
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    use_tracking(tracking_uri)
-    if not source.startswith("models:/"):
-        source = resolve_model(source)
-    name, version = model_version(source)
-    pinned = f"models:/{name}/{version}" if version != "local" else source
+    use_tracking(settings.tracking_uri)
+    if not settings.student.startswith("models:/"):
+        settings = settings.model_copy(update={"student": resolve_model(settings.student)})  # replicas work elsewhere
     have = ray.cluster_resources().get("CPU", 0)
     if replicas * cpus > have:
         raise CotdError(
             f"{replicas} replicas of {cpus:g} CPUs need more than the {have:g} that Ray has. Lower --replicas or --cpus."
         )
+    folder = settings.metrics_folder or tempfile.mkdtemp(prefix="cotd-metrics-")
+    settings = settings.model_copy(update={"metrics_folder": folder})
     deployment = StudentServer.options(num_replicas=replicas, ray_actor_options={"num_cpus": cpus})  # type: ignore[attr-defined]
-    quiet = {"log_level": "ERROR", "enable_access_log": False}
-    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    found_serve = serve_runs()
     try:
-        bound = deployment.bind(pinned, tracking_uri, name, version, max(1, int(cpus)))
-        serve.run(bound, name=APP, route_prefix="/", logging_config=quiet)
+        serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
+        try:
+            serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
+        except RuntimeError as error:
+            raise CotdError(why_not_started(error)) from error
+        if found_serve:
+            require_answer(host, port)
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()
+        end(found_serve)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def why_not_started(error: RuntimeError) -> str:
+    """The reason why replicas did not start: the message of our own error in what they left, else what Ray says."""
+    application = serve.status().applications.get(APP)
+    left = "\n".join(d.message for d in application.deployments.values()) if application else ""
+    ours = re.findall(r"CotdError: (.+)", left)
+    return f"the endpoint did not start: {ours[-1] if ours else str(error).strip()}"
+
+
+def require_answer(host: str, port: int) -> None:
+    """Raises a CotdError if the Serve that was there before listens elsewhere: it keeps the address it was started with."""
+    try:
+        httpx.get(f"http://{host}:{port}/healthz", trust_env=False, timeout=30)
+    except httpx.TransportError as error:
+        raise CotdError(
+            f"Serve runs on this Ray already, at another address than {host}:{port}. Name its address by --host and --port."
+        ) from error
+
+
+def serve_runs() -> bool:
+    """Whether the Ray that this process has joined has a Serve already."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any((actor["namespace"], actor["name"]) == CONTROLLER for actor in actors)
+
+
+def end(found_serve: bool, timeout_seconds: float = 30) -> None:
+    """Ends the application; Serve too, unless it was there before or others have come to use it."""
+    serve.delete(APP)
+    if found_serve or serve.status().applications:
+        return
+    # Not `serve.shutdown()`: it waits for an answer of the controller, which ends instead of answering; Ray prints
+    # that as an error, which is retried without end.
+    namespace, name = CONTROLLER
+    ray.get(ray.get_actor(name, namespace).graceful_shutdown.remote(wait=False))
+    deadline = time.monotonic() + timeout_seconds
+    while serve_runs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    serve.shutdown()  # the controller is gone: this only forgets it
 
 
 def require_port(host: str, port: int) -> None:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+# What a client may take for granted of an endpoint that it knows nothing of.
 MAX_TEXTS = 256
-MAX_CHARACTERS = 20_000
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class PredictRequest(BaseModel):
     """One or many reviews to classify."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"texts": ["A warm and funny film."], "rationale": False}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"texts": ["A warm and funny film."]},
+                {"texts": ["A warm and funny film.", "Dull and lifeless."], "rationale": True},
+            ]
+        },
     )
 
-    texts: list[str] = Field(min_length=1, max_length=MAX_TEXTS, description="reviews; a single string counts as a list of one")
+    texts: list[str] = Field(min_length=1, description="reviews; a single string counts as a list of one")
     rationale: bool = Field(False, description="also return the student's own explanation; slower, as it is generated")
+    stream: bool = Field(
+        False,
+        description="answer with one JSON object a line: the predictions at once, then pieces of each rationale as written",
+    )
 
     @field_validator("texts", mode="before")
     @classmethod
@@ -29,12 +43,16 @@ class PredictRequest(BaseModel):
         for i, text in enumerate(texts):
             if not text.strip():
                 raise ValueError(f"texts[{i}] is empty")
-            if len(text) > MAX_CHARACTERS:
-                raise ValueError(f"texts[{i}] has {len(text):,} characters; the limit is {MAX_CHARACTERS:,}")
+            if not text.isascii() and SURROGATE.search(text):  # JSON can write what no UTF-8 can, and no tokenizer takes
+                raise ValueError(f"texts[{i}] holds half of a surrogate pair, which is no character")
         return texts
 
 
 class ModelName(BaseModel):
+    """Which student answered."""
+
+    model_config = ConfigDict(frozen=True)
+
     name: str
     version: str
 
@@ -48,5 +66,77 @@ class TextPrediction(BaseModel):
 
 
 class PredictResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"name": "cotd-student", "version": "3"},
+                    "predictions": [
+                        {
+                            "label": "positive",
+                            "score": 0.93,
+                            "probabilities": {"negative": 0.07, "positive": 0.93},
+                            "truncated": False,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
     model: ModelName
     predictions: list[TextPrediction]
+
+
+class RationalePiece(BaseModel):
+    """A line of a streamed answer, after the first, which is a `PredictResponse`."""
+
+    index: int = Field(description="of the text that is explained")
+    rationale: str = Field(description="the next piece")
+
+
+class ModelResponse(ModelName):
+    """What is served."""
+
+    runtime: str = Field(description="what computes the label")
+    loaded_at: str = Field(description="since when, ISO 8601 in UTC")
+    limits: dict[str, int]
+    card: dict[str, Any] = Field(description="the student's cotd.json: method, data, teacher, metrics")
+    licences: dict[str, str] = Field(description="of the embedded data and models that the student comes from")
+
+
+class Status(BaseModel):
+    status: str
+
+
+class Detail(BaseModel):
+    field: str = Field(description="where in the request")
+    message: str
+
+
+class Problem(BaseModel):
+    code: str = Field(description="for programs; one of a fixed set")
+    message: str = Field(description="for people: what is wrong, and what to do")
+    request_id: str = Field(description="also in the header X-Request-ID and in the endpoint's log")
+    details: list[Detail] = []
+
+
+class ErrorResponse(BaseModel):
+    """What every answer other than 2xx holds."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "code": "too_many_texts",
+                        "message": "300 texts; the limit is 256 a request. Send several requests.",
+                        "request_id": "8f14e45fceea167a5a36dedd4bea2543",
+                        "details": [],
+                    }
+                }
+            ]
+        }
+    )
+
+    error: Problem

@@ -125,6 +125,14 @@ def test_a_port_in_use(refused: Refused, listener: socket.socket) -> None:
     assert "choose another with --port" in error
 
 
+def test_serving_with_several_mistakes_names_them_all(refused: Refused, listener: socket.socket) -> None:
+    port = str(listener.getsockname()[1])
+    error = refused("serve", "--port", port, "--runtime", "torsh", "--token-file", "nowhere")
+    assert error.startswith("4 errors:")
+    for problem in ("cannot listen on", "Did you mean 'torch'?", "cannot read the token", "no MLflow database"):
+        assert problem in error
+
+
 def test_serving_before_anything_was_promoted(refused: Refused, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     listener.close()

@@ -1,0 +1,148 @@
+"""Dynamic batching: texts of many requests, one worker thread, and nobody who waits for company."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+
+class QueueFull(Exception):
+    """More texts wait than may.
+
+    Attributes:
+        retry_after: seconds after which the queue has probably emptied.
+    """
+
+    def __init__(self, retry_after: int):
+        super().__init__(retry_after)
+        self.retry_after = retry_after
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's texts; they may be computed in several batches.
+
+    Attributes:
+        model: what computes them: the model that was served when the request came in.
+        started: how many of the texts are in a batch already.
+    """
+
+    model: Any
+    texts: Sequence[str]
+    done: asyncio.Future[list[Any]]
+    results: list[Any] = field(default_factory=list)
+    started: int = 0
+
+
+class Batcher:
+    """Gathers texts into batches and has one thread compute them.
+
+    An idle worker takes what is there at once, so that a lone request waits for nothing; while it computes, the next
+    batch gathers by itself. A request larger than a batch goes to the back of the queue after each of its batches, so
+    that it cannot hold up small ones. Lives on one event loop.
+
+    Args:
+        compute: (model, texts) → one result a text; called in the worker thread.
+        max_batch: texts a batch.
+        max_queued: texts that may wait; the batch that is being computed does not count.
+        on_batch: told (texts, seconds) after each batch.
+        on_queue: told how many texts wait, whenever that changes.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Any, list[str]], Sequence[Any]],
+        max_batch: int,
+        max_queued: int,
+        on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
+        on_queue: Callable[[int], None] = lambda queued: None,
+    ):
+        self.compute = compute
+        self.max_batch = max_batch
+        self.max_queued = max_queued
+        self.on_batch = on_batch
+        self.on_queue = on_queue
+        self.queued = 0
+        self.busy = False
+        self.jobs: deque[Job] = deque()
+        self.seconds_a_text = 0.0  # a moving average
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batcher")
+
+    async def submit(self, model: Any, texts: Sequence[str]) -> list[Any]:
+        """One result a text, in their order, all from `model`.
+
+        Raises:
+            QueueFull: the texts would not fit into the queue; none of them is computed.
+        """
+        if self.queued + len(texts) > self.max_queued:
+            raise QueueFull(self.seconds_to_empty())
+        job = Job(model, texts, asyncio.get_running_loop().create_future())
+        self.jobs.append(job)
+        self.queued += len(texts)
+        self._start()
+        return await job.done
+
+    def seconds_to_empty(self) -> int:
+        return max(1, math.ceil(self.queued * self.seconds_a_text))
+
+    def _gather(self) -> list[tuple[Job, Sequence[str]]]:
+        """The next batch: shares of one or more jobs that have the same model."""
+        shares: list[tuple[Job, Sequence[str]]] = []
+        room = self.max_batch
+        other_models, unfinished = [], []
+        while self.jobs and room:
+            job = self.jobs.popleft()
+            if job.done.done():  # its client has gone, or an earlier batch of it failed
+                self.queued -= len(job.texts) - job.started
+            elif shares and job.model is not shares[0][0].model:
+                other_models.append(job)
+            else:
+                share = job.texts[job.started : job.started + room]
+                shares.append((job, share))
+                job.started += len(share)
+                room -= len(share)
+                self.queued -= len(share)
+                if job.started < len(job.texts):
+                    unfinished.append(job)
+        self.jobs.extendleft(reversed(other_models))
+        self.jobs.extend(unfinished)
+        return shares
+
+    def _start(self) -> None:
+        shares = [] if self.busy else self._gather()
+        self.on_queue(self.queued)
+        if not shares:
+            return
+        self.busy = True
+        texts = [text for _, share in shares for text in share]
+        running = asyncio.get_running_loop().run_in_executor(self.worker, self.compute, shares[0][0].model, texts)
+        running.add_done_callback(partial(self._deliver, shares, time.perf_counter()))
+
+    def _deliver(self, shares: list[tuple[Job, Sequence[str]]], started: float, done: asyncio.Future[Sequence[Any]]) -> None:
+        """Hands a batch's results, or its error, to the requests that wait; the worker goes on with the next batch first."""
+        self.busy = False
+        if done.cancelled():  # the worker was shut down
+            return
+        self._start()
+        error = done.exception()
+        if error is not None:
+            for job, _ in shares:
+                if not job.done.done():
+                    job.done.set_exception(error)
+            return
+        texts, seconds = sum(len(share) for _, share in shares), time.perf_counter() - started
+        self.seconds_a_text = 0.8 * (self.seconds_a_text or seconds / texts) + 0.2 * seconds / texts
+        self.on_batch(texts, seconds)
+        results, taken = done.result(), 0
+        for job, share in shares:
+            job.results += results[taken : taken + len(share)]
+            taken += len(share)
+            if len(job.results) == len(job.texts) and not job.done.done():
+                job.done.set_result(job.results)

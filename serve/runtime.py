@@ -1,0 +1,83 @@
+"""Runtimes: what computes a student's label logits, and the check that one computes what the student does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from cotd.errors import CotdError, nearest
+from cotd.student import Student
+
+# Short and long, plain and odd: lengths that share a batch, a text that is cut, characters the tokenizer does not know.
+PROBES = [
+    "A warm and funny film.",
+    "Dull and lifeless: I checked my watch every five minutes.",
+    "Not bad at all.",
+    "The jokes fall flat, but the music is lovely and I would see it again.",
+    "fine",
+    "!!!",
+    "¿Qué película más rara? 这部电影很好。 🎬",
+    "It stopped working after a week, and nobody answered when I wrote to ask for my money back. " * 40,
+]
+# How far a probability may be from what the student says, by runtime.
+TOLERANCES = {"torch": 1e-3, "transformers": 1e-3}
+
+
+class Runtime(Protocol):
+    """Computes label logits."""
+
+    def label_logits(self, texts: Sequence[str]) -> tuple[Any, list[bool]]:
+        """Scores of the label words, as `Student.label_logits` gives them: (len(texts), labels), and truncated flags."""
+        ...
+
+
+def torch_runtime(student: Student) -> Runtime:
+    """T5 without what surrounds its arithmetic; any other architecture as transformers runs it."""
+    from serve.t5 import T5LabelScorer
+
+    return T5LabelScorer(student) if student.model.config.model_type == "t5" else student
+
+
+RUNTIMES: dict[str, Callable[[Student], Runtime]] = {"torch": torch_runtime, "transformers": lambda student: student}
+
+
+def make_runtime(name: str, student: Student) -> Runtime:
+    """The runtime called `name` for a student, checked.
+
+    Raises:
+        CotdError: there is no such runtime, or it does not compute what the student does.
+    """
+    require_runtime(name)
+    runtime = RUNTIMES[name](student)
+    check_parity(runtime, student, TOLERANCES[name])
+    return runtime
+
+
+def require_runtime(name: str) -> None:
+    if name not in RUNTIMES:
+        raise CotdError(f"unknown runtime '{name}'; known: {', '.join(RUNTIMES)}.{nearest(name, list(RUNTIMES))}")
+
+
+def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
+    """Raises a CotdError unless the runtime, given all probes at once, predicts what the student does for each alone.
+
+    Probabilities must be numbers and within `tolerance`; labels must be equal, but where the student's two likeliest
+    are closer to each other than that.
+    """
+    problems = []
+    for text, ours in zip(PROBES, student.predictions(*runtime.label_logits(PROBES)), strict=True):
+        theirs = student.predict([text])[0]
+        first, second = sorted(theirs.probabilities.values(), reverse=True)[:2]
+        apart = max(abs(ours.probabilities[label] - p) for label, p in theirs.probabilities.items())
+        shown = text if len(text) < 60 else text[:57] + "…"
+        if not all(math.isfinite(p) for p in ours.probabilities.values()):
+            problems.append(f"'{shown}': a probability is not a number")
+        elif apart > tolerance:
+            problems.append(f"'{shown}': a probability is {apart:.4f} off, the tolerance is {tolerance}")
+        elif ours.label != theirs.label and first - second > tolerance:
+            problems.append(f"'{shown}': {ours.label} instead of {theirs.label}")
+        elif ours.truncated != theirs.truncated:
+            problems.append(f"'{shown}': truncated in one and not in the other")
+    if problems:
+        raise CotdError(f"the student does not pass its check ({len(problems)} of {len(PROBES)} probes): {problems[0]}")

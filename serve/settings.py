@@ -1,0 +1,77 @@
+"""What an operator sets. One object travels to every replica; a Serve config's `args` are its fields."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cotd.errors import CotdError
+
+TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """The endpoint's limits, and what it serves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    student: str = Field("models:/cotd-student@champion", description="models:/NAME@ALIAS, a folder, or a hub id")
+    tracking_uri: str | None = Field(None, description="MLflow store that models:/… is looked up in")
+    runtime: str = Field("torch", description="what computes label logits; one of serve.runtime.RUNTIMES")
+    threads: Count = Field(1, description="threads the runtime computes with")
+    max_texts: Count = Field(256, description="texts a request; more is answered with 413")
+    max_characters: Count = Field(20_000, description="characters a text; more is answered with 413")
+    max_body_bytes: Count = Field(8 * 2**20, description="bytes a request's body; more is answered with 413, unread")
+    max_batch: Count = Field(32, description="texts the runtime is given at once")
+    max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; beyond it 503 with Retry-After")
+    max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")
+    poll_seconds: float = Field(10.0, ge=0, description="how often the alias is looked at; 0 never swaps")
+    token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself stays where it was read")
+    log_texts: bool = Field(False, description="write the reviews themselves to the log")
+    metrics_folder: str | None = Field(None, description="where replicas of one machine share their metrics")
+
+    @model_validator(mode="after")
+    def queue_holds_a_request(self) -> Settings:
+        if self.max_queued_texts < self.max_texts:
+            raise ValueError(
+                f"max_queued_texts ({self.max_queued_texts}) is below max_texts ({self.max_texts}): "
+                "the largest request allowed could never be answered"
+            )
+        return self
+
+
+def token_digest(token_file: str | Path | None = None) -> str | None:
+    """The SHA-256 of the bearer token in a file, else in COTD_SERVE_TOKEN; None where neither is given.
+
+    Replicas compare digests, so that the token is in no process but the one that read it.
+
+    Raises:
+        CotdError: the file cannot be read, or the token is too short or has a space in it.
+    """
+    where = f"the file '{token_file}'" if token_file else TOKEN_VARIABLE
+    if token_file:
+        try:
+            token = Path(token_file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CotdError(f"cannot read the token from {where}: {error}. Name a text file: --token-file.") from error
+    elif TOKEN_VARIABLE in os.environ:
+        token = os.environ[TOKEN_VARIABLE].strip()
+    else:
+        return None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or len(token.split()) != 1:
+        raise CotdError(
+            f"the token in {where} must be one word of at least {SHORTEST_TOKEN} ASCII characters; "
+            'make one: python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    return digest(token)
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,118 @@
+"""The load generator, in a process of its own: `python -m tests.benchmarks.load '{"url": …}'`, a JSON object out.
+
+Bare sockets: on two cores a comfortable HTTP client would take more time than the endpoint it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
+CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+VERSION = re.compile(rb'"version":"([^"]*)"')
+
+
+@dataclass
+class Load:
+    """What to send, and what came of it.
+
+    Attributes:
+        rate: requests a second, over all clients; None sends the next as soon as the last is answered.
+        seconds: how long; None until standard input closes.
+        retries: how often a request that is not answered with 200 is sent again.
+    """
+
+    url: str
+    texts: list[str]
+    path: str = "/v1/predict"
+    clients: int = 1
+    rate: float | None = None
+    seconds: float | None = None
+    retries: int = 0
+    milliseconds: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    sent: int = 0
+    stop: bool = False
+
+    def requests(self) -> list[bytes]:
+        place = urlsplit(self.url)
+        made = []
+        for text in self.texts:
+            body = json.dumps({"texts": [text]}).encode()
+            head = f"POST {self.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+            made.append(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return made
+
+    async def client(self, requests: list[bytes], began: float) -> None:
+        place = urlsplit(self.url)
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        while not self.stop:
+            number, self.sent = self.sent, self.sent + 1
+            if self.rate:
+                await asyncio.sleep(max(0.0, began + number / self.rate - time.perf_counter()))
+            started, answered = time.perf_counter(), False
+            for _ in range(self.retries + 1):
+                wait = 0.2
+                try:
+                    if streams is None or streams[0].at_eof():  # as any client does: nothing was sent on it
+                        streams = await asyncio.open_connection(place.hostname, place.port)
+                    status, wait, goes_on = await self.exchange(*streams, requests[number % len(requests)])
+                    streams = streams if goes_on else None
+                except (OSError, EOFError) as error:  # EOFError: the server closed the connection half way
+                    status, streams = type(error).__name__, None
+                self.statuses[status] += 1
+                if status == "200":
+                    answered = True
+                    break
+                if self.retries:
+                    await asyncio.sleep(wait)
+            self.failed += not answered
+            self.milliseconds.append((time.perf_counter() - started) * 1000)
+        if streams:
+            streams[1].close()
+
+    async def exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
+    ) -> tuple[str, float, bool]:
+        """(status, seconds that a refusal asks to wait, whether the connection stays open)."""
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        found = LENGTH.search(head)
+        if found is None:
+            raise EOFError("an answer without a length")
+        body = await reader.readexactly(int(found[1]))
+        if version := VERSION.search(body):
+            self.versions[version[1].decode()] += 1
+        after = AFTER.search(head)
+        goes_on = CLOSES.search(head) is None
+        if not goes_on:
+            writer.close()
+        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else 0.2, goes_on
+
+    async def run(self) -> dict[str, Any]:
+        requests, began = self.requests(), time.perf_counter()
+        clients = [asyncio.create_task(self.client(requests, began)) for _ in range(self.clients)]
+        if self.seconds is None:
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        else:
+            await asyncio.sleep(self.seconds)
+        self.stop = True
+        await asyncio.gather(*clients)
+        took = time.perf_counter() - began
+        figures = {"seconds": took, "failed": self.failed, "milliseconds": [round(m, 3) for m in self.milliseconds]}
+        return {**figures, "statuses": dict(self.statuses), "versions": dict(self.versions)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(Load(**json.loads(sys.argv[1])).run())))

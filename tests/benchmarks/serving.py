@@ -1,0 +1,177 @@
+"""What the benchmarks of the endpoint share: students, servers, load, and the file of figures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from cotd import assets
+from cotd.config import DataConfig
+from cotd.sources import load_reviews
+from cotd.student import Student, load_base
+from cotd.task import SENTIMENT
+
+CORES = os.cpu_count() or 1
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the servers are ended too
+    parser.add_argument("--small", action="store_true", help="a smoke test: seconds, and figures that mean nothing")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def student_folders() -> Iterator[dict[str, Path]]:
+    """Two students that have learned nothing, which costs no less: one of T5-small's shape, and the embedded base."""
+    assets.pull(["t5-tiny", "rotten-tomatoes"], report=lambda _: None)
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        folders = {"embedded": Path(scratch) / "embedded", "60m": Path(scratch) / "60m"}
+        model, tokenizer = load_base("embedded:t5-tiny")
+        card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 128, "max_target_tokens": 64}
+        Student(model, tokenizer, SENTIMENT, card).save(folders["embedded"])
+        Student(t5_small(), tokenizer, SENTIMENT, card).save(folders["60m"])
+        yield folders
+
+
+def t5_small() -> Any:
+    """Random weights in the shape of T5-small (Raffel et al. 2020): 60.5M parameters."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": 6, "num_heads": 8}
+    config = T5Config(vocab_size=32128, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, **shape)
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(config)
+
+
+def review_texts(count: int = 500) -> list[str]:
+    """Test sentences of Rotten Tomatoes: 18 words each, about 32 tokens."""
+    table = load_reviews(DataConfig(source="embedded:rotten-tomatoes")).split("test")
+    return list(pd.Series(table["text"]).head(count))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command: list[str], url: str) -> Iterator[subprocess.Popen[str]]:
+    """A server in a process of its own, once it answers; ended by Ctrl-C."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "RAY_ADDRESS": "local"},  # not the Ray of somebody else on this machine
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # type: ignore[arg-type, return-value]
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while not answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise SystemExit(f"{' '.join(command)} did not come up:\n{process.communicate()[0]}")
+            time.sleep(0.2)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.contextmanager
+def endpoint(student: str, *options: str) -> Iterator[str]:
+    """`cotd serve` with all cores for one replica, unless the options say otherwise; yields its address."""
+    port = free_port()
+    cpus = [] if "--cpus" in options else ["--cpus", str(CORES)]
+    command = ["-m", "cotd.cli", "serve", "--student", student, "--port", str(port), *cpus, *options]
+    with running(command, url := f"http://127.0.0.1:{port}"):
+        yield url
+
+
+@contextlib.contextmanager
+def usual_alternative(student: Path) -> Iterator[str]:
+    port = free_port()
+    with running(["-m", "tests.benchmarks.alternative", str(student), str(port)], url := f"http://127.0.0.1:{port}"):
+        yield url
+
+
+def start_load(url: str, texts: list[str], **how: Any) -> subprocess.Popen[str]:
+    """The load generator; `finish_load` ends it and returns what it saw."""
+    plain = json.dumps({"url": url, "texts": texts, **how})
+    command = [sys.executable, "-m", "tests.benchmarks.load", plain]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish_load(process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, _ = process.communicate("", timeout=300)
+    return json.loads(output)
+
+
+def load(url: str, texts: list[str], **how: Any) -> dict[str, Any]:
+    """Load for `seconds`; what came of it, with `median`, `p99` (ms) and `rate` (answers a second)."""
+    seen = finish_load(start_load(url, texts, **how))
+    milliseconds = np.array(seen["milliseconds"])
+    seen["median"], seen["p99"] = (float(np.percentile(milliseconds, q)) for q in (50, 99))
+    seen["rate"] = seen["statuses"].get("200", 0) / seen["seconds"]
+    return seen
+
+
+def milliseconds_each(work: Callable[[str], Any], texts: list[str]) -> tuple[float, float]:
+    """Median and 99th percentile of the time `work` takes a text, in this process, in ms."""
+    taken = []
+    for text in texts:
+        started = time.perf_counter()
+        work(text)
+        taken.append((time.perf_counter() - started) * 1000)
+    median, p99 = np.percentile(taken, [50, 99])
+    return float(median), float(p99)
+
+
+def figure(
+    name: str, value: float, unit: str, baseline: tuple[str, float] | None = None, repeats: int = 1, note: str = ""
+) -> dict[str, Any]:
+    """One figure of a benchmark's file. `ratio` is value / baseline."""
+    what, base = baseline or (None, None)
+    ratio = round(value / base, 3) if base else None
+    base = round(base, 3) if base is not None else None
+    made = {"name": name, "value": round(value, 3), "unit": unit, "baseline": what, "baseline_value": base}
+    return {**made, "ratio": ratio, "repeats": repeats, "note": note}
+
+
+def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
+    """Prints a line a figure and writes runs/bench/NAME.json; a smoke test only prints."""
+    for f in figures:
+        against = f" ({f['ratio']} × {f['baseline']}'s {f['baseline_value']})" if f["baseline"] else ""
+        print(f"{f['name']:34} {f['value']:>12,} {f['unit']}{against}  {f['note']}")
+    if small:
+        return
+    target = Path("runs") / "bench" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(".part")
+    scratch.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    scratch.rename(target)

@@ -1,0 +1,81 @@
+"""Students on disk, a registry of them, and an endpoint's API without a network: the real thing but for Ray and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cotd.student import Student, load_base
+from cotd.task import SENTIMENT
+from serve.api import build_api
+from serve.endpoint import Endpoint
+from serve.settings import Settings
+
+NAME = "cotd-student"
+
+
+@pytest.fixture(scope="session")
+def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that has learned nothing, but has all that one needs to answer."""
+    folder = tmp_path_factory.mktemp("students") / "first"
+    model, tokenizer = load_base(str(tiny_t5))
+    model.get_input_embeddings().weight.data[:3] = 0  # else it writes nothing but special tokens
+    model.lm_head.weight.data[:3] = 0
+    card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 64, "max_target_tokens": 8}
+    card |= {"data": {"source": "embedded:rotten-tomatoes"}, "teacher": {"model": "embedded:smollm2-135m-instruct"}}
+    Student(model, tokenizer, SENTIMENT, card).save(folder)
+    return folder
+
+
+class Registry:
+    """An MLflow registry with versions of one student; made by hand, as logging a model takes seconds."""
+
+    def __init__(self, folder: Path):
+        import mlflow
+
+        from cotd.tracking import use_tracking
+
+        self.folder = folder
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        use_tracking(self.uri)
+        self.client = mlflow.MlflowClient(self.uri, self.uri)
+        self.client.create_registered_model(NAME)
+
+    def add(self, student: Path, spoil: Callable[[Path], None] = lambda folder: None) -> str:
+        """Registers a copy of a student's folder, spoiled as asked; returns its version."""
+        copy = self.folder / f"student-{len(list(self.folder.iterdir()))}"
+        shutil.copytree(student, copy)
+        spoil(copy)
+        return str(self.client.create_model_version(NAME, copy.as_uri()).version)
+
+    def crown(self, version: str) -> None:
+        self.client.set_registered_model_alias(NAME, "champion", version)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path)
+
+
+@pytest.fixture
+def with_endpoint() -> Callable[..., Any]:
+    """Runs a coroutine function with a client of an endpoint's API, and the endpoint, in an event loop of its own."""
+
+    def run(settings: Settings, use: Callable[[httpx.AsyncClient, Endpoint], Awaitable[Any]]) -> Any:
+        async def serve() -> Any:
+            endpoint = Endpoint(settings)
+            api = build_api(endpoint)
+            transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+            client = httpx.AsyncClient(transport=transport, base_url="http://test")
+            async with api.router.lifespan_context(api), client:
+                return await use(client, endpoint)
+
+        return asyncio.run(serve())
+
+    return run

@@ -1,0 +1,161 @@
+"""`cotd serve` as it runs: Ray Serve, HAProxy, HTTP; a hot swap under load, and an end that leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from serve.client import Client
+
+TOKEN = "a-token-long-enough"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A mark that every process started below inherits, and a Ray of its own."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "COTD_SERVE"))}
+    return {**inherited, "RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex}
+
+
+def marked(environment: dict[str, str]) -> list[str]:
+    """The command lines of the processes that carry the mark."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
+                found.append(" ".join(process.cmdline())[:100])
+        except psutil.Error:
+            continue
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(what: str, holds: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"after {seconds} s still waiting for {what}"
+        time.sleep(0.2)
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", trust_env=False, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def served(
+    registry: Any, student_folder: Path, tmp_path: Path, environment: dict[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`cotd serve` of version 1 with a token, in a session of its own, as a terminal would start it."""
+    registry.crown(registry.add(student_folder))
+    (tmp_path / "token").write_text(TOKEN)
+    port = free_port()
+    command = [sys.executable, "-m", "cotd.cli", "serve", "--port", str(port), "--poll-seconds", "0.5"]
+    command += ["--tracking-uri", registry.uri, "--token-file", str(tmp_path / "token")]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for("the endpoint", lambda: process.poll() is not None or healthy(url))
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        yield url, process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def test_a_champion_changes_under_load_and_the_end_is_clean(
+    served: tuple[str, subprocess.Popen[str]], registry: Any, student_folder: Path, environment: dict[str, str]
+) -> None:
+    url, process = served
+    assert httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False).status_code == 401
+    versions, stop = [], threading.Event()
+
+    def ask() -> None:
+        with Client(url, token=TOKEN, retries=0) as client:
+            while not stop.is_set():
+                versions.append(client.request(["A warm and funny film."]).model.version)
+
+    clients = [threading.Thread(target=ask) for _ in range(2)]
+    for client in clients:
+        client.start()
+    registry.crown(registry.add(student_folder))
+    wait_for("version 2", lambda: versions[-1:] == ["2"])
+    registry.crown("1")
+    wait_for("version 1 again", lambda: versions[-1:] == ["1"])
+    stop.set()
+    for client in clients:
+        client.join()
+    assert len(versions) > 20
+    assert set(versions) == {"1", "2"}
+
+    answer = httpx.post(
+        f"{url}/v1/predict", json={"texts": "fine", "rationale": True, "stream": True}, trust_env=False,
+        headers={"Authorization": f"Bearer {TOKEN}", "X-Request-ID": "abc"},
+    )  # fmt: skip
+    assert answer.headers.get_list("X-Request-ID") == ["abc"]
+    assert len(answer.text.splitlines()) > 1
+
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal sends, to Ray's processes too
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    lines = output.splitlines()
+    assert lines[0].startswith("serving models:/cotd-student@champion at ")
+    assert [line for line in lines if line and not line.startswith(("serving", "try:", "stopped;"))] == []
+    assert marked(environment) == []
+
+
+NEIGHBOUR = """
+import sys
+import httpx
+from pipelines.cluster import ray_session
+from serve.environment import prefer_haproxy
+prefer_haproxy()
+from ray import serve
+from serve.app import serving
+from serve.settings import Settings
+
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class Neighbour:
+    def __call__(self):
+        return "still here"
+
+with ray_session(num_cpus=1):
+    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+    serve.run(Neighbour.bind(), name="neighbour", route_prefix="/neighbour")
+    with serving(Settings(student=sys.argv[1], poll_seconds=0), port=int(sys.argv[2])):
+        assert set(serve.status().applications) == {"neighbour", "cotd-student"}
+    assert set(serve.status().applications) == {"neighbour"}
+    print(httpx.get(f"http://127.0.0.1:{sys.argv[2]}/neighbour", trust_env=False).text)
+"""
+
+
+def test_the_end_leaves_other_applications_alone(student_folder: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", NEIGHBOUR, str(student_folder), str(free_port())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "still here"
+    assert marked(environment) == []

@@ -1,0 +1,152 @@
+"""The page in headless Chromium. Needs `pip install playwright` and a Chromium; run it with `pytest -m browser`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.api import build_api
+from serve.endpoint import Endpoint
+from serve.settings import Settings, digest
+
+pytestmark = pytest.mark.browser
+
+TOKEN = "a-token-long-enough"
+CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install chromium, or name one by COTD_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def serve_page() -> Iterator[Callable[[Settings], str]]:
+    """Serves an endpoint over HTTP from a thread; returns its address."""
+    import uvicorn
+
+    servers: list[Any] = []
+
+    def serve(settings: Settings) -> str:
+        api = build_api(Endpoint(settings))
+        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        servers.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+
+    yield serve
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens an address; at the end, the page must not have asked anybody else for anything, nor failed."""
+    opened: list[tuple[Any, str, list[str], list[str]]] = []
+
+    def visit(url: str, **how: Any) -> Any:
+        page = browser.new_context(**how).new_page()
+        asked: list[str] = []
+        failures: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.goto(url)
+        opened.append((page, url, asked, failures))
+        return page
+
+    yield visit
+    for page, url, asked, failures in opened:
+        page.context.close()
+        assert failures == []
+        assert [a for a in asked if not a.startswith((url, "data:"))] == []
+
+
+@pytest.fixture
+def settings(student_folder: Path) -> Settings:
+    return Settings(student=str(student_folder), poll_seconds=0)
+
+
+def test_reviews_are_classified_and_explained_by_keyboard(
+    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+) -> None:
+    page = open_page(serve_page(settings))
+    page.get_by_label("Reviews").press_sequentially("A warm film.")  # it has the focus from the start
+    page.keyboard.press("Enter")
+    page.keyboard.type("Dull <b>and</b> lifeless.")
+    page.keyboard.press("Control+Enter")
+    cards = page.get_by_role("list", name="Predictions").get_by_role("listitem")
+    cards.nth(1).wait_for()
+    assert cards.count() == 2
+    assert "Dull <b>and</b> lifeless." in cards.nth(1).inner_text()
+    assert "positive" in cards.first.inner_text()
+    assert "%" in cards.first.inner_text()
+    assert "2 reviews in " in page.get_by_role("status").inner_text()
+    assert "first, version local" in page.locator("#model").inner_text()
+    why = cards.first.get_by_role("button", name="Why?")
+    for _ in range(4):  # past the buttons of the form
+        page.keyboard.press("Tab")
+        if why.evaluate("button => button === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".why[aria-busy=false]")
+    assert len(cards.first.locator(".why").inner_text()) > 3
+
+
+def test_refusals_are_said_and_a_token_is_asked_for(
+    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+) -> None:
+    page = open_page(serve_page(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_label("Token").press("Tab")
+    page.wait_for_function("document.getElementById('model').textContent.includes('version')")
+    page.get_by_label("Reviews").fill("A review that is too long to be taken.")
+    page.get_by_role("button", name="Classify").click()
+    page.wait_for_function("document.getElementById('status').textContent.includes('the limit is 20')")
+    page.get_by_label("Reviews").fill("Short enough.")
+    page.get_by_role("button", name="Classify").click()
+    page.get_by_role("listitem").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_the_page_fits_and_can_be_read(
+    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, scheme: str, width: int
+) -> None:
+    page = open_page(serve_page(settings), color_scheme=scheme, viewport={"width": width, "height": 800})
+    page.get_by_role("button", name="Try an example").click()
+    page.get_by_role("listitem").nth(2).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in ("h1", ".hint", "#model", "#status", ".verdict strong", ".bars", "button.main", "footer"):
+        assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector  # WCAG 2.2, 1.4.3
+
+
+# The contrast of an element's text against the nearest opaque background behind it.
+CONTRAST = """element => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = channels(colour).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  let behind = element;
+  while (behind && channels(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+  const ground = behind ? getComputedStyle(behind).backgroundColor : "rgb(255, 255, 255)";
+  const [high, low] = [light(getComputedStyle(element).color), light(ground)].sort((a, b) => b - a);
+  return (high + 0.05) / (low + 0.05);
+}"""

@@ -1,0 +1,71 @@
+"""Runtimes against the student that they compute for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cotd.errors import CotdError
+from cotd.student import Student
+from serve.runtime import PROBES, RUNTIMES, check_parity, make_runtime
+from serve.t5 import T5LabelScorer
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Student:
+    return Student.load(student_folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_each_runtime_computes_what_the_student_does(student: Student, name: str) -> None:
+    logits, truncated = make_runtime(name, student).label_logits(PROBES)
+    expected, flags = student.label_logits(PROBES)
+    assert truncated == flags
+    assert any(flags)
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert len({round(x, 4) for x in logits[:, 0].tolist()}) > 4, "it depends on the text"
+
+
+@pytest.mark.parametrize("variant", [{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {"num_layers": 3}])
+def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, Any]) -> None:
+    """T5 1.0 ties its embeddings and has one feed-forward matrix; 1.1 does neither (Shazeer 2020)."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    vocabulary = len(student.tokenizer)
+    config = T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **{**shape, **variant})
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config)
+    for parameter in model.parameters():  # far from the start, where some terms are too small to be seen
+        torch.nn.init.normal_(parameter, std=0.5)
+    other = Student(model, student.tokenizer, student.task, {"max_input_tokens": 32})
+    scorer = make_runtime("torch", other)
+    assert isinstance(scorer, T5LabelScorer)
+    assert torch.allclose(scorer.label_logits(PROBES)[0], other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)
+
+
+class Biased:
+    """A runtime whose logits are off by a constant for one label."""
+
+    def __init__(self, student: Student, by: float):
+        self.student = student
+        self.by = by
+
+    def label_logits(self, texts: Sequence[str]) -> tuple[Any, list[bool]]:
+        logits, truncated = self.student.label_logits(texts)
+        return logits + torch.tensor([self.by, 0.0]), truncated
+
+
+def test_a_runtime_that_is_off_is_refused(student: Student) -> None:
+    check_parity(Biased(student, 1e-5), student, 1e-3)
+    with pytest.raises(CotdError, match=r"a probability is 0\.\d+ off, the tolerance is 0.001"):
+        check_parity(Biased(student, 1.0), student, 1e-3)
+
+
+def test_an_unknown_runtime(student: Student) -> None:
+    with pytest.raises(CotdError, match=r"unknown runtime 'torsh'; known: torch.*Did you mean 'torch'\?"):
+        make_runtime("torsh", student)

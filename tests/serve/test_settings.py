@@ -1,0 +1,39 @@
+"""The token, and settings that contradict each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cotd.errors import CotdError
+from serve.settings import TOKEN_VARIABLE, Settings, digest, token_digest
+
+TOKEN = "a-token-long-enough"
+
+
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    assert token_digest() is None
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    assert token_digest() == digest(TOKEN)
+    (tmp_path / "token").write_text("another-token-in-a-file\n")
+    assert token_digest(tmp_path / "token") == digest("another-token-in-a-file")
+
+
+@pytest.mark.parametrize("token", ["", "short", "two words of a token", "ünïcödé-tökén-öf-sömé-léngth"])
+def test_a_token_that_guards_nothing_is_refused(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(CotdError, match="must be one word of at least 16 ASCII characters"):
+        token_digest()
+
+
+def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CotdError, match="cannot read the token from the file"):
+        token_digest(tmp_path / "nowhere")
+
+
+def test_a_queue_must_hold_a_request() -> None:
+    with pytest.raises(ValidationError, match="could never be answered"):
+        Settings(max_texts=10, max_queued_texts=5)
