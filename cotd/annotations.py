@@ -13,6 +13,8 @@ ANNOTATION_COLUMNS = [
     "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
     "gold_conditioned", "teacher", "revision", "prompt_hash", "prompt_tokens", "output_tokens", "error",
 ]  # fmt: skip
+# Teacher, revision and prompts are part of it too; in one table they do not vary.
+KEY = ["review_id", "gold_conditioned", "sample"]
 SCHEMA = pa.schema(
     {name: pa.string() for name in ANNOTATION_COLUMNS}
     | dict.fromkeys(("sample", "prompt_tokens", "output_tokens"), pa.int64())
@@ -91,22 +93,25 @@ class AnnotationRows:
     def table(self) -> pd.DataFrame:
         """The Annotation table of all rows."""
         self._pack()
-        return annotation_table(pa.concat_tables(self._tables).to_pandas())
+        whole = pa.concat_tables(self._tables).sort_by([(column, "ascending") for column in KEY])
+        self._tables = []
+        return annotation_table(whole.to_pandas(split_blocks=True, self_destruct=True))
 
 
 def annotation_table(table: pd.DataFrame) -> pd.DataFrame:
-    """An Annotation table, sorted and unique by its key."""
-    key = ["review_id", "gold_conditioned", "sample", "prompt_hash", "teacher", "revision"]
-    return table.sort_values(key).drop_duplicates(key).reset_index(drop=True)
+    """An Annotation table without repeats of its key."""
+    repeated = table.duplicated(KEY[:3])
+    return table[~repeated].reset_index(drop=True) if repeated.any() else table
 
 
 def annotations_digest(table: pd.DataFrame) -> str:
     """Content digest of what students learn from: ids, labels, rationales and quarantine."""
     columns = ["review_id", "gold_conditioned", "sample", "label", "rationale", "error"]
     lines = []
-    for start in range(0, len(table), 4096):  # whole tables of Python strings would take a gigabyte for a million rows
-        block = table[columns].iloc[start : start + 4096].astype(object)
-        lines += block.where(block.notna(), "").astype(str).agg("\t".join, axis=1).tolist()
+    for start in range(0, len(table), 4096):  # whole columns of Python strings would take a gigabyte for a million rows
+        block = [table[c].iloc[start : start + 4096] for c in columns]
+        cells = (c.astype(object).where(c.notna(), "").tolist() for c in block)
+        lines += ["\t".join(map(str, row)) for row in zip(*cells, strict=True)]
     lines.sort()
     content = hashlib.sha256()
     for number, line in enumerate(lines):

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,8 @@ def agrees_with_majority(annotations: pd.DataFrame, context: FilterContext) -> n
     Of labels with equally many, the one that was sampled first counts as the majority.
     """
     key = ["review_id", "gold_conditioned"]
+    if not annotations.duplicated(key).any():
+        return np.ones(len(annotations), dtype=bool)
     votes = annotations.groupby([*key, "label"], sort=False)["sample"].agg(["size", "min"]).reset_index()
     majority = votes.sort_values([*key, "size", "min"], ascending=[True, True, False, True]).drop_duplicates(key)
     kept = annotations[key].merge(majority[[*key, "label"]], on=key, how="left")["label"]
@@ -94,10 +97,11 @@ def apply_filters(
         filters: names, or one-key mappings from a name to its settings, as in a study's YAML.
     """
     counts: dict[str, int] = {}
+    seen = annotations[["review_id", "sample", "gold_conditioned", "label", "rationale"]]
     error = annotations["error"].astype(object)
     for name, settings in map(named, filters):
         usable = np.flatnonzero(error.isna())
-        keep = FILTERS[name](annotations.iloc[usable], context, **settings) if len(usable) else np.ones(0, dtype=bool)
+        keep = FILTERS[name](seen.iloc[usable], context, **settings) if len(usable) else np.ones(0, dtype=bool)
         error.iloc[usable[~keep]] = REASON + name
         counts[name] = counts.get(name, 0) + int((~keep).sum())
     return annotations.assign(error=error), counts
@@ -174,11 +178,16 @@ def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8) -> np.nda
         smallest = ((multiply * hashes + add) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
         signatures[i] = smallest[::2] << np.uint64(32) | smallest[1::2]
     repeats = np.zeros(len(texts), dtype=bool)
+    of = lru_cache(maxsize=1024)(lambda i: trigrams(texts[i]))
+    compared: set[int] = set()  # pairs, as one number each
     for band in signatures.T:
         _, first, group = np.unique(band, return_index=True, return_inverse=True)
-        for i in np.flatnonzero((first[group] < np.arange(len(texts))) & ~repeats):
-            ours, others = trigrams(texts[i]), trigrams(texts[first[group[i]]])
-            repeats[i] = len(ours & others) >= similarity * len(ours | others)
+        for i in np.flatnonzero((first[group] < np.arange(len(texts))) & ~repeats).tolist():
+            earlier = int(first[group[i]])
+            if i * len(texts) + earlier not in compared:
+                compared.add(i * len(texts) + earlier)
+                ours, others = of(i), of(earlier)
+                repeats[i] = len(ours & others) >= similarity * len(ours | others)
     return repeats
 
 

@@ -293,6 +293,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         found = offsets(text, limit)
         return text if len(found) <= limit else cut_text(text, found[limit - 1][1])
 
+    @functools.cache  # a few words, and every request asks
     def first_token(word: str) -> int:
         return tokenizer(word, add_special_tokens=False)["input_ids"][0]
 
