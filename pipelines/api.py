@@ -39,11 +39,15 @@ RETRIED = {408, 409, 425, 429}  # and 500 to 599
 
 
 class Again(Exception):
-    """A request failed in a way that may pass. `after`: seconds the server asks to wait; `paid`: an answer came."""
+    """A request failed in a way that may pass.
 
-    def __init__(self, reason: str, after: float | None = None, paid: bool = False):
+    Attributes:
+        after: seconds that the server asks to wait. limited: it was a rate limit. paid: an answer came.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, limited: bool = False, paid: bool = False):
         super().__init__(reason)
-        self.after, self.paid = after, paid
+        self.after, self.limited, self.paid = after, limited, paid
 
 
 class Refused(Exception):
@@ -156,11 +160,11 @@ class ApiClient:
             if self.fatal:
                 return None
             before = usage.prompt_tokens + usage.output_tokens
-            reason: str | None = None
+            failure: Again | None = None
             try:
                 answer = await self._try(request, usage)
             except Again as problem:
-                reason, after = str(problem), problem.after
+                failure = problem
                 paid_tries += problem.paid
             except (Refused, CutOff) as problem:
                 kind = REFUSED_REASON if isinstance(problem, Refused) else None
@@ -171,17 +175,18 @@ class ApiClient:
                 return None
             finally:
                 self.tokens.book(usage.prompt_tokens + usage.output_tokens - before - needed)
-            if reason is None:
+            if failure is None:
                 self.failed_in_a_row = 0
                 return answer
             if attempt >= self.config.retries or paid_tries >= PAID_TRIES or self.fatal:
-                return self._given_up(request, reason, usage)
-            if after is not None:
-                self.resume_at = max(self.resume_at, time.monotonic() + after)
-            backoff = min(LONGEST_BACKOFF, self.config.backoff_seconds * 2**attempt)
-            await asyncio.sleep(
-                backoff * random.uniform(0.5, 1.0) if after is None else random.uniform(0, self.config.backoff_seconds)
-            )
+                return self._given_up(request, str(failure), usage)
+            backoff = min(LONGEST_BACKOFF, self.config.backoff_seconds * 2**attempt) * random.uniform(0.5, 1.0)
+            if failure.after is not None or failure.limited:
+                # A rate limit is the account's: every request waits, and they do not all come back at once.
+                pause = backoff if failure.after is None else failure.after
+                self.resume_at = max(self.resume_at, time.monotonic() + pause)
+                backoff = random.uniform(0, self.config.backoff_seconds)
+            await asyncio.sleep(backoff)
         raise AssertionError("unreachable")
 
     async def _turn(self, tokens: float) -> None:
@@ -198,16 +203,16 @@ class ApiClient:
             response = await asyncio.wait_for(
                 self.http.post(self.url, json=self.body(request)), timeout=self.config.timeout_seconds
             )
-        except TimeoutError as error:
+        except (TimeoutError, httpx.TimeoutException) as error:
             raise Again(f"no answer within {self.config.timeout_seconds:g} s") from error
-        except httpx.TimeoutException as error:
-            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise Again(f"the connection failed: {self.plain(str(error) or type(error).__name__)}") from error
         self.check_status(response)
         try:
             plain = response.json()
             choice = plain["choices"][0]
+            if not isinstance(choice["message"] if self.config.endpoint == "chat" else choice, dict):
+                raise ValueError("not an object")
         except (ValueError, KeyError, IndexError, TypeError) as error:  # not JSON, or not an answer's
             raise Again("the server's answer is not what an OpenAI-compatible server sends", paid=True) from error
         return self.read(request, plain, choice, usage)
@@ -241,7 +246,7 @@ class ApiClient:
         if status == 429 and "insufficient_quota" in response.text:
             raise CotdError(f"the account at {self.config.base_url} has no quota left ({reason}).")
         if status in RETRIED or status >= 500:
-            raise Again(reason, retry_after(response.headers))
+            raise Again(reason, retry_after(response.headers), limited=status == 429)
         if status in (401, 403):
             name = self.config.key_env
             how = (
@@ -278,7 +283,7 @@ class ApiClient:
         chat = self.config.endpoint == "chat"
         message = choice.get("message") or {} if chat else choice
         text = whole_characters(str((message.get("content") if chat else message.get("text")) or ""))
-        used = plain.get("usage") or {}
+        used = plain["usage"] if isinstance(plain.get("usage"), dict) else {}
         usage.prompt_tokens += int(used.get("prompt_tokens") or self.count(request.prompt))
         usage.output_tokens += int(used.get("completion_tokens") or self.count(text))
         finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
@@ -396,7 +401,7 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
     async def check() -> None:
         try:
             response = await client.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             why = client.plain(str(error) or type(error).__name__)
             raise CotdError(
                 f"no answer from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."

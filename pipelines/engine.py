@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -61,10 +60,15 @@ def teacher_engine(
     def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
         # ray.data.llm starts its engine for each pipeline: all goes into one.
         for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size) if engines else [list(requests)]:
-            blocks = request_blocks(part, config.batch_size)
+            rows = [
+                {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
+                for i, r in enumerate(part)
+            ]
+            n_blocks = max(1, -(-len(rows) // config.batch_size))
+            # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
+            blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
             if engines:
-                tasks = min(2 * len(engines), -(-len(part) // config.batch_size))
-                answered = through_in_process_engines(blocks, engines, tasks)
+                answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
             else:
                 answered = through_ray_data_llm(blocks, model, arguments, config)
             for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -108,23 +112,6 @@ def environment(config: EngineConfig, threads: int) -> dict[str, str]:
 # --- in process -----------------------------------------------------------------------------------------------------
 
 
-def request_blocks(requests: list[Request], size: int) -> Any:
-    """A dataset with the columns `key`, `prompt` and `sampling` (JSON), in blocks of `size` rows."""
-    import pyarrow as pa
-    import ray
-
-    def block(part: list[Request]) -> Any:
-        return pa.table(
-            {
-                "key": [r.key for r in part],
-                "prompt": [r.prompt for r in part],
-                "sampling": [json.dumps(r.sampling) for r in part],
-            }
-        )
-
-    return ray.data.from_arrow([block(part) for part in batched(requests, size)])
-
-
 def start_in_process_engines(
     engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool
 ) -> list[Any]:
@@ -141,11 +128,15 @@ def start_in_process_engines(
 
 
 def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once."""
+    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
+
+    The engines take turns, so that each has one batch to work on and one waiting.
+    """
     import ray
 
     def ask(batch: dict[str, Any]) -> dict[str, list[str]]:
-        return ray.get(random.choice(engines).answer.remote({column: list(values) for column, values in batch.items()}))
+        engine = engines[int(batch["block"][0]) % len(engines)]
+        return ray.get(engine.answer.remote({column: list(batch[column]) for column in ("key", "prompt", "sampling")}))
 
     return blocks.map_batches(ask, batch_size=None, compute=ray.data.TaskPoolStrategy(size=tasks), num_cpus=0)
 

@@ -158,6 +158,12 @@ class Handler(BaseHTTPRequestHandler):
     def fault_no_choices(self, body: dict[str, Any]) -> None:
         self.send(200, {"choices": [], "usage": None})
 
+    def fault_odd(self, body: dict[str, Any]) -> None:
+        self.send(200, {"choices": [{"message": "hello", "text": None}], "usage": 3})
+
+    def fault_not_gzip(self, body: dict[str, Any]) -> None:
+        self.send(200, b"plain", Content_Encoding="gzip")
+
     def fault_empty(self, body: dict[str, Any]) -> None:
         self.send(200, self.good(body, ""))
 

@@ -69,7 +69,7 @@ def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
 
 
 PASSING = [
-    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "empty", "prose"
+    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose"
 ]  # fmt: skip
 
 
