@@ -35,6 +35,7 @@ from cotd.student import model_digest, resolve_model
 from cotd.task import Task, get_task
 from cotd.trials import write_json
 from pipelines.asking import Asker, Budget, Complete
+from pipelines.browse import annotations_page
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]”’]*(?=\s|$)")
 # From this share of set-aside rows on, something other than a few bad rows is wrong.
@@ -63,6 +64,11 @@ class AnnotationFiles:
     @property
     def summary(self) -> Path:
         return self.directory / "summary.json"
+
+    @property
+    def page(self) -> Path:
+        """The annotations to read in a browser."""
+        return self.directory / "annotations.html"
 
     @classmethod
     def of(cls, config: StudyConfig) -> AnnotationFiles:
@@ -114,6 +120,9 @@ def annotate(
     write_parquet(output.annotations, files.annotations)
     write_parquet(output.test, files.teacher_test)
     write_parquet(job.reviews.quarantine, files.quarantine)
+    lines = list(summary_lines(summary, files.annotations))
+    reliability = summary["quality"]["labels"].get("reliability")
+    write_text(files.page, annotations_page(config.name, output.annotations, job.reviews.table, job.task, lines, reliability))
     write_json(files.summary, summary)
     return summary
 
@@ -359,6 +368,12 @@ def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitSt
     return stack.enter_context(teacher_engine(model, config.teacher.engine, revision))
 
 
+def write_text(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
     scratch = path.with_name(path.name + ".part")
     table.to_parquet(scratch, index=False)
@@ -421,6 +436,7 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     """A summary in readable lines."""
     counts, teacher, spent = summary["annotations"], summary["teacher"], summary["spent"]
     yield f"{counts['usable']:,} usable annotations of {counts['reviews']:,} reviews: {path}"
+    yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
     if cut := summary["reviews"]["cut"]:

@@ -293,6 +293,26 @@ def test_the_summary_says_how_good_the_annotations_are(config: StudyConfig, teac
     assert quality["rationales"]["words"]["p50"] == 8
 
 
+def test_the_page_shows_the_doubtful_first_and_cannot_be_broken(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+) -> None:
+    evil = "</script><script>alert(1)</script> <!-- A warm film"
+    rows = pd.DataFrame([(evil, "negative", "train")], columns=["text", "label", "split"])
+    teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and "number 3." in prompt
+    config = load_config(write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}}))
+    annotate(config, teacher_double.complete)
+    page = AnnotationFiles.of(config).page.read_text(encoding="utf-8")
+    before, _, after = page.partition('<script type="application/json" id="data">')
+    data = json.loads(after.partition("</script>")[0])
+    assert "alert(1)" not in before + after.partition("</script>")[2]
+    assert len(data["rows"]) == 25 + 25
+    assert [bool(r["error"]) for r in data["rows"][:3]] == [True, True, False]
+    doubtful = data["rows"][2]
+    assert (doubtful["label"], doubtful["gold"], doubtful["text"]) == ("positive", "negative", evil)
+    assert data["reliability"]
+    assert "http" not in page, "self-contained"
+
+
 # --- what reviews may hold ------------------------------------------------------------------------------------------
 
 HOSTILE = [

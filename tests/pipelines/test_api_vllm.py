@@ -28,7 +28,7 @@ from tests.pipelines.conftest import FaultServer
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
-FAULTS = ["429", "429_seconds", "429_date", "500", "truncated", "malformed", "no_choices", "empty"]
+FAULTS = ["429", "429_seconds", "429_date", "500", "truncated", "malformed", "no_choices", "empty", "hang"]
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def vllm_serve(folder: Path) -> Iterator[str]:
 def test_a_real_server_behind_faults(write_study: Callable[..., Path], tmp_path: Path) -> None:
     with vllm_serve(tmp_path) as upstream, FaultServer(upstream).serving() as clean:
         server = FaultServer(upstream)
-        api = {"key_env": None, "concurrency": 16, "backoff_seconds": 0.05, "timeout_seconds": 300}
+        api = {"key_env": None, "concurrency": 16, "backoff_seconds": 0.05, "timeout_seconds": 90}
         common = {"model": "teacher-1", "max_rationale_tokens": 40, "gold_conditioned": False}
         scoring = common | {
             "strategy": "score_then_explain",
@@ -86,12 +86,15 @@ def test_a_real_server_behind_faults(write_study: Callable[..., Path], tmp_path:
             assert "failed" not in summary["usage"]
             assert summary["annotations"]["reviews"] == 24
             assert summary["teacher"]["accuracy"] >= 0.9  # "warm and funny" against "dull and lifeless"
+            refused = "number 5."  # the first of the training reviews
+            server.fault = lambda prompt, tries: "refusal" if refused in prompt else None
             thought = load_config(write_study(teacher=thinking), [f"teacher.api.base_url={url}", "name=thought", *few])
             summary = annotate(thought, yes=True)
             assert summary["usage"]["requests"] == 12
             # A teacher this small runs on until the limit now and then; whatever came back whole names a label.
             reasons = set(summary["annotations"]["quarantined"])
-            assert all("cut off" in r or "shorter than three words" in r for r in reasons)
+            assert all("cut off" in r or "shorter than three words" in r or "the teacher refused" in r for r in reasons)
+            assert summary["annotations"]["quarantined"]["the teacher refused: I cannot help with that."] == 1
             assert summary["annotations"]["usable"] >= 2
         table = (read_annotations(scored) or (None,))[0]
         assert table is not None
