@@ -93,6 +93,7 @@ def annotate(
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
     from cotd.config import load_config
+    from cotd.tracking import StudyTracker
     from pipelines.annotate import AnnotationFiles, preview, summary_lines
     from pipelines.annotate import annotate as run
 
@@ -104,6 +105,7 @@ def annotate(
     summary = run(study, yes=yes, retry_errors=retry_errors)
     for line in summary_lines(summary, AnnotationFiles.of(study).annotations):
         print(line)
+    StudyTracker(study).log_teacher(summary)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -130,15 +131,31 @@ def start_in_process_engines(
 def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> Any:
     """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
 
-    The engines take turns, so that each has one batch to work on and one waiting.
+    One process asks in as many threads: a task each would be a Python process each, which takes seconds to start on
+    every node. The engines take turns, so that each has one batch to work on and one waiting.
     """
     import ray
 
-    def ask(batch: dict[str, Any]) -> dict[str, list[str]]:
-        engine = engines[int(batch["block"][0]) % len(engines)]
-        return ray.get(engine.answer.remote({column: list(batch[column]) for column in ("key", "prompt", "sampling")}))
+    pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=tasks, enable_true_multi_threading=True)
+    with warnings.catch_warnings():
+        # max_concurrency has no name of its own in Ray 2.60, whose other remote arguments have; that is warned of.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return blocks.map_batches(
+            AskEngines, fn_constructor_args=(engines,), batch_size=None, compute=pool, num_cpus=0, max_concurrency=tasks
+        )
 
-    return blocks.map_batches(ask, batch_size=None, compute=ray.data.TaskPoolStrategy(size=tasks), num_cpus=0)
+
+class AskEngines:
+    """Hands batches to engines, and waits."""
+
+    def __init__(self, engines: list[Any]):
+        self.engines = engines
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        import ray
+
+        engine = self.engines[int(batch["block"][0]) % len(self.engines)]
+        return ray.get(engine.answer.remote({column: list(batch[column]) for column in ("key", "prompt", "sampling")}))
 
 
 class InProcessEngine:
