@@ -60,7 +60,7 @@ def length(
     annotations: pd.DataFrame, context: FilterContext, *, min_words: int = 3, max_words: int | None = None
 ) -> np.ndarray:
     """Keeps rationales of `min_words` to `max_words` words."""
-    words = annotations["rationale"].str.split().str.len().to_numpy()
+    words = annotations["rationale"].str.count(r"\S+").to_numpy()
     return (words >= min_words) & (words <= (max_words if max_words is not None else np.inf))
 
 

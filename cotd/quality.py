@@ -80,7 +80,7 @@ def rationale_quality(annotations: pd.DataFrame, task: Task) -> dict[str, Any]:
         return {"rows": 0}
     compared = [rows["rationale"].head(COMPARED).tolist() for _, rows in usable.groupby("gold_conditioned")]
     repeats = sum(int(near_duplicate_rows(texts).sum()) for texts in compared)
-    words = usable["rationale"].str.split().str.len()
+    words = usable["rationale"].str.count(r"\S+")
     return {
         "rows": len(usable),
         "names_its_label": float(rationales_naming_labels(usable, task).mean()),
