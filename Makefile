@@ -9,7 +9,10 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help install demo test test-slow lint ui lock clean
+# Every file of tests/benchmarks/ that is run by itself.
+BENCHMARKS = $(patsubst tests/benchmarks/%.py,%,$(shell grep -l 'def main' tests/benchmarks/*.py))
+
+.PHONY: help install demo test test-slow bench lint ui lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +40,9 @@ test: install ## unit tests and one end-to-end run of the real path (under a qua
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest -m slow
+
+bench: install ## the measurements of tests/benchmarks/; one of them with NAME=annotate_memory, a smoke test with SMALL=--small
+	@for name in $(or $(NAME),$(BENCHMARKS)); do echo "# $$name"; $(BIN)/python -m tests.benchmarks.$$name $(SMALL) || exit 1; done
 
 lint: install ## style, types, and which package may import which
 	@$(BIN)/ruff check .

@@ -76,26 +76,37 @@ def assets_list() -> None:
 
 
 @app.command()
-def annotate(config: Config, overrides: Overrides = None) -> None:
+def annotate(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print a few prompts as they are sent, and the price; ask nothing")
+    ] = False,
+    rows: Annotated[int, typer.Option(min=1, help="prompts of each kind that --dry-run prints")] = 2,
+    yes: Annotated[bool, typer.Option("--yes", help="go on whatever an endpoint's estimated price")] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="ask again about quarantined reviews, also what was refused, and nothing else"),
+    ] = False,
+) -> None:
     """Has the teacher annotate a study's training reviews; what is known already is not asked again.
 
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
     from cotd.config import load_config
-    from pipelines.annotate import AnnotationFiles
+    from cotd.tracking import StudyTracker
+    from pipelines.annotate import AnnotationFiles, preview, summary_lines
     from pipelines.annotate import annotate as run
 
     study = load_config(config, overrides)
-    summary = run(study)
-    teacher, counts = summary["teacher"], summary["annotations"]
-    print(f"{counts['usable']:,} usable annotations of {counts['reviews']:,} reviews: {AnnotationFiles.of(study).annotations}")
-    for reason, count in counts["quarantined"].items():
-        print(f"  quarantined: {count:,} × {reason}")
-    if summary["calibration"]:
-        print(f"calibrated on {summary['calibration']['used']}")
-    print(
-        f"teacher: {teacher['accuracy']:.1%} [{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}] of {teacher['n']:,} test reviews"
-    )
+    if dry_run:
+        for line in preview(study, rows):
+            print(line)
+        return
+    summary = run(study, yes=yes, retry_errors=retry_errors)
+    for line in summary_lines(summary, AnnotationFiles.of(study).annotations):
+        print(line)
+    StudyTracker(study).log_teacher(summary)
 
 
 @app.command()

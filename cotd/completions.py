@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from cotd.errors import CotdError
 
 SCHEMA = pa.schema(
     {
@@ -21,12 +29,21 @@ SCHEMA = pa.schema(
         "text": pa.string(),  # what the teacher wrote
         "logprob": pa.float64(),  # natural log, summed over the written tokens; null for label scores
         "label_logprobs": pa.list_(pa.float64()),  # of the label words, in the task's order; null for written answers
-        "finish_reason": pa.string(),  # "stop" or "length"
+        "finish_reason": pa.string(),  # "stop" or "length"; of a failure: null, or "refused" if it would fail again
         "prompt_tokens": pa.int32(),
         "output_tokens": pa.int32(),
         "error": pa.string(),  # null, or why there is no answer
     }
 )
+
+# What a row of the store is.
+ANSWERED, FAILED, REFUSED = 0, 1, 2
+REFUSED_REASON = "refused"
+
+
+def completion(key: str, **values: Any) -> dict[str, Any]:
+    """A completion with the columns of SCHEMA; those not given are None."""
+    return {"key": key} | dict.fromkeys(SCHEMA.names[1:]) | values
 
 
 @dataclass(frozen=True)
@@ -50,31 +67,98 @@ class Request:
 
 
 class CompletionStore:
-    """Parquet shards of completions under one folder, each written to a temporary name and renamed.
+    """Parquet shards of completions under one folder, or any other place that fsspec knows.
 
-    Writers never touch one another's shards, so several runs may share a store; a key that two of them answered
-    counts once. Failed completions are kept as a record, and asked for again.
+    A shard appears whole or not at all: on a disk it is written to a temporary name and renamed, elsewhere it is put
+    in one piece. Writers never touch one another's shards, so several runs may share a store; a key that two of them
+    answered counts once. Failed completions are kept as a record.
+
+    Args:
+        directory: a folder, or an fsspec URL such as s3://bucket/completions (which needs that protocol's package).
+
+    Raises:
+        CotdError: there is no such protocol, or its package is not installed.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path | str):
+        try:
+            self.files, self.directory = fsspec.core.url_to_fs(str(directory))
+        except (ImportError, ValueError) as error:
+            raise CotdError(
+                f"teacher.store '{directory}' cannot be used: {error}. Give a folder, or pip install it."
+            ) from error
+        self._shards: list[str] = []
+        # A row for each row of the known shards, the one that counts for its key before its others.
+        self._index = pa.table(
+            {"key": pa.array([], pa.string()), "shard": pa.array([], pa.int32()), "state": pa.array([], pa.int8())}
+        )
 
     def append(self, completions: Sequence[dict[str, Any]]) -> None:
         """Adds one shard. Each completion has the columns of SCHEMA."""
         if not completions:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        scratch = self.directory / f".{name}.part"
-        pq.write_table(pa.Table.from_pylist(list(completions), schema=SCHEMA), scratch)
-        scratch.rename(self.directory / name)
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(completions), schema=SCHEMA), buffer)
+        self.files.makedirs(self.directory, exist_ok=True)
+        if isinstance(self.files, LocalFileSystem):
+            scratch = Path(self.directory) / f".{name}.part"
+            scratch.write_bytes(buffer.getvalue())
+            scratch.rename(Path(self.directory) / name)
+        else:
+            self.files.pipe_file(f"{self.directory}/{name}", buffer.getvalue())
 
-    def answers(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """key → its completion, for those of `keys` that were answered without an error."""
-        wanted = set(keys)
+    def answers(self, keys: Iterable[str], states: Collection[int] = (ANSWERED,)) -> dict[str, dict[str, Any]]:
+        """key → its completion, for those of `keys` that are in the store.
+
+        Args:
+            states: which to return: ANSWERED, by default only these, FAILED (may do better another time), REFUSED (will not).
+        """
+        self._refresh()
+        wanted = list(dict.fromkeys(keys))
+        rows = pc.index_in(pa.array(wanted, pa.string()), value_set=self._index["key"])
+        hits = self._index.take(rows.drop_null())
+        of_shard: dict[int, set[str]] = {}
+        for key, shard, state in zip(*(hits[column].to_pylist() for column in ("key", "shard", "state")), strict=True):
+            if state in states:
+                of_shard.setdefault(shard, set()).add(key)
         found: dict[str, dict[str, Any]] = {}
-        for shard in sorted(self.directory.glob("*.parquet")) if wanted else []:
-            table = pq.read_table(shard, schema=SCHEMA)
-            keep = pa.array([k in wanted for k in table["key"].to_pylist()])
-            found |= {row["key"]: row for row in table.filter(keep).to_pylist() if row["error"] is None}
+        for block in batched(sorted(of_shard), 64):
+            for number, table in zip(block, self._read([self._shards[n] for n in block]), strict=True):
+                keep = pa.array([k in of_shard[number] for k in table["key"].to_pylist()])
+                found |= {
+                    row["key"]: row for row in table.filter(keep).to_pylist() if row["error"] is None or row["key"] not in found
+                }
         return found
+
+    def _refresh(self) -> None:
+        """Adds the shards that have appeared since to the index: some 40 bytes a row."""
+        self.files.invalidate_cache()
+        known = set(self._shards)
+        new = [s for s in sorted(self.files.glob(f"{self.directory}/*.parquet")) if s not in known]
+        if not new:
+            return
+        parts = [self._index]
+        for block in batched(new, 64):
+            for shard, table in zip(block, self._read(block, ["key", "error", "finish_reason"]), strict=True):
+                refused = pc.equal(pc.fill_null(table["finish_reason"], ""), REFUSED_REASON)
+                state = pc.if_else(pc.is_null(table["error"]), ANSWERED, pc.if_else(refused, REFUSED, FAILED)).cast(pa.int8())
+                number = pa.array(np.full(len(table), len(self._shards), dtype=np.int32))
+                parts.append(pa.table({"key": table["key"], "shard": number, "state": state}))
+                self._shards.append(shard)
+        index = pa.concat_tables(parts)
+        # An answer counts before a failure, and a later one before an earlier.
+        answered = index["state"].to_numpy() == ANSWERED
+        self._index = index.take(np.lexsort((index["shard"].to_numpy(), answered))[::-1]).combine_chunks()
+
+    def _read(self, shards: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
+        """The rows of some shards, which remote stores fetch side by side."""
+        contents = self.files.cat(list(shards))
+        return [pq.read_table(io.BytesIO(contents[s]), schema=SCHEMA, columns=columns) for s in shards]
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items, in order (itertools.batched is Python 3.12's)."""
+    remaining = iter(items)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch

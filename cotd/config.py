@@ -7,16 +7,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cotd.errors import CotdError, nearest
+from cotd.filters import filter_problems
 from cotd.methods import METHODS
 from cotd.task import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+# A value that was meant to be a name, and may be the secret itself, is not shown.
+NEVER_SHOWN = {"key_env", "base_url"}
 
 
 class Block(BaseModel):
@@ -82,9 +85,89 @@ class EngineConfig(Block):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
 
 
+class ApiConfig(Block):
+    """An OpenAI-compatible endpoint as the teacher's engine."""
+
+    base_url: str = Field(description="up to and including its version, for example https://api.openai.com/v1")
+    key_env: str | None = Field(
+        "OPENAI_API_KEY", description="NAME of the environment variable that holds the key, never the key; null: no key"
+    )
+    server: Literal["openai", "vllm"] = Field(
+        "openai",
+        description="vllm: `vllm serve`, whose own parameters are then used: answers held to a pattern, and the "
+        "log-probabilities of exactly the label words; openai: answers are JSON",
+    )
+    endpoint: Literal["chat", "completions"] = Field("chat", description="score_then_explain needs completions")
+    json_answers: Literal["schema", "object"] = Field(
+        "schema",
+        description="server openai: hold answers to a JSON schema, or, where there is no such thing, to some JSON object",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the server calls the limit of an answer; OpenAI's newer models: max_completion_tokens"
+    )
+    top_logprobs: int = Field(5, ge=2, description="score_then_explain: how many to ask for; OpenAI allows 5, vLLM 20")
+    tokenizer: str | None = Field(
+        None,
+        description="embedded:NAME, a local directory or a hub id, to count tokens and cut long reviews exactly; null: by length",
+    )
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="added to each request as it is; part of its identity")
+    concurrency: int = Field(64, ge=1, description="requests in flight")
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0, description="prompt and answer; answers count as long as they may be")
+    timeout_seconds: float = Field(60, gt=0, description="for one answer")
+    retries: int = Field(6, ge=0, description="after a rate limit, a server's error, a timeout or a broken answer")
+    backoff_seconds: float = Field(0.5, gt=0, description="before the first retry; doubles, jittered; Retry-After goes before")
+
+    @field_validator("base_url")
+    @classmethod
+    def plain_url(cls, url: str) -> str:
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an http(s) URL such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("holds credentials or a query; keys belong in the environment variable that key_env names")
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("names an environment variable, in capitals, such as OPENAI_API_KEY; the key itself is set there")
+        return name
+
+
+class BudgetConfig(Block):
+    """What a run of `cotd annotate` may use. A local engine has no price, and may have a limit."""
+
+    input_price: float | None = Field(None, ge=0, description="for a million prompt tokens, in whatever currency")
+    output_price: float | None = Field(None, ge=0, description="for a million answer tokens")
+    max_cost: float | None = Field(None, gt=0, description="stop before a run spends more")
+    max_tokens: int | None = Field(None, ge=1, description="stop before a run uses more tokens, prompts and answers together")
+
+    @model_validator(mode="after")
+    def cost_needs_prices(self) -> BudgetConfig:
+        if self.max_cost is not None and (self.input_price is None or self.output_price is None):
+            raise ValueError("max_cost needs input_price and output_price, for a million tokens each")
+        return self
+
+    def cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
+        """What tokens cost, or None where prices are not configured."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (prompt_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+
+
 class TeacherConfig(Block):
-    model: str = Field("embedded:smollm2-135m-instruct", description="embedded:NAME, a local directory, or a hub id")
-    revision: str | None = None
+    model: str = Field(
+        "embedded:smollm2-135m-instruct",
+        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there",
+    )
+    revision: str | None = Field(
+        None,
+        description="of a hub model: branch, tag or commit; with `api`: any word that names the weights, in place of the URL",
+    )
     strategy: Literal["score_then_explain", "chain_of_thought"] = "score_then_explain"
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
@@ -94,7 +177,41 @@ class TeacherConfig(Block):
     max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
     gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (for cot_labelled)")
     seed: int = 0
+    filters: list[str | dict[str, dict[str, Any]]] = Field(
+        ["agrees_with_majority"],
+        description="names of cotd/filters.py, in order, with settings where wanted: [length: {max_words: 60}]",
+    )
     engine: EngineConfig = EngineConfig()
+    api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
+    budget: BudgetConfig = BudgetConfig()
+    store: str | None = Field(
+        None, description="folder of the answers, or any fsspec URL; studies may share one; null: STORAGE/completions"
+    )
+
+    @field_validator("filters")
+    @classmethod
+    def known_filters(cls, filters: list[str | dict[str, dict[str, Any]]]) -> list[str | dict[str, dict[str, Any]]]:
+        if wrong := filter_problems(filters):
+            raise ValueError("; ".join(wrong))
+        return filters
+
+    @model_validator(mode="after")
+    def scores_need_completions(self) -> TeacherConfig:
+        if self.api and self.strategy == "score_then_explain" and self.api.endpoint == "chat":
+            raise ValueError(
+                "strategy score_then_explain needs the log-probabilities of the label words, which api.endpoint chat does not "
+                "give. Set strategy: chain_of_thought, or api.endpoint: completions where the server has it"
+            )
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the annotations: not where the engine runs, what it may cost, or where answers are kept."""
+        plain = self.model_dump(exclude={"engine", "budget", "store", "api"})
+        if self.api:
+            plain["api"] = self.api.model_dump(
+                include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
+            )
+        return plain
 
     @model_validator(mode="after")
     def samples_need_temperature(self) -> TeacherConfig:
@@ -104,7 +221,7 @@ class TeacherConfig(Block):
 
     @model_validator(mode="after")
     def review_fits_the_context(self) -> TeacherConfig:
-        if self.max_review_tokens + self.max_rationale_tokens >= self.engine.max_model_len:
+        if self.api is None and self.max_review_tokens + self.max_rationale_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"max_review_tokens ({self.max_review_tokens}) and max_rationale_tokens ({self.max_rationale_tokens}) leave the "
                 f"prompt no room in engine.max_model_len ({self.engine.max_model_len}); raise the last or lower the others"
@@ -316,7 +433,8 @@ def describe_problem(kind: type[Block], problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if not key:
         return message
-    given = f" (given: {problem['input']!r})" if isinstance(problem["input"], (str, int, float)) else ""
+    shown = isinstance(problem["input"], (str, int, float)) and location[-1] not in NEVER_SHOWN
+    given = f" (given: {problem['input']!r})" if shown else ""
     return f"{key}: {message}{given}"
 
 
@@ -325,6 +443,7 @@ def known_keys(kind: type[Block], location: list[str]) -> list[str]:
     block: type[BaseModel] = kind
     for part in location:
         annotation = block.model_fields[part].annotation if part in block.model_fields else None
+        annotation = next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         block = annotation

@@ -75,8 +75,10 @@ def training_pairs(
     """
     # One annotation a review and kind for labels; all samples for rationales.
     own = usable(annotations, gold_conditioned=False)
-    written = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
     teacher_labels = own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
+    # Samples may differ in their label; a rationale for another label than the one that is learnt would contradict it.
+    own = own[own["label"] == own["review_id"].map(teacher_labels)]
+    written = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
     rationales = written.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
 
     pairs = []

@@ -24,11 +24,22 @@ PROTECTION = {"train": 0, "validation": 1, "test": 2}
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_text(text: str) -> str:
-    """One line of plain text: HTML line breaks and entities resolved, runs of white space folded to one space."""
-    return _SPACE.sub(" ", html.unescape(_BREAK.sub(" ", text)).replace("\x00", " ")).strip()
+    """One line of plain text: HTML line breaks and entities resolved, runs of white space folded to one space.
+
+    NUL bytes become spaces and lone surrogates U+FFFD: neither can be stored.
+    """
+    return _SPACE.sub(" ", whole_characters(html.unescape(_BREAK.sub(" ", text)).replace("\x00", " "))).strip()
+
+
+def whole_characters(text: str) -> str:
+    """A text that has a UTF-8 form: pairs of surrogates are joined, lone ones replaced by U+FFFD."""
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def review_id(dataset: str, text: str) -> str:

@@ -1,18 +1,20 @@
 """How a teacher is asked: score, then explain (weak teachers), or few-shot chain of thought (strong ones).
 
 A strategy sees neither engine nor store: it is given `ask`, which answers requests, and returns the teacher's output.
+Requests are rendered when they are needed and rows kept as Arrow columns, so that memory is that of the tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cotd.annotations import annotation_row, annotation_table
+from cotd.annotations import AnnotationRows, annotation_row
 from cotd.calibration import calibrate
 from cotd.completions import Request
 from cotd.config import TeacherConfig
@@ -22,8 +24,19 @@ from cotd.reviews import Reviews
 from cotd.task import Task
 
 Completion = dict[str, Any]
-Ask = Callable[[Sequence[Request], str], dict[str, Completion]]
+# What a strategy wants back with the answer to a request; the review's id is its first.
+Tag = tuple[Any, ...]
+Tagged = tuple[Tag, Request]
+# Answers requests, each once, in any order, failures with their `error`. It may go through them more than once, so it
+# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words.
+Ask = Callable[[Callable[[], Iterable[Tagged]], str], Iterator[tuple[Tag, Completion]]]
 Labels = dict[str, tuple[str, float | None]]  # review id → (label, its probability where the teacher gives one)
+# The `finish_reason` of a request that was not made, because the budget was reached.
+NOT_ASKED = "not asked"
+# A JSON answer's quotes, braces and keys, and its label.
+JSON_TOKENS = 24
+# How most chat formats begin a special token, <|im_end|> say, in case there is no tokenizer to ask.
+_TURN = re.compile(r"<\|(?=\w+\|>)")
 
 
 @dataclass(frozen=True)
@@ -32,18 +45,44 @@ class Teacher:
 
     Attributes:
         name: the model as configured. revision: which weights, as far as known.
-        first_token: word → id of its first token, as it follows a prompt.
+        first_token: word → id of its first token, as it follows a prompt; None where there is no tokenizer.
         fit: cuts a text to a number of tokens.
+        count: the tokens of a text, or an estimate.
+        special: its special tokens, as they are written.
+        cut: review id → how many characters of its text the teacher is shown, of those that were looked at.
     """
 
     name: str
     revision: str
-    first_token: Callable[[str], int]
+    first_token: Callable[[str], int] | None
     fit: Callable[[str, int], str]
     config: TeacherConfig
+    count: Callable[[str], int] = len
+    special: tuple[str, ...] = ()
+    cut: dict[str, int] = field(default_factory=dict)
 
     def request(self, prompt: str, **sampling: Any) -> Request:
         return Request(self.name, self.revision, prompt, sampling)
+
+    def shown(self, reviews: pd.DataFrame) -> Iterator[tuple[str, str]]:
+        """(id, text) of each review, cut to what leaves the prompt and the answer room in the teacher's context."""
+        for i, text in zip(reviews["id"], reviews["text"], strict=True):
+            if i not in self.cut:
+                self.cut[i] = len(self.fit(text, self.config.max_review_tokens))
+            yield i, self.unspecial(text[: self.cut[i]])
+
+    def unspecial(self, text: str) -> str:
+        """A text in which nothing is a special token to the teacher (the end of the prompt, another speaker's turn)."""
+        text = _TURN.sub("< |", text)
+        for token in self.special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    @property
+    def answers_json(self) -> bool:
+        """Whether written answers are JSON: what an endpoint can be held to, where it knows no patterns."""
+        api = self.config.api
+        return api is not None and api.server == "openai" and self.config.strategy == "chain_of_thought"
 
 
 @dataclass
@@ -53,7 +92,7 @@ class TeacherOutput:
     Attributes:
         annotations: the Annotation table of the training reviews.
         test: the teacher's own labels of the test reviews: review_id, gold, predicted, label_probability; `predicted`
-            is None where it gave no answer in the label set.
+            is None where it gave no answer in the label set. Reviews that it was not asked for are left out.
         calibration: what was fitted on what, or None.
     """
 
@@ -69,12 +108,16 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     """
     train, test = reviews.split("train"), reviews.split("test")
     held_out = calibration_reviews(teacher.config, reviews)
-    texts = fitted_texts(teacher, pd.concat([train, test, held_out]))
-
-    scoring = {i: score_request(teacher, task, prompts, text) for i, text in texts.items()}
     # The calibration rows go first, so that a run that is stopped early has them.
-    scored = ask([scoring[i] for i in [*held_out["id"], *train["id"], *test["id"]]], "label scores")
-    scores = {i: label_score(scored[r.key], task) for i, r in scoring.items() if answered(scored, r)}
+    everything = pd.concat([held_out, test, train])
+    scores: dict[str, float] = {}
+    prompt_tokens: dict[str, int] = {}
+    failures: dict[str, Completion] = {}
+    for (i,), answer in ask(lambda: score_requests(teacher, task, prompts, everything), "label scores"):
+        if answer["error"]:
+            failures[i] = answer
+        else:
+            scores[i], prompt_tokens[i] = label_score(answer, task), answer["prompt_tokens"]
 
     known = held_out[held_out["id"].isin(list(scores))]
     if known.empty:
@@ -84,30 +127,32 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     if gold is not None and len(set(gold)) < 2:
         raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
     calibration = calibrate(settings.method, np.array([scores[i] for i in known["id"]]), gold, settings.prior)
-    labels = {i: calibrated_label(task, float(calibration.probability(np.array(s)))) for i, s in scores.items()}
 
-    wanted = explain_wanted(teacher, train, {i: label for i, (label, _) in labels.items()})
-    explaining = {
-        (i, sample, by_gold): explain_request(teacher, prompts, texts[i], label, sample)
-        for i, label, by_gold in wanted
-        for sample in range(teacher.config.samples)
-    }
-    written = ask(list(explaining.values()), "rationales")
-    label_of = {(i, by_gold): label for i, label, by_gold in wanted}
-    rows = []
-    for (i, sample, by_gold), request in explaining.items():
-        answer = written.get(request.key)
-        label, probability = label_of[i, by_gold], None if by_gold else labels[i][1]
-        text = answer["text"] or "" if answer else ""
-        extra = 0 if by_gold or sample else scored[scoring[i].key]["prompt_tokens"]
-        origin = origin_of(teacher, prompts)
-        rows.append(annotation_row(i, sample, by_gold, label, probability, text, answer, origin, extra))
+    def own(i: str) -> tuple[str, float]:
+        return calibrated_label(task, float(calibration.probability(np.array(scores[i]))))
+
+    def explaining() -> Iterator[Tagged]:
+        gold_of = gold_labels(teacher, train)
+        for i, text in teacher.shown(train):
+            label = own(i)[0] if i in scores else None
+            for sample in range(teacher.config.samples):
+                for wanted in dict.fromkeys(w for w in (label, gold_of.get(i)) if w):
+                    kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold_of.get(i) if by_gold else label))
+                    yield (i, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
+
+    rows, origin = AnnotationRows(), origin_of(teacher, prompts)
+    for (i, sample, label, kinds), answer in ask(explaining, "rationales"):
+        for by_gold in kinds:
+            probability = None if by_gold else own(i)[1]
+            extra = 0 if by_gold or sample else prompt_tokens[i]
+            rationale = written_rationale(teacher, prompts, answer)
+            rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, answer, origin, extra))
     for i in train["id"]:
         if i not in scores:
-            failure = scored.get(scoring[i].key)
-            rows.append(annotation_row(i, 0, False, None, None, "", failure, origin_of(teacher, prompts)))
-    predicted: Labels = {i: labels[i] for i in test["id"] if i in labels}
-    return TeacherOutput(annotation_table(rows), test_table(test, predicted), calibration.to_dict())
+            rows.add(annotation_row(i, 0, False, None, None, "", failures.get(i), origin))
+    predicted: Labels = {i: own(i) for i in test["id"] if i in scores}
+    unasked = {i for i, failure in failures.items() if failure["finish_reason"] == NOT_ASKED}
+    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), calibration.to_dict())
 
 
 def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
@@ -116,38 +161,66 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     The teacher's labels are taken as they come: `label_probability` is the share of samples that agree.
     """
     train, test = reviews.split("train"), reviews.split("test")
-    texts = fitted_texts(teacher, pd.concat([train, test]))
     samples = range(teacher.config.samples)
-    thinking = {(i, s): think_request(teacher, prompts, texts[i], s) for i in train["id"] for s in samples}
-    benchmark = {i: think_request(teacher, prompts, texts[i], 0, greedy=True) for i in test["id"]}
-    given = dict(zip(train["id"], train["label"], strict=True)) if teacher.config.gold_conditioned else {}
-    explaining = {
-        (i, s): explain_request(teacher, prompts, texts[i], label, s, structured=True)
-        for i, label in given.items()
-        if label is not None
-        for s in samples
-    }
-    answers = ask([*thinking.values(), *explaining.values(), *benchmark.values()], "chains of thought")
 
-    origin, rows = origin_of(teacher, prompts), []
-    for i in train["id"]:
-        found = [answers.get(thinking[i, s].key) for s in samples]
-        parsed = [prompts.parse_chain_of_thought(a["text"], task) if a and not a.get("error") else (None, "") for a in found]
-        votes = [label for label, _ in parsed if label]
-        for s, (answer, (label, rationale)) in enumerate(zip(found, parsed, strict=True)):
-            share = votes.count(label) / len(votes) if label else None
-            error = None if label or not answer or answer.get("error") else "no label of the task in the answer"
-            rows.append(annotation_row(i, s, False, label, share, rationale, answer, origin, error=error))
-    for (i, s), request in explaining.items():
-        answer = answers.get(request.key)
-        rows.append(annotation_row(i, s, True, given[i], None, answer["text"] or "" if answer else "", answer, origin))
+    def thinking() -> Iterator[Tagged]:
+        # The test reviews go first: what a run that reaches its budget has made is then measured.
+        for i, text in teacher.shown(test):
+            yield (i, "test", 0), think_request(teacher, prompts, text, 0, greedy=True)
+        gold_of = gold_labels(teacher, train)
+        for i, text in teacher.shown(train):
+            for s in samples:
+                yield (i, "think", s), think_request(teacher, prompts, text, s)
+            for s in samples if i in gold_of else ():
+                yield (i, "explain", s), explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
+
+    gold_of, origin, rows = gold_labels(teacher, train), origin_of(teacher, prompts), AnnotationRows()
     predicted: Labels = {}
-    for i, request in benchmark.items():
-        if answered(answers, request):
-            label, _ = prompts.parse_chain_of_thought(answers[request.key]["text"], task)
-            if label:
+    unasked: set[str] = set()
+    waiting: dict[str, list[tuple[int, Completion]]] = {}  # samples of reviews that lack some yet
+    for (i, kind, s), answer in ask(thinking, "chains of thought"):
+        if kind == "explain":
+            rationale = written_rationale(teacher, prompts, answer)
+            rows.add(annotation_row(i, s, True, gold_of[i], None, rationale, answer, origin))
+        elif kind == "test":
+            if label := parsed(teacher, prompts, task, answer)[0]:
                 predicted[i] = (label, None)
-    return TeacherOutput(annotation_table(rows), test_table(test, predicted), None)
+            elif answer["finish_reason"] == NOT_ASKED:
+                unasked.add(i)
+        else:
+            waiting.setdefault(i, []).append((s, answer))
+            if len(waiting[i]) == len(samples):
+                for row in sampled_rows(teacher, prompts, task, i, waiting.pop(i), origin):
+                    rows.add(row)
+    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), None)
+
+
+def sampled_rows(
+    teacher: Teacher, prompts: Prompts, task: Task, review_id: str, found: list[tuple[int, Completion]], origin: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The annotation rows of one review's samples, each with the share of samples that have its label."""
+    answers = [(s, answer, *parsed(teacher, prompts, task, answer)) for s, answer in found]
+    votes = [label for _, _, label, _ in answers if label]
+    for s, answer, label, rationale in answers:
+        share = votes.count(label) / len(votes) if label else None
+        error = None if label or answer["error"] else "no label of the task in the answer"
+        yield annotation_row(review_id, s, False, label, share, rationale, answer, origin, error=error)
+
+
+def parsed(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion) -> tuple[str | None, str]:
+    """(label, rationale) of a chain of thought; (None, "") of a failed one."""
+    if answer["error"]:
+        return None, ""
+    parse = prompts.parse_json if teacher.answers_json else prompts.parse_chain_of_thought
+    return parse(answer["text"], task)
+
+
+def written_rationale(teacher: Teacher, prompts: Prompts, answer: Completion) -> str:
+    """The rationale of an answer to `explain_request`."""
+    if answer["error"]:
+        return ""
+    text = answer["text"] or ""
+    return prompts.parse_json(text)[1] if teacher.answers_json else text
 
 
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
@@ -170,49 +243,94 @@ def calibration_reviews(config: TeacherConfig, reviews: Reviews) -> pd.DataFrame
     return held_out.head(config.calibration.rows)
 
 
-def fitted_texts(teacher: Teacher, reviews: pd.DataFrame) -> dict[str, str]:
-    """review id → its text, cut to what leaves the prompt and the answer room in the teacher's context."""
-    limit = teacher.config.max_review_tokens
-    return {i: teacher.fit(text, limit) for i, text in zip(reviews["id"], reviews["text"], strict=True)}
+def gold_labels(teacher: Teacher, train: pd.DataFrame) -> dict[str, str]:
+    """review id → gold label, of those for which a rationale given gold is wanted."""
+    if not teacher.config.gold_conditioned:
+        return {}
+    return {i: label for i, label in zip(train["id"], train["label"], strict=True) if not pd.isna(label)}
 
 
-def explain_wanted(teacher: Teacher, train: pd.DataFrame, own: dict[str, str]) -> list[tuple[str, str, bool]]:
-    """(review id, label to explain, whether it is gold) for the teacher's own labels and, if configured, for gold."""
-    wanted = [(i, own[i], False) for i in train["id"] if i in own]
-    if teacher.config.gold_conditioned:
-        wanted += [(i, gold, True) for i, gold in zip(train["id"], train["label"], strict=True) if gold is not None]
-    return wanted
+def score_requests(teacher: Teacher, task: Task, prompts: Prompts, reviews: pd.DataFrame) -> Iterator[Tagged]:
+    for i, text in teacher.shown(reviews):
+        yield (i,), score_request(teacher, task, prompts, text)
+
+
+def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[tuple[str, str, Request]]:
+    """What a run is going to ask, as (what it is, review id, request), before any answer: for estimates and to be shown.
+
+    The rationale that a scoring teacher writes for its own label is counted as one given gold, or given the positive
+    label where there is no gold; where the two differ there will be one more.
+    """
+    train, test = reviews.split("train"), reviews.split("test")
+    gold_of = gold_labels(teacher, train)
+    scoring = teacher.config.strategy == "score_then_explain"
+    if scoring:
+        everything = pd.concat([calibration_reviews(teacher.config, reviews), test, train])
+        for (i,), request in score_requests(teacher, task, prompts, everything):
+            yield "label score", i, request
+    else:
+        for i, text in teacher.shown(test):
+            yield "chain of thought of a test review", i, think_request(teacher, prompts, text, 0, greedy=True)
+    for i, text in teacher.shown(train):
+        for s in range(teacher.config.samples):
+            if scoring:
+                label = gold_of.get(i, task.positive)
+                yield "rationale given a label", i, explain_request(teacher, prompts, text, label, s)
+                continue
+            yield "chain of thought", i, think_request(teacher, prompts, text, s)
+            if i in gold_of:
+                request = explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
+                yield "rationale given the gold label", i, request
 
 
 def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
-    tokens = [teacher.first_token(" " + prompts.label_words[label]) for label in task.labels]
-    if len(set(tokens)) < len(tokens):
+    """Asks for the log-probabilities of the label words: by their tokens, or by the words where there is no tokenizer."""
+    words = [" " + prompts.label_words[label] for label in task.labels]
+    tokens = [teacher.first_token(w) for w in words] if teacher.first_token else []
+    if tokens and len(set(tokens)) < len(tokens):
         raise CotdError(
             f"the teacher's tokenizer begins two of the label words {', '.join(prompts.label_words.values())} with the same "
             "token, so that one token cannot score them. Name other label_words (teacher.prompts), or use strategy: chain_of_thought."
         )
-    return teacher.request(prompts.score(text), max_tokens=1, temperature=0.0, allowed_token_ids=tokens, logprobs=len(tokens))
+    api = teacher.config.api
+    if api is None:
+        wanted: dict[str, Any] = {"allowed_token_ids": tokens, "logprobs": len(tokens)}
+    elif api.server == "vllm" and tokens:
+        wanted = {"label_words": words, "logprob_token_ids": tokens, "logprobs": len(tokens)}
+    else:
+        wanted = {"label_words": words, "logprobs": api.top_logprobs}
+    return teacher.request(prompts.score(text), max_tokens=1, temperature=0.0, **wanted)
 
 
 def explain_request(
     teacher: Teacher, prompts: Prompts, text: str, label: str, sample: int, structured: bool = False
 ) -> Request:
-    extra: dict[str, Any] = {"structured_outputs": {"regex": r" [^\n]{10,400}"}} if structured else {"stop": ["\n"]}
-    return teacher.request(prompts.explain(text, label), **writing(teacher, sample), **extra)
+    if teacher.answers_json:
+        form: dict[str, Any] = {"structured_outputs": {"json": prompts.json_schema(labelled=False)}}
+        return teacher.request(prompts.explain_json(text, label), **writing(teacher, sample, JSON_TOKENS), **form)
+    form = {"structured_outputs": {"regex": r" [^\n]{10,400}"}} if structured else {"stop": ["\n"]}
+    return teacher.request(prompts.explain(text, label), **writing(teacher, sample), **form)
 
 
 def think_request(teacher: Teacher, prompts: Prompts, text: str, sample: int, greedy: bool = False) -> Request:
-    sampling = writing(teacher, sample) | ({"temperature": 0.0} if greedy else {})
-    regex = prompts.chain_of_thought_regex()
-    return teacher.request(prompts.chain_of_thought(text), **sampling, structured_outputs={"regex": regex})
+    if teacher.answers_json:
+        prompt, extra = prompts.chain_of_thought_json(text), JSON_TOKENS
+        form: dict[str, Any] = {"json": prompts.json_schema(labelled=True)}
+    else:
+        prompt, extra, form = prompts.chain_of_thought(text), 0, {"regex": prompts.chain_of_thought_regex()}
+    sampling = writing(teacher, sample, extra) | ({"temperature": 0.0} if greedy else {})
+    return teacher.request(prompt, **sampling, structured_outputs=form)
 
 
-def writing(teacher: Teacher, sample: int) -> dict[str, Any]:
+def writing(teacher: Teacher, sample: int, extra_tokens: int = 0) -> dict[str, Any]:
     """Sampling parameters of a written answer; each sample has a seed of its own."""
     config = teacher.config
-    return {
-        "max_tokens": config.max_rationale_tokens, "temperature": config.temperature, "seed": config.seed + sample, "logprobs": 1
-    }  # fmt: skip
+    plain = {
+        "temperature": config.temperature,
+        "seed": config.seed + sample,
+        "max_tokens": config.max_rationale_tokens + extra_tokens,
+    }
+    return plain if config.api else plain | {"logprobs": 1}
 
 
 def label_score(completion: Completion, task: Task) -> float:
@@ -232,13 +350,9 @@ def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
     return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}
 
 
-def answered(found: dict[str, Completion], request: Request) -> bool:
-    """Whether a request has an answer that is not a failure."""
-    return request.key in found and not found[request.key].get("error")
-
-
-def test_table(test: pd.DataFrame, predicted: Labels) -> pd.DataFrame:
-    """The teacher's own labels beside gold; a missing answer stays None and counts as wrong."""
+def test_table(test: pd.DataFrame, predicted: Labels, unasked: set[str]) -> pd.DataFrame:
+    """The teacher's own labels beside gold; a missing answer stays None and counts as wrong, one not asked for is left out."""
+    test = test[~test["id"].isin(list(unasked))]
     nothing = (None, None)
     table = pd.DataFrame({"review_id": test["id"].to_list(), "gold": test["label"].to_list()})
     table["predicted"] = pd.Series([predicted.get(i, nothing)[0] for i in test["id"]], dtype=object)

@@ -150,11 +150,17 @@ class StudyTracker:
         return f"models:/{models[-1].model_id}" if models else None
 
     def log_teacher(self, summary: dict[str, Any]) -> None:
-        """The teacher's benchmark and provenance, on the study's own run."""
+        """The teacher's benchmark, the annotations' quality and their provenance, on the study's own run."""
         from mlflow.entities import Metric
 
         teacher = summary["teacher"]
+        labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
         values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n")}
+        values |= {f"teacher_{k}": labels[k] for k in ("kappa", "kappa_low", "kappa_high", "calibration_error") if k in labels}
+        values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
+        values |= {f"annotations_{k}": summary["annotations"][k] for k in ("rows", "reviews", "usable")}
+        if summary["spent"]["cost"]:
+            values["annotation_cost_last_run"] = summary["spent"]["cost"]
         self.client.log_batch(self.parent_run, metrics=[Metric(k, float(v), 0, 0) for k, v in values.items()])
         self.client.set_tag(self.parent_run, "teacher", teacher["model"])
         self.client.log_dict(self.parent_run, summary, "annotations.json")

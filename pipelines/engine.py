@@ -14,18 +14,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import random
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cotd.completions import Request
+from cotd.completions import Request, batched, completion
 from cotd.config import EngineConfig
 from cotd.errors import CotdError
 from cotd.hardware import choose_dtype
+from pipelines.asking import Complete, Completion
 from pipelines.cluster import has_gpus
 
-Completion = dict[str, Any]
-Complete = Callable[[Sequence[Request]], Iterator[list[Completion]]]
+# Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
+BATCHES_A_PIPELINE = 64
 
 
 def require_engine() -> None:
@@ -35,11 +36,14 @@ def require_engine() -> None:
 
 
 @contextlib.contextmanager
-def teacher_engine(model: str, config: EngineConfig, revision: str | None = None) -> Iterator[Complete]:
+def teacher_engine(
+    model: str, config: EngineConfig, revision: str | None = None, engine_class: type | None = None
+) -> Iterator[Complete]:
     """vLLM engines, `config.replicas` of them, for the duration of a block.
 
     Args:
         model: a folder or a hub id. revision: of a hub id, a commit.
+        engine_class: what answers in process in place of InProcessEngine, for measuring all but the engine.
 
     Yields:
         A function that answers requests, all with the same keys in their sampling parameters, a batch at a time as they
@@ -51,18 +55,25 @@ def teacher_engine(model: str, config: EngineConfig, revision: str | None = None
     use_gpu = has_gpus()
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
-    engines = start_in_process_engines(model, arguments, config, use_gpu) if backend == "in_process" else []
+    in_process = backend == "in_process" or engine_class is not None
+    engines = start_in_process_engines(engine_class or InProcessEngine, model, arguments, config, use_gpu) if in_process else []
 
-    def complete(requests: Sequence[Request]) -> Iterator[list[Completion]]:
-        rows = [{"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling)} for r in requests]
-        n_blocks = max(1, -(-len(rows) // config.batch_size))
-        blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
-        if engines:
-            answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
-        else:
-            answered = through_ray_data_llm(blocks, model, arguments, config)
-        for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+    def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        # ray.data.llm starts its engine for each pipeline: all goes into one.
+        for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size) if engines else [list(requests)]:
+            rows = [
+                {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
+                for i, r in enumerate(part)
+            ]
+            n_blocks = max(1, -(-len(rows) // config.batch_size))
+            # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
+            blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
+            if engines:
+                answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+            else:
+                answered = through_ray_data_llm(blocks, model, arguments, config)
+            for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
 
     try:
         yield complete
@@ -99,22 +110,18 @@ def environment(config: EngineConfig, threads: int) -> dict[str, str]:
     }
 
 
-def completion(key: str, **values: Any) -> Completion:
-    """A completion with the columns of `cotd.completions.SCHEMA`; those not given are None."""
-    columns = ("text", "logprob", "label_logprobs", "finish_reason", "prompt_tokens", "output_tokens", "error")
-    return {"key": key} | dict.fromkeys(columns) | values
-
-
 # --- in process -----------------------------------------------------------------------------------------------------
 
 
-def start_in_process_engines(model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> list[Any]:
+def start_in_process_engines(
+    engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool
+) -> list[Any]:
     """Actors with an engine each. They start in the background; the first request waits for them."""
     import ray
 
     threads = max(1, int(max(n["Resources"].get("CPU", 1) for n in ray.nodes() if n["Alive"]) // config.replicas))
     variables = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    actor = ray.remote(InProcessEngine).options(
+    actor = ray.remote(engine_class).options(
         num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables}, max_restarts=2,
         max_task_retries=2,
     )  # fmt: skip
@@ -122,13 +129,33 @@ def start_in_process_engines(model: str, arguments: dict[str, Any], config: Engi
 
 
 def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once."""
+    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
+
+    One process asks in as many threads: a task each would be a Python process each, which takes seconds to start on
+    every node. The engines take turns, so that each has one batch to work on and one waiting.
+    """
     import ray
 
-    def ask(batch: dict[str, Any]) -> dict[str, list[str]]:
-        return ray.get(random.choice(engines).answer.remote({column: list(values) for column, values in batch.items()}))
+    pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=tasks, enable_true_multi_threading=True)
+    with warnings.catch_warnings():
+        # max_concurrency has no name of its own in Ray 2.60, whose other remote arguments have; that is warned of.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return blocks.map_batches(
+            AskEngines, fn_constructor_args=(engines,), batch_size=None, compute=pool, num_cpus=0, max_concurrency=tasks
+        )
 
-    return blocks.map_batches(ask, batch_size=None, compute=ray.data.TaskPoolStrategy(size=tasks), num_cpus=0)
+
+class AskEngines:
+    """Hands batches to engines, and waits."""
+
+    def __init__(self, engines: list[Any]):
+        self.engines = engines
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        import ray
+
+        engine = self.engines[int(batch["block"][0]) % len(self.engines)]
+        return ray.get(engine.answer.remote({column: list(batch[column]) for column in ("key", "prompt", "sampling")}))
 
 
 class InProcessEngine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from cotd import assets
-from cotd.completions import Request
+from cotd.completions import Request, batched
+from cotd.strategies import Tag, Tagged
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -121,16 +122,15 @@ class FakeTeacher:
             return answer | {"label_logprobs": [-score, 0.0]}
         return answer | {"text": self.write(request), "logprob": -3.0}
 
-    def ask(self, requests: Sequence[Request], what: str) -> dict[str, dict[str, Any]]:
-        """What a strategy calls: failed answers are left out."""
-        self.asked += requests
-        answers = [self.answer(r) for r in requests]
-        return {a["key"]: a for a in answers}
+    def ask(self, requests: Callable[[], Iterable[Tagged]], what: str) -> Iterator[tuple[Tag, dict[str, Any]]]:
+        """What a strategy calls."""
+        for tag, request in requests():
+            self.asked.append(request)
+            yield tag, self.answer(request)
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[list[dict[str, Any]]]:
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
         """What the engine does: batches of answers."""
-        for number, start in enumerate(range(0, len(requests), 8), 1):
-            batch = list(requests[start : start + 8])
+        for number, batch in enumerate(batched(requests, 8), 1):
             self.asked += batch
             yield [self.answer(r) for r in batch]
             if number == self.stop_after:

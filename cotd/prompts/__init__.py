@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import string
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from cotd.errors import CotdError, nearest
+from cotd.reviews import whole_characters
 from cotd.task import Task
 
 PLACEHOLDERS = {
@@ -21,6 +23,13 @@ PLACEHOLDERS = {
     "chain_of_thought": {"text"},
     "chain_of_thought_example": {"text", "label", "rationale"},
     "chain_of_thought_answer": {"label"},
+}
+# For teachers that answer in JSON. A file without them has the task's own; {answer} is an example's answer.
+JSON_PLACEHOLDERS = {
+    "explain_json": {"text", "label"},
+    "explain_json_example": {"text", "label", "answer"},
+    "chain_of_thought_json": {"text"},
+    "chain_of_thought_json_example": {"text", "answer"},
 }
 OPTIONAL_PLACEHOLDERS = {"noun", "Noun", "examples", "choices"}
 
@@ -52,6 +61,39 @@ class Prompts:
     def chain_of_thought(self, text: str) -> str:
         return self._render("chain_of_thought", text=text)
 
+    def explain_json(self, text: str, label: str) -> str:
+        return self._render("explain_json", text=text, label=self.label_words[label])
+
+    def chain_of_thought_json(self, text: str) -> str:
+        return self._render("chain_of_thought_json", text=text)
+
+    def json_schema(self, labelled: bool) -> dict[str, Any]:
+        """What a JSON answer must match: a rationale and, if `labelled`, one of the label words."""
+        properties: dict[str, Any] = {"rationale": {"type": "string"}}
+        if labelled:
+            properties["label"] = {"type": "string", "enum": list(self.label_words.values())}
+        return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+    def parse_json(self, answer: str, task: Task | None = None) -> tuple[str | None, str]:
+        """(label, rationale) of a JSON answer, alone or with something around it; (None, "") where there is no such JSON.
+
+        Without `task` no label is looked for.
+        """
+        try:
+            plain = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
+        except ValueError:
+            return None, ""
+        if not isinstance(plain, dict) or not isinstance(plain.get("rationale"), str):
+            return None, ""
+        label = self._label_of(str(plain.get("label")), task) if task else None
+        return label, whole_characters(plain["rationale"]).strip()
+
+    def _label_of(self, word: str, task: Task) -> str | None:
+        """The label that a teacher's word stands for."""
+        by_word = {w.lower(): label for label, w in self.label_words.items()}
+        word = word.strip().strip(".")
+        return by_word.get(word.lower()) or task.parse_label(word)
+
     def chain_of_thought_regex(self, max_characters: int = 400) -> str:
         """What a chain-of-thought answer must match: one line of rationale, then one of the label words."""
         before, _, after = self.templates["chain_of_thought_answer"].partition("{label}")
@@ -64,14 +106,15 @@ class Prompts:
         rationale, found, word = answer.rpartition(before)
         if not found:
             return None, answer.strip()
-        by_word = {w.lower(): label for label, w in self.label_words.items()}
-        word = word.strip().strip(".")
-        return by_word.get(word.lower()) or task.parse_label(word), rationale.strip()
+        return self._label_of(word, task), rationale.strip()
 
     def _render(self, name: str, **values: str) -> str:
         shots = self.templates.get(f"{name}_example")
         examples = [
-            shots.format(text=e["text"], label=self.label_words[e["label"]], rationale=e["rationale"]) + "\n"
+            shots.format(
+                text=e["text"], label=self.label_words[e["label"]], rationale=e["rationale"], answer=self._answer(name, e)
+            )
+            + "\n"
             for e in self.examples
             if shots
         ]
@@ -79,6 +122,13 @@ class Prompts:
         return self.templates[name].format(
             **values, noun=self.noun, Noun=capital, examples="\n".join(examples), choices=" or ".join(self.label_words.values())
         )
+
+    def _answer(self, name: str, example: dict[str, str]) -> str:
+        """An example's answer as the JSON that is wanted of the teacher."""
+        answer = {"rationale": example["rationale"]}
+        if name == "chain_of_thought_json":
+            answer["label"] = self.label_words[example["label"]]
+        return json.dumps(answer, ensure_ascii=False)
 
 
 def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
@@ -98,8 +148,11 @@ def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
     problems = prompt_problems(plain, task)
     if problems:
         raise CotdError(*(f"{file}: {p}" for p in problems))
+    shipped = (
+        plain if path is None else yaml.safe_load(Path(__file__).with_name(f"{task.name}.yaml").read_text(encoding="utf-8"))
+    )
     return Prompts(
-        templates={name: plain[name] for name in PLACEHOLDERS},
+        templates={name: plain[name] for name in PLACEHOLDERS} | {n: plain.get(n, shipped[n]) for n in JSON_PLACEHOLDERS},
         label_words=plain["label_words"],
         examples=plain["examples"],
         noun=noun,
@@ -111,10 +164,11 @@ def prompt_problems(plain: Any, task: Task) -> list[str]:
     """Everything that is wrong with a prompt file's content."""
     if not isinstance(plain, dict):
         return ["not a mapping of keys to values"]
-    known = [*PLACEHOLDERS, "label_words", "examples"]
+    required = [*PLACEHOLDERS, "label_words", "examples"]
+    known = [*required, *JSON_PLACEHOLDERS]
     problems = [f"unknown key '{k}'.{nearest(k, known)}" for k in plain if k not in known]
-    problems += [f"'{k}' is missing" for k in known if k not in plain]
-    for name, needed in PLACEHOLDERS.items():
+    problems += [f"'{k}' is missing" for k in required if k not in plain]
+    for name, needed in (PLACEHOLDERS | JSON_PLACEHOLDERS).items():
         try:
             found = {field for _, field, _, _ in string.Formatter().parse(str(plain.get(name, ""))) if field is not None}
         except ValueError as error:

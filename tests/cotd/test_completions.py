@@ -28,13 +28,14 @@ shards = st.lists(st.lists(completion, max_size=6, unique_by=lambda c: c["key"])
 @given(shards, st.sets(st.integers(0, 15).map(lambda n: f"{n:032x}")), st.booleans())
 def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str, Any]]], keys: set[str], killed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = CompletionStore(Path(folder) / "completions")
+        directory = Path(folder) / "completions"
+        store = CompletionStore(directory)
         for shard in written:
             store.append(shard)
         if killed:
-            store.directory.mkdir(exist_ok=True)
-            (store.directory / ".00000000000000000001-aa.parquet.part").write_bytes(b"PAR1 half a shar")
-        again = CompletionStore(store.directory).answers(keys)
+            directory.mkdir(exist_ok=True)
+            (directory / ".00000000000000000001-aa.parquet.part").write_bytes(b"PAR1 half a shar")
+        again = CompletionStore(directory).answers(keys)
         answered = {c["key"]: c for shard in written for c in shard if c["error"] is None}
         assert again == {k: c for k, c in answered.items() if k in keys}
 

@@ -1,0 +1,197 @@
+"""Which annotations students learn from: named filters, applied in the order that a study lists them.
+
+A filter is a function of the annotations that are usable so far; it says which of them stay. What it takes out is
+quarantined by its name, and counted. A new filter is one function here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from cotd.errors import nearest
+from cotd.task import Task
+
+REASON = "filtered: "
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class FilterContext:
+    """What a filter may look at besides the annotations.
+
+    Attributes:
+        gold: review id → its gold label, of the training reviews that have one.
+    """
+
+    task: Task
+    gold: Mapping[str, str]
+
+
+def agrees_with_gold(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:
+    """Keeps labels that are gold's; without a gold label nothing is known against one."""
+    gold = annotations["review_id"].map(context.gold)
+    return (gold.isna() | (gold == annotations["label"])).to_numpy(dtype=bool)
+
+
+def agrees_with_majority(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:
+    """Keeps the samples whose label most samples of their review have (self-consistency, Wang et al. 2023).
+
+    Of labels with equally many, the one that was sampled first counts as the majority.
+    """
+    key = ["review_id", "gold_conditioned"]
+    if not annotations.duplicated(key).any():
+        return np.ones(len(annotations), dtype=bool)
+    votes = annotations.groupby([*key, "label"], sort=False)["sample"].agg(["size", "min"]).reset_index()
+    majority = votes.sort_values([*key, "size", "min"], ascending=[True, True, False, True]).drop_duplicates(key)
+    kept = annotations[key].merge(majority[[*key, "label"]], on=key, how="left")["label"]
+    return kept.to_numpy() == annotations["label"].to_numpy()
+
+
+def length(
+    annotations: pd.DataFrame, context: FilterContext, *, min_words: int = 3, max_words: int | None = None
+) -> np.ndarray:
+    """Keeps rationales of `min_words` to `max_words` words."""
+    words = annotations["rationale"].str.count(r"\S+").to_numpy()
+    return (words >= min_words) & (words <= (max_words if max_words is not None else np.inf))
+
+
+def near_duplicates(annotations: pd.DataFrame, context: FilterContext, *, similarity: float = 0.8) -> np.ndarray:
+    """Keeps the first of the rationales that say nearly the same of different reviews, within a kind.
+
+    Args:
+        similarity: Jaccard index of their sets of word trigrams, in (0, 1], from which two count as duplicates.
+    """
+    keep = np.ones(len(annotations), dtype=bool)
+    for _, rows in annotations.reset_index(drop=True).groupby("gold_conditioned"):
+        keep[rows.index.to_numpy()] = ~near_duplicate_rows(rows["rationale"].tolist(), similarity)
+    return keep
+
+
+def names_the_label(
+    annotations: pd.DataFrame, context: FilterContext, *, keep: Literal["with", "without"] = "with"
+) -> np.ndarray:
+    """Keeps rationales with their own label's word in them; `keep: without` those that do not give it away."""
+    return rationales_naming_labels(annotations, context.task) == (keep == "with")
+
+
+FILTERS: dict[str, Callable[..., np.ndarray]] = {
+    f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label)
+}
+
+
+def apply_filters(
+    annotations: pd.DataFrame, filters: Sequence[str | Mapping[str, Mapping[str, Any]]], context: FilterContext
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The annotations with what the filters take out quarantined, and how many that are, by filter.
+
+    Args:
+        filters: names, or one-key mappings from a name to its settings, as in a study's YAML.
+    """
+    counts: dict[str, int] = {}
+    seen = annotations[["review_id", "sample", "gold_conditioned", "label", "rationale"]]
+    error = annotations["error"].astype(object)
+    for name, settings in map(named, filters):
+        usable = np.flatnonzero(error.isna())
+        keep = FILTERS[name](seen.iloc[usable], context, **settings) if len(usable) else np.ones(0, dtype=bool)
+        error.iloc[usable[~keep]] = REASON + name
+        counts[name] = counts.get(name, 0) + int((~keep).sum())
+    return annotations.assign(error=error), counts
+
+
+def filter_problems(filters: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """All that is wrong with a study's list of filters."""
+    problems = []
+    for entry in filters:
+        if not isinstance(entry, str) and len(entry) != 1:
+            problems.append(f"{entry} is not a name, or one name with its settings, such as {{length: {{max_words: 60}}}}")
+            continue
+        name, settings = named(entry)
+        if name not in FILTERS:
+            problems.append(f"unknown filter '{name}'; known: {', '.join(FILTERS)}.{nearest(name, list(FILTERS))}")
+            continue
+        known = settings_of(name)
+        for key, value in settings.items():
+            if key not in known:
+                problems.append(
+                    f"{name} has no setting '{key}'; it has: {', '.join(known) or 'none'}.{nearest(key, list(known))}"
+                )
+            elif not known[key](value):
+                problems.append(f"{name}: {key} cannot be {value!r}")
+    return problems
+
+
+def settings_of(name: str) -> dict[str, Callable[[Any], bool]]:
+    """A filter's settings, each with a check of its value."""
+    checks: dict[str, Callable[[Any], bool]] = {
+        "min_words": lambda v: type(v) is int and v >= 0,
+        "max_words": lambda v: v is None or (type(v) is int and v >= 1),
+        "similarity": lambda v: type(v) in (int, float) and 0 < v <= 1,
+        "keep": lambda v: v in ("with", "without"),
+    }
+    parameters = inspect.signature(FILTERS[name]).parameters.values()
+    return {p.name: checks[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def named(entry: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    """(name, settings) of an entry of a study's list."""
+    if isinstance(entry, str):
+        return entry, {}
+    return next(iter(entry.items()))
+
+
+# --- what filters and the quality summary share -------------------------------------------------------------------
+
+
+def rationales_naming_labels(annotations: pd.DataFrame, task: Task) -> np.ndarray:
+    """Whether each rationale has the word of its own label in it, in whatever case, as a word of its own."""
+    found = np.zeros(len(annotations), dtype=bool)
+    labels = annotations["label"].to_numpy(dtype=object)
+    for label in task.labels:
+        rows = np.flatnonzero(labels == label)
+        words = "|".join(re.escape(w) for w in {label, task.words[label]})
+        found[rows] = (
+            annotations["rationale"].iloc[rows].str.contains(rf"(?i)\b(?:{words})(?:ly)?\b", regex=True).to_numpy(bool)
+        )
+    return found
+
+
+def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8) -> np.ndarray:
+    """Which texts nearly repeat an earlier one: the Jaccard index of their word trigrams is at least `similarity`.
+
+    Candidates come from MinHash signatures of 32 values in 16 bands (Broder 1997; Leskovec, Rajaraman and Ullman,
+    Mining of Massive Datasets, section 3.4): a pair with an index of 0.8 is missed once in 10^7, with 0.5 once in a
+    hundred. A text is compared with the first one of each of its bands. Memory is some 200 bytes a text.
+    """
+    multiply, add = np.random.default_rng(0).integers(1, 2**31 - 1, size=(2, 32, 1), dtype=np.uint64)
+    signatures = np.empty((len(texts), 16), dtype=np.uint64)  # two 32-bit values side by side: a band
+    for i, text in enumerate(texts):
+        hashes = np.array(sorted(trigrams(text)), dtype=np.uint64)[None, :]  # (1, trigrams)
+        smallest = ((multiply * hashes + add) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
+        signatures[i] = smallest[::2] << np.uint64(32) | smallest[1::2]
+    repeats = np.zeros(len(texts), dtype=bool)
+    of = lru_cache(maxsize=1024)(lambda i: trigrams(texts[i]))
+    compared: set[int] = set()  # pairs, as one number each
+    for band in signatures.T:
+        _, first, group = np.unique(band, return_index=True, return_inverse=True)
+        for i in np.flatnonzero((first[group] < np.arange(len(texts))) & ~repeats).tolist():
+            earlier = int(first[group[i]])
+            if i * len(texts) + earlier not in compared:
+                compared.add(i * len(texts) + earlier)
+                ours, others = of(i), of(earlier)
+                repeats[i] = len(ours & others) >= similarity * len(ours | others)
+    return repeats
+
+
+def trigrams(text: str) -> set[int]:
+    """32-bit hashes of a text's word trigrams, whatever the case and punctuation; of all of it where it is shorter."""
+    words = _WORD.findall(text.lower())
+    return {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(max(1, len(words) - 2))}

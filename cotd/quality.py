@@ -1,0 +1,89 @@
+"""How good a teacher's labels and rationales are, in figures for the summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cotd.filters import near_duplicate_rows, rationales_naming_labels
+from cotd.statistics import expected_calibration_error
+from cotd.task import Task
+
+PERCENTILES = (5, 25, 50, 75, 95)
+# Rationales of a kind whose near-duplicates are counted: the first by the reviews' ids, which are hashes; some seconds.
+COMPARED = 20_000
+
+
+def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task) -> dict[str, Any]:
+    """The teacher's labels against gold, over the same rows; a missing label is a class of its own, "none".
+
+    Returns:
+        rows; `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap over rows), where
+        both have more than one class; and, where labels have probabilities, the expected calibration error and the
+        reliability diagram's points: confidence, accuracy and rows of each tenth that has any.
+    """
+    given = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
+    wanted = gold.to_numpy(dtype=object)
+    columns = [*task.labels, *(["none"] if "none" in given else [])]
+    quality: dict[str, Any] = {
+        "rows": len(wanted),
+        "confusion": {g: {p: int(((wanted == g) & (given == p)).sum()) for p in columns} for g in task.labels},
+    }
+    if len(set(wanted)) > 1:
+        quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(wanted, given)
+    known = probability.notna().to_numpy() & (given != "none")
+    if known.any():
+        confidence, correct = probability.to_numpy(dtype=float)[known], (wanted == given)[known]
+        quality["calibration_error"] = expected_calibration_error(confidence, correct)
+        tenths = np.minimum((confidence * 10).astype(int), 9)
+        quality["reliability"] = [
+            {
+                "confidence": float(confidence[tenths == t].mean()),
+                "accuracy": float(correct[tenths == t].mean()),
+                "rows": int((tenths == t).sum()),
+            }
+            for t in sorted(set(tenths))
+        ]
+    return quality
+
+
+def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
+    """Cohen's kappa (Cohen 1960), and the 95 % percentiles of a bootstrap over rows."""
+    classes = {c: k for k, c in enumerate(sorted({*gold, *given}))}
+    n = len(classes)
+    cells = np.array([classes[g] * n + classes[p] for g, p in zip(gold, given, strict=True)])
+
+    def kappa(tables: np.ndarray) -> np.ndarray:
+        """Of confusion tables of shape (…, classes, classes)."""
+        total = tables.sum(axis=(-2, -1))
+        observed = np.trace(tables, axis1=-2, axis2=-1) / total
+        expected = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / total**2
+        return np.where(expected < 1, (observed - expected) / np.maximum(1 - expected, 1e-12), 0.0)
+
+    counts = np.bincount(cells, minlength=n * n)
+    # Rows drawn with replacement fall into the cells as a multinomial does.
+    drawn = np.random.default_rng(0).multinomial(len(cells), counts / len(cells), size=draws)
+    low, high = np.quantile(kappa(drawn.reshape(draws, n, n)), [0.025, 0.975])
+    return float(kappa(counts.reshape(n, n))), float(low), float(high)
+
+
+def rationale_quality(annotations: pd.DataFrame, task: Task) -> dict[str, Any]:
+    """The usable rationales: how many, how long, how many name their label, how many nearly repeat another review's.
+
+    Rationales of one kind (given gold, or not) are compared with one another, the first COMPARED of them.
+    """
+    columns = ["gold_conditioned", "label", "rationale"]
+    usable = annotations.loc[annotations["error"].isna(), columns].reset_index(drop=True)
+    if usable.empty:
+        return {"rows": 0}
+    compared = [rows["rationale"].head(COMPARED).tolist() for _, rows in usable.groupby("gold_conditioned")]
+    repeats = sum(int(near_duplicate_rows(texts).sum()) for texts in compared)
+    words = usable["rationale"].str.count(r"\S+")
+    return {
+        "rows": len(usable),
+        "names_its_label": float(rationales_naming_labels(usable, task).mean()),
+        "near_duplicates": repeats / sum(map(len, compared)),
+        "words": {f"p{q}": float(v) for q, v in zip(PERCENTILES, np.percentile(words, PERCENTILES), strict=True)},
+    }

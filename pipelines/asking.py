@@ -1,0 +1,244 @@
+"""Between a strategy and an engine: what the store knows is not asked, what is asked is kept, and a budget is obeyed."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cotd.completions import ANSWERED, FAILED, REFUSED, CompletionStore, Request, batched, completion
+from cotd.config import BudgetConfig
+from cotd.errors import CotdError
+from cotd.progress import say, track
+from cotd.strategies import NOT_ASKED, Tag, Tagged
+
+Completion = dict[str, Any]
+# Answers requests, a batch at a time, in any order; takes them from the iterable as it can.
+Complete = Callable[[Iterable[Request]], Iterator[list[Completion]]]
+LOOKED_UP_AT_ONCE = 4096
+# What becomes of a request: known already, to be asked, the same as an earlier one, left alone.
+KNOWN, ASK, REPEATED, LEFT = range(4)
+
+
+class Budget:
+    """What a run has used, and whether another request may be made within its limits.
+
+    A request counts with its prompt and the longest answer it may have until it is answered; so the limits are never
+    passed by more than the prompts' token counts were off.
+    """
+
+    def __init__(self, config: BudgetConfig, count: Callable[[str], int]):
+        self.config = config
+        self.count = count
+        self.prompt_tokens = self.output_tokens = 0
+        self.reached: str | None = None  # which limit, once one has kept a request from being made
+        self._reserved: dict[str, tuple[int, int]] = {}
+        self._reserved_tokens = [0, 0]
+
+    @property
+    def limited(self) -> bool:
+        return self.config.max_cost is not None or self.config.max_tokens is not None
+
+    @property
+    def cost(self) -> float | None:
+        return self.config.cost(self.prompt_tokens, self.output_tokens)
+
+    def reserve(self, request: Request) -> bool:
+        """Whether a request may be made now; if so it counts from now on."""
+        if not self.limited:
+            return True
+        needed = self.count(request.prompt), int(request.sampling["max_tokens"])
+        prompt = self.prompt_tokens + self._reserved_tokens[0] + needed[0]
+        output = self.output_tokens + self._reserved_tokens[1] + needed[1]
+        cost, config = self.config.cost(prompt, output), self.config
+        if config.max_tokens is not None and prompt + output > config.max_tokens:
+            self.reached = f"max_tokens {config.max_tokens:,}"
+            return False
+        if config.max_cost is not None and cost is not None and cost > config.max_cost:
+            self.reached = f"max_cost {config.max_cost:g}"
+            return False
+        self._reserved[request.key] = needed
+        self._add(needed, 1)
+        return True
+
+    def book(self, answer: Completion) -> None:
+        """Counts what an answer, or a failure, has used in place of what was reserved for it."""
+        self._add(self._reserved.pop(answer["key"], (0, 0)), -1)
+        self.prompt_tokens += answer["prompt_tokens"] or 0
+        self.output_tokens += answer["output_tokens"] or 0
+
+    def _add(self, tokens: tuple[int, int], sign: int) -> None:
+        for i, n in enumerate(tokens):
+            self._reserved_tokens[i] += sign * n
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is going to ask.
+
+    Attributes:
+        requests: those that the store has no answer for. from_store: the others.
+        prompt_tokens: about how many they have. output_tokens: at most how many the answers have.
+        cost: at most, about; None without prices.
+    """
+
+    requests: int
+    from_store: int
+    prompt_tokens: int
+    output_tokens: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "prices are not configured" if self.cost is None else f"at most about {self.cost:,.2f}"
+        return (
+            f"{self.requests:,} requests to make ({self.from_store:,} answers are in the store): about {self.prompt_tokens:,} prompt "
+            f"tokens and at most {self.output_tokens:,} answer tokens; {cost}"
+        )
+
+
+@dataclass
+class Asker:
+    """Answers a strategy's requests: see `cotd.strategies.Ask`.
+
+    Args:
+        engine: starts the engine when it is first called.
+        only: ids of the reviews that may be asked about besides requests that failed before; None for all.
+        retry_refused: also ask again what was refused for good.
+
+    Attributes:
+        usage: requests, those from the store, failed ones, and the tokens of new answers.
+        seconds: spent on asking.
+    """
+
+    store: CompletionStore
+    engine: Callable[[], Complete]
+    budget: Budget
+    only: set[str] | None = None
+    retry_refused: bool = False
+    usage: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def __call__(self, requests: Callable[[], Iterable[Tagged]], what: str) -> Iterator[tuple[Tag, Completion]]:
+        """Each request's tag with its answer, once; those that failed have their `error`, and are asked again next time.
+
+        Raises:
+            CotdError: nothing was answered, now or before.
+        """
+        fate = bytearray()  # of each request, a byte each
+        seen: set[bytes] = set()
+        answered = 0
+        for block in batched(requests(), LOOKED_UP_AT_ONCE):
+            known, left = self._look_up(block)
+            for tag, request in block:
+                key = bytes.fromhex(request.key)
+                fate.append(
+                    KNOWN if request.key in known else LEFT if request.key in left else REPEATED if key in seen else ASK
+                )
+                if fate[-1] == KNOWN:
+                    answered += known[request.key]["error"] is None
+                    yield tag, known[request.key]
+                elif fate[-1] == LEFT:
+                    yield tag, left[request.key]
+                else:
+                    seen.add(key)
+        counts = Counter(fate)
+        self.usage["requests"] += counts[KNOWN] + counts[ASK]
+        self.usage["from_store"] += counts[KNOWN]
+        if not counts[ASK]:
+            return
+        title = f"{what} ({counts[KNOWN]:,} in store)" if counts[KNOWN] else what
+        to_ask = (tagged for tagged, f in zip(requests(), fate, strict=True) if f == ASK)
+        failures: list[str] = []
+        with track(title, counts[ASK], "rows") as advance:
+            for tag, answer in self._ask(to_ask, advance):
+                if not answer["error"]:
+                    answered += 1
+                elif answer["finish_reason"] != NOT_ASKED:
+                    failures.append(answer["error"])
+                yield tag, answer
+        if failures and not answered:
+            raise CotdError(f"the teacher failed on all {len(failures)} requests for {what}: {failures[0]}")
+        if failures:
+            self.usage["failed"] += len(failures)
+        for block in batched((t for t, f in zip(requests(), fate, strict=True) if f == REPEATED), LOOKED_UP_AT_ONCE):
+            found = self.store.answers((r.key for _, r in block), (ANSWERED, FAILED, REFUSED))
+            yield from ((tag, found.get(r.key) or not_asked(r.key, "it was not asked")) for tag, r in block)
+
+    def estimate(self, planned: Iterable[tuple[str, str, Request]]) -> Estimate:
+        """What a run is going to ask, of what `cotd.strategies.planned_requests` says."""
+        seen: set[bytes] = set()
+        to_ask = from_store = prompt_tokens = output_tokens = 0
+        for block in batched((((i,), request) for _, i, request in planned), LOOKED_UP_AT_ONCE):
+            known, left = self._look_up(block)
+            for _, request in block:
+                key = bytes.fromhex(request.key)
+                if request.key in left or key in seen:
+                    continue
+                seen.add(key)
+                if request.key in known:
+                    from_store += 1
+                    continue
+                to_ask += 1
+                prompt_tokens += self.budget.count(request.prompt)
+                output_tokens += int(request.sampling["max_tokens"])
+        cost = self.budget.config.cost(prompt_tokens, output_tokens)
+        return Estimate(to_ask, from_store, prompt_tokens, output_tokens, cost)
+
+    def _look_up(self, block: list[Tagged]) -> tuple[dict[str, Completion], dict[str, Completion]]:
+        """key → completion, for what counts as known, and for what is not known and not to be asked either."""
+        keys = [r.key for _, r in block]
+        known = self.store.answers(keys, (ANSWERED,) if self.retry_refused else (ANSWERED, REFUSED))
+        if self.only is None:
+            return known, {}
+        failed = self.store.answers(keys, (FAILED, REFUSED))
+        others = [r.key for tag, r in block if r.key not in known and r.key not in failed and tag[0] not in self.only]
+        return known, {key: not_asked(key, "--retry-errors sends quarantined rows only") for key in others}
+
+    def _ask(self, requests: Iterator[Tagged], advance: Callable[[int], None]) -> Iterator[tuple[Tag, Completion]]:
+        """Asks in rounds: one ends when the budget has no room while answers are awaited, and the next has what they left."""
+        complete = self.engine()
+        tags: dict[str, Tag] = {}
+        held: list[Tagged] = []  # the request that the budget had no room for
+        kept = 0
+
+        def admitted() -> Iterator[Request]:
+            for tag, request in itertools.chain(held[:], requests):
+                held.clear()
+                if not self.budget.reserve(request):
+                    held.append((tag, request))
+                    return
+                tags[request.key] = tag
+                yield request
+
+        started = time.perf_counter()
+        try:
+            while True:
+                before = kept
+                for batch in complete(admitted()):
+                    self.store.append(batch)
+                    kept += len(batch)
+                    for answer in batch:
+                        self.budget.book(answer)
+                        self.usage["prompt_tokens"] += answer["prompt_tokens"] or 0
+                        self.usage["output_tokens"] += answer["output_tokens"] or 0
+                        yield tags.pop(answer["key"]), answer
+                    advance(len(batch))
+                if not held or kept == before:
+                    break
+                self.budget.reached = None
+        except KeyboardInterrupt:
+            say(f"  stopping; {kept:,} new answers are kept in {self.store.directory}")
+            raise
+        finally:
+            self.seconds += time.perf_counter() - started
+        if self.budget.reached:
+            why = f"teacher.budget.{self.budget.reached} is reached"
+            for tag, request in itertools.chain(held, requests):
+                yield tag, not_asked(request.key, why)
+
+
+def not_asked(key: str, why: str) -> Completion:
+    return completion(key, error=f"not asked: {why}", finish_reason=NOT_ASKED, prompt_tokens=0, output_tokens=0)

@@ -1,0 +1,88 @@
+"""Kills at random moments of one run: `python -m tests.benchmarks.annotate_kills`; about five minutes.
+
+A 2,000-row run with a stub engine is started and ended by `kill -9`, 20 times, then left alone. What an API would be
+paid for is what the stub was asked: it notes each key before it answers.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cotd.completions import Request, batched
+from cotd.config import load_config
+from pipelines.annotate import AnnotationFiles, annotate
+from tests.benchmarks.annotating import arguments, figure, stub_answer, write, write_study
+
+BLOCK = 32
+SECONDS_A_BLOCK = 0.25
+
+
+def run(path: str) -> None:
+    """One run of the study, until it is done or killed."""
+
+    def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
+        with open(Path(path).with_name("given.txt"), "a") as given:
+            for batch in batched(requests, BLOCK):
+                given.write("".join(f"{r.key}\n" for r in batch))
+                given.flush()
+                time.sleep(SECONDS_A_BLOCK)
+                yield [stub_answer(r.key, r.prompt, r.sampling) for r in batch]
+
+    annotate(load_config(path), complete)
+
+
+def main() -> None:
+    if "--run" in sys.argv:
+        run(sys.argv[-1])
+        return
+    small = arguments(__doc__ or "").small
+    kills, rows = (3, 300) if small else (20, 2000)
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        config = write_study(Path(scratch), rows)
+        command = [sys.executable, "-m", "tests.benchmarks.annotate_kills", "--run", str(Path(scratch) / "study.yaml")]
+        given = Path(scratch) / "given.txt"
+        given.touch()
+        killed = 0
+        while killed < kills:
+            before = len(given.read_text().splitlines())
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            while process.poll() is None and len(given.read_text().splitlines()) == before:
+                time.sleep(0.05)  # until it works: a kill while Python starts shows nothing
+            time.sleep(draw.uniform(0, 6 * SECONDS_A_BLOCK))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+            elif process.returncode == 0:
+                break
+            process.wait()
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        table = pd.read_parquet(AnnotationFiles.of(config).annotations)
+        usable = table[table["error"].isna() & ~table["gold_conditioned"]]
+        asked = Counter(given.read_text().splitlines())
+        twice = sum(n - 1 for n in asked.values())
+        lost = rows - usable["review_id"].nunique()
+        key = ["review_id", "gold_conditioned", "sample"]
+        note = f"{twice} of {len(asked):,} requests were paid twice: {twice / max(killed, 1):.1f} a kill, a block is {BLOCK}"
+        figures = [
+            figure("kills", killed, "kills", note=note),
+            figure("rows_expected", rows, "rows"),
+            figure("rows_lost", lost, "rows"),
+            figure("rows_duplicated", int(table.duplicated(key).sum()), "rows"),
+        ]
+        write("annotate_kills", figures, small)
+
+
+if __name__ == "__main__":
+    main()

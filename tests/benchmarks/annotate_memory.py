@@ -1,0 +1,65 @@
+"""Peak memory of the driver at 10,000 and at 200,000 rows, with a stub engine: `python -m tests.benchmarks.annotate_memory`.
+
+Each size is a process of its own, which reads a Parquet file and writes the annotations: about six minutes in all. The
+engine is called in the driver, so that nothing but the driver's own work is measured.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cotd.completions import Request, batched
+from pipelines.annotate import annotate
+from tests.benchmarks.annotating import arguments, figure, stub_answer, write
+
+ROWS = {"10k": 10_000, "200k": 200_000}
+
+
+def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
+    for batch in batched(requests, 128):
+        yield [stub_answer(r.key, r.prompt, r.sampling) for r in batch]
+
+
+def peak_megabytes(rows: int) -> float:
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        study = Path(scratch)
+        # The source is made in another process, whose memory does not count.
+        making = f"from pathlib import Path; from tests.benchmarks.annotating import write_study; write_study(Path({scratch!r}), {rows})"
+        subprocess.run([sys.executable, "-c", making], check=True)
+        command = [sys.executable, "-m", "tests.benchmarks.annotate_memory", "--run", str(study / "study.yaml")]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return float(output.splitlines()[-1])
+
+
+def run(path: str) -> None:
+    from cotd.config import load_config
+
+    annotate(load_config(path), complete)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    if "--run" in sys.argv:
+        run(sys.argv[-1])
+        return
+    small = arguments(__doc__ or "").small
+    peaks = {name: peak_megabytes(rows // 20 if small else rows) for name, rows in ROWS.items()}
+    note = f"the difference is {peaks['200k'] - peaks['10k']:,.0f} MB; two annotations a row"
+    write(
+        "annotate_memory",
+        [
+            figure("driver_peak_mb_10k", peaks["10k"], "MB"),
+            figure("driver_peak_mb_200k", peaks["200k"], "MB", ("10,000 rows", peaks["10k"]), note=note),
+        ],
+        small,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate_throughput`; ten minutes.
+
+Both answer the same label-score requests, on at least 1,000 embedded reviews, then the same requests for a rationale of
+some of them; the engine's start does not count. The baseline is `LLM.generate` on all prompts at once, in a process of
+its own, with the same engine arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cotd.completions import Request
+from cotd.config import StudyConfig, check_config
+from cotd.hardware import choose_dtype
+from cotd.student import resolve_model
+from pipelines.annotate import annotate, prepare
+from tests.benchmarks.annotating import arguments, figure, write
+
+TEACHER = "embedded:smollm2-135m-instruct"
+
+
+def study(folder: str, small: bool) -> StudyConfig:
+    """1,000 reviews are scored, 200 of them explained."""
+    train, validation, test = (20, 40, 20) if small else (200, 300, 500)
+    rows = {"train_rows": train, "validation_rows": validation, "test_rows": test}
+    plain = {
+        "name": "bench",
+        "data": {"source": "embedded:rotten-tomatoes", **rows},
+        "teacher": {"model": TEACHER, "gold_conditioned": False, "max_rationale_tokens": 32, "calibration": {"rows": 300}},
+        "grid": {"method": ["distill"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
+        "storage": folder,
+    }  # fmt: skip
+    return check_config(plain, "benchmark")
+
+
+def annotation_seconds(config: StudyConfig) -> tuple[float, list[list[Request]]]:
+    """Seconds of asking, of all that `cotd annotate` does between the first request and the last answer; what was asked."""
+    from pipelines.cluster import ray_session
+    from pipelines.engine import teacher_engine
+
+    asked: list[list[Request]] = []
+    seconds = 0.0
+    model = resolve_model(TEACHER)
+    with ray_session(), teacher_engine(model, config.teacher.engine) as complete:
+        list(complete([warm_up()]))
+
+        def noted(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
+            asked.append([])
+
+            def each() -> Iterator[Request]:
+                for request in requests:
+                    asked[-1].append(request)
+                    yield request
+
+            return complete(each())
+
+        summary = annotate(config, noted)
+        seconds = summary["spent"]["seconds"]
+    return seconds, asked
+
+
+def warm_up() -> Request:
+    return Request(TEACHER, "", "Review: fine", {"max_tokens": 1, "temperature": 0.0})
+
+
+def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
+    """Seconds that `LLM.generate` takes for the passes; in this process."""
+    from vllm import LLM
+
+    from cotd.config import EngineConfig
+    from pipelines.engine import engine_arguments, sampling_parameters
+
+    llm = LLM(model=resolve_model(TEACHER), **engine_arguments(EngineConfig(), use_gpu=False))
+    llm.generate([warm_up().prompt], [sampling_parameters(warm_up().sampling)], use_tqdm=False)
+    seconds = 0.0
+    for rows in passes:
+        started = time.perf_counter()
+        llm.generate([r["prompt"] for r in rows], [sampling_parameters(r["sampling"]) for r in rows], use_tqdm=False)
+        seconds += time.perf_counter() - started
+    return seconds
+
+
+def main() -> None:
+    if "--raw" in sys.argv:
+        print(raw_seconds(json.loads(Path(sys.argv[-1]).read_text())))
+        return
+    small = arguments(__doc__ or "").small
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        config = study(scratch, small)
+        prepare(config)
+        seconds, asked = annotation_seconds(config)
+        passes = Path(scratch) / "passes.json"
+        passes.write_text(json.dumps([[{"prompt": r.prompt, "sampling": r.sampling} for r in p] for p in asked]))
+        from pipelines.engine import environment
+
+        variables = (
+            os.environ | environment(config.teacher.engine, os.cpu_count() or 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        )
+        command = [sys.executable, "-m", "tests.benchmarks.annotate_throughput", "--raw", str(passes)]
+        raw = float(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables).stdout.splitlines()[-1]
+        )
+    rows = sum(map(len, asked))
+    note = f"{len(asked[0]):,} label scores and {len(asked[1]):,} rationales, {choose_dtype('auto', False)}"
+    write(
+        "annotate_throughput",
+        [figure("rows_per_second", rows / seconds, "rows/s", ("LLM.generate", rows / raw), note=note)],
+        small,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the benchmarks of annotation share: a study of many made-up reviews, an engine that waits instead of thinking."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cotd.completions import completion
+from cotd.config import StudyConfig, load_config
+
+WORDS = "a warm funny dull slow film with two leads and an ending that moved bored me to tears from start to end"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--small", action="store_true", help="a smoke test: small, and figures that mean little")
+    return parser.parse_args()
+
+
+def write_study(folder: Path, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
+    """A study of `train` made-up training reviews, and as many test and validation reviews as `held_out`."""
+    import random
+
+    draw = random.Random(0)
+    splits = ["validation"] * held_out + ["test"] * held_out + ["train"] * train
+    rows = [
+        (
+            f"{'warm' if i % 2 else 'dull'} {' '.join(draw.choices(WORDS.split(), k=18))}, number {i}.",
+            ["negative", "positive"][i % 2],
+            s,
+        )
+        for i, s in enumerate(splits)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=["text", "label", "split"]).to_parquet(folder / "reviews.parquet")
+    study = {
+        "name": "bench",
+        "data": {"source": str(folder / "reviews.parquet"), "columns": {"split": "split"}},
+        "teacher": {"calibration": {"rows": min(100, held_out)}} | teacher,
+        "grid": {"method": ["distill"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
+        "storage": str(folder / "runs"),
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return load_config(path)
+
+
+def stub_answer(key: str, prompt: str, sampling: dict[str, Any]) -> dict[str, Any]:
+    """What depends on the prompt alone: a label score, or a rationale."""
+    common = {"finish_reason": "stop", "prompt_tokens": len(prompt) // 4, "output_tokens": 12}
+    if "allowed_token_ids" in sampling:
+        warm = "warm" in prompt.rpartition("eview: ")[2]
+        return completion(key, label_logprobs=[-1.0, -0.1] if warm else [-0.2, -1.0], **common)
+    return completion(key, text=f" The reviewer says what it was like, as key {key[:12]} shows.", logprob=-3.0, **common)
+
+
+class StubEngine:
+    """Stands in for `pipelines.engine.InProcessEngine`: each row takes `SECONDS_A_ROW`, and no processor."""
+
+    SECONDS_A_ROW = 0.0
+
+    def __init__(self, arguments: dict[str, Any]):
+        pass
+
+    def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        time.sleep(self.SECONDS_A_ROW * len(batch["key"]))
+        rows = zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
+        return {"answer": [json.dumps(stub_answer(k, p, json.loads(s))) for k, p, s in rows]}
+
+
+def figure(
+    name: str, value: float, unit: str, baseline: tuple[str, float] | None = None, repeats: int = 1, note: str = ""
+) -> dict[str, Any]:
+    """One figure of a benchmark's file. `ratio` is value / baseline."""
+    what, base = baseline or (None, None)
+    ratio = round(value / base, 3) if base else None
+    base = round(base, 3) if base is not None else None
+    made = {"name": name, "value": round(value, 3), "unit": unit, "baseline": what, "baseline_value": base}
+    return {**made, "ratio": ratio, "repeats": repeats, "note": note}
+
+
+def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
+    """Prints a line a figure and writes runs/bench/NAME.json; a smoke test only prints."""
+    for f in figures:
+        against = f" ({f['ratio']} × {f['baseline']}'s {f['baseline_value']})" if f["baseline"] else ""
+        print(f"{f['name']:34} {f['value']:>12,} {f['unit']}{against}  {f['note']}")
+    if small:
+        return
+    target = Path("runs") / "bench" / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_suffix(".part")
+    scratch.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    scratch.rename(target)

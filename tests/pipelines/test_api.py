@@ -1,0 +1,353 @@
+"""Annotation through an OpenAI-compatible endpoint that misbehaves in every way that one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+
+from cotd.config import StudyConfig, load_config
+from cotd.errors import CotdError
+from pipelines.annotate import AnnotationFiles, annotate, read_annotations
+from pipelines.api import RateLimit, label_logprob, retry_after
+
+KEY = "sk-secret-0123456789"
+Provider = tuple[Any, str]
+MakeStudy = Callable[..., StudyConfig]
+
+
+@pytest.fixture
+def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
+    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
+        api = {
+            "base_url": provider[1],
+            "key_env": "TEACHER_KEY",
+            "concurrency": 8,
+            "backoff_seconds": 0.01,
+            "timeout_seconds": 0.5,
+        }
+        teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
+        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
+        return load_config(path, list(overrides))
+
+    return make
+
+
+def table(config: StudyConfig) -> pd.DataFrame:
+    found = read_annotations(config)
+    assert found is not None
+    return found[0]
+
+
+def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
+    config = study()
+    summary = annotate(config, yes=True)
+    assert summary["annotations"] == {"rows": 48, "reviews": 24, "usable": 48, "quarantined": {}}
+    assert summary["teacher"]["accuracy"] == 1.0
+    assert len(provider[0].bodies) == summary["usage"]["requests"] == 12 + 24 + 24
+    assert (summary["spent"]["prompt_tokens"], summary["spent"]["output_tokens"]) == (60 * 50, 60 * 10)
+    body = provider[0].bodies[-1]
+    assert (body["model"], body["temperature"], body["seed"]) == ("teacher-1", 0.0, 0)
+    schema = body["response_format"]["json_schema"]
+    assert schema["strict"]
+    assert set(schema["schema"]["properties"]) <= {"rationale", "label"}
+    assert not {"structured_outputs", "logprobs", "label_words"} & set(body)
+    again = annotate(config)  # nothing to ask is no reason to ask anybody
+    assert len(provider[0].bodies) == 60
+    assert again["digest"] == summary["digest"]
+
+
+QUICK = ["teacher.api.timeout_seconds=2"]  # for what never answers; a busy machine may take a second over the rest
+PASSING = [
+    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault: str) -> None:
+    """Every fourth review fails at its first try; in the end nothing is missing and no row has another's answer."""
+    server = provider[0]
+    server.fault = lambda prompt, tries: fault if tries == 0 and int(number_of(prompt)) % 4 == 0 else None
+    config = study(*QUICK) if fault == "hang" else study()
+    summary = annotate(config, yes=True)
+    assert summary["annotations"]["usable"] == 48
+    assert summary["teacher"]["accuracy"] == summary["teacher"]["accuracy_on_train"] == 1.0
+    assert len(server.bodies) == 60 + sum(tries > 1 for tries in server.tries.values()) == 75
+
+
+def number_of(prompt: str) -> str:
+    return prompt.rpartition("number ")[2].partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "tries"),
+    [
+        ("refusal", "the teacher refused: I cannot help with that.", 1),
+        ("filtered", "the endpoint's content filter refused", 1),
+        ("400", "HTTP 400: bad request, key Bearer [key]", 1),
+        ("500", "HTTP 500: <html>out of order</html>", 3),
+        ("hang", "no answer within 2 s", 3),
+        ("empty", "an empty answer", 3),
+        ("prose", "the answer does not have the form asked for", 3),
+    ],
+)
+def test_what_does_not_pass_is_quarantined(study: MakeStudy, provider: Provider, fault: str, reason: str, tries: int) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: fault if number_of(prompt) == "3" else None
+    config = study("teacher.api.retries=2", *(QUICK if fault == "hang" else []))
+    summary = annotate(config, yes=True)
+    assert summary["annotations"]["quarantined"] == {reason: 2}
+    assert summary["annotations"]["usable"] == 46
+    assert {server.tries[p] for p in server.tries if number_of(p) == "3"} == {tries}
+
+    refused = tries == 1
+    asked = len(server.bodies)
+    server.fault = lambda prompt, tries: None
+    if refused:
+        annotate(config, yes=True)
+        assert len(server.bodies) == asked, "what was refused for good is not sent again by itself"
+    summary = annotate(config, yes=True, retry_errors=True)
+    assert len(server.bodies) == asked + 2
+    assert summary["annotations"]["usable"] == 48
+
+
+def test_retrying_errors_sends_nothing_else(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    with pytest.raises(CotdError, match="has no annotations yet"):
+        annotate(study(), yes=True, retry_errors=True)
+    server.fault = lambda prompt, tries: "refusal" if number_of(prompt) == "3" else None
+    annotate(study("data.train_rows=20"), yes=True)
+    asked = len(server.bodies)
+    server.fault = lambda prompt, tries: None
+    summary = annotate(study(), yes=True, retry_errors=True)
+    assert {number_of(p) for p in server.prompts[asked:]} <= {"3"}
+    assert summary["annotations"]["quarantined"] == {"not asked: --retry-errors sends quarantined rows only": 8}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "401",
+            r"refuses the key \(HTTP 401: bad key Bearer \[key\]\)\. Check the key in the environment variable TEACHER_KEY",
+        ),
+        ("404", "has no model 'teacher-1'"),
+        ("quota", "has no quota left"),
+    ],
+)
+def test_what_no_request_can_pass_stops_the_run(study: MakeStudy, provider: Provider, fault: str, message: str) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: fault if len(server.bodies) > 30 else None
+    config = study()
+    with pytest.raises(CotdError, match=message):
+        annotate(config, yes=True)
+    assert read_annotations(config) is None
+    assert len(server.bodies) < 50
+    good = len(server.bodies)
+    server.fault = lambda prompt, tries: None
+    summary = annotate(config, yes=True)
+    assert summary["usage"]["from_store"] == 30, "what came before is kept"
+    assert len(server.bodies) == good + 30
+
+
+def test_a_server_that_goes_away_does_not_quarantine_the_rest(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "500" if len(server.bodies) > 12 else None
+    with pytest.raises(CotdError, match=r"the last 32 requests to http\S* all failed, the last one with: HTTP 500"):
+        annotate(study("teacher.api.retries=0"), yes=True)
+
+
+def test_the_key_is_nowhere(study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "400" if number_of(prompt) == "3" else None
+    annotate(study(), yes=True)
+    assert {h["authorization"] for h in server.headers} == {f"Bearer {KEY}"}
+    printed = capfd.readouterr()
+    assert KEY not in printed.out + printed.err
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert len(files) > 5
+    for file in files:
+        assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_a_stopped_run_keeps_what_is_in_flight(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+
+    def interrupt(prompt: str, tries: int) -> None:
+        if len(server.bodies) == 25:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    server.fault = interrupt
+    config = study()
+    with pytest.raises(KeyboardInterrupt):
+        annotate(config, yes=True)
+    assert read_annotations(config) is None
+    server.fault = lambda prompt, tries: None
+    summary = annotate(config, yes=True)
+    assert summary["usage"]["from_store"] >= 25
+    assert len(server.bodies) == 60, "nothing that was paid for is asked again"
+    assert set(server.tries.values()) == {1}
+
+
+# --- label scores ---------------------------------------------------------------------------------------------------
+
+
+def test_label_scores_from_the_likeliest_tokens(study: MakeStudy, provider: Provider) -> None:
+    provider[0].write = lambda prompt: " The reviewer says what the film is like."
+    config = study(
+        "teacher.strategy=score_then_explain", "teacher.api.endpoint=completions", "teacher.calibration.rows=24"
+    )  # fmt: skip
+    summary = annotate(config, yes=True)
+    assert summary["teacher"]["accuracy"] == 1.0
+    assert summary["annotations"]["usable"] == 48
+    assert "24 validation reviews" in summary["calibration"]["used"]
+    scoring = [b for b in provider[0].bodies if b["max_tokens"] == 1]
+    assert {b["logprobs"] for b in scoring} == {5}
+
+
+def test_a_server_without_log_probabilities_is_refused_before_anything_starts(study: MakeStudy, provider: Provider) -> None:
+    provider[0].logprobs = False
+    config = study("teacher.strategy=score_then_explain", "teacher.api.endpoint=completions")
+    with pytest.raises(CotdError, match=r"gives no log-probabilities.*Set strategy: chain_of_thought"):
+        annotate(config, yes=True)
+    assert len(provider[0].bodies) == 1
+    assert not config.directory.exists()
+
+
+def test_label_words_are_found_by_their_beginnings() -> None:
+    given = {" Pos": -1.0, "Positive": -2.0, " Negative": -3.0, " P": -4.0, " ": -0.1, " Neutral": -0.2}
+    assert label_logprob(" Positive", given, [" Negative"]) == pytest.approx(-0.6519, abs=1e-3)
+    assert label_logprob(" Negative", given, [" Positive"]) == -3.0
+    assert label_logprob(" Positive", {" P": -1.0}, [" Pessimistic"]) is None
+
+
+# --- before anything is asked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher.api.key_env=NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY is not set"),
+        (["teacher.model=teacher-2"], "has no model 'teacher-2' .*Did you mean 'teacher-1'"),
+        (["teacher.api.base_url=http://127.0.0.1:9/v1"], "no answer from http://127.0.0.1:9/v1"),
+        (["teacher.strategy=score_then_explain"], "score_then_explain needs the log-probabilities"),
+        ([f"teacher.api.key_env={KEY}"], "names an environment variable, in capitals, such as OPENAI_API_KEY"),
+        (["teacher.api.base_url=http://me:pass@host/v1"], "holds credentials"),
+        (["teacher.budget.max_cost=1"], "max_cost needs input_price and output_price"),
+        (["teacher.filters=[agrees_with_golds]"], "unknown filter 'agrees_with_golds'.*Did you mean 'agrees_with_gold'"),
+        (["teacher.filters=[{length: {max_word: 3}}]"], "length has no setting 'max_word'.*Did you mean 'max_words'"),
+        (["teacher.api.timeout=3"], "unknown key 'teacher.api.timeout'. Did you mean 'timeout_seconds'"),
+    ],
+)
+def test_what_cannot_work_is_said_first(study: MakeStudy, provider: Provider, overrides: list[str], message: str) -> None:
+    with pytest.raises(CotdError, match=message) as caught:
+        annotate(study(*overrides), yes=True)
+    assert KEY not in str(caught.value)
+    assert "pass@" not in str(caught.value)
+    assert not provider[0].bodies
+
+
+PRICES = ["teacher.budget.input_price=10", "teacher.budget.output_price=100"]
+
+
+def test_nobody_to_agree_to_the_price(study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = study(*PRICES)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
+    with pytest.raises(CotdError, match=r"60 requests to make \(0 answers are in the store\).*run again with --yes"):
+        annotate(config)
+    assert not provider[0].bodies
+    assert not config.directory.exists()
+
+
+@pytest.mark.parametrize(("answer", "agreed"), [("y", True), ("", False)])
+def test_the_price_is_asked_for_at_a_terminal(
+    study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch, answer: str, agreed: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    if agreed:
+        assert annotate(study(*PRICES))["spent"]["cost"] == pytest.approx((60 * 50 * 10 + 60 * 10 * 100) / 1e6)
+    else:
+        with pytest.raises(CotdError, match="not started"):
+            annotate(study(*PRICES))
+    assert bool(provider[0].bodies) == agreed
+
+
+@pytest.mark.parametrize("limit", ["max_cost=0.045", "max_tokens=2000"])
+def test_a_budget_stops_the_run_and_keeps_what_is_done(study: MakeStudy, provider: Provider, limit: str) -> None:
+    config = study(*PRICES, f"teacher.budget.{limit}")
+    summary = annotate(config, yes=True)
+    asked = len(provider[0].bodies)
+    assert 12 < asked < 60
+    spent = summary["spent"]
+    assert spent["limit_reached"].startswith(limit.partition("=")[0])
+    if limit.startswith("max_cost"):
+        assert 0.03 < spent["cost"] <= 0.045
+    else:
+        assert 1500 < spent["prompt_tokens"] + spent["output_tokens"] <= 2000
+    assert summary["teacher"]["n"] == 12
+    (reason, count), = summary["annotations"]["quarantined"].items()  # fmt: skip
+    assert reason.startswith(f"not asked: teacher.budget.{limit.partition('=')[0]}")
+    assert count == 60 - asked
+    whole = annotate(study(), yes=True)
+    assert whole["annotations"]["usable"] == 48
+    assert len(provider[0].bodies) == 60
+
+
+def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Provider) -> None:
+    with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
+        annotate(study("teacher.budget.max_tokens=20"), yes=True)
+    assert not provider[0].bodies
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_limit_spreads_requests() -> None:
+    now = 0.0
+    limit = RateLimit(120, clock=lambda: now)  # two a second, ten at once
+    assert [limit.book(1) for _ in range(12)] == [0.0] * 10 + [0.5, 1.0]
+    now = 2.0
+    assert limit.book(1) == 0.0
+    limit.book(-1)
+    assert limit.book(1) == 0.0
+    now = 1000.0
+    assert [limit.book(1) for _ in range(11)] == [0.0] * 10 + [0.5]
+    assert RateLimit(None).book(10**9) == 0.0
+
+
+def test_retry_after_in_both_forms() -> None:
+    now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+    seconds = {
+        "7": 7.0, "0.5": 0.5, "Thu, 01 Jan 2026 12:00:30 GMT": 30.0, "Thu, 01 Jan 2026 11:00:00 GMT": 0.0,
+        "soon": None, "": None, "999999": 600.0,
+    }  # fmt: skip
+    for value, expected in seconds.items():
+        assert retry_after(httpx.Headers({"retry-after": value}), now) == expected, value
+    assert retry_after(httpx.Headers({}), now + timedelta(0)) is None
+
+
+def test_vllm_is_asked_in_its_own_terms(study: MakeStudy, provider: Provider) -> None:
+    """Answers held to a pattern; `extra_body` adds parameters and takes some out."""
+    provider[0].write = lambda prompt: (
+        " The reviewer says what it is.\nSentiment: Positive" if prompt.endswith("Rationale:") else " The reviewer says so."
+    )
+    summary = annotate(study("teacher.api.server=vllm", "teacher.api.extra_body={seed: null, top_k: 5}"), yes=True)
+    assert summary["annotations"]["usable"] == 48
+    for body in provider[0].bodies:
+        assert "regex" in body["structured_outputs"]
+        assert "seed" not in body
+        assert body["top_k"] == 5
+        assert "response_format" not in body
+    assert json.loads(AnnotationFiles.of(study()).summary.read_text())["teacher"]["accuracy"] == 0.5
