@@ -22,7 +22,8 @@ import pandas as pd
 from cotd.completions import Request, batched
 from cotd.config import load_config
 from pipelines.annotate import AnnotationFiles, annotate
-from tests.benchmarks.annotating import arguments, figure, stub_answer, write, write_study
+from tests.benchmarks.annotating import stub_answer, write_study
+from tests.benchmarks.figures import arguments, figure, write
 
 BLOCK = 32
 SECONDS_A_BLOCK = 0.25

@@ -16,7 +16,8 @@ from typing import Any
 
 from cotd.completions import Request, batched
 from pipelines.annotate import annotate
-from tests.benchmarks.annotating import arguments, figure, stub_answer, write
+from tests.benchmarks.annotating import stub_answer
+from tests.benchmarks.figures import arguments, figure, write
 
 ROWS = {"10k": 10_000, "200k": 200_000}
 

@@ -17,7 +17,8 @@ from typing import Any
 from cotd.completions import Request
 from cotd.config import EngineConfig
 from pipelines.annotate import annotate
-from tests.benchmarks.annotating import StubEngine, arguments, figure, write, write_study
+from tests.benchmarks.annotating import StubEngine, write_study
+from tests.benchmarks.figures import arguments, figure, write
 
 SECONDS_A_ROW = 0.02
 

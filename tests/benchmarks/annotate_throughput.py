@@ -22,7 +22,7 @@ from cotd.config import StudyConfig, check_config
 from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
 from pipelines.annotate import annotate, prepare
-from tests.benchmarks.annotating import arguments, figure, write
+from tests.benchmarks.figures import arguments, figure, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -15,12 +14,6 @@ from cotd.completions import completion
 from cotd.config import StudyConfig, load_config
 
 WORDS = "a warm funny dull slow film with two leads and an ending that moved bored me to tears from start to end"
-
-
-def arguments(description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--small", action="store_true", help="a smoke test: small, and figures that mean little")
-    return parser.parse_args()
 
 
 def write_study(folder: Path, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
@@ -72,28 +65,3 @@ class StubEngine:
         time.sleep(self.SECONDS_A_ROW * len(batch["key"]))
         rows = zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
         return {"answer": [json.dumps(stub_answer(k, p, json.loads(s))) for k, p, s in rows]}
-
-
-def figure(
-    name: str, value: float, unit: str, baseline: tuple[str, float] | None = None, repeats: int = 1, note: str = ""
-) -> dict[str, Any]:
-    """One figure of a benchmark's file. `ratio` is value / baseline."""
-    what, base = baseline or (None, None)
-    ratio = round(value / base, 3) if base else None
-    base = round(base, 3) if base is not None else None
-    made = {"name": name, "value": round(value, 3), "unit": unit, "baseline": what, "baseline_value": base}
-    return {**made, "ratio": ratio, "repeats": repeats, "note": note}
-
-
-def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
-    """Prints a line a figure and writes runs/bench/NAME.json; a smoke test only prints."""
-    for f in figures:
-        against = f" ({f['ratio']} × {f['baseline']}'s {f['baseline_value']})" if f["baseline"] else ""
-        print(f"{f['name']:34} {f['value']:>12,} {f['unit']}{against}  {f['note']}")
-    if small:
-        return
-    target = Path("runs") / "bench" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(".part")
-    scratch.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    scratch.rename(target)

@@ -7,17 +7,8 @@ Every server has all cores, and the load generator a process of its own.
 from __future__ import annotations
 
 from cotd.student import Student
-from tests.benchmarks.serving import (
-    arguments,
-    endpoint,
-    figure,
-    load,
-    milliseconds_each,
-    review_texts,
-    student_folders,
-    usual_alternative,
-    write,
-)  # fmt: skip
+from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
+from tests.benchmarks.serving import endpoint, load, milliseconds_each, review_texts, student_folders, usual_alternative
 
 
 def main() -> None:

@@ -19,17 +19,8 @@ import mlflow
 import psutil
 
 from cotd.tracking import use_tracking
-from tests.benchmarks.serving import (
-    arguments,
-    endpoint,
-    figure,
-    finish_load,
-    load,
-    review_texts,
-    start_load,
-    student_folders,
-    write,
-)  # fmt: skip
+from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
+from tests.benchmarks.serving import endpoint, finish_load, load, review_texts, start_load, student_folders
 
 NAME = "cotd-student"
 REPLICAS = 2

@@ -8,16 +8,8 @@ from __future__ import annotations
 import time
 
 from cotd.student import Student
-from tests.benchmarks.serving import (
-    arguments,
-    endpoint,
-    figure,
-    load,
-    review_texts,
-    student_folders,
-    usual_alternative,
-    write,
-)  # fmt: skip
+from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
+from tests.benchmarks.serving import endpoint, load, review_texts, student_folders, usual_alternative
 
 CLIENTS = (1, 8, 32, 128)
 

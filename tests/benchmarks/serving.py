@@ -1,8 +1,7 @@
-"""What the benchmarks of the endpoint share: students, servers, load, and the file of figures."""
+"""What the benchmarks of the endpoint share: students, servers and load."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -27,13 +26,6 @@ from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
 
 CORES = os.cpu_count() or 1
-
-
-def arguments(description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the servers are ended too
-    parser.add_argument("--small", action="store_true", help="a smoke test: seconds, and figures that mean nothing")
-    return parser.parse_args()
 
 
 @contextlib.contextmanager
@@ -150,28 +142,3 @@ def milliseconds_each(work: Callable[[str], Any], texts: list[str]) -> tuple[flo
         taken.append((time.perf_counter() - started) * 1000)
     median, p99 = np.percentile(taken, [50, 99])
     return float(median), float(p99)
-
-
-def figure(
-    name: str, value: float, unit: str, baseline: tuple[str, float] | None = None, repeats: int = 1, note: str = ""
-) -> dict[str, Any]:
-    """One figure of a benchmark's file. `ratio` is value / baseline."""
-    what, base = baseline or (None, None)
-    ratio = round(value / base, 3) if base else None
-    base = round(base, 3) if base is not None else None
-    made = {"name": name, "value": round(value, 3), "unit": unit, "baseline": what, "baseline_value": base}
-    return {**made, "ratio": ratio, "repeats": repeats, "note": note}
-
-
-def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
-    """Prints a line a figure and writes runs/bench/NAME.json; a smoke test only prints."""
-    for f in figures:
-        against = f" ({f['ratio']} × {f['baseline']}'s {f['baseline_value']})" if f["baseline"] else ""
-        print(f"{f['name']:34} {f['value']:>12,} {f['unit']}{against}  {f['note']}")
-    if small:
-        return
-    target = Path("runs") / "bench" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(".part")
-    scratch.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    scratch.rename(target)
