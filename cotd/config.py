@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -361,19 +362,21 @@ def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str,
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:
-    """Sets one `a.b=value` in a nested dict, in place."""
+    """Sets one `a.b=value` in a nested dict, in place; a number names an entry of a list, as in `a.0.b=value`."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise CotdError(f"override '{override}' is not of the form key=value, for example training.steps=100")
     *parents, last = key.strip().split(".")
-    node = plain
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+    node: Any = plain
+    for parent, child_key in itertools.pairwise([*parents, last]):
+        child = node.setdefault(parent, {}) if isinstance(node, dict) else node[int(parent)]
+        if isinstance(child, list) and not (child_key.isdecimal() and int(child_key) < len(child)):
+            raise CotdError(f"override '{override}': '{parent}' is a list of {len(child)}; name an entry as {parent}.0")
+        if not isinstance(child, (dict, list)):
             raise CotdError(f"override '{override}': '{parent}' is a value, not a block of keys")
         node = child
     try:
-        node[last] = yaml.safe_load(value)
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError) as error:
         raise CotdError(f"override '{override}': the value is not valid YAML: {error}") from error
 

@@ -157,3 +157,13 @@ def test_the_tracking_store(write_study: Callable[..., Path], monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert load_config(write_study()).tracking_uri() == "http://mlflow:5000"
     assert load_config(write_study(), ["tracking.uri=http://other"]).tracking_uri() == "http://other"
+
+
+def test_an_override_reaches_into_a_list() -> None:
+    plain = {"corpus": {"sources": [{"source": "a"}, {"source": "b"}]}}
+    apply_override(plain, "corpus.sources.1.source=c.parquet")
+    apply_override(plain, "corpus.sources.0.answers=5")
+    assert plain == {"corpus": {"sources": [{"source": "a", "answers": 5}, {"source": "c.parquet"}]}}
+    for wrong in ("corpus.sources.2.source=x", "corpus.sources.source=x"):
+        with pytest.raises(CotdError, match="is a list of 2; name an entry as sources.0"):
+            apply_override(plain, wrong)
