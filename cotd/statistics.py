@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def share(fraction: float) -> str:
+    """ "10 %" for 0.1, "0.1 %" for 0.001."""
+    return f"{100 * fraction:.4g} %"
+
+
 def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
     """Accuracy and its Wilson score interval (Wilson 1927) over test rows.
 

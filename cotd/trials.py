@@ -25,6 +25,7 @@ import pandas as pd
 
 from cotd.config import StudyConfig, TrainingConfig, digest
 from cotd.methods import METHODS
+from cotd.statistics import share
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Trial:
     @property
     def title(self) -> str:
         """A name a person can read, for MLflow and tables."""
-        return f"{self.method} · {self.fraction:.0%} · {self.size} · seed {self.seed}".replace("%", " %")
+        return f"{self.method} · {share(self.fraction)} · {self.size} · seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.model_dump(), "fraction": float(self.fraction)}

@@ -36,10 +36,12 @@ from cotd.task import Task, get_task
 from cotd.trials import write_json
 from pipelines.asking import Asker, Budget, Complete
 from pipelines.browse import annotations_page
+from pipelines.locking import only_one
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]”’]*(?=\s|$)")
 # From this share of set-aside rows on, something other than a few bad rows is wrong.
 MANY = 0.05
+KEPT = "the other run's answers are kept and will not be asked again."
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def annotate(
         ask = Asker(job.store, engine, budget, only, retry_refused=retry_errors)
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
-        stack.enter_context(study_lock(files))
+        stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
         output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
     if output.test["gold"].notna().sum() == 0:
         raise CotdError(
@@ -198,30 +200,6 @@ def check_price(config: TeacherConfig, job: Job, ask: Asker, yes: bool) -> None:
         raise CotdError(f"{expected}. Nobody is at a terminal to agree: run again with --yes, or with a lower data.train_rows.")
     if input("  go on? [y/N] ").strip().lower() not in ("y", "yes"):
         raise CotdError("not started; nothing was asked.")
-
-
-@contextlib.contextmanager
-def study_lock(files: AnnotationFiles) -> Iterator[None]:
-    """Keeps a second process from annotating the same study; ends with the process, however that ends.
-
-    Raises:
-        CotdError: another one is at it.
-    """
-    from filelock import FileLock, Timeout
-
-    files.directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(files.directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise CotdError(
-            f"another process is annotating {files.directory.parent.name} (it holds {lock.lock_file}). Wait for it, or stop it; "
-            "the other run's answers are kept and will not be asked again."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def quarantined_ids(config: StudyConfig) -> set[str]:

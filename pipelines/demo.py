@@ -15,6 +15,7 @@ from cotd import assets
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.progress import say
+from cotd.statistics import share
 from cotd.trials import write_json
 from pipelines.annotate import annotate
 from pipelines.cluster import ray_session
@@ -122,7 +123,7 @@ def print_outcome(config: StudyConfig, content: dict[str, Any], shown: list[str]
     serving_figures, champion = content["serving"], content["champion"]
     print()
     print(markdown(content))
-    print(f"Champion: {champion['method']} at {champion['fraction']:.0%}, {champion['model_uri']}")
+    print(f"Champion: {champion['method']} at {share(champion['fraction'])}, {champion['model_uri']}")
     print(f"Served on loopback, {serving_figures['requests']} requests one by one: ", end="")
     print(f"median {serving_figures['p50_ms']} ms, 95th percentile {serving_figures['p95_ms']} ms")
     for line in shown:

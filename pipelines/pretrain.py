@@ -14,6 +14,7 @@ from cotd.pretraining.training import RunFolder, make_initial, run_digest, train
 from cotd.progress import say, track
 from cotd.tracking import PretrainingTracker
 from pipelines.cluster import has_gpus, ray_session
+from pipelines.locking import only_one
 
 
 def pretrain(config: PretrainConfig, restart: bool = False) -> dict[str, Any]:
@@ -31,8 +32,14 @@ def pretrain(config: PretrainConfig, restart: bool = False) -> dict[str, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; the stages show their own
-    folder = RunFolder(config.directory)
     check_teachers(config)
+    with only_one(config.directory, f"pretraining {config.name}", "the other goes on from the newest checkpoint."):
+        return pretrain_alone(config, restart)
+
+
+def pretrain_alone(config: PretrainConfig, restart: bool) -> dict[str, Any]:
+    """`pretrain`, when no other process works in the run's folder."""
+    folder = RunFolder(config.directory)
     folder.claim(run_digest(config), restart)
     if folder.summary.is_file():
         say(f"done before: {folder.model}")

@@ -14,7 +14,7 @@ import pandas as pd
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS
-from cotd.statistics import accuracy_interval, mcnemar, seeds_interval
+from cotd.statistics import accuracy_interval, mcnemar, seeds_interval, share
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
@@ -136,7 +136,10 @@ def markdown(content: dict[str, Any]) -> str:
 
 def table_lines(content: dict[str, Any], size: str, fractions: list[float]) -> list[str]:
     cells = {(g["method"], g["fraction"]): g for g in content["groups"] if g["size"] == size}
-    lines = [f"| {size} | " + " | ".join(f"{f:.0%} of the data" for f in fractions) + " |", "|---" * (len(fractions) + 1) + "|"]
+    lines = [
+        f"| {size} | " + " | ".join(f"{share(f)} of the data" for f in fractions) + " |",
+        "|---" * (len(fractions) + 1) + "|",
+    ]
     for method in [m for m in METHODS if any(key[0] == m for key in cells)]:
         row = [percent(cells[method, f]) if (method, f) in cells else "" for f in fractions]
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
@@ -158,7 +161,7 @@ def findings(content: dict[str, Any]) -> list[str]:
     significant = [c for c in content["comparisons"] if c["p_value"] < 0.05]
     for c in significant:
         better, worse = (c["a"], c["b"]) if c["difference"] > 0 else (c["b"], c["a"])
-        where = f"{c['fraction']:.0%}, {c['size']}, seed {c['seed']}"
+        where = f"{share(c['fraction'])}, {c['size']}, seed {c['seed']}"
         sentences.append(
             f"{better} beats {worse} by {abs(c['difference']) * 100:.1f} points ({where}; McNemar p = {c['p_value']:.2g})."
         )
@@ -173,7 +176,7 @@ def findings(content: dict[str, Any]) -> list[str]:
             f"No student is clearly better than always answering {always['label']} ({always['accuracy'] * 100:.1f} %): "
             "more reviews, more steps or a pretrained student are needed."
         )
-    sentences.append(f"Best student: {best['method']} at {best['fraction']:.0%} ({best['size']}), {percent(best)}.")
+    sentences.append(f"Best student: {best['method']} at {share(best['fraction'])} ({best['size']}), {percent(best)}.")
     if teacher := content["teacher"]:
         verdict = "above" if best["accuracy"] > teacher["accuracy"] else "below"
         sentences.append(f"That is {verdict} its teacher, {percent(teacher)} on the same {teacher['n']} reviews.")

@@ -19,6 +19,7 @@ from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotate import read_annotations, read_teacher_test
 from pipelines.cluster import ignore_interrupts, ray_session
+from pipelines.locking import only_one
 from pipelines.study import Plan, plan_study
 
 
@@ -31,6 +32,12 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     Raises:
         CotdError: bad input, before any worker starts.
     """
+    with only_one(config.directory, f"sweeping {config.name}", "finished trials are kept and will not be trained again."):
+        return sweep_alone(config)
+
+
+def sweep_alone(config: StudyConfig) -> dict[str, Any]:
+    """`sweep`, when no other process works on the study."""
     plan = plan_study(config)
     tracker = StudyTracker(config)
     pending = plan.pending()

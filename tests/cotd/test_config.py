@@ -165,5 +165,5 @@ def test_an_override_reaches_into_a_list() -> None:
     apply_override(plain, "corpus.sources.0.answers=5")
     assert plain == {"corpus": {"sources": [{"source": "a", "answers": 5}, {"source": "c.parquet"}]}}
     for wrong in ("corpus.sources.2.source=x", "corpus.sources.source=x"):
-        with pytest.raises(CotdError, match="is a list of 2; name an entry as sources.0"):
+        with pytest.raises(CotdError, match=r"is a list of 2; name an entry as sources\.0"):
             apply_override(plain, wrong)
