@@ -95,7 +95,7 @@ def test_the_table_is_one_that_markdown_readers_can_draw(study: tuple[Plan, list
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     header, _, finetune, distill, always, teacher = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
-    assert header == ["tiny", "10% of the data", "100% of the data"]
+    assert header == ["tiny", "10 % of the data", "100 % of the data"]
     assert finetune[0] == "`finetune`"
     assert finetune[1].startswith("60.0 % [")
     assert finetune[2].startswith("90.0 % [")
@@ -107,10 +107,10 @@ def test_the_table_is_one_that_markdown_readers_can_draw(study: tuple[Plan, list
 def test_the_findings_say_what_chance_does_not_explain(study: tuple[Plan, list[dict[str, Any]]]) -> None:
     sentences = findings(content_of(study))
     assert [s for s in sentences if "beats" in s] == [
-        f"finetune beats distill by 20.0 points (100%, tiny, seed {s}; McNemar p = 1.8e-12)." for s in (0, 1)
+        f"finetune beats distill by 20.0 points (100 %, tiny, seed {s}; McNemar p = 1.8e-12)." for s in (0, 1)
     ]
     assert "4 pairs were tested, without correction for their number." in sentences
-    assert any(s.startswith("Best student: finetune at 100% (tiny), 90.0 % [") for s in sentences)
+    assert any(s.startswith("Best student: finetune at 100 % (tiny), 90.0 % [") for s in sentences)
     assert sentences[-1] == f"That is above its teacher, 80.0 % [75.0, 85.0] on the same {N} reviews."
 
 
