@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cotd.annotations import annotation_row, annotation_table
+from cotd.annotations import AnnotationRows, annotation_row
 from cotd.config import TrainingConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
@@ -33,12 +33,12 @@ def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
     """Right labels, and rationales of different lengths."""
     origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
     done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
-    rows = []
+    rows = AnnotationRows()
     for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
         why = f"The reviewer finds it {'warm' if review.label == 'positive' else 'dull'}{' indeed' * (number % 3)}."
         for by_gold in (False, True):
-            rows.append(annotation_row(review.id, 0, by_gold, review.label, None, why, done, origin))
-    return annotation_table(rows)
+            rows.add(annotation_row(review.id, 0, by_gold, review.label, None, why, done, origin))
+    return rows.table()
 
 
 def make_trial(base: Path, method: str = "finetune", fraction: float = 1.0, seed: int = 0, **settings: Any) -> Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ class FaultServer:
     @contextlib.contextmanager
     def serving(self) -> Iterator[str]:
         handler = type("Bound", (Handler,), {"faults": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 256})(("127.0.0.1", 0), handler)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -191,6 +192,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def fault_quota(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
+
+
+@pytest.fixture
+def hear_interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

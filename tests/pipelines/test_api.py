@@ -83,7 +83,10 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
     summary = annotate(config, yes=True)
     assert summary["annotations"]["usable"] == 48
     assert summary["teacher"]["accuracy"] == summary["teacher"]["accuracy_on_train"] == 1.0
-    assert len(server.bodies) == 60 + sum(tries > 1 for tries in server.tries.values()) == 75
+    failed = [prompt for prompt in server.tries if int(number_of(prompt)) % 4 == 0]
+    assert len(failed) == 15
+    # More than two where a connection broke as well, which happens on a busy machine.
+    assert all(server.tries[prompt] >= 2 for prompt in failed)
 
 
 def number_of(prompt: str) -> str:
@@ -181,7 +184,7 @@ def test_the_key_is_nowhere(study: MakeStudy, provider: Provider, capfd: pytest.
         assert KEY.encode() not in file.read_bytes(), file
 
 
-def test_a_stopped_run_keeps_what_is_in_flight(study: MakeStudy, provider: Provider) -> None:
+def test_a_stopped_run_keeps_what_is_in_flight(study: MakeStudy, provider: Provider, hear_interrupts: None) -> None:
     server = provider[0]
 
     def interrupt(prompt: str, tries: int) -> None:
