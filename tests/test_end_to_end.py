@@ -16,8 +16,9 @@ from typing import Any
 
 import httpx
 import pandas as pd
-import psutil
 import pytest
+
+from tests.processes import marked
 
 REPOSITORY = Path(__file__).parent.parent
 COTD = [sys.executable, "-m", "cotd.cli"]
@@ -41,18 +42,6 @@ def environment() -> dict[str, str]:
     }
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     return {**inherited, **offline, "COTD_TEST_MARK": uuid.uuid4().hex}
-
-
-def marked(environment: dict[str, str]) -> list[str]:
-    """The command lines of the processes that the commands under test left behind."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
-                found.append(" ".join(process.cmdline())[:100])
-        except psutil.Error:
-            continue
-    return found
 
 
 def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:

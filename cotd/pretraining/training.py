@@ -89,7 +89,9 @@ def run_digest(config: PretrainConfig) -> str:
     del plain["corpus"], plain["tokenizer"]
     for cosmetic in ("log_every", "save_every"):
         del plain["training"][cosmetic]
-    return digest(plain | {"corpus": corpus_digest(config)})
+    # The prepared corpus is the same whoever is asked about how much of it, and whatever is held out; the weights are not.
+    asked = [{"answers": source.answers, "noun": source.noun} for source in config.corpus.sources]
+    return digest(plain | {"corpus": corpus_digest(config), "asked": asked, "held_out": config.corpus.held_out})
 
 
 def chunk_split(corpus: Corpus, config: PretrainConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +123,7 @@ def make_batches(
     )
 
 
-def device_of(config: PretrainConfig) -> str:
+def best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -134,7 +136,7 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
     from cotd.pretraining.embeddings import TeacherStatistics, sample_batches
     from cotd.pretraining.model import EncoderTeacher, PretrainingT5, t5_config
 
-    tokenizer, device = load_tokenizer(folder), device_of(config)
+    tokenizer, device = load_tokenizer(folder), best_device()
     model_config = t5_config(config.shape, len(tokenizer), config.training.dropout)
     generator = torch.Generator().manual_seed(config.training.seed)
     train_chunks, _ = chunk_split(corpus, config)
@@ -219,7 +221,7 @@ def train(
             module.dropout = settings.dropout
     teacher = None
     if config.encoder_teacher and config.objectives.hidden_share:
-        teacher = EncoderTeacher(config.encoder_teacher, device_of(config))
+        teacher = EncoderTeacher(config.encoder_teacher, best_device())
     precision = choose_dtype(settings.precision, use_gpu)
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=1,

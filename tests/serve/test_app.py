@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from serve.client import Client
+from tests.processes import marked
 
 TOKEN = "a-token-long-enough"
 
@@ -28,18 +28,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """A mark that every process started below inherits, and a Ray of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "COTD_SERVE"))}
     return {**inherited, "RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex}
-
-
-def marked(environment: dict[str, str]) -> list[str]:
-    """The command lines of the processes that carry the mark."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
-                found.append(" ".join(process.cmdline())[:100])
-        except psutil.Error:
-            continue
-    return found
 
 
 def free_port() -> int:
