@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cotd.baselines import majority, tfidf_regression
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS
-from cotd.statistics import accuracy_interval, mcnemar, seeds_interval, share
+from cotd.statistics import mcnemar, seeds_interval, share
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
@@ -58,7 +59,8 @@ def report(config: StudyConfig) -> dict[str, Any]:
         "groups": group_trials(plan, trials),
         "comparisons": comparisons(plan, trials),
         "teacher": teacher,
-        "majority": majority(plan, trials[0]["trial_id"]),
+        "majority": majority(pd.read_parquet(plan.folder_of(trials[0]["trial_id"]).predictions)["gold"]),
+        "tfidf": linear_baselines(plan, sorted({t["fraction"] for t in trials})),
         "champion": read_json(config.directory / "champion.json"),
         "serving": read_json(config.directory / "serving.json"),
     }
@@ -78,12 +80,16 @@ def correctness(plan: Plan, trial_id: str) -> pd.Series:
     return (table["gold"] == table["predicted"]).set_axis(table["review_id"]).sort_index()
 
 
-def majority(plan: Plan, trial_id: str) -> dict[str, Any]:
-    """What always answering the commonest test label would score: the bar below which nothing has been learned."""
-    gold = pd.read_parquet(plan.folder_of(trial_id).predictions)["gold"]
-    label = str(gold.mode()[0])
-    accuracy, low, high = accuracy_interval((gold == label).to_numpy())
-    return {"label": label, "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(gold)}
+def linear_baselines(plan: Plan, fractions: list[float]) -> list[dict[str, Any]]:
+    """`tfidf_regression` at each fraction, computed once for a study's reviews and kept in the study's folder."""
+    path = plan.reviews.with_name(plan.reviews.name.replace("reviews-", "tfidf-")).with_suffix(".json")
+    known = {float(k): v for k, v in (read_json(path) or {}).items()}
+    missing = [f for f in fractions if f not in known]
+    if missing:
+        reviews = pd.read_parquet(plan.reviews)
+        known |= {f: tfidf_regression(reviews, f) for f in missing}
+        write_json(path, known)
+    return [known[f] for f in fractions if known[f]]
 
 
 def group_trials(plan: Plan, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,6 +149,9 @@ def table_lines(content: dict[str, Any], size: str, fractions: list[float]) -> l
     for method in [m for m in METHODS if any(key[0] == m for key in cells)]:
         row = [percent(cells[method, f]) if (method, f) in cells else "" for f in fractions]
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
+    if content["tfidf"]:
+        linear = {b["fraction"]: percent(b) for b in content["tfidf"]}
+        lines.append("| TF-IDF + logistic regression | " + " | ".join(linear.get(f, "") for f in fractions) + " |")
     always = content["majority"]
     lines.append(f"| always *{always['label']}* |" + " |" * (len(fractions) - 1) + f" {percent(always)} |")
     if teacher := content["teacher"]:
@@ -176,6 +185,11 @@ def findings(content: dict[str, Any]) -> list[str]:
             f"No student is clearly better than always answering {always['label']} ({always['accuracy'] * 100:.1f} %): "
             "more reviews, more steps or a pretrained student are needed."
         )
+    linear = next((b for b in content["tfidf"] if b["fraction"] == best["fraction"]), None)
+    if linear and linear["accuracy"] >= best["ci_low"]:
+        sentences.append(
+            f"No student is clearly better than TF-IDF with logistic regression on the same gold labels, {percent(linear)}."
+        )
     sentences.append(f"Best student: {best['method']} at {share(best['fraction'])} ({best['size']}), {percent(best)}.")
     if teacher := content["teacher"]:
         verdict = "above" if best["accuracy"] > teacher["accuracy"] else "below"
@@ -206,6 +220,9 @@ def draw_accuracy(content: dict[str, Any], path: Path) -> None:
         if teacher := content["teacher"]:
             panel.axhline(teacher["accuracy"] * 100, linestyle="--", color="#D55E00", label="teacher")
             panel.axhspan(teacher["ci_low"] * 100, teacher["ci_high"] * 100, color="#D55E00", alpha=0.1)
+        if content["tfidf"]:
+            linear = [(b["fraction"] * 100, b["accuracy"] * 100) for b in content["tfidf"]]
+            panel.plot(*zip(*linear, strict=True), linestyle="-.", marker=".", color="#888888", label="TF-IDF + LR")
         panel.axhline(content["majority"]["accuracy"] * 100, linestyle=":", color="#888888", label="commonest label")
         panel.set_xscale("log")
         ticks = sorted({g["fraction"] * 100 for g in content["groups"]})

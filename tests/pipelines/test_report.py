@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cotd.baselines import majority
 from cotd.config import load_config
 from cotd.statistics import accuracy_interval, mcnemar
 from cotd.trials import plan_trials
-from pipelines.report import comparisons, draw_accuracy, findings, group_trials, majority, markdown
+from pipelines.report import comparisons, draw_accuracy, findings, group_trials, markdown
 from pipelines.study import Plan
 
 N = 200
 # method → share of the test reviews that it gets right at fractions 0.1 and 1.0.
 RIGHT = {"finetune": (0.6, 0.9), "distill": (0.6, 0.7)}
+TFIDF = {"fraction": 1.0, "accuracy": 0.7, "ci_low": 0.65, "ci_high": 0.75, "n": N, "train_reviews": 24}
 TEACHER = {"model": "embedded:teacher", "accuracy": 0.8, "ci_low": 0.75, "ci_high": 0.85, "n": N}
 
 
@@ -58,7 +60,8 @@ def content_of(study: tuple[Plan, list[dict[str, Any]]]) -> dict[str, Any]:
     return {
         "study": "small", "source": "reviews.csv", "trials": trials, "missing_trials": [], "teacher": TEACHER,
         "groups": group_trials(plan, trials), "comparisons": comparisons(plan, trials),
-        "majority": majority(plan, trials[0]["trial_id"]),
+        "majority": majority(pd.read_parquet(plan.folder_of(trials[0]["trial_id"]).predictions)["gold"]),
+        "tfidf": [TFIDF],
     }  # fmt: skip
 
 
@@ -94,12 +97,15 @@ def test_the_table_is_one_that_markdown_readers_can_draw(study: tuple[Plan, list
     text = markdown(content_of(study))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    header, _, finetune, distill, always, teacher = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    header, _, finetune, distill, linear, always, teacher = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table
+    )
     assert header == ["tiny", "10 % of the data", "100 % of the data"]
     assert finetune[0] == "`finetune`"
     assert finetune[1].startswith("60.0 % [")
     assert finetune[2].startswith("90.0 % [")
     assert distill[2].startswith("70.0 % [")
+    assert linear == ["TF-IDF + logistic regression", "", "70.0 % [65.0, 75.0]"]
     assert always == ["always *negative*", "", "50.0 % [43.1, 56.9]"]
     assert teacher == ["teacher (embedded:teacher)", "", "80.0 % [75.0, 85.0]"]
 
@@ -111,6 +117,9 @@ def test_the_findings_say_what_chance_does_not_explain(study: tuple[Plan, list[d
     ]
     assert "4 pairs were tested, without correction for their number." in sentences
     assert any(s.startswith("Best student: finetune at 100 % (tiny), 90.0 % [") for s in sentences)
+    assert not any("clearly better" in s for s in sentences), "0.9 is better than both baselines"
+    close = content_of(study) | {"tfidf": [TFIDF | {"accuracy": 0.88}]}
+    assert any(s.startswith("No student is clearly better than TF-IDF") for s in findings(close))
     assert sentences[-1] == f"That is above its teacher, 80.0 % [75.0, 85.0] on the same {N} reviews."
 
 
@@ -119,6 +128,7 @@ def test_no_difference_is_said_too(study: tuple[Plan, list[dict[str, Any]]]) -> 
     tenth = [t for t in trials if t["fraction"] == 0.1]
     content = content_of((plan, tenth)) | {"teacher": None, "missing_trials": ["distill · 100 % · tiny · seed 0"]}
     assert findings(content)[0].startswith("No two methods differ by more than chance would explain")
+    assert "No student is clearly better than TF-IDF" not in " ".join(findings(content)), "there is none at this fraction"
     text = markdown(content)
     assert "teacher" not in text
     assert "Not done yet: distill · 100 % · tiny · seed 0." in text
