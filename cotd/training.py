@@ -17,6 +17,7 @@ import pandas as pd
 from cotd.evaluation import fit_temperature, predictions_table, score_predictions
 from cotd.hardware import choose_dtype
 from cotd.methods import METHODS, training_pairs
+from cotd.optimizers import trainer_optimizer
 from cotd.student import Student, load_base, truncate
 from cotd.task import get_task
 from cotd.trials import Trial, TrialFolder, select_fraction
@@ -215,10 +216,11 @@ def make_trainer(
 
     eval_every = min(settings.eval_every, settings.steps)
     precision = choose_dtype(settings.precision, use_gpu)
+    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay, use_gpu)
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay,
-        lr_scheduler_type="linear", optim="adamw_torch", eval_strategy="steps", eval_steps=eval_every,
+        lr_scheduler_type=settings.schedule, optim=optim, eval_strategy="steps", eval_steps=eval_every,
         save_strategy="steps", save_steps=eval_every, save_total_limit=1, load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy", greater_is_better=True, logging_steps=eval_every, seed=trial.seed,
         data_seed=trial.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
@@ -226,8 +228,9 @@ def make_trainer(
     )  # fmt: skip
     pad = student.tokenizer.pad_token_id
     trainer = MultiTaskTrainer(
-        model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1], data_collator=lambda b: collate(b, pad)
-    )
+        model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1], data_collator=lambda b: collate(b, pad),
+        optimizer_cls_and_kwargs=optimizer,
+    )  # fmt: skip
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

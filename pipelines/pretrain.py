@@ -94,23 +94,29 @@ def check_teachers(config: PretrainConfig) -> None:
 
 
 class BlockAnswerer(AnswerTeacher):
-    """An answer teacher in a Ray actor, which says which block its states are of: they come in any order."""
+    """An answer teacher in a Ray actor, which says which block its answer is of: they come in any order."""
 
-    def block_states(self, block: int, texts: list[tuple[str, str]]) -> tuple[int, Any]:
-        return block, self.states(texts)
+    def ask_block(self, block: int, texts: list[tuple[str, str]], in_full: bool) -> tuple[int, dict[str, Any]]:
+        return block, self.ask(texts, in_full)
 
 
 def ask_answer_teacher(config: PretrainConfig, corpus: Corpus) -> None:
-    """Computes the answer teacher's states, block by block, on every GPU, or every processor core, that Ray has."""
-    blocks = AnswerBlocks(config, corpus)
-    missing = blocks.missing()
-    if not missing:
-        return
-    import ray
-    from ray.util import ActorPool
+    """Asks the answer teacher, block by block, on every GPU, or every processor core, that Ray has."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(corpus.folder / "tokenizer", local_files_only=True)
+    blocks = AnswerBlocks(config, corpus, tokenizer)
+    missing = blocks.missing()
+    if missing:
+        ask_blocks(blocks, missing)
+    blocks.write_targets()
+
+
+def ask_blocks(blocks: AnswerBlocks, missing: list[int]) -> None:
+    """Has the blocks of these numbers written."""
+    import ray
+    from ray.util import ActorPool
+
     with ray_session():
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = min(len(missing), gpus or int(ray.cluster_resources()["CPU"]))
@@ -118,13 +124,12 @@ def ask_answer_teacher(config: PretrainConfig, corpus: Corpus) -> None:
         # One thread each: two threads that wait for each other stall when anything else runs.
         remote = ray.remote(**resources)(BlockAnswerer)
         actors = [remote.remote(blocks.teacher, set(blocks.nouns), threads=1) for _ in range(count)]
-        total = sum(len(b) for b in blocks.blocks)
-        with track("asking the answer teacher", total, "texts") as advance:
-            advance(total - sum(len(blocks.blocks[n]) for n in missing))
-            jobs = ((block, blocks.texts(block, tokenizer)) for block in missing)
-            for block, states in ActorPool(actors).map_unordered(lambda actor, job: actor.block_states.remote(*job), jobs):
-                blocks.write(block, states)
-                advance(len(states))
+        with track("asking the answer teacher", len(blocks.asked), "texts") as advance:
+            advance(len(blocks.asked) - sum(len(blocks.texts(n)) for n in missing))
+            jobs = ((block, blocks.texts(block), blocks.in_full(block)) for block in missing)
+            for block, answer in ActorPool(actors).map_unordered(lambda actor, job: actor.ask_block.remote(*job), jobs):
+                blocks.write(block, answer)
+                advance(len(answer["states"]))
 
 
 def last_step(folder: RunFolder) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cotd.pretraining.answers import Answers
 from cotd.pretraining.config import ObjectivesConfig
 from cotd.pretraining.corpus import Corpus
 from cotd.pretraining.denoising import denoise, masked_spans
@@ -40,23 +41,23 @@ class BatchedCorpus:
 
     Args:
         chunks: indices of the corpus' chunks to learn hidden states from and to denoise.
-        answers: indices of the chunks with an answer state, and the states (n, width); None where there are none.
+        answers: the texts whose label is asked, and what the answer teacher said; None where there are none.
+        asked: the pieces of each of those texts, prefix included.
+        label_pieces: the first piece of each label's word.
         objectives: how many batches of which kind.
-        prefix: the pieces that go before a text whose label is asked.
         count: how many batches the run takes; the chunks are gone through as often as that needs.
     """
 
     def __init__(
-        self, corpus: Corpus, chunks: np.ndarray, answers: tuple[np.ndarray, np.ndarray] | None, objectives: ObjectivesConfig,
-        sentinels: list[int], prefix: list[int], batch_tokens: int, count: int, seed: int, eos: int = 1, pad: int = 0,
+        self, corpus: Corpus, chunks: np.ndarray, answers: Answers | None, asked: list[np.ndarray], label_pieces: list[int],
+        objectives: ObjectivesConfig, sentinels: list[int], batch_tokens: int, count: int, seed: int, eos: int = 1, pad: int = 0,
     ):  # fmt: skip
         self.corpus, self.objectives, self.count, self.seed = corpus, objectives, count, seed
-        self.sentinels, self.prefix, self.eos, self.pad = sentinels, np.array(prefix), eos, pad
-        self.batch_tokens = batch_tokens
-        self.states = answers[1] if answers else None
-        self.pools = {"text": chunks, "answer": answers[0] if answers else chunks[:0]}
+        self.sentinels, self.eos, self.pad, self.batch_tokens = sentinels, eos, pad, batch_tokens
+        self.chunks, self.answers, self.asked, self.label_pieces = chunks, answers, asked, label_pieces
+        self.lengths = {"text": corpus.lengths[chunks], "answer": np.array([len(row) for row in asked])}
         shares = {"hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share}
-        if not len(self.pools["answer"]):
+        if not len(asked):
             shares["answer"] = 0.0
         total = sum(shares.values()) or 1.0
         # Which kind each batch is, and how many of its pool's batches went before it.
@@ -74,9 +75,8 @@ class BatchedCorpus:
         """The pool's batches of one epoch; only the newest two epochs are kept."""
         if (pool, epoch) not in self.plans:
             generator = np.random.default_rng([self.seed, 1, epoch, len(pool)])
-            lengths = self.corpus.lengths[self.pools[pool]]
             self.plans = {k: v for k, v in self.plans.items() if k[0] != pool or k[1] in (0, epoch - 1)}
-            self.plans[pool, epoch] = plan_batches(lengths, self.batch_tokens, generator)
+            self.plans[pool, epoch] = plan_batches(self.lengths[pool], self.batch_tokens, generator)
         return self.plans[pool, epoch]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -87,23 +87,27 @@ class BatchedCorpus:
         while position >= len(plan := self._plan(pool, epoch)):  # epochs differ a little in how many batches they make
             position -= len(plan)
             epoch += 1
-        members = plan[position]
-        chunks = [self.corpus.chunk(i) for i in self.pools[pool][members]]
+        if kind == "answer":
+            return self.answer_batch(plan[position])
+        chunks = [self.corpus.chunk(i) for i in self.chunks[plan[position]]]
         if kind == "denoise":
             return self.denoising_batch(chunks, np.random.default_rng([self.seed, 2, index]))
-        return self.answer_batch(chunks, members) if kind == "answer" else self.hidden_batch(chunks)
+        return self.hidden_batch(chunks)
 
-    def answer_batch(self, chunks: list[dict[str, np.ndarray]], members: np.ndarray) -> dict[str, Any]:
-        """`input_ids` (B, S), prefix and text; their attention mask; `answers` (B, width)."""
+    def answer_batch(self, members: np.ndarray) -> dict[str, Any]:
+        """`input_ids` (B, S), prefix and text; their attention mask; `components` (B, k); `shares` (B, labels);
+        `label_pieces` (labels,)."""
         import torch
 
-        assert self.states is not None
-        rows = [np.concatenate([self.prefix, c["pieces"]]) for c in chunks]
+        assert self.answers is not None
+        rows = [self.asked[i] for i in members]
         return {
             "kind": "answer",
             "input_ids": pad_rows(rows, self.pad),
             "attention_mask": lengths_mask([len(r) for r in rows]),
-            "answers": torch.from_numpy(self.states[members].astype(np.float32)),
+            "components": torch.from_numpy(self.answers.components[members]),
+            "shares": torch.from_numpy(self.answers.shares[members]),
+            "label_pieces": torch.tensor(self.label_pieces),
             "tokens": torch.tensor(sum(len(r) for r in rows)),
         }
 

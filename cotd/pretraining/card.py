@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any
 
 from cotd.pretraining.training import RunFolder
 
 
 def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Writes `README.md` and `pretraining.json` beside the weights."""
-    import json
-
+    """Writes `README.md` and `pretraining.json` beside the weights. Neither says where on this machine anything lay."""
+    shown = copy.deepcopy(summary)
+    for key in ("storage", "tracking_uri"):
+        del shown["config"][key]
+    for source in shown["config"]["corpus"]["sources"] + shown["config"]["corpus"]["protect"] + shown["corpus"]["sources"]:
+        source["source"] = name_of(source["source"])
     (folder.model / "README.md").write_text(card(summary, folder.points()), encoding="utf-8")
-    (folder.model / "pretraining.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder.model / "pretraining.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
@@ -24,7 +29,7 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "",
         f"A T5 of {summary['parameters']:,} parameters ({shape['num_layers']} encoder and {shape['num_decoder_layers']} decoder "
         f"layers, d_model {shape['d_model']}, {config['tokenizer']['vocabulary']:,} cased pieces) for English reviews, made by "
-        "`cotd pretrain`. It is a base to finetune, not a classifier.",
+        "`cotd pretrain`. It is a base to finetune.",
         "",
         "## What it was made from",
         "",
@@ -36,7 +41,7 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         f"{corpus['protected_texts']:,} texts of test and validation splits, or shares 13 words in a row with one (8 in a row "
         "with one shorter than that).",
         "",
-        *teachers(config),
+        *teachers(config, summary["asked"]),
         "## How",
         "",
         f"{summary['steps']:,} steps, {summary['tokens'] / 1e6:.1f} M tokens seen, {summary['seconds'] / 60:.0f} minutes on "
@@ -48,8 +53,9 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         *curve(points),
         "",
         "`hidden`, `sentence` and `answer` are mean squared errors in standardised units (1 is what predicting the mean "
-        "gives), `denoise` is nats a token, all on held-out text; the probe is the validation accuracy of a quick finetune on "
-        f"{config['probe']['rows']:,} gold labels of {config['probe']['source']}.",
+        "gives), `label` is the divergence from the teacher's answer in nats, `denoise` is nats a token, all on held-out text. "
+        f"`zero shot` is the accuracy on gold validation labels of {config['probe']['source']} as it is, `probe` that after "
+        f"a quick finetune on {config['probe']['rows']:,} gold labels.",
         "",
         "## Limits and biases",
         "",
@@ -66,16 +72,23 @@ def name_of(source: str) -> str:
     return source.rsplit("/", 1)[-1] if source.endswith((".parquet", ".jsonl", ".csv")) else source
 
 
-def teachers(config: dict[str, Any]) -> list[str]:
+def teachers(config: dict[str, Any], asked: int) -> list[str]:
     lines = []
-    if config["encoder_teacher"]:
+    if config["embeddings"] == "encoder_teacher":
+        t = config["encoder_teacher"]
+        lines += [
+            f"Its first embeddings were each piece's mean hidden state in layer {t['layer']} of {name_of(t['model'])}.",
+            "",
+        ]
+    if config["encoder_teacher"] and config["objectives"]["hidden_share"]:
         t = config["encoder_teacher"]
         lines += [f"Its encoder learned to predict the hidden states of layer {t['layer']} of {name_of(t['model'])}.", ""]
     if config["answer_teacher"] and config["objectives"]["answer_share"]:
         t = config["answer_teacher"]
         lines += [
-            f"Its decoder's first state learned to predict the hidden state of layer {t['layer']} of {name_of(t['model'])} before "
-            "it answers what the sentiment of a text is. No gold label was used.",
+            f"It learned what {name_of(t['model'])} says when it is asked for the {t['task']} of {asked:,} texts, whole passages "
+            f"and phrases of one to eight words: its answer, and {t['components']} principal components of its hidden state "
+            f"after layer {t['layer']} at the place of the answer. No gold label was used.",
             "",
         ]
     return lines
@@ -83,11 +96,12 @@ def teachers(config: dict[str, Any]) -> list[str]:
 
 def curve(points: list[dict[str, float]]) -> list[str]:
     """Held-out losses and probes by step, at most a dozen rows."""
-    names = ["held_out_hidden", "held_out_sentence", "held_out_answer", "held_out_denoise", "probe_accuracy"]
+    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "denoise")]
+    names += ["zero_shot_accuracy", "probe_accuracy"]
     measured = [p for p in points if any(n in p for n in names)]
     names = [n for n in names if any(n in p for p in measured)]
     stride = max(1, len(measured) // 12)
     chosen = measured[::-1][::stride][::-1]
-    head = ["step", *(n.replace("held_out_", "").replace("_", " ") for n in names)]
+    head = ["step", *(n.removeprefix("held_out_").removesuffix("_accuracy").replace("_", " ") for n in names)]
     rows = [[f"{int(p['step']):,}", *(f"{p[n]:.3f}" if n in p else "" for n in names)] for p in chosen]
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]

@@ -17,6 +17,7 @@ class CorpusSource(Block):
         ["train"], description="the splits to read; `unlabelled` stands for all rows of a source without a split column"
     )
     answers: int = Field(0, ge=0, description="chunks of this source to ask the answer teacher about")
+    phrases: int = Field(0, ge=0, description="runs of 1 to 8 words to ask it about: cheaper, and they say which words count")
     noun: str | None = Field(None, description="what the answer teacher's prompt calls a text; null: the source's own word")
 
 
@@ -57,12 +58,16 @@ class EncoderTeacherConfig(Block):
 
 
 class AnswerTeacherConfig(Block):
-    """A language model that reads a text and a question; its hidden state before the answer is what is learned."""
+    """A language model that is asked for a text's label; its state before the answer, and the answer, are learned."""
 
     model: str = "embedded:smollm2-135m-instruct"
     layer: int = Field(22, ge=1, description="hidden state after this layer; the middle ones know more than the last says")
     task: str = Field("sentiment", description="whose scoring prompt is asked")
     max_pieces: int = Field(128, ge=8, description="chunks longer than this are not asked about")
+    components: int = Field(48, ge=1, description="principal components of the state to learn")
+    readout_texts: int = Field(
+        3000, ge=64, description="texts that it answers in full; the answers to the others are read off the state by regression"
+    )
 
 
 class ObjectivesConfig(Block):
@@ -74,6 +79,7 @@ class ObjectivesConfig(Block):
     hidden_weight: float = Field(1.0, ge=0, description="encoder states → the teacher's hidden states, mean squared error")
     sentence_weight: float = Field(1.0, ge=0, description="first decoder state → the mean of the teacher's hidden states")
     answer_weight: float = Field(1.0, ge=0, description="first decoder state → the answer teacher's, mean squared error")
+    label_weight: float = Field(1.0, ge=0, description="label words → the answer teacher's answer, Kullback-Leibler divergence")
     denoise_weight: float = Field(1.0, ge=0, description="token cross-entropy of the text behind the masks")
     mask_share: Share = 0.15
     mask_span: float = Field(3.0, ge=1, description="mean length of a masked span in pieces")
@@ -85,12 +91,14 @@ class ObjectivesConfig(Block):
 
 class LoopConfig(Block):
     steps: int = Field(ge=0, description="0 writes the initial model: tokenizer and embeddings, nothing trained")
-    batch_tokens: int = Field(4096, ge=64, description="pieces a batch, padding included, on each worker")
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    learning_rate: float = Field(2e-3, gt=0)
-    warmup_steps: int = Field(200, ge=0)
+    batch_tokens: int = Field(2048, ge=64, description="pieces a batch, padding included, on each worker")
+    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
+        "scaled_adamw", description="scaled_adamw: steps relative to each matrix's size, for a learning rate of about 0.02"
+    )
+    learning_rate: float = Field(0.02, gt=0)
+    warmup_steps: int = Field(50, ge=0)
     schedule: Literal["cosine", "linear", "inverse_sqrt"] = "cosine"
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="none: a text is hardly ever seen twice")
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -146,9 +154,10 @@ class PretrainConfig(Block):
                 "encoder_teacher is missing: name a model and a layer, or set objectives.hidden_share to 0 "
                 "and embeddings to language_teacher or random"
             )
-        if trains and wanted.answer_share and (self.answer_teacher is None or not any(s.answers for s in self.corpus.sources)):
+        asked = any(s.answers or s.phrases for s in self.corpus.sources)
+        if trains and wanted.answer_share and (self.answer_teacher is None or not asked):
             problems.append(
-                "objectives.answer_share needs an answer_teacher and at least one source with answers: N; "
+                "objectives.answer_share needs an answer_teacher and at least one source with answers: N or phrases: N; "
                 "give both, or set the share to 0"
             )
         if trains and not wanted.hidden_share + wanted.answer_share + wanted.denoise_share:

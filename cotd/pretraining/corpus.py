@@ -162,7 +162,7 @@ def corpus_digest(config: PretrainConfig) -> str:
     teacher = config.encoder_teacher.model if config.encoder_teacher else None
     corpus = config.corpus.model_dump(exclude={"held_out"})
     for source in corpus["sources"]:
-        del source["answers"], source["noun"]
+        del source["answers"], source["phrases"], source["noun"]
     return digest({"corpus": corpus, "tokenizer": config.tokenizer.model_dump(), "teacher": teacher})
 
 

@@ -91,11 +91,22 @@ class PretrainingT5(T5ForConditionalGeneration):
             "sentence": self.regression_loss("sentence", self.first_decoder_state(encoded, mask), whole).mean(),
         }
 
-    def answer_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Of the answer teacher's state, from the first decoder state."""
+    def answer_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """`answer`, of the answer teacher's state from the first decoder state, and `label`, of its answer.
+
+        `label` is the Kullback-Leibler divergence in nats of the student's first token, over the whole vocabulary, from
+        the label words with the teacher's probabilities.
+        """
         mask = batch["attention_mask"]
         encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        return self.regression_loss("answer", self.first_decoder_state(encoded, mask), batch["answers"]).mean()
+        state = self.first_decoder_state(encoded, mask)
+        # As T5 with tied embeddings scores a token.
+        logits = self.lm_head(state * self.config.d_model**-0.5).float().log_softmax(-1)[:, batch["label_pieces"]]
+        shares = batch["shares"]
+        return {
+            "answer": self.regression_loss("answer", state, batch["components"]).mean(),
+            "label": (torch.special.entr(shares).neg() - shares * logits).sum(-1).mean(),
+        }
 
     def denoising_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean token cross-entropy of the target, in nats."""
@@ -107,7 +118,7 @@ class PretrainingT5(T5ForConditionalGeneration):
         if batch["kind"] == "denoise":
             return {"denoise": self.denoising_loss(batch)}
         if batch["kind"] == "answer":
-            return {"answer": self.answer_loss(batch)}
+            return self.answer_losses(batch)
         assert teacher is not None, "a batch of hidden states without an encoder teacher"
         return self.hidden_losses(batch, teacher.states(batch))
 

@@ -26,11 +26,13 @@ import numpy as np
 from cotd.config import DataConfig, TrainingConfig, digest
 from cotd.errors import CotdError
 from cotd.hardware import choose_dtype
-from cotd.pretraining.answers import read_answers
+from cotd.optimizers import trainer_optimizer
+from cotd.pretraining.answers import Answers
 from cotd.pretraining.batches import BatchedCorpus
 from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.corpus import Corpus, corpus_digest
 from cotd.pretraining.tokenizer import SENTINELS
+from cotd.student import Student, first_tokens, load_base
 from cotd.task import get_task
 from cotd.training import latest_checkpoint
 
@@ -90,7 +92,7 @@ def run_digest(config: PretrainConfig) -> str:
     for cosmetic in ("log_every", "save_every"):
         del plain["training"][cosmetic]
     # The prepared corpus is the same whoever is asked about how much of it, and whatever is held out; the weights are not.
-    asked = [{"answers": source.answers, "noun": source.noun} for source in config.corpus.sources]
+    asked = [{"answers": source.answers, "phrases": source.phrases, "noun": source.noun} for source in config.corpus.sources]
     return digest(plain | {"corpus": corpus_digest(config), "asked": asked, "held_out": config.corpus.held_out})
 
 
@@ -112,14 +114,15 @@ def make_batches(
     """`count` batches of some of the corpus' chunks, of all the kinds that the recipe asks for."""
     sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
     t, answers = config.training, None
-    prefix: list[int] = []
+    asked: list[np.ndarray] = []
+    label_pieces: list[int] = []
     if config.answer_teacher and config.objectives.answer_share:
-        asked, states = read_answers(corpus)
-        mine = np.isin(asked, chunks)
-        answers = (asked[mine], states[mine])
-        prefix = tokenizer(get_task(config.answer_teacher.task).label_prefix.strip(), add_special_tokens=False)["input_ids"]
+        answers, task = Answers.read(corpus).of(chunks), get_task(config.answer_teacher.task)
+        prefixed = [task.label_prefix + text for text in answers.texts]
+        asked = [np.array(row) for row in tokenizer(prefixed)["input_ids"]]
+        label_pieces = first_tokens(tokenizer, task)
     return BatchedCorpus(
-        corpus, chunks, answers, config.objectives, sentinels, prefix, t.batch_tokens, count, t.seed + seed_offset
+        corpus, chunks, answers, asked, label_pieces, config.objectives, sentinels, t.batch_tokens, count, t.seed + seed_offset
     )
 
 
@@ -151,9 +154,7 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
         statistics = TeacherStatistics(corpus, teacher, sample, len(tokenizer), device)
         values |= statistics.by_head()
     if config.answer_teacher and config.objectives.answer_share:
-        states = torch.from_numpy(read_answers(corpus)[1].astype(np.float32))
-        widths["answer"] = states.shape[1]
-        values |= {"answer_mean": states.mean(0), "answer_spread": states.std(0).clamp_min(1e-6)}
+        widths["answer"] = Answers.read(corpus).components.shape[1]  # standardised already
     model_config.teacher_widths = widths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
@@ -223,11 +224,12 @@ def train(
     if config.encoder_teacher and config.objectives.hidden_share:
         teacher = EncoderTeacher(config.encoder_teacher, best_device())
     precision = choose_dtype(settings.precision, use_gpu)
+    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay, use_gpu)
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=1,
         learning_rate=settings.learning_rate, warmup_steps=min(settings.warmup_steps, settings.steps // 2),
         weight_decay=settings.weight_decay, lr_scheduler_type=settings.schedule, max_grad_norm=settings.max_grad_norm,
-        optim={"adamw": "adamw_torch_fused" if use_gpu else "adamw_torch", "adafactor": "adafactor"}[settings.optimizer],
+        optim=optim,
         save_strategy="steps", save_steps=settings.save_every, save_total_limit=1, logging_steps=settings.log_every,
         seed=settings.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_num_workers=4 if use_gpu else 0, log_level="error",
@@ -283,8 +285,9 @@ def train(
 
     started = time.perf_counter()
     trainer = PretrainingTrainer(
-        model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0], callbacks=[Measure()]
-    )
+        model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0], callbacks=[Measure()],
+        optimizer_cls_and_kwargs=optimizer,
+    )  # fmt: skip
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -300,7 +303,7 @@ def train(
     summary = {
         "digest": run_digest(config), "steps": settings.steps, "tokens": sum(p.get("tokens", 0) for p in points),
         "seconds": total_seconds(folder), "parameters": plain_parameters(model), "device": device_name(),
-        "precision": precision, "corpus": corpus.manifest, "last": points[-1], "config": config.model_dump(),
+        "precision": precision, "corpus": corpus.manifest, "asked": len(batches.asked), "last": points[-1], "config": config.model_dump(),
     }  # fmt: skip
     scratch = folder.model.with_name("model.part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -356,7 +359,9 @@ def held_out_losses(model: Any, batches: BatchedCorpus, teacher: Any) -> dict[st
 
 
 def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder) -> dict[str, float]:
-    """Validation accuracy of a quick finetune of the model as it is, with the trainer that trials use."""
+    """Validation accuracy of the model as it is (`zero_shot_accuracy`), and after a quick finetune with the trainer that
+    trials use (`probe_accuracy`).
+    """
     import torch
 
     from cotd.pretraining.model import save_as_t5
@@ -371,6 +376,9 @@ def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder)
     shutil.rmtree(scratch, ignore_errors=True)
     random_state = torch.get_rng_state()
     save_as_t5(model, tokenizer, scratch / "base")
+    student = Student(*load_base(str(scratch / "base")), get_task("sentiment"), {})
+    validation = reviews.split("validation")
+    right = [p.label == gold for p, gold in zip(student.predict(list(validation["text"])), validation["label"], strict=True)]
     training = TrainingConfig(steps=settings.steps, eval_every=max(1, settings.steps // 4))
     trial = Trial(
         "finetune", 1.0, "probe", 0, str(scratch / "base"), training, "sentiment", base_digest="", reviews_digest="",
@@ -381,4 +389,4 @@ def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder)
     result = train_trial(trial, trial_folder, reviews.table, None)
     shutil.rmtree(scratch, ignore_errors=True)
     torch.set_rng_state(random_state)
-    return {"probe_accuracy": result["validation"]["accuracy"]}
+    return {"zero_shot_accuracy": sum(right) / len(right), "probe_accuracy": result["validation"]["accuracy"]}

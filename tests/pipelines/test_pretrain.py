@@ -42,12 +42,12 @@ def teachers(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def recipe(tmp_path: Path, teachers: dict[str, Path], rotten_tomatoes: Path) -> Callable[..., PretrainConfig]:
     def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
-        source = {"source": "embedded:rotten-tomatoes", "answers": 40}
+        source = {"source": "embedded:rotten-tomatoes", "answers": 40, "phrases": 60}
         plain: dict[str, Any] = {
             "name": name,
             "corpus": {"sources": [source], "limit": 300, "held_out": 30, "chunk_tokens": [24, 48]},
             "encoder_teacher": {"model": str(teachers["encoder"]), "layer": 1},
-            "answer_teacher": {"model": str(teachers["language"]), "layer": 1},
+            "answer_teacher": {"model": str(teachers["language"]), "layer": 1, "components": 8, "readout_texts": 64},
             "tokenizer": {"vocabulary": 1000, "train_documents": 300},
             "shape": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2},
             "training": {"steps": 12, "batch_tokens": 512, "save_every": 6, "log_every": 3, "warmup_steps": 2, "dropout": 0.1},
@@ -74,15 +74,16 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
     summary = pretrain(config)
     folder = RunFolder(config.directory)
     points = folder.points()
-    for name in ("hidden", "sentence", "answer", "denoise"):
+    for name in ("hidden", "sentence", "answer", "label", "denoise"):
         assert points[-1][f"held_out_{name}"] < points[0].get(name, np.inf) * 1.1
     assert points[-1]["held_out_hidden"] < 0.95, "predicting the mean is 1"
     model, tokenizer = load_base(str(folder.model))
     assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
     assert Student(model, tokenizer, SENTIMENT, {}).predict(["A fine film."])
-    card = (folder.model / "README.md").read_text()
-    assert "embedded:rotten-tomatoes" in card
-    assert str(config.directory.parent) not in card, "no path of the machine it was made on"
+    for file in ("README.md", "pretraining.json"):
+        text = (folder.model / file).read_text()
+        assert "embedded:rotten-tomatoes" in text
+        assert str(config.directory.parent) not in text, "no path of the machine it was made on"
     client = mlflow.MlflowClient(f"sqlite:///{config.directory.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pretraining")
     (run,) = client.search_runs([experiment.experiment_id])

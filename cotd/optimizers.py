@@ -1,0 +1,64 @@
+"""The optimisers that students are trained with; those that PyTorch and transformers lack are written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+def trainer_optimizer(name: str, learning_rate: float, weight_decay: float, use_gpu: bool) -> tuple[str, Any]:
+    """What transformers' Trainer takes for an optimiser: `TrainingArguments.optim` and `optimizer_cls_and_kwargs`.
+
+    Args:
+        name: "scaled_adamw", "adamw" or "adafactor".
+    """
+    if name == "scaled_adamw":
+        return "adamw_torch", (ScaledAdamW, {"lr": learning_rate, "weight_decay": weight_decay})
+    return {"adafactor": "adafactor", "adamw": "adamw_torch_fused" if use_gpu else "adamw_torch"}[name], None
+
+
+class ScaledAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter 2019) with each matrix's step scaled by its root mean square, as in Adafactor
+    (Shazeer and Stern 2018, section 8).
+
+    T5 starts from weights of very different sizes: word embeddings from N(0, 1), query matrices a hundred times smaller.
+    One step size for all is too large for the one or too small for the other. A `lr` of 0.02 changes each matrix by about
+    2 % of its size.
+
+    Args:
+        min_scale: what the root mean square counts as where it is less, so that zeros can grow.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 0.02, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-8,
+        weight_decay: float = 0.0, min_scale: float = 1e-3,
+    ):  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "min_scale": min_scale}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure`, if given, is called for the loss, which is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                state["step"] += 1
+                state["mean"].lerp_(p.grad, 1 - first)
+                state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
+                spread = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+                size = (p.norm() / p.numel() ** 0.5).clamp_min(group["min_scale"])
+                lr = group["lr"] * size  # a tensor: asking a GPU for its value would make the processor wait
+                p.mul_(1 - lr * group["weight_decay"])
+                p.sub_(state["mean"] / spread * (lr / (1 - first ** state["step"])))
+        return loss
