@@ -45,15 +45,10 @@ class StudyTracker:
     """
 
     def __init__(self, config: StudyConfig):
-        quiet_mlflow()  # before the import, which starts MLflow's telemetry
-        import mlflow
-
         self.config = config
         self.uri = config.tracking_uri()
         with friendly_errors(self.uri):
-            make_sqlite_folder(self.uri)
-            use_tracking(self.uri)
-            self.client = mlflow.MlflowClient(self.uri, self.uri)
+            self.client = open_store(self.uri)
             self.experiment_id = self._experiment(config.tracking.experiment or config.name)
 
     def _experiment(self, name: str) -> str:
@@ -229,15 +224,10 @@ class PretrainingTracker:
     """A pretraining run in MLflow: one run a recipe, gone on with after a stop."""
 
     def __init__(self, config: PretrainConfig, digest: str):
-        quiet_mlflow()
-        import mlflow
-
         storage = config.directory.parent
         uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
         with friendly_errors(uri):
-            make_sqlite_folder(uri)
-            use_tracking(uri)
-            self.client = mlflow.MlflowClient(uri, uri)
+            self.client = open_store(uri)
             experiment = self.client.get_experiment_by_name("pretraining")
             local = uri.startswith(("sqlite:", "/"))
             artifacts = (storage / "mlflow-artifacts" / "pretraining").as_uri() if local else None
@@ -297,9 +287,24 @@ def log_student(run_id: str, directory: Path) -> None:
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
 
-def make_sqlite_folder(uri: str) -> None:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+def open_store(uri: str) -> Any:
+    """An MLflow client of the store, which becomes the one in use; an SQLite file is made where there is none.
+
+    One process at a time makes its tables: two that find them missing break each other.
+    """
+    quiet_mlflow()
+    import mlflow
+    from filelock import FileLock
+
+    use_tracking(uri)
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(uri, uri)
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):
+        client = mlflow.MlflowClient(uri, uri)
+        client.search_experiments(max_results=1)  # opens it: a client by itself is lazy
+        return client
 
 
 @contextlib.contextmanager
