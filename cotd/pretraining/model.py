@@ -60,10 +60,19 @@ class PretrainingT5(T5ForConditionalGeneration):
         super().__init__(config)
         for name, width in getattr(config, "teacher_widths", {}).items():
             setattr(self, f"{name}_head", nn.Linear(config.d_model, width))
-            # Parameters that are not trained, rather than buffers: they are saved and loaded with the weights.
-            self.register_parameter(f"{name}_mean", nn.Parameter(torch.zeros(width), requires_grad=False))
-            self.register_parameter(f"{name}_spread", nn.Parameter(torch.ones(width), requires_grad=False))
+            # Parameters rather than buffers: they are saved and loaded with the weights.
+            self.register_parameter(f"{name}_mean", nn.Parameter(torch.zeros(width)))
+            self.register_parameter(f"{name}_spread", nn.Parameter(torch.ones(width)))
         self.post_init()
+
+    def freeze_statistics(self) -> None:
+        """Keeps the targets' means and spreads from being trained, which would make any error small.
+
+        To be called after loading: transformers makes every parameter that it loads trainable.
+        """
+        for name in getattr(self.config, "teacher_widths", {}):
+            getattr(self, f"{name}_mean").requires_grad_(False)
+            getattr(self, f"{name}_spread").requires_grad_(False)
 
     def regression_loss(self, name: str, states: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Squared error of a head's prediction of a teacher's states, in standardised units, mean over the last axis."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cotd.config import DataConfig, TrainingConfig, digest
 from cotd.errors import CotdError
@@ -29,14 +30,16 @@ from cotd.hardware import choose_dtype
 from cotd.optimizers import trainer_optimizer
 from cotd.pretraining.answers import Answers
 from cotd.pretraining.batches import BatchedCorpus
-from cotd.pretraining.config import PretrainConfig
+from cotd.pretraining.config import PretrainConfig, ProbeConfig
 from cotd.pretraining.corpus import Corpus, corpus_digest
 from cotd.pretraining.tokenizer import SENTINELS
-from cotd.student import Student, first_tokens, load_base
+from cotd.reviews import Reviews
+from cotd.student import Student, first_tokens
 from cotd.task import get_task
 from cotd.training import latest_checkpoint
 
 STATISTICS_BATCHES = 150
+HEAD_SPREAD = 0.02
 
 
 class RunFolder:
@@ -159,10 +162,10 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = PretrainingT5(model_config)
+        for head in widths:  # small, so that the first prediction is about the mean; not zero, where scaled steps would be tiny
+            torch.nn.init.normal_(getattr(model, f"{head}_head").weight, std=HEAD_SPREAD)
+            torch.nn.init.zeros_(getattr(model, f"{head}_head").bias)
     with torch.no_grad():
-        for head in widths:
-            getattr(model, f"{head}_head").weight.zero_()  # the first prediction is the mean
-            getattr(model, f"{head}_head").bias.zero_()
         for name, value in values.items():
             getattr(model, name).copy_(value.cpu())
         if config.embeddings == "encoder_teacher":
@@ -215,6 +218,7 @@ def train(
     train_chunks, held_out_chunks = chunk_split(corpus, config)
     settings, use_gpu = config.training, torch.cuda.is_available()
     model = PretrainingT5.from_pretrained(folder.initial, dtype=torch.float32)
+    model.freeze_statistics()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = settings.dropout
@@ -236,6 +240,7 @@ def train(
     )  # fmt: skip
     batches = make_batches(config, corpus, tokenizer, train_chunks, settings.steps * arguments.world_size)
     held_out = make_batches(config, corpus, tokenizer, held_out_chunks, 40, seed_offset=1)
+    validation = probe_reviews(config.probe).split("validation") if config.probe.source else None
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
 
@@ -267,16 +272,20 @@ def train(
             write_point(point)
 
     class Measure(TrainerCallback):
-        """Held-out losses with each checkpoint, and the probe now and then."""
+        """Held-out losses and zero-shot accuracy with each checkpoint, and the probe now and then."""
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
-                write_point({"step": state.global_step} | held_out_losses(model, held_out, teacher))
+                write_point({"step": state.global_step} | measure())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             due = config.probe.source and state.global_step % config.probe.every == 0 and state.global_step < settings.steps
             if due and state.is_world_process_zero:
                 write_point({"step": state.global_step} | probe(config, model, tokenizer, folder))
+
+    def measure() -> dict[str, float]:
+        measured = held_out_losses(model, held_out, teacher)
+        return measured | (zero_shot(model, tokenizer, validation) if validation is not None else {})
 
     def write_point(point: dict[str, float]) -> None:
         with folder.metrics.open("a", encoding="utf-8") as file:
@@ -295,7 +304,7 @@ def train(
         trainer.train(resume_from_checkpoint=latest_checkpoint(folder.checkpoints))
     if not trainer.is_world_process_zero():
         return {}
-    last = {"step": settings.steps} | held_out_losses(model, held_out, teacher)
+    last = {"step": settings.steps} | measure()
     if config.probe.source:
         last |= probe(config, model, tokenizer, folder)
     write_point(last)
@@ -358,28 +367,37 @@ def held_out_losses(model: Any, batches: BatchedCorpus, teacher: Any) -> dict[st
     return {f"held_out_{name}": math.fsum(values) / len(values) for name, values in sums.items()}
 
 
+def zero_shot(model: Any, tokenizer: Any, validation: pd.DataFrame) -> dict[str, float]:
+    """`zero_shot_accuracy`: of the labels that the model scores highest as it is, on gold validation labels."""
+    was_training = model.training
+    model.eval()
+    predicted = Student(model, tokenizer, get_task("sentiment"), {}).predict(list(validation["text"]))
+    model.train(was_training)
+    return {"zero_shot_accuracy": float(np.mean([p.label == g for p, g in zip(predicted, validation["label"], strict=True)]))}
+
+
+def probe_reviews(settings: ProbeConfig) -> Reviews:
+    """The reviews that the probes train on and are scored on; of the test split only what the trainer insists on."""
+    from cotd.sources import load_reviews
+
+    assert settings.source is not None
+    return load_reviews(DataConfig(source=settings.source, train_rows=settings.rows, validation_rows=1000, test_rows=32))
+
+
 def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder) -> dict[str, float]:
-    """Validation accuracy of the model as it is (`zero_shot_accuracy`), and after a quick finetune with the trainer that
-    trials use (`probe_accuracy`).
-    """
+    """`probe_accuracy`: validation accuracy of a quick finetune of the model as it is, with the trainer that trials use."""
     import torch
 
     from cotd.pretraining.model import save_as_t5
-    from cotd.sources import load_reviews
     from cotd.training import train_trial
     from cotd.trials import Trial, TrialFolder
 
-    settings = config.probe
-    assert settings.source is not None
-    reviews = load_reviews(DataConfig(source=settings.source, train_rows=settings.rows, validation_rows=1000, test_rows=32))
+    settings, reviews = config.probe, probe_reviews(config.probe)
     scratch = folder.path / "probe"
     shutil.rmtree(scratch, ignore_errors=True)
     random_state = torch.get_rng_state()
     save_as_t5(model, tokenizer, scratch / "base")
-    student = Student(*load_base(str(scratch / "base")), get_task("sentiment"), {})
-    validation = reviews.split("validation")
-    right = [p.label == gold for p, gold in zip(student.predict(list(validation["text"])), validation["label"], strict=True)]
-    training = TrainingConfig(steps=settings.steps, eval_every=max(1, settings.steps // 4))
+    training = TrainingConfig(steps=settings.steps, eval_every=max(1, settings.steps // 4), dropout=0.0)
     trial = Trial(
         "finetune", 1.0, "probe", 0, str(scratch / "base"), training, "sentiment", base_digest="", reviews_digest="",
         annotations_digest=None,
@@ -389,4 +407,4 @@ def probe(config: PretrainConfig, model: Any, tokenizer: Any, folder: RunFolder)
     result = train_trial(trial, trial_folder, reviews.table, None)
     shutil.rmtree(scratch, ignore_errors=True)
     torch.set_rng_state(random_state)
-    return {"zero_shot_accuracy": sum(right) / len(right), "probe_accuracy": result["validation"]["accuracy"]}
+    return {"probe_accuracy": result["validation"]["accuracy"]}
