@@ -259,11 +259,11 @@ class TrainingConfig(Block):
 
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
-    optimizer: Literal["adamw", "scaled_adamw", "adafactor"] = Field(
-        "adamw", description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger"
+    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
+        "scaled_adamw", description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger"
     )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
