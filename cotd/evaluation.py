@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,24 @@ from cotd.statistics import accuracy_interval, expected_calibration_error
 from cotd.student import Student
 
 
-def predictions_table(student: Student, reviews: pd.DataFrame) -> pd.DataFrame:
-    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated."""
-    predicted = student.predict(list(reviews["text"]))
+def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated.
+
+    Args:
+        rationales: review id → the teacher's own rationale, for a student that reads them.
+    """
+    predicted = student.predict(list(reviews["text"]), beside(reviews, rationales))
     table = pd.DataFrame({"review_id": reviews["id"].to_list(), "gold": reviews["label"].to_list()})
     table["predicted"] = [p.label for p in predicted]
     for label in student.task.labels:
         table[f"probability_{label}"] = [p.probabilities[label] for p in predicted]
     table["truncated"] = [p.truncated for p in predicted]
     return table
+
+
+def beside(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
+    """The rationale of each review, or None where none are read."""
+    return None if rationales is None else [rationales[i] for i in reviews["id"]]
 
 
 def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str] | None = None) -> dict[str, Any]:
