@@ -137,7 +137,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
-    from pipelines.annotate import read_teacher_test
+    from pipelines.annotate import read_rationales, read_teacher_test
     from pipelines.study import plan_study
 
     study = load_config(config, overrides)
@@ -156,7 +156,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
                 seen = int(point["step"])
 
             reviews, teacher_test = pd.read_parquet(plan.reviews), read_teacher_test(plan.teacher_test)
-            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test)
+            rationales = read_rationales(plan.held_out_rationales)
+            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test, rationales)
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
 
@@ -418,6 +419,12 @@ def check_student(student: str, tracking_uri: str) -> None:
         folder = Path(fetch_student(str(folder), CARD, model_advice(str(folder))))
     if not (folder / CARD).is_file():
         raise CotdError(f"'{student}' is not a trained student: it has no {CARD}. Train one with `cotd sweep`.")
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if card.get("reads_rationales"):
+        raise CotdError(
+            f"'{student}' was trained by '{card.get('method')}': it reads the teacher's rationale beside each review, and "
+            "answers nothing without one. Name a student of another method."
+        )
 
 
 if __name__ == "__main__":

@@ -176,7 +176,10 @@ class TeacherConfig(Block):
     temperature: float = Field(0.0, ge=0, le=2)
     max_rationale_tokens: int = Field(40, ge=4)
     max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
-    gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (for cot_labelled)")
+    gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
+    held_out_rationales: bool = Field(
+        False, description="also write own rationales of validation and test reviews: rationale_input reads them"
+    )
     seed: int = 0
     filters: list[str | dict[str, dict[str, Any]]] = Field(
         ["agrees_with_majority"],
@@ -206,8 +209,8 @@ class TeacherConfig(Block):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the annotations: not where the engine runs, what it may cost, or where answers are kept."""
-        plain = self.model_dump(exclude={"engine", "budget", "store", "api"})
+        """What decides the training reviews' annotations: not where the engine runs, what it may cost, or where answers are kept."""
+        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "held_out_rationales"})
         if self.api:
             plain["api"] = self.api.model_dump(
                 include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}

@@ -69,7 +69,7 @@ def train_trial(
     pairs = training_pairs(method, train, annotations, task, trial.training.rationale_weight)
     require_both_labels(trial, task, train, pairs, splits["validation"])
     if method.reads_rationales:
-        require_rationales(trial, splits, teacher_rationales)
+        require_rationales(trial.method, splits, teacher_rationales)
     read = teacher_rationales if method.reads_rationales else None
 
     torch.manual_seed(trial.seed)

@@ -31,13 +31,13 @@ def require_both_labels(trial: Trial, task: Task, train: pd.DataFrame, pairs: pd
         raise CotdError(*problems)
 
 
-def require_rationales(trial: Trial, splits: dict[str, pd.DataFrame], rationales: dict[str, str] | None) -> None:
+def require_rationales(method: str, splits: dict[str, pd.DataFrame], rationales: dict[str, str] | None) -> None:
     """Raises a CotdError if the teacher was not asked about every validation and test review."""
     missing = {split: int((~reviews["id"].isin(list(rationales or {}))).sum()) for split, reviews in splits.items()}
     if any(missing.values()):
         counts = " and ".join(f"{n} of {len(splits[split])} {split} reviews" for split, n in missing.items() if n)
         raise CotdError(
-            f"method '{trial.method}' reads the teacher's own rationale beside each review, and there is none for {counts}. "
+            f"method '{method}' reads the teacher's own rationale beside each review, and there is none for {counts}. "
             "Set teacher.held_out_rationales: true and run `cotd annotate CONFIG` again; what is known is not asked again."
         )
 

@@ -60,6 +60,11 @@ class AnnotationFiles:
         return self.directory / "teacher_test.parquet"
 
     @property
+    def held_out_rationales(self) -> Path:
+        """The teacher's own rationales of validation and test reviews, where `teacher.held_out_rationales` asks for them."""
+        return self.directory / "held_out_rationales.parquet"
+
+    @property
     def quarantine(self) -> Path:
         return self.directory / "quarantined_reviews.parquet"
 
@@ -121,6 +126,10 @@ def annotate(
     summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
     write_parquet(output.annotations, files.annotations)
     write_parquet(output.test, files.teacher_test)
+    files.held_out_rationales.unlink(missing_ok=True)
+    if config.teacher.held_out_rationales:
+        rationales = pd.DataFrame(sorted(output.rationales.items()), columns=["review_id", "rationale"])
+        write_parquet(rationales, files.held_out_rationales)
     write_parquet(job.reviews.quarantine, files.quarantine)
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
@@ -460,6 +469,14 @@ def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]]
     if not files.summary.is_file():
         return None
     return pd.read_parquet(files.annotations), json.loads(files.summary.read_text(encoding="utf-8"))
+
+
+def read_rationales(path: Path | str | None) -> dict[str, str] | None:
+    """Validation or test review id → the teacher's own rationale, "" where it has none; None where there is no file."""
+    if path is None:
+        return None
+    table = pd.read_parquet(path)
+    return dict(zip(table["review_id"], table["rationale"], strict=True))
 
 
 def read_teacher_test(path: Path | str | None) -> dict[str, str] | None:
