@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
 from cotd.methods import METHODS
+from cotd.presets import apply_preset
 from cotd.task import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -260,6 +261,9 @@ class GridConfig(Block):
 class TrainingConfig(Block):
     """How a student is trained. The defaults are this project's, for the embedded student."""
 
+    preset: str | None = Field(
+        None, exclude=True, description="a paper's settings (cotd/presets.py): sc4001 or hsieh2023; keys given beside it win"
+    )
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
     optimizer: Literal["adamw", "scaled_adamw", "adafactor"] = Field(
@@ -279,6 +283,12 @@ class TrainingConfig(Block):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_preset(cls, plain: Any) -> Any:
+        """What is saved and hashed are the values, so that a trial is the same however they were written."""
+        return apply_preset(plain)
 
 
 class ResourcesConfig(Block):
