@@ -41,7 +41,8 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
 
     Returns:
         accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
-        expected_calibration_error; all in [0, 1] but n.
+        expected_calibration_error, and for each label precision_LABEL (absent where it is never predicted) and
+        recall_LABEL (absent where no review has it); all in [0, 1] but n.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
@@ -54,6 +55,10 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
         "macro_f1": float(f1_score(gold, predicted, average="macro")),
         "expected_calibration_error": expected_calibration_error(probabilities.max(axis=1), correct),
     }  # fmt: skip
+    for label in (c.removeprefix("probability_") for c in table if c.startswith("probability_")):
+        for name, among in (("precision", predicted == label), ("recall", gold == label)):
+            if among.any():
+                metrics[f"{name}_{label}"] = float(correct[among].mean())
     if len(set(gold)) > 1:
         metrics["roc_auc"] = float(roc_auc_score(gold == positive, table[f"probability_{positive}"]))
     if teacher:

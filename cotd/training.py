@@ -20,12 +20,15 @@ from cotd.evaluation import beside, fit_temperature, predictions_table, score_pr
 from cotd.hardware import choose_dtype
 from cotd.methods import METHODS, training_pairs
 from cotd.optimizers import trainer_optimizer
+from cotd.rationales import score_rationales
 from cotd.student import Student, find, load_base, truncate
 from cotd.task import Task, get_task
 from cotd.training_checks import not_a_number, out_of_memory, require_both_labels, require_rationales
 from cotd.trials import Trial, TrialFolder, select_fraction
 
 TASKS_TRAINED = ("label", "rationale", "joint")
+# Test reviews whose rationales are written and scored: writing takes some hundred times as long as a label.
+RATIONALES_JUDGED = 200
 
 
 def train_trial(
@@ -106,6 +109,11 @@ def train_trial(
     validation_metrics = score_predictions(predictions_table(student, validation, read), task.positive)
     predictions = predictions_table(student, test, read)
     metrics = score_predictions(predictions, task.positive, teacher_test)
+    if student.can_explain:
+        judged = test.head(RATIONALES_JUDGED)
+        theirs = [(teacher_rationales or {}).get(i, "") for i in judged["id"]]
+        predicted = predictions["predicted"].head(RATIONALES_JUDGED).to_list()
+        metrics |= score_rationales(student.explain(list(judged["text"])), predicted, task, theirs)
     best_step = int(trainer.state.best_model_checkpoint.rsplit("-", 1)[1]) if trainer.state.best_model_checkpoint else 0
     result = {
         "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,

@@ -231,8 +231,11 @@ def test_a_student_learns_labels_and_rationales(
 ) -> None:
     """The task is one word's presence: a student that does not learn it is not being trained."""
     trial = make_trial(tiny_t5, "cot_labelled", steps=80, eval_every=80, max_target_tokens=16)
-    result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations)
+    theirs = dict.fromkeys(reviews.loc[reviews["split"] == "test", "id"], "The reviewer finds it, all in all, awful.")
+    result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations, teacher_rationales=theirs)
     assert result["test"]["accuracy"] == 1.0
+    assert (result["test"]["n_rationales"], result["test"]["n_rouge_l"]) == (12, 12)
+    assert 0.5 < result["test"]["rationale_rouge_l"] < 0.8  # four words in common, of five to seven and eight
     student = Student.load(tmp_path / "learns" / "student", device="cpu")
     warm, dull = student.explain(["A warm and funny film, number 1.", "A dull and lifeless film, number 2."])
     assert warm.startswith("The reviewer finds it warm")
