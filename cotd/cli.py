@@ -359,6 +359,29 @@ def evaluate(
 
 
 @app.command()
+def check(
+    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a test")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Behavioural tests of a student: names, typos, negation and the like; prints pass rates, and asserts nothing.
+
+    Example: cotd check models:/cotd-student@champion
+    """
+    from dataclasses import asdict
+
+    from cotd.behaviour import behaviour_table, check_behaviour
+    from cotd.student import Student as Model
+
+    check_student(student, tracking_store(tracking_uri))
+    outcomes = check_behaviour(Model.load(student))
+    for line in (
+        [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
+    ):
+        print(line)
+
+
+@app.command()
 def doctor() -> None:
     """Checks, one by one, what cotd needs: versions, processor, Ray, engine, assets, MLflow, disk."""
     from cotd.doctor import run_checks
