@@ -21,8 +21,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 3500, "batch_size": 8, "learning_rate": 2e-5, "rationale_weight": 1.0, "eval_every": 250,
         "max_input_tokens": 512, "max_target_tokens": 64,
     },
-    # Hsieh et al. 2023, section 4 and the defaults of the code they published. It weighs both losses alike (α = 0.5).
-    # Targets are cut at 256 tokens there; generation stops at 64, which decides no label.
+    # The defaults of the code that Hsieh et al. 2023 published (google-research/distilling-step-by-step, run.py). It weighs
+    # both losses alike (α = 0.5), which is λ = 1. Targets are cut at 256 tokens there, generation at 64: no label's matter.
     "hsieh2023": TRAINER_DEFAULTS | {
         "steps": 10_000, "batch_size": 64, "learning_rate": 5e-5, "rationale_weight": 1.0, "eval_every": 250,
         "max_input_tokens": 1024, "max_target_tokens": 256,

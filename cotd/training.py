@@ -27,7 +27,7 @@ from cotd.training_checks import not_a_number, out_of_memory, require_both_label
 from cotd.trials import Trial, TrialFolder, select_fraction
 
 TASKS_TRAINED = ("label", "rationale", "joint")
-# Test reviews whose rationales are written and scored: writing takes some hundred times as long as a label.
+# Test reviews whose rationales are written and scored: that takes a decoder step a token, where a label takes one.
 RATIONALES_JUDGED = 200
 
 
@@ -120,7 +120,7 @@ def train_trial(
         "validation": validation_metrics, "test": metrics, "best_step": best_step, "steps": trainer.state.global_step,
         "train_reviews": int(pairs["review_id"].nunique()), "train_pairs": len(pairs), "train_seconds": train_seconds,
         "seconds": time.perf_counter() - started, "parameters": sum(p.numel() for p in model.parameters()),
-        "temperature": student.temperature,
+        "temperature": student.temperature, **{k: sum(row[k] for row in rows) for k in ("cut_inputs", "cut_targets")},
     }  # fmt: skip
     student.card |= {
         "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "base": trial.model,
@@ -138,7 +138,7 @@ def train_trial(
 def encode_pairs(
     pairs: pd.DataFrame, tokenizer: Any, max_input: int, max_target: int, answer_mark: str = Task.answer_mark
 ) -> list[dict[str, Any]]:
-    """One row a review: its id, and its pairs' token ids and weights by task, in the order of the pairs.
+    """One row a review: its id, its pairs' token ids and weights by task, in the order of the pairs, and how many were cut.
 
     Inputs and targets are cut to the limits, their last token staying the end of sequence. Where a target is a rationale
     and a label, the rationale is what is cut.
@@ -148,10 +148,17 @@ def encode_pairs(
     mark = tokenizer(text_target=answer_mark, add_special_tokens=False)["input_ids"]
     rows: dict[str, dict[str, Any]] = {}
     for pair, source, target in zip(pairs.itertuples(), inputs, targets, strict=True):
-        row = rows.setdefault(pair.review_id, {"review_id": pair.review_id} | {task: [] for task in TASKS_TRAINED})
+        row = rows.setdefault(
+            pair.review_id,
+            {"review_id": pair.review_id, "cut_inputs": 0, "cut_targets": 0} | {task: [] for task in TASKS_TRAINED},
+        )
         after = find(target[::-1], mark[::-1]) if pair.task == "joint" else None  # tokens after the last mark
+        if pair.task == "joint" and after is None:
+            raise CotdError(f"the base model's tokenizer does not keep '{answer_mark}' apart from what is around it.")
         keep = 1 if after is None else after + len(mark)
         row[pair.task].append((truncate(source, max_input), truncate(target, max_target, keep), pair.weight))
+        row["cut_inputs"] += len(source) > max_input
+        row["cut_targets"] += len(target) > max_target
     return list(rows.values())
 
 

@@ -187,9 +187,11 @@ class TrialWatcher(tune.Callback):
 
 def describe_result(result: dict[str, Any]) -> str:
     test = result["test"]
+    cut = f", {result['cut_targets']:,} of {result['train_pairs']:,} targets cut (training.max_target_tokens)"
     return (
         f"test accuracy {test['accuracy']:.1%} [{test['ci_low']:.1%}, {test['ci_high']:.1%}], "
         f"validation {result['validation']['accuracy']:.1%}, {result['seconds']:.0f} s"
+        f"{cut if result['cut_targets'] else ''}"
     )
 
 

@@ -97,6 +97,8 @@ def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
     ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
     assert (len(source), len(target)) == (16, 8)
     assert source[-1] == target[-1] == tokenizer.eos_token_id
+    row = encode_pairs(pairs, tokenizer, 16, 64)[0]
+    assert (row["cut_inputs"], row["cut_targets"]) == (1, 0)
     joint = pairs.assign(target="warm " * 50 + "Answer: positive", task="joint")
     ((_, target, _),) = encode_pairs(joint, tokenizer, 16, 16)[0]["joint"]
     assert len(target) == 16
