@@ -70,7 +70,7 @@ def train_trial(
     splits = {s: reviews[(reviews["split"] == s) & reviews["label"].notna()] for s in ("validation", "test")}
     train = select_fraction(reviews[reviews["split"] == "train"], trial.fraction)
     pairs = training_pairs(method, train, annotations, task, trial.training.rationale_weight)
-    require_both_labels(trial, task, train, pairs, splits["validation"])
+    require_both_labels(trial, task, pairs, splits["validation"])
     if method.reads_rationales:
         require_rationales(trial.method, splits, teacher_rationales)
     read = teacher_rationales if method.reads_rationales else None

@@ -12,7 +12,7 @@ from cotd.task import Task
 from cotd.trials import Trial
 
 
-def require_both_labels(trial: Trial, task: Task, train: pd.DataFrame, pairs: pd.DataFrame, validation: pd.DataFrame) -> None:
+def require_both_labels(trial: Trial, task: Task, pairs: pd.DataFrame, validation: pd.DataFrame) -> None:
     """Raises a CotdError if a student would learn a single label, or be selected by one: it would always answer with it."""
     problems = []
     targets = pairs.loc[pairs["task"] != "rationale", "target"]

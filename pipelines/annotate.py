@@ -401,6 +401,7 @@ def summarise(
             "usable": int(annotations["error"].isna().sum()),
             "quarantined": {str(k): int(v) for k, v in annotations["error"].value_counts().items()},
         },
+        "held_out_rationales": {"reviews": len(output.rationales), "usable": sum(map(bool, output.rationales.values()))},
         "filters": filtered,
         "quality": {
             "labels": label_quality(test["gold"], test["predicted"], test["label_probability"], job.task),
@@ -433,6 +434,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
+    if (held_out := summary["held_out_rationales"])["reviews"]:
+        yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
     if cut := summary["reviews"]["cut"]:
         yield f"{cut:,} reviews were longer than teacher.max_review_tokens, and cut"
     if summary["calibration"]:

@@ -49,7 +49,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
     readers = sorted({t.method for t, _ in finished if METHODS[t.method].reads_rationales})
     passed_over = (
-        f"{' and '.join(readers)} read the teacher's rationale at inference, and cannot be promoted." if readers else ""
+        f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted." if readers else ""
     )
     alone = [(t, r) for t, r in finished if not METHODS[t.method].reads_rationales]
     eligible = [(t, r) for t, r in alone if all_methods or METHODS[t.method].distilled]

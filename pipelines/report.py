@@ -185,7 +185,7 @@ def findings(content: dict[str, Any]) -> list[str]:
     readers = dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].reads_rationales)
     if readers:
         sentences.append(
-            f"{' and '.join(readers)} read the teacher's rationale of each review: what they score takes teacher and student."
+            f"Students of {' and '.join(readers)} read the teacher's rationale of each review: they are no use without it."
         )
     alone = [g for g in content["groups"] if g["method"] not in readers]
     best = max(alone or content["groups"], key=lambda g: g["accuracy"])

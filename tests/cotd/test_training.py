@@ -85,9 +85,10 @@ def test_the_loss_is_label_plus_lambda_rationale(
     batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
     label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["task"] == t]) for t in ("label", "rationale"))
     assert multi_task_loss(model, batch).item() == pytest.approx(label + weight * rationale, rel=1e-5)
-    finetune = training_pairs(METHODS["finetune"], train, None, SENTIMENT, weight)
-    batch = collate(encode_pairs(finetune, tokenizer, 64, 64), tokenizer.pad_token_id)
-    assert multi_task_loss(model, batch).item() == pytest.approx(label, rel=1e-5)
+    for method in ("finetune", "cot_joint"):  # one target a review: λ weighs nothing
+        pairs = training_pairs(METHODS[method], train, annotations, SENTIMENT, weight)
+        batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
+        assert multi_task_loss(model, batch).item() == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
 
 
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:

@@ -14,7 +14,7 @@ from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from cotd.student import Student
 from cotd.training import train_trial
-from pipelines.annotate import AnnotationFiles, annotate, read_annotations, read_rationales
+from pipelines.annotate import AnnotationFiles, annotate, read_annotations, read_rationales, summary_lines
 from pipelines.promote import promote
 from pipelines.study import plan_study
 from serve.runtime import make_runtime
@@ -42,6 +42,7 @@ def test_held_out_rationales_are_asked_for_and_change_nothing_else(config: Study
     assert len(teacher_double.asked) - asked == 36, "24 validation and 12 test reviews, whose labels were known"
     assert before is not None
     assert summary["digest"] == plain["digest"]
+    assert "35 usable rationales of 36 validation and test reviews" in list(summary_lines(summary, Path("annotations.parquet")))
     rationales = read_rationales(AnnotationFiles.of(config).held_out_rationales)
     assert rationales is not None
     assert len(rationales) == 36
@@ -65,7 +66,9 @@ def test_a_student_that_reads_rationales_is_trained_and_neither_promoted_nor_ser
     reviews, annotations = pd.read_parquet(plan.reviews), pd.read_parquet(plan.annotations)  # type: ignore[arg-type]
     result = train_trial(trial, folder, reviews, annotations, teacher_rationales=read_rationales(plan.held_out_rationales))
     assert result["test"]["n"] == 12
-    with pytest.raises(CotdError, match=r"no finished distilled trial .*rationale_input read the teacher's rationale"):
+    with pytest.raises(
+        CotdError, match=r"no finished distilled trial .*Students of rationale_input read the teacher's rationale"
+    ):
         promote(config)
     with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale"):
         check_student(str(folder.student), f"sqlite:///{tmp_path}/mlflow.db")
