@@ -137,7 +137,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
-    from pipelines.annotate import read_teacher_test
+    from pipelines.annotate import read_rationales, read_teacher_test
     from pipelines.study import plan_study
 
     study = load_config(config, overrides)
@@ -156,7 +156,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
                 seen = int(point["step"])
 
             reviews, teacher_test = pd.read_parquet(plan.reviews), read_teacher_test(plan.teacher_test)
-            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test)
+            rationales = read_rationales(plan.held_out_rationales)
+            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test, rationales)
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
 
@@ -358,6 +359,29 @@ def evaluate(
 
 
 @app.command()
+def check(
+    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a test")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Behavioural tests of a student: names, typos, negation and the like; prints pass rates, and asserts nothing.
+
+    Example: cotd check models:/cotd-student@champion
+    """
+    from dataclasses import asdict
+
+    from cotd.behaviour import behaviour_table, check_behaviour
+    from cotd.student import Student as Model
+
+    check_student(student, tracking_store(tracking_uri))
+    outcomes = check_behaviour(Model.load(student))
+    for line in (
+        [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
+    ):
+        print(line)
+
+
+@app.command()
 def doctor() -> None:
     """Checks, one by one, what cotd needs: versions, processor, Ray, engine, assets, MLflow, disk."""
     from cotd.doctor import run_checks
@@ -418,6 +442,12 @@ def check_student(student: str, tracking_uri: str) -> None:
         folder = Path(fetch_student(str(folder), CARD, model_advice(str(folder))))
     if not (folder / CARD).is_file():
         raise CotdError(f"'{student}' is not a trained student: it has no {CARD}. Train one with `cotd sweep`.")
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    if card.get("reads_rationales"):
+        raise CotdError(
+            f"'{student}' was trained by '{card.get('method')}': it reads the teacher's rationale beside each review, and "
+            "answers nothing without one. Name a student of another method."
+        )
 
 
 if __name__ == "__main__":

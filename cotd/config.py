@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
 from cotd.methods import METHODS
+from cotd.presets import apply_preset
 from cotd.task import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -176,7 +177,10 @@ class TeacherConfig(Block):
     temperature: float = Field(0.0, ge=0, le=2)
     max_rationale_tokens: int = Field(40, ge=4)
     max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
-    gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (for cot_labelled)")
+    gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
+    held_out_rationales: bool = Field(
+        False, description="also write own rationales of validation and test reviews: rationale_input reads them"
+    )
     seed: int = 0
     filters: list[str | dict[str, dict[str, Any]]] = Field(
         ["agrees_with_majority"],
@@ -206,8 +210,8 @@ class TeacherConfig(Block):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the annotations: not where the engine runs, what it may cost, or where answers are kept."""
-        plain = self.model_dump(exclude={"engine", "budget", "store", "api"})
+        """What decides the training reviews' annotations: not where the engine runs, what it may cost, or where answers are kept."""
+        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "held_out_rationales"})
         if self.api:
             plain["api"] = self.api.model_dump(
                 include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
@@ -257,6 +261,9 @@ class GridConfig(Block):
 class TrainingConfig(Block):
     """How a student is trained. The defaults are this project's, for the embedded student."""
 
+    preset: str | None = Field(
+        None, exclude=True, description="a paper's settings (cotd/presets.py): sc4001 or hsieh2023; keys given beside it win"
+    )
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
     optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
@@ -276,6 +283,12 @@ class TrainingConfig(Block):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_preset(cls, plain: Any) -> Any:
+        """What is saved and hashed are the values, so that a trial is the same however they were written."""
+        return apply_preset(plain)
 
 
 class ResourcesConfig(Block):

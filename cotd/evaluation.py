@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,24 @@ from cotd.statistics import accuracy_interval, expected_calibration_error
 from cotd.student import Student
 
 
-def predictions_table(student: Student, reviews: pd.DataFrame) -> pd.DataFrame:
-    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated."""
-    predicted = student.predict(list(reviews["text"]))
+def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated.
+
+    Args:
+        rationales: review id → the teacher's own rationale, for a student that reads them.
+    """
+    predicted = student.predict(list(reviews["text"]), beside(reviews, rationales))
     table = pd.DataFrame({"review_id": reviews["id"].to_list(), "gold": reviews["label"].to_list()})
     table["predicted"] = [p.label for p in predicted]
     for label in student.task.labels:
         table[f"probability_{label}"] = [p.probabilities[label] for p in predicted]
     table["truncated"] = [p.truncated for p in predicted]
     return table
+
+
+def beside(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
+    """The rationale of each review, or None where none are read."""
+    return None if rationales is None else [rationales[i] for i in reviews["id"]]
 
 
 def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str] | None = None) -> dict[str, Any]:
@@ -31,7 +41,8 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
 
     Returns:
         accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
-        expected_calibration_error; all in [0, 1] but n.
+        expected_calibration_error, and for each label precision_LABEL (absent where it is never predicted) and
+        recall_LABEL (absent where no review has it); all in [0, 1] but n.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
@@ -44,6 +55,10 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
         "macro_f1": float(f1_score(gold, predicted, average="macro")),
         "expected_calibration_error": expected_calibration_error(probabilities.max(axis=1), correct),
     }  # fmt: skip
+    for label in (c.removeprefix("probability_") for c in table if c.startswith("probability_")):
+        for name, among in (("precision", predicted == label), ("recall", gold == label)):
+            if among.any():
+                metrics[f"{name}_{label}"] = float(correct[among].mean())
     if len(set(gold)) > 1:
         metrics["roc_auc"] = float(roc_auc_score(gold == positive, table[f"probability_{positive}"]))
     if teacher:

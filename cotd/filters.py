@@ -157,11 +157,14 @@ def rationales_naming_labels(annotations: pd.DataFrame, task: Task) -> np.ndarra
     labels = annotations["label"].to_numpy(dtype=object)
     for label in task.labels:
         rows = np.flatnonzero(labels == label)
-        words = "|".join(re.escape(w) for w in {label, task.words[label]})
-        found[rows] = (
-            annotations["rationale"].iloc[rows].str.contains(rf"(?i)\b(?:{words})(?:ly)?\b", regex=True).to_numpy(bool)
-        )
+        found[rows] = annotations["rationale"].iloc[rows].str.contains(label_pattern(task, label), regex=True).to_numpy(bool)
     return found
+
+
+def label_pattern(task: Task, label: str) -> str:
+    """A pattern of a label's name or word, or its adverb, as a word of its own and in whatever case."""
+    words = "|".join(re.escape(w) for w in sorted({label, task.words[label]}))
+    return rf"(?i)\b(?:{words})(?:ly)?\b"
 
 
 def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8) -> np.ndarray:

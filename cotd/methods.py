@@ -21,16 +21,24 @@ class Method:
     """One way to train a student.
 
     Attributes:
-        labels: whose label is the target: "gold" or the "teacher"'s.
-        rationale: which rationale is a second target: None, the one written "given_gold", or the "own" one that
-            the teacher wrote with its own label.
         title: the name in the papers.
+        labels: whose label is the target: "gold" or the "teacher"'s.
+        rationale: which rationale is used: None, the one written "given_gold", or the "own" one that the teacher wrote
+            with its own label.
+        rationale_as: a "target" of its own, under its own prefix; the first part of a "joint_target" that ends with the
+            label; or an "input" beside the review. A rationale written given gold gives the gold label away, so that it
+            can be a target and never an input.
     """
 
     name: str
     title: str
     labels: Literal["gold", "teacher"]
     rationale: Literal["given_gold", "own"] | None
+    rationale_as: Literal["target", "joint_target", "input"] = "target"
+
+    def __post_init__(self) -> None:
+        if self.rationale_as == "input" and self.rationale != "own":
+            raise ValueError(f"method '{self.name}': only the teacher's own rationales can be inputs; others tell the answer")
 
     @property
     def needs_annotations(self) -> bool:
@@ -41,6 +49,20 @@ class Method:
         """Whether the teacher contributes: what `cotd promote` chooses among unless told otherwise."""
         return self.needs_annotations
 
+    @property
+    def reads_rationales(self) -> bool:
+        """Whether a rationale is an input, so that the student needs the teacher at inference and cannot be served."""
+        return self.rationale_as == "input"
+
+    @property
+    def reasons_first(self) -> bool:
+        """Whether the student writes its rationale before its label."""
+        return self.rationale_as == "joint_target"
+
+    @property
+    def writes_rationales(self) -> bool:
+        return self.rationale is not None and not self.reads_rationales
+
 
 METHODS = {
     method.name: method
@@ -49,6 +71,12 @@ METHODS = {
         Method("distill", "standard task distillation", "teacher", None),
         Method("cot_labelled", "labelled CoT distillation", "gold", "given_gold"),
         Method("cot_unlabelled", "unlabelled CoT distillation", "teacher", "own"),
+        # Hsieh et al. 2023, section 4.4; Magister et al. 2022; Ho et al. 2022.
+        Method("cot_joint", "single-task CoT distillation", "gold", "given_gold", "joint_target"),
+        Method("cot_joint_unlabelled", "unlabelled single-task CoT distillation", "teacher", "own", "joint_target"),
+        # Wang et al. 2022, "PINTO".
+        Method("rationale_input", "rationale as input", "gold", "own", "input"),
+        Method("rationale_input_unlabelled", "rationale as input, teacher's labels", "teacher", "own", "input"),
     )
 }
 
@@ -66,9 +94,10 @@ def training_pairs(
 
     Returns:
         A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its
-        sampled rationales. Each input carries the task's prefix for what is asked. A review without what the
-        method needs (no gold label, a quarantined annotation) contributes nothing, so that every method's label
-        and rationale pairs speak of the same reviews.
+        sampled rationales; or, where rationale and label are one target, one `joint` pair for each. Where the
+        rationale is an input, it is that of the first sample, for there is one at inference. Each input carries the
+        task's prefix for what is asked. A review without what the method needs (no gold label, a quarantined
+        annotation) contributes nothing, so that every method's label and rationale pairs speak of the same reviews.
 
     Raises:
         CotdError: the method needs gold or annotations, and there are none for these reviews.
@@ -78,16 +107,23 @@ def training_pairs(
     teacher_labels = own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
     # Samples may differ in their label; a rationale for another label than the one that is learnt would contradict it.
     own = own[own["label"] == own["review_id"].map(teacher_labels)]
-    written = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
-    rationales = written.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
+    chosen = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
+    rationales = chosen.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
 
     pairs = []
     for review in reviews.itertuples():
         label = review.label if method.labels == "gold" else teacher_labels.get(review.id)
         if pd.isna(label) or (method.rationale and review.id not in rationales):
             continue
-        pairs.append((review.id, task.label_prefix + review.text, task.words[label], "label", 1.0))
-        for rationale in rationales.get(review.id, []):
+        written = rationales.get(review.id, [])
+        if method.reasons_first:
+            for rationale in written:
+                target = task.joint_target(rationale, label)
+                pairs.append((review.id, task.rationale_prefix + review.text, target, "joint", 1.0))
+            continue
+        text = task.with_rationale(review.text, written[0]) if method.reads_rationales else review.text
+        pairs.append((review.id, task.label_prefix + text, task.words[label], "label", 1.0))
+        for rationale in written if method.writes_rationales else ():
             pairs.append((review.id, task.rationale_prefix + review.text, rationale, "rationale", rationale_weight))
     if not pairs:
         raise CotdError(missing_input(method, reviews))
@@ -106,9 +142,9 @@ def missing_input(method: Method, reviews: pd.DataFrame) -> str:
     if method.labels == "gold" and reviews["label"].isna().all():
         return (
             f"method '{method.name}' trains on gold labels, but none of the {len(reviews)} training reviews has one. "
-            "Name the label column in data.columns.label, or use distill or cot_unlabelled."
+            "Name the label column in data.columns.label, or use a method with the teacher's labels: distill, *_unlabelled."
         )
     return (
         f"method '{method.name}' needs annotations, and none is usable for these {len(reviews)} training reviews. "
-        "Run `cotd annotate CONFIG` first (with teacher.gold_conditioned: true for cot_labelled)."
+        "Run `cotd annotate CONFIG` first (with teacher.gold_conditioned: true for cot_labelled and cot_joint)."
     )

@@ -9,7 +9,7 @@ import pandas as pd
 
 
 class StudentModel(mlflow.pyfunc.PythonModel):
-    """Texts in, a frame with `label`, `score` and `truncated` out."""
+    """Texts in, a frame with `label`, `score` and `truncated` out; a student that reads rationales has them in `rationale`."""
 
     def load_context(self, context: Any) -> None:
         from cotd.student import Student
@@ -19,9 +19,9 @@ class StudentModel(mlflow.pyfunc.PythonModel):
     # Without type hints: MLflow would derive a signature from them, and a frame or a list of texts both count.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         texts = list(model_input["text"]) if isinstance(model_input, pd.DataFrame) else [str(t) for t in model_input]
-        return pd.DataFrame(
-            [{"label": p.label, "score": p.score, "truncated": p.truncated} for p in self.student.predict(texts)]
-        )
+        read = self.student.reads_rationales and isinstance(model_input, pd.DataFrame) and "rationale" in model_input
+        predictions = self.student.predict(texts, list(model_input["rationale"]) if read else None)
+        return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in predictions])
 
 
 mlflow.models.set_model(StudentModel())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cotd.annotations import AnnotationRows, annotation_row
+from cotd.annotations import AnnotationRows, annotation_row, tidy_rationale
 from cotd.calibration import calibrate
 from cotd.completions import Request
 from cotd.config import TeacherConfig
@@ -94,11 +94,14 @@ class TeacherOutput:
         test: the teacher's own labels of the test reviews: review_id, gold, predicted, label_probability; `predicted`
             is None where it gave no answer in the label set. Reviews that it was not asked for are left out.
         calibration: what was fitted on what, or None.
+        rationales: validation or test review id → the teacher's own rationale, "" where it gave none; of the reviews that
+            it was asked about, which takes `held_out_rationales`.
     """
 
     annotations: pd.DataFrame
     test: pd.DataFrame
     calibration: dict[str, Any] | None
+    rationales: dict[str, str] = field(default_factory=dict)
 
 
 def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
@@ -109,7 +112,8 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     train, test = reviews.split("train"), reviews.split("test")
     held_out = calibration_reviews(teacher.config, reviews)
     # The calibration rows go first, so that a run that is stopped early has them.
-    everything = pd.concat([held_out, test, train])
+    explained = explained_reviews(teacher.config, reviews)
+    everything = pd.concat([held_out, test, train, explained]).drop_duplicates("id")
     scores: dict[str, float] = {}
     prompt_tokens: dict[str, int] = {}
     failures: dict[str, Completion] = {}
@@ -139,9 +143,15 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
                 for wanted in dict.fromkeys(w for w in (label, gold_of.get(i)) if w):
                     kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold_of.get(i) if by_gold else label))
                     yield (i, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
+        for i, text in teacher.shown(explained):
+            if i in scores:
+                yield (i, 0, own(i)[0], ()), explain_request(teacher, prompts, text, own(i)[0], 0)
 
     rows, origin = AnnotationRows(), origin_of(teacher, prompts)
+    rationales = {i: "" for i in explained["id"] if i in failures and failures[i]["finish_reason"] != NOT_ASKED}
     for (i, sample, label, kinds), answer in ask(explaining, "rationales"):
+        if not kinds and answer["finish_reason"] != NOT_ASKED:
+            rationales[i] = usable_rationale(written_rationale(teacher, prompts, answer), answer)
         for by_gold in kinds:
             probability = None if by_gold else own(i)[1]
             extra = 0 if by_gold or sample else prompt_tokens[i]
@@ -152,7 +162,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
             rows.add(annotation_row(i, 0, False, None, None, "", failures.get(i), origin))
     predicted: Labels = {i: own(i) for i in test["id"] if i in scores}
     unasked = {i for i, failure in failures.items() if failure["finish_reason"] == NOT_ASKED}
-    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), calibration.to_dict())
+    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), calibration.to_dict(), rationales)
 
 
 def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
@@ -162,10 +172,11 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     """
     train, test = reviews.split("train"), reviews.split("test")
     samples = range(teacher.config.samples)
+    explained = explained_reviews(teacher.config, reviews)
 
     def thinking() -> Iterator[Tagged]:
         # The test reviews go first: what a run that reaches its budget has made is then measured.
-        for i, text in teacher.shown(test):
+        for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
             yield (i, "test", 0), think_request(teacher, prompts, text, 0, greedy=True)
         gold_of = gold_labels(teacher, train)
         for i, text in teacher.shown(train):
@@ -177,22 +188,27 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     gold_of, origin, rows = gold_labels(teacher, train), origin_of(teacher, prompts), AnnotationRows()
     predicted: Labels = {}
     unasked: set[str] = set()
+    wanted, rationales = set(explained["id"]), dict[str, str]()
     waiting: dict[str, list[tuple[int, Completion]]] = {}  # samples of reviews that lack some yet
     for (i, kind, s), answer in ask(thinking, "chains of thought"):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, answer)
             rows.add(annotation_row(i, s, True, gold_of[i], None, rationale, answer, origin))
         elif kind == "test":
-            if label := parsed(teacher, prompts, task, answer)[0]:
+            label, rationale = parsed(teacher, prompts, task, answer)
+            if label:
                 predicted[i] = (label, None)
             elif answer["finish_reason"] == NOT_ASKED:
                 unasked.add(i)
+                continue
+            if i in wanted:
+                rationales[i] = usable_rationale(rationale, answer)
         else:
             waiting.setdefault(i, []).append((s, answer))
             if len(waiting[i]) == len(samples):
                 for row in sampled_rows(teacher, prompts, task, i, waiting.pop(i), origin):
                     rows.add(row)
-    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), None)
+    return TeacherOutput(rows.table(), test_table(test, predicted, unasked), None, rationales)
 
 
 def sampled_rows(
@@ -223,6 +239,14 @@ def written_rationale(teacher: Teacher, prompts: Prompts, answer: Completion) ->
     return prompts.parse_json(text)[1] if teacher.answers_json else text
 
 
+def usable_rationale(rationale: str, answer: Completion) -> str:
+    """A rationale that a student may read, or "" where an annotation of it would be quarantined."""
+    if answer["error"]:
+        return ""
+    rationale, problem = tidy_rationale(rationale, answer["finish_reason"])
+    return "" if problem else rationale
+
+
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
 
 
@@ -241,6 +265,12 @@ def calibration_reviews(config: TeacherConfig, reviews: Reviews) -> pd.DataFrame
                 "Use method: prior, which needs none, or give labels."
             )
     return held_out.head(config.calibration.rows)
+
+
+def explained_reviews(config: TeacherConfig, reviews: Reviews) -> pd.DataFrame:
+    """The validation and test reviews that the teacher writes a rationale of, with its own label."""
+    table = reviews.table
+    return table[(table["split"] != "train") & table["label"].notna() & config.held_out_rationales]
 
 
 def gold_labels(teacher: Teacher, train: pd.DataFrame) -> dict[str, str]:
@@ -264,13 +294,16 @@ def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     train, test = reviews.split("train"), reviews.split("test")
     gold_of = gold_labels(teacher, train)
     scoring = teacher.config.strategy == "score_then_explain"
+    explained = explained_reviews(teacher.config, reviews)
     if scoring:
-        everything = pd.concat([calibration_reviews(teacher.config, reviews), test, train])
+        everything = pd.concat([calibration_reviews(teacher.config, reviews), test, train, explained]).drop_duplicates("id")
         for (i,), request in score_requests(teacher, task, prompts, everything):
             yield "label score", i, request
+        for i, text in teacher.shown(explained):
+            yield "rationale of a held-out review", i, explain_request(teacher, prompts, text, task.positive, 0)
     else:
-        for i, text in teacher.shown(test):
-            yield "chain of thought of a test review", i, think_request(teacher, prompts, text, 0, greedy=True)
+        for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
+            yield "chain of thought of a held-out review", i, think_request(teacher, prompts, text, 0, greedy=True)
     for i, text in teacher.shown(train):
         for s in range(teacher.config.samples):
             if scoring:

@@ -39,8 +39,10 @@ class Student:
     """A trained student. Make one with `Student.load`.
 
     Attributes:
-        task: the label set, its words and the input prefixes it was trained with.
-        card: what `cotd.json` says: method, data and teacher provenance, metrics, `temperature`.
+        task: the label set, its words, and the prefixes and marks it was trained with.
+        card: what `cotd.json` says: method, data and teacher provenance, metrics, `temperature`, and what it does:
+            `writes_rationales`, `reasons_first` (its label comes after its rationale), `reads_rationales` (it needs the
+            teacher's rationale of each text).
     """
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
@@ -52,6 +54,7 @@ class Student:
         self.max_target_tokens: int = card.get("max_target_tokens", 64)
         self.temperature: float = card.get("temperature", 1.0)
         self.first_tokens = first_tokens(tokenizer, task)
+        self.answer_mark: list[int] = tokenizer(task.answer_mark, add_special_tokens=False)["input_ids"]
 
     @classmethod
     def load(cls, source: str | Path, device: str | None = None) -> Student:
@@ -92,9 +95,19 @@ class Student:
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
-        """The label of each text, by scoring the label words in one decoder step; nothing is generated."""
-        return self.predictions(*self.label_logits(texts, batch_size))
+    def predict(self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64) -> list[Prediction]:
+        """The label of each text, by scoring the label words in one decoder step; nothing is generated.
+
+        Two kinds differ: a student that `reasons_first` writes its rationale, and the words are scored after it; one that
+        `reads_rationales` needs the teacher's.
+
+        Args:
+            rationales: the teacher's own rationale of each text, written without its gold label; "" where it has none.
+
+        Raises:
+            CotdError: rationales are needed and not given, or given to a student that reads none.
+        """
+        return self.predictions(*self.label_logits(texts, rationales, batch_size))
 
     def predictions(self, logits: Any, truncated: Sequence[bool]) -> list[Prediction]:
         """What `label_logits` amounts to: the likeliest label of each row and its temperature-scaled probabilities."""
@@ -108,24 +121,73 @@ class Student:
             predictions.append(Prediction(self.task.labels[best], row[best], by_label, cut))
         return predictions
 
-    def label_logits(self, texts: Sequence[str], batch_size: int = 64) -> tuple[Any, list[bool]]:
-        """Unscaled scores of the label words.
+    def label_logits(
+        self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64
+    ) -> tuple[Any, list[bool]]:
+        """Unscaled scores of the label words. Arguments and errors are those of `predict`.
 
         Returns:
             A float tensor on the CPU of shape (len(texts), len(task.labels)), and whether each text was truncated.
         """
         import torch
 
+        texts = self.inputs(texts, rationales)
+        prefix = self.task.rationale_prefix if self.reasons_first else self.task.label_prefix
         scores = torch.empty(len(texts), len(self.task.labels))
         truncated = [False] * len(texts)
-        for indices, batch, cut in self.batches(texts, self.task.label_prefix, batch_size):
-            start = torch.full((len(indices), 1), self.model.config.decoder_start_token_id, device=self.model.device)
+        for indices, batch, cut in self.batches(texts, prefix, batch_size):
             with torch.inference_mode():
-                out = self.model(**batch, decoder_input_ids=start, use_cache=False)
-            scores[indices] = out.logits[:, 0, self.first_tokens].float().cpu()  # (B, labels)
+                scores[indices] = self.word_scores(batch)
             for i, was_cut in zip(indices, cut, strict=True):
                 truncated[i] = was_cut
         return scores, truncated
+
+    def inputs(self, texts: Sequence[str], rationales: Sequence[str] | None) -> list[str]:
+        """What the student reads: the texts, with the rationales where it reads them."""
+        method = self.card.get("method", "rationale_input")
+        if not self.reads_rationales:
+            if rationales is not None:
+                raise CotdError("this student reads no rationales: give it texts alone.")
+            return list(texts)
+        if rationales is None or len(rationales) != len(texts):
+            raise CotdError(
+                f"this student was trained by '{method}': it reads the teacher's rationale beside each text, and "
+                f"{0 if rationales is None else len(rationales)} rationales came with {len(texts)} texts. "
+                "Give predict(texts, rationales), or use a student that needs no teacher."
+            )
+        return [self.task.with_rationale(text, why) for text, why in zip(texts, rationales, strict=True)]
+
+    def word_scores(self, batch: dict[str, Any]) -> Any:
+        """The label words' logits for one padded batch, after what precedes the label: (B, labels), on the CPU."""
+        import torch
+
+        start = self.model.config.decoder_start_token_id
+        if not self.reasons_first:
+            written = [[start]] * len(batch["input_ids"])
+            read = {"input_ids": batch["input_ids"]}
+        else:
+            encoded = self.model.get_encoder()(**batch)
+            read = {"encoder_outputs": encoded}
+            generated = self.model.generate(
+                encoder_outputs=encoded, attention_mask=batch["attention_mask"],
+                max_new_tokens=self.max_target_tokens, num_beams=1, do_sample=False,
+            )  # fmt: skip
+            written = [[start, *self.rationale_ids(ids), *self.answer_mark] for ids in generated.tolist()]
+        # Padding on the right: the decoder looks back only, and what it says beyond a row's end is not read.
+        width = max(map(len, written))
+        decoded = torch.tensor([[*ids, *[self.tokenizer.pad_token_id] * (width - len(ids))] for ids in written])  # (B, T)
+        out = self.model(
+            **read, attention_mask=batch["attention_mask"], decoder_input_ids=decoded.to(self.model.device), use_cache=False
+        )
+        last = torch.tensor([len(ids) - 1 for ids in written])
+        return out.logits[torch.arange(len(written)), last][:, self.first_tokens].float().cpu()
+
+    def rationale_ids(self, ids: list[int]) -> list[int]:
+        """The rationale's tokens of a generated sequence: to the answer's mark or the end, without special tokens."""
+        special = set(self.tokenizer.all_special_ids)
+        ids = [i for i in ids if i not in special]
+        end = find(ids, self.answer_mark) if self.reasons_first else None
+        return ids if end is None else ids[:end]
 
     def explain(self, texts: Sequence[str], batch_size: int = 32, max_new_tokens: int | None = None) -> list[str]:
         """The student's own rationale for each text, decoded greedily.
@@ -141,15 +203,20 @@ class Student:
                 ids = self.model.generate(
                     **batch, max_new_tokens=max_new_tokens or self.max_target_tokens, num_beams=1, do_sample=False
                 )
-            for i, text in zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            written = [self.rationale_ids(row) for row in ids.tolist()]
+            for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
                 rationales[i] = text.strip()
         return rationales
 
     def explain_aloud(self, text: str, hear: Callable[[str], None]) -> None:
         """Like `explain` for one text, calling `hear` with each piece of the rationale as it is written.
 
-        The pieces, joined and stripped, are the rationale.
+        The pieces, joined and stripped, are the rationale. It is one piece where a label follows it: that it has ended is
+        known when the label begins.
         """
+        if self.reasons_first:
+            hear(self.explain([text])[0])
+            return
         import torch
         from transformers import TextStreamer
 
@@ -169,6 +236,14 @@ class Student:
     def can_explain(self) -> bool:
         return bool(self.card.get("writes_rationales"))
 
+    @property
+    def reasons_first(self) -> bool:
+        return bool(self.card.get("reasons_first"))
+
+    @property
+    def reads_rationales(self) -> bool:
+        return bool(self.card.get("reads_rationales"))
+
     def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
         encoded = self.tokenizer([prefix + t for t in texts], add_special_tokens=True)["input_ids"] if len(texts) else []
@@ -181,9 +256,14 @@ class Student:
             yield indices, {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, cut
 
 
-def truncate(ids: list[int], limit: int) -> list[int]:
-    """At most `limit` token ids, the last of which stays the end-of-sequence token."""
-    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+def truncate(ids: list[int], limit: int, keep: int = 1) -> list[int]:
+    """At most `limit` token ids, the last `keep` of which stay: the end-of-sequence token, and what goes before it."""
+    return ids if len(ids) <= limit else [*ids[: max(0, limit - keep)], *ids[-keep:]]
+
+
+def find(ids: list[int], wanted: list[int]) -> int | None:
+    """Where `wanted` first occurs in `ids`, or None."""
+    return next((i for i in range(len(ids) - len(wanted) + 1) if ids[i : i + len(wanted)] == wanted), None)
 
 
 def first_tokens(tokenizer: Any, task: Task) -> list[int]:

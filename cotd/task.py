@@ -22,6 +22,8 @@ class Task:
         spellings: other ways data sets write a label (folded to lower case) → label.
         label_prefix, rationale_prefix: the input prefix that asks for the label or for the rationale
             (Hsieh et al. 2023, section 3.2; "predict: " and "explain: " in the SC4001 code).
+        answer_mark: what stands between rationale and label where a student writes both as one target.
+        review_mark: what stands between a rationale and the review where a student reads both.
         positive: the label whose probability is "the" score in calibration and AUC.
     """
 
@@ -32,6 +34,16 @@ class Task:
     spellings: Mapping[str, str] = field(default_factory=dict)
     label_prefix: str = "predict: "
     rationale_prefix: str = "explain: "
+    answer_mark: str = "Answer:"
+    review_mark: str = "Review:"
+
+    def joint_target(self, rationale: str, label: str) -> str:
+        """Rationale and label as one target: "It is warm and funny. Answer: positive"."""
+        return f"{rationale} {self.answer_mark} {self.words[label]}"
+
+    def with_rationale(self, text: str, rationale: str) -> str:
+        """A rationale and the review as one input. The rationale goes first: what a limit cuts off is the review's end."""
+        return f"{rationale} {self.review_mark} {text}".lstrip()
 
     def parse_label(self, value: Any) -> str | None:
         """The label that `value` (a data set's cell or a teacher's word) stands for, or None if it is none.

@@ -123,20 +123,28 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def plan_trials(
-    config: StudyConfig, base_digests: dict[str, str], reviews_digest: str, annotations_digest: str | None
+    config: StudyConfig,
+    base_digests: dict[str, str],
+    reviews_digest: str,
+    annotations_digest: str | None,
+    rationales_digest: str | None = None,
 ) -> list[Trial]:
     """Every cell of the study's grid, the most expensive first, so that a parallel sweep has a short tail.
 
     Args:
         base_digests: size → content digest of its base model.
+        rationales_digest: of the teacher's rationales of validation and test reviews, for methods that read them.
     """
+    read = digest([annotations_digest, rationales_digest])
     grid = config.grid
     trials = {}
     for method, fraction, size, seed in itertools.product(grid.method, grid.fraction, grid.size, grid.seed):
         trial = Trial(
             method=method, fraction=float(fraction), size=size, seed=seed, model=config.sizes[size],
             training=config.training, task=config.data.task, base_digest=base_digests[size], reviews_digest=reviews_digest,
-            annotations_digest=annotations_digest if METHODS[method].needs_annotations else None,
+            annotations_digest=(
+                read if METHODS[method].reads_rationales else annotations_digest if METHODS[method].needs_annotations else None
+            ),
         )  # fmt: skip
         trials[trial.id] = trial
     sizes = list(config.sizes)

@@ -60,6 +60,11 @@ class AnnotationFiles:
         return self.directory / "teacher_test.parquet"
 
     @property
+    def held_out_rationales(self) -> Path:
+        """The teacher's own rationales of validation and test reviews, where `teacher.held_out_rationales` asks for them."""
+        return self.directory / "held_out_rationales.parquet"
+
+    @property
     def quarantine(self) -> Path:
         return self.directory / "quarantined_reviews.parquet"
 
@@ -121,6 +126,10 @@ def annotate(
     summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
     write_parquet(output.annotations, files.annotations)
     write_parquet(output.test, files.teacher_test)
+    files.held_out_rationales.unlink(missing_ok=True)
+    if config.teacher.held_out_rationales:
+        rationales = pd.DataFrame(sorted(output.rationales.items()), columns=["review_id", "rationale"])
+        write_parquet(rationales, files.held_out_rationales)
     write_parquet(job.reviews.quarantine, files.quarantine)
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
@@ -243,6 +252,13 @@ def check_gold(config: StudyConfig, reviews: Reviews) -> None:
                 f"the {split} split has no gold label, and every score is against gold. Name the label column in "
                 "data.columns.label, or give labelled test rows (data.source: {train: …, test: …})."
             )
+    trains_on_gold = any(METHODS[m].labels == "gold" for m in config.grid.method)
+    for split in ("train", "validation", "test") if trains_on_gold else ("validation", "test"):
+        labels = labelled.loc[labelled["split"] == split, "label"]
+        if labels.nunique() == 1:
+            advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
+            problem = f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}"
+            problems.append(" ".join([problem, *quarantine_warnings(reviews)]))
     if not (labelled["split"] == "train").any():
         for method in config.grid.method:
             if METHODS[method].labels == "gold":
@@ -385,6 +401,7 @@ def summarise(
             "usable": int(annotations["error"].isna().sum()),
             "quarantined": {str(k): int(v) for k, v in annotations["error"].value_counts().items()},
         },
+        "held_out_rationales": {"reviews": len(output.rationales), "usable": sum(map(bool, output.rationales.values()))},
         "filters": filtered,
         "quality": {
             "labels": label_quality(test["gold"], test["predicted"], test["label_probability"], job.task),
@@ -417,6 +434,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
+    if (held_out := summary["held_out_rationales"])["reviews"]:
+        yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
     if cut := summary["reviews"]["cut"]:
         yield f"{cut:,} reviews were longer than teacher.max_review_tokens, and cut"
     if summary["calibration"]:
@@ -460,6 +479,14 @@ def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]]
     if not files.summary.is_file():
         return None
     return pd.read_parquet(files.annotations), json.loads(files.summary.read_text(encoding="utf-8"))
+
+
+def read_rationales(path: Path | str | None) -> dict[str, str] | None:
+    """Validation or test review id → the teacher's own rationale, "" where it has none; None where there is no file."""
+    if path is None:
+        return None
+    table = pd.read_parquet(path)
+    return dict(zip(table["review_id"], table["rationale"], strict=True))
 
 
 def read_teacher_test(path: Path | str | None) -> dict[str, str] | None:

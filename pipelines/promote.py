@@ -36,7 +36,8 @@ class Promotion:
 def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 
-    The test split plays no part. The alias stays where the present champion is better on the same validation reviews.
+    Students that read the teacher's rationales are passed over: they cannot answer without it. The test split plays no
+    part. The alias stays where the present champion is better on the same validation reviews.
 
     Args:
         all_methods: choose among all methods; otherwise among those that a teacher contributes to.
@@ -46,10 +47,17 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """
     plan = plan_study(config)
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
-    eligible = [(t, r) for t, r in finished if all_methods or METHODS[t.method].distilled]
+    readers = sorted({t.method for t, _ in finished if METHODS[t.method].reads_rationales})
+    passed_over = (
+        f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted." if readers else ""
+    )
+    alone = [(t, r) for t, r in finished if not METHODS[t.method].reads_rationales]
+    eligible = [(t, r) for t, r in alone if all_methods or METHODS[t.method].distilled]
     if not eligible:
         kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
-        raise CotdError(f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first.")
+        raise CotdError(
+            f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first. {passed_over}".strip()
+        )
     # Equal accuracies are common on a few hundred rows: the better ranking, then the least training data, decides.
     trial, result = max(eligible, key=lambda e: (*merit(e[1]), -e[0].fraction, e[0].id))
     accuracy = result["validation"]["accuracy"]
@@ -64,6 +72,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     version = tracker.register(run_id, tags)
     name = config.tracking.registered_model
     sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {result['validation']['n']} reviews."]
+    sentences += [passed_over] if passed_over else []
     moved = True
     if incumbent is not None and str(incumbent.version) != str(version.version):
         incumbent_accuracy = validation_accuracy(plan, f"models:/{name}/{incumbent.version}")

@@ -22,7 +22,11 @@ from pipelines.annotate import read_annotations
 from pipelines.study import Plan, plan_study
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
-COLOURS = {"finetune": "#000000", "distill": "#E69F00", "cot_labelled": "#0072B2", "cot_unlabelled": "#009E73"}
+COLOURS = {
+    "finetune": "#000000", "distill": "#E69F00", "cot_labelled": "#0072B2", "cot_unlabelled": "#009E73",
+    "cot_joint": "#56B4E9", "cot_joint_unlabelled": "#F0E442", "rationale_input": "#CC79A7",
+    "rationale_input_unlabelled": "#882255",
+}  # fmt: skip
 
 
 def report(config: StudyConfig) -> dict[str, Any]:
@@ -178,7 +182,13 @@ def findings(content: dict[str, Any]) -> list[str]:
         sentences.append("No two methods differ by more than chance would explain (McNemar, p < 0.05, uncorrected).")
     elif significant:
         sentences.append(f"{len(content['comparisons'])} pairs were tested, without correction for their number.")
-    best = max(content["groups"], key=lambda g: g["accuracy"])
+    readers = dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].reads_rationales)
+    if readers:
+        sentences.append(
+            f"Students of {' and '.join(readers)} read the teacher's rationale of each review: they are no use without it."
+        )
+    alone = [g for g in content["groups"] if g["method"] not in readers]
+    best = max(alone or content["groups"], key=lambda g: g["accuracy"])
     always = content["majority"]
     if best["ci_low"] <= always["accuracy"]:
         sentences.append(

@@ -9,14 +9,22 @@ from typing import Any
 import pandas as pd
 
 from cotd.annotations import annotations_digest
-from cotd.config import StudyConfig
+from cotd.config import StudyConfig, digest
 from cotd.errors import CotdError
 from cotd.methods import METHODS
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews
 from cotd.student import model_digest
+from cotd.training_checks import require_rationales
 from cotd.trials import Trial, TrialFolder, plan_trials
-from pipelines.annotate import AnnotationFiles, annotation_inputs, check_gold, read_annotations, write_parquet
+from pipelines.annotate import (
+    AnnotationFiles,
+    annotation_inputs,
+    check_gold,
+    read_annotations,
+    read_rationales,
+    write_parquet,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Plan:
     annotations: Path | None
     teacher_test: Path | None
     provenance: dict[str, Any]
+    held_out_rationales: Path | None = None
 
     def folder(self, trial: Trial) -> TrialFolder:
         return self.folder_of(trial.id)
@@ -51,7 +60,9 @@ def plan_study(config: StudyConfig) -> Plan:
     found = check_annotations(config, reviews)
     digests = {size: model_digest(config.sizes[size]) for size in config.grid.size}
     annotations_id = annotations_digest(found[0]) if found else None
-    trials = plan_trials(config, digests, reviews.digest(), annotations_id)
+    rationales = check_rationales(config, reviews) if found else None
+    rationales_id = digest(rationales) if rationales is not None else None
+    trials = plan_trials(config, digests, reviews.digest(), annotations_id, rationales_id)
     shared = config.directory / "data" / f"reviews-{reviews.digest()}.parquet"
     if not shared.is_file():
         shared.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +70,33 @@ def plan_study(config: StudyConfig) -> Plan:
     provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": reviews.digest(), "rows": reviews.counts}}
     if found:
         provenance["teacher"] = {k: found[1]["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
-    annotations, teacher_test = None, None
+    annotations, teacher_test, held_out = None, None, None
     if found:
         # A copy by content: annotating again while trials run must not change what they are trained on.
         annotations = shared.with_name(f"annotations-{annotations_id}.parquet")
         if not annotations.is_file():
             write_parquet(found[0], annotations)
         teacher_test = AnnotationFiles.of(config).teacher_test
-    return Plan(config, trials, shared, annotations, teacher_test, provenance)
+    if rationales is not None:
+        held_out = shared.with_name(f"held-out-rationales-{rationales_id}.parquet")
+        if not held_out.is_file():
+            write_parquet(pd.DataFrame(rationales.items(), columns=["review_id", "rationale"]), held_out)
+    return Plan(config, trials, shared, annotations, teacher_test, provenance, held_out)
+
+
+def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | None:
+    """The teacher's rationales of validation and test reviews, or None where there are none.
+
+    Raises:
+        CotdError: a method of the study reads them, and some are missing.
+    """
+    path = AnnotationFiles.of(config).held_out_rationales
+    rationales = read_rationales(path if path.is_file() else None)
+    labelled = reviews.table[reviews.table["label"].notna()]
+    for method in config.grid.method:
+        if METHODS[method].reads_rationales:
+            require_rationales(method, {s: labelled[labelled["split"] == s] for s in ("validation", "test")}, rationales)
+    return rationales
 
 
 def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:
@@ -88,9 +118,10 @@ def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFra
             f"{config.name}'s annotations were made for other reviews, another teacher or other prompts. "
             "Run `cotd annotate CONFIG` again; what is known is not asked again."
         )
-    if "given_gold" in {METHODS[m].rationale for m in needing} and not found[0]["gold_conditioned"].any():
+    given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]
+    if given_gold and not found[0]["gold_conditioned"].any():
         raise CotdError(
-            "cot_labelled needs rationales given the gold label, and these annotations have none. "
+            f"{', '.join(given_gold)} needs rationales given the gold label, and these annotations have none. "
             "Set teacher.gold_conditioned: true and run `cotd annotate CONFIG` again."
         )
     return found

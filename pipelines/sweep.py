@@ -17,7 +17,7 @@ from cotd.errors import CotdError
 from cotd.progress import say, track
 from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
-from pipelines.annotate import read_annotations, read_teacher_test
+from pipelines.annotate import read_annotations, read_rationales, read_teacher_test
 from pipelines.cluster import ignore_interrupts, ray_session
 from pipelines.locking import only_one
 from pipelines.study import Plan, plan_study
@@ -83,6 +83,7 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
                 "reviews": str(plan.reviews),
                 "annotations": str(plan.annotations) if plan.annotations else None,
                 "teacher_test": str(plan.teacher_test) if plan.teacher_test else None,
+                "held_out_rationales": str(plan.held_out_rationales) if plan.held_out_rationales else None,
                 "provenance": plan.provenance,
                 "threads": max(1, int(config.resources.cpus)),
             },
@@ -134,7 +135,8 @@ def run_trial(params: dict[str, Any]) -> None:
     trial = folder.trial()
     try:
         teacher_test = read_teacher_test(params["teacher_test"])
-        result = train_trial(trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test)
+        rationales = read_rationales(params["held_out_rationales"])
+        result = train_trial(trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test, rationales)
     except Exception:
         folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise
@@ -185,9 +187,11 @@ class TrialWatcher(tune.Callback):
 
 def describe_result(result: dict[str, Any]) -> str:
     test = result["test"]
+    cut = f", {result['cut_targets']:,} of {result['train_pairs']:,} targets cut (training.max_target_tokens)"
     return (
         f"test accuracy {test['accuracy']:.1%} [{test['ci_low']:.1%}, {test['ci_high']:.1%}], "
         f"validation {result['validation']['accuracy']:.1%}, {result['seconds']:.0f} s"
+        f"{cut if result['cut_targets'] else ''}"
     )
 
 

@@ -33,10 +33,10 @@ class Runtime(Protocol):
 
 
 def torch_runtime(student: Student) -> Runtime:
-    """T5 without what surrounds its arithmetic; any other architecture as transformers runs it."""
+    """T5 without what surrounds its arithmetic; as transformers runs it where that is another's, or writes before it answers."""
     from serve.t5 import T5LabelScorer
 
-    return T5LabelScorer(student) if student.model.config.model_type == "t5" else student
+    return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.reasons_first else student
 
 
 RUNTIMES: dict[str, Callable[[Student], Runtime]] = {"torch": torch_runtime, "transformers": lambda student: student}
@@ -49,6 +49,11 @@ def make_runtime(name: str, student: Student) -> Runtime:
         CotdError: there is no such runtime, or it does not compute what the student does.
     """
     require_runtime(name)
+    if student.reads_rationales:
+        raise CotdError(
+            f"this student was trained by '{student.card.get('method')}': it reads the teacher's rationale beside each review, "
+            "and cannot be served. Serve a student of another method."
+        )
     runtime = RUNTIMES[name](student)
     check_parity(runtime, student, TOLERANCES[name])
     return runtime

@@ -104,6 +104,14 @@ def test_a_data_set_without_any_label(refused: Refused, write_study: Callable[..
         assert message in error
 
 
+def test_a_split_of_one_label(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
+    rows = review_rows[(review_rows["split"] == "test") | (review_rows["label"] == "negative")]
+    error = refused("train", write_study(rows))
+    assert error.startswith("2 errors:")
+    for split in ("train", "validation"):
+        assert f"the {split} split has gold labels of one kind only: 12 × negative." in error
+
+
 def test_an_unknown_asset(refused: Refused) -> None:
     error = refused("assets", "pull", "rotten-tomato")
     assert "no embedded asset 'rotten-tomato'; there are: " in error

@@ -9,7 +9,7 @@ import pytest
 
 from cotd.annotations import ANNOTATION_COLUMNS
 from cotd.errors import CotdError
-from cotd.methods import METHODS, training_pairs
+from cotd.methods import METHODS, Method, training_pairs
 from cotd.task import SENTIMENT
 
 REVIEWS = pd.DataFrame(
@@ -78,7 +78,35 @@ def test_cot_unlabelled_trains_on_the_teachers_labels_and_its_own_rationales() -
     ]
 
 
-@pytest.mark.parametrize("method", ["distill", "cot_labelled", "cot_unlabelled"])
+def test_cot_joint_trains_on_one_target_that_ends_with_the_label() -> None:
+    assert pairs("cot_joint") == [
+        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "explain: Dire.", "Dire is a complaint. Answer: negative", "joint", 1.0),
+        ("r3", "explain: Fine.", "Fine is mild praise. Answer: positive", "joint", 1.0),
+    ]
+    assert pairs("cot_joint_unlabelled") == [
+        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "explain: Dire.", "Dire can be praise. Answer: positive", "joint", 1.0),
+    ]
+
+
+def test_rationale_input_reads_the_teachers_own_rationale_and_never_one_written_given_gold() -> None:
+    assert pairs("rationale_input") == [
+        ("r1", "predict: It says lovely. Review: Lovely.", "positive", "label", 1.0),
+        ("r2", "predict: Dire can be praise. Review: Dire.", "negative", "label", 1.0),
+    ]
+    assert [row[2] for row in pairs("rationale_input_unlabelled")] == ["positive", "positive"]
+    with pytest.raises(ValueError, match="only the teacher's own rationales can be inputs"):
+        Method("leaky", "", "gold", "given_gold", "input")
+    given_gold = ANNOTATIONS[ANNOTATIONS["gold_conditioned"]]
+    with pytest.raises(CotdError, match="'rationale_input' needs annotations"):
+        pairs("rationale_input", table=given_gold)
+
+
+NEEDING = [name for name in METHODS if name != "finetune"]
+
+
+@pytest.mark.parametrize("method", NEEDING)
 def test_a_review_without_annotation_is_dropped(method: str) -> None:
     table = ANNOTATIONS[ANNOTATIONS["review_id"] != "r1"]
     assert {row[0] for row in pairs(method, table=table)} == {row[0] for row in pairs(method)} - {"r1"}
@@ -104,15 +132,19 @@ def test_several_samples_give_one_label_pair_and_a_rationale_pair_each() -> None
         ("Reason 1.", "rationale"),
         ("Reason 2.", "rationale"),
     ]
+    assert [row[2] for row in pairs("cot_joint_unlabelled", table=annotations(*samples))] == [
+        f"Reason {s}. Answer: positive" for s in range(3)
+    ]
+    assert [row[1] for row in pairs("rationale_input", table=annotations(*samples))] == ["predict: Reason 0. Review: Lovely."]
 
 
-@pytest.mark.parametrize("method", ["finetune", "cot_labelled"])
+@pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
 def test_no_gold_at_all_is_an_error(method: str) -> None:
     with pytest.raises(CotdError, match=rf"'{method}' trains on gold labels.*data\.columns\.label"):
         pairs(method, REVIEWS.assign(label=None))
 
 
-@pytest.mark.parametrize("method", ["distill", "cot_labelled", "cot_unlabelled"])
+@pytest.mark.parametrize("method", NEEDING)
 @pytest.mark.parametrize("table", [None, ANNOTATIONS.assign(error="no answer"), ANNOTATIONS[:0]], ids=["none", "bad", "empty"])
 def test_no_usable_annotation_is_an_error(method: str, table: pd.DataFrame | None) -> None:
     with pytest.raises(CotdError, match=f"'{method}' needs annotations.*cotd annotate CONFIG"):

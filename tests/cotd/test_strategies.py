@@ -194,6 +194,17 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Reviews, teacher_d
     assert output.calibration is None
 
 
+def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = reason
+    plain = run(reviews, teacher_double, "chain_of_thought")
+    assert plain.rationales == {}
+    output = run(reviews, teacher_double, "chain_of_thought", held_out_rationales=True)
+    held_out = reviews.table[reviews.table["split"] != "train"]
+    assert output.rationales == dict.fromkeys(held_out["id"], "The words are telling.")
+    pd.testing.assert_frame_equal(output.annotations, plain.annotations)
+    pd.testing.assert_frame_equal(output.test, plain.test)
+
+
 def test_chain_of_thought_answers_are_held_to_the_format(reviews: Reviews, teacher_double: Any) -> None:
     teacher_double.write = reason
     run(reviews, teacher_double, "chain_of_thought")

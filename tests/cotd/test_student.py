@@ -50,6 +50,66 @@ def test_the_label_is_the_likeliest_word_of_one_decoder_step(student: Student) -
     assert len({round(p.score, 6) for p in predictions}) > 1
 
 
+def test_the_fast_label_is_what_constrained_generation_writes(student: Student) -> None:
+    words = {w: [*student.tokenizer(w, add_special_tokens=False)["input_ids"], 1] for w in ("negative", "positive")}
+
+    def allowed(_: int, written: torch.Tensor) -> list[int]:
+        so_far = written.tolist()[1:]
+        return [ids[len(so_far)] for ids in words.values() if ids[: len(so_far)] == so_far and len(ids) > len(so_far)] or [0]
+
+    for text, prediction in zip(TEXTS, student.predict(TEXTS), strict=True):
+        ids = student.tokenizer("predict: " + text, return_tensors="pt")["input_ids"]
+        written = student.model.generate(ids, max_new_tokens=8, num_beams=1, do_sample=False, prefix_allowed_tokens_fn=allowed)
+        assert student.tokenizer.decode(written[0], skip_special_tokens=True) == prediction.label
+
+
+@pytest.fixture(scope="module")
+def reasoning(tiny_t5: Path) -> Student:
+    """A student of a `cot_joint` method."""
+    model, tokenizer = load_base(str(tiny_t5))
+    return Student(model, tokenizer, SENTIMENT, {"max_target_tokens": 8, "writes_rationales": True, "reasons_first": True})
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["cut off by the limit", "ends with an answer"])
+def test_a_student_that_reasons_first_is_scored_after_its_rationale(
+    answers: bool, reasoning: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = reasoning.model, reasoning.tokenizer
+    if answers:  # a random student never writes the mark: here it writes it in the middle of what it writes
+        generate, tail = model.generate, tokenizer("Answer: positive")["input_ids"]
+        monkeypatch.setattr(
+            model, "generate", lambda **k: torch.tensor([[*row[:4], *tail] for row in generate(**k).tolist()]), raising=False
+        )
+    explanations = reasoning.explain(TEXTS, batch_size=2)
+    assert any(explanations)
+    assert not any("Answer" in why for why in explanations)
+    predictions = reasoning.predict(TEXTS, batch_size=2)
+    for text, why, prediction in zip(TEXTS, explanations, predictions, strict=True):
+        read = tokenizer("explain: " + text, return_tensors="pt")["input_ids"]
+        written = [0, *tokenizer(f"{why} Answer:".lstrip(), add_special_tokens=False)["input_ids"]]
+        with torch.no_grad():
+            logits = model(input_ids=read, decoder_input_ids=torch.tensor([written])).logits[0, -1]
+        expected = torch.softmax(logits[reasoning.first_tokens], dim=0)
+        assert list(prediction.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len({round(p.score, 6) for p in predictions}) > 1
+    said: list[str] = []
+    reasoning.explain_aloud(TEXTS[0], said.append)
+    assert "".join(said).strip() == explanations[0]
+
+
+def test_a_student_that_reads_rationales_needs_one_a_text(student: Student, tiny_t5: Path) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    reader = Student(model, tokenizer, SENTIMENT, {"temperature": 2.0, "reads_rationales": True, "method": "rationale_input"})
+    reasons = [f"It says so in {i} words." for i in range(len(TEXTS))]
+    alike = student.predict([f"{why} Review: {text}" for why, text in zip(reasons, TEXTS, strict=True)])
+    assert [p.probabilities for p in reader.predict(TEXTS, reasons)] == [p.probabilities for p in alike]
+    for given in (None, reasons[:2]):
+        with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale beside each text"):
+            reader.predict(TEXTS, given)
+    with pytest.raises(CotdError, match="reads no rationales"):
+        student.predict(TEXTS, reasons)
+
+
 def test_batches_do_not_change_predictions(student: Student) -> None:
     whole = student.predict(TEXTS)
     for size in (1, 3):

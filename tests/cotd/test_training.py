@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ def test_the_loss_is_label_plus_lambda_rationale(
     batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
     label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["task"] == t]) for t in ("label", "rationale"))
     assert multi_task_loss(model, batch).item() == pytest.approx(label + weight * rationale, rel=1e-5)
-    finetune = training_pairs(METHODS["finetune"], train, None, SENTIMENT, weight)
-    batch = collate(encode_pairs(finetune, tokenizer, 64, 64), tokenizer.pad_token_id)
-    assert multi_task_loss(model, batch).item() == pytest.approx(label, rel=1e-5)
+    for method in ("finetune", "cot_joint"):  # one target a review: λ weighs nothing
+        pairs = training_pairs(METHODS[method], train, annotations, SENTIMENT, weight)
+        batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
+        assert multi_task_loss(model, batch).item() == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
 
 
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
@@ -96,15 +98,22 @@ def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
     ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
     assert (len(source), len(target)) == (16, 8)
     assert source[-1] == target[-1] == tokenizer.eos_token_id
+    row = encode_pairs(pairs, tokenizer, 16, 64)[0]
+    assert (row["cut_inputs"], row["cut_targets"]) == (1, 0)
+    joint = pairs.assign(target="warm " * 50 + "Answer: positive", task="joint")
+    ((_, target, _),) = encode_pairs(joint, tokenizer, 16, 16)[0]["joint"]
+    assert len(target) == 16
+    assert tokenizer.decode(target, skip_special_tokens=True).endswith("warm Answer: positive")
 
 
 def test_lambda_zero_trains_what_finetune_trains(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     folders = {name: make_folder(tmp_path / name) for name in ("finetune", "zero", "half")}
-    train_trial(make_trial(tiny_t5, steps=4), folders["finetune"], reviews, None)
-    train_trial(make_trial(tiny_t5, "cot_labelled", steps=4, rationale_weight=0), folders["zero"], reviews, annotations)
-    train_trial(make_trial(tiny_t5, "cot_labelled", steps=4, rationale_weight=0.5), folders["half"], reviews, annotations)
+    steps = {"steps": 50, "eval_every": 50, "precision": "float32"}
+    train_trial(make_trial(tiny_t5, **steps), folders["finetune"], reviews, None)
+    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0), folders["zero"], reviews, annotations)
+    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0.5), folders["half"], reviews, annotations)
     expected, half, base = parameters(folders["finetune"]), parameters(folders["half"]), load_base(str(tiny_t5))[0]
     for name, value in parameters(folders["zero"]).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
@@ -225,12 +234,119 @@ def test_a_student_learns_labels_and_rationales(
 ) -> None:
     """The task is one word's presence: a student that does not learn it is not being trained."""
     trial = make_trial(tiny_t5, "cot_labelled", steps=80, eval_every=80, max_target_tokens=16)
-    result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations)
+    theirs = dict.fromkeys(reviews.loc[reviews["split"] == "test", "id"], "The reviewer finds it, all in all, awful.")
+    result = train_trial(trial, make_folder(tmp_path / "learns"), reviews, annotations, teacher_rationales=theirs)
     assert result["test"]["accuracy"] == 1.0
+    assert (result["test"]["n_rationales"], result["test"]["n_rouge_l"]) == (12, 12)
+    assert 0.5 < result["test"]["rationale_rouge_l"] < 0.8  # four words in common, of five to seven and eight
     student = Student.load(tmp_path / "learns" / "student", device="cpu")
     warm, dull = student.explain(["A warm and funny film, number 1.", "A dull and lifeless film, number 2."])
     assert warm.startswith("The reviewer finds it warm")
     assert dull.startswith("The reviewer finds it dull")
+
+
+def test_cot_joint_learns_to_reason_and_then_to_answer(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial = make_trial(tiny_t5, "cot_joint", steps=100, eval_every=100, max_target_tokens=24)
+    result = train_trial(trial, make_folder(tmp_path / "joint"), reviews, annotations)
+    assert result["test"]["accuracy"] == 1.0
+    student = Student.load(tmp_path / "joint" / "student", device="cpu")
+    assert student.can_explain
+    (warm,) = student.explain(["A warm and funny film, number 1."])
+    assert warm.startswith("The reviewer finds it warm")
+    assert "Answer" not in warm
+    table = pd.read_parquet(tmp_path / "joint" / "predictions.parquet")
+    texts = reviews.set_index("id").loc[table["review_id"], "text"]
+    assert [p.label for p in student.predict(list(texts))] == table["predicted"].to_list()
+
+
+def test_rationale_input_is_scored_with_the_teachers_rationales(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial, folder = make_trial(tiny_t5, "rationale_input", steps=4), make_folder(tmp_path / "reads")
+    held_out = reviews[reviews["split"] != "train"]
+    rationales = {i: f"The reviewer finds it {label}." for i, label in zip(held_out["id"], held_out["label"], strict=True)}
+    some = {i: why for i, why in rationales.items() if i not in set(held_out["id"][held_out["split"] == "test"].head(2))}
+    for given, missing in ((None, "24 of 24 validation reviews and 12 of 12 test"), (some, "none for 2 of 12 test reviews")):
+        with pytest.raises(CotdError, match=rf"{missing}.*teacher\.held_out_rationales: true"):
+            train_trial(trial, folder, reviews, annotations, teacher_rationales=given)
+        assert not folder.checkpoints.exists()
+    train_trial(trial, folder, reviews, annotations, teacher_rationales=rationales)
+    student = Student.load(folder.student, device="cpu")
+    assert (student.reads_rationales, student.can_explain) == (True, False)
+    table = pd.read_parquet(folder.predictions)
+    texts = reviews.set_index("id").loc[table["review_id"], "text"]
+    predictions = student.predict(list(texts), [rationales[i] for i in table["review_id"]])
+    assert [p.probabilities["positive"] for p in predictions] == pytest.approx(
+        table["probability_positive"].to_list(), abs=1e-5
+    )
+
+
+def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_last_good_checkpoint(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = 0
+
+    def spoilt_from_the_fourth(*arguments: Any) -> torch.Tensor:
+        nonlocal losses
+        losses += 1
+        return multi_task_loss(*arguments) * (float("nan") if losses > 3 else 1.0)
+
+    monkeypatch.setattr("cotd.training.multi_task_loss", spoilt_from_the_fourth)
+    folder = make_folder(tmp_path / "nan")
+    with pytest.raises(CotdError, match=r"the loss is not a number at step 4 on the reviews (\w{16}, ){7}\w{16}\.") as caught:
+        train_trial(make_trial(tiny_t5), folder, reviews, None)
+    assert "training.learning_rate" in str(caught.value)
+    train = set(reviews.loc[reviews["split"] == "train", "id"])
+    assert len(train & set(re.findall(r"\w{16}", str(caught.value)))) == 8
+    assert [p.name for p in folder.checkpoints.iterdir()] == ["checkpoint-2"]
+    monkeypatch.undo()
+    train_trial(make_trial(tiny_t5), folder, reviews, None)
+    assert [point["step"] for point in folder.curve()] == [2, 4, 6, 8]
+
+
+def test_spoilt_weights_are_never_a_checkpoint(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step may be a number and its gradient none."""
+
+    def without_gradient(model: Any, *arguments: Any) -> torch.Tensor:
+        return multi_task_loss(model, *arguments) + (0 * next(model.parameters()).sum()).sqrt()
+
+    monkeypatch.setattr("cotd.training.multi_task_loss", without_gradient)
+    folder = make_folder(tmp_path / "spoilt")
+    with pytest.raises(CotdError, match="a validation score is not a number at step 1"):
+        train_trial(make_trial(tiny_t5, steps=4, eval_every=1), folder, reviews, None)
+    assert not list(folder.checkpoints.glob("checkpoint-*"))
+
+
+def test_a_gpu_out_of_memory_says_what_to_lower(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("cotd.training.multi_task_loss", exhausted)
+    with pytest.raises(CotdError, match=r"out of memory at step 1 .*Lower training\.batch_size \(now 8\)"):
+        train_trial(make_trial(tiny_t5), make_folder(tmp_path / "oom"), reviews, None)
+
+
+def test_one_label_alone_is_not_trained_on_or_selected_by(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path / "one")
+    one = reviews.assign(label="positive")
+    with pytest.raises(CotdError) as caught:
+        train_trial(make_trial(tiny_t5, "cot_labelled"), folder, one, annotations)
+    assert len(caught.value.problems) == 2
+    assert "have the label 'positive'" in caught.value.problems[0]
+    assert "the validation split" in caught.value.problems[1]
+    agreeing = annotations.assign(label="negative")
+    for method in ("distill", "cot_joint_unlabelled"):
+        with pytest.raises(CotdError, match=f"24 reviews that '{method}' would train on .* the label 'negative'"):
+            train_trial(make_trial(tiny_t5, method), folder, reviews, agreeing)
+    assert not folder.checkpoints.exists()
 
 
 def test_a_fraction_trains_on_its_share(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:

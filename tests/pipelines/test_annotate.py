@@ -238,7 +238,11 @@ def test_a_column_of_stars_is_warned_of(
             for i, (label, s) in enumerate(zip(review_rows["label"], review_rows["split"], strict=True))
         ]
     )
-    summary = annotate(load_config(write_study(stars, teacher={"calibration": {"rows": 24}})), teacher_double.complete)
+    config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
+    with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
+        annotate(config, nobody)
+    config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
+    summary = annotate(config, teacher_double.complete)
     (warning,) = summary["warnings"]
     assert warning.startswith("19 of 60 rows are set aside: ")
     assert "label '5' is not one of negative, positive" in warning

@@ -123,6 +123,14 @@ def test_the_findings_say_what_chance_does_not_explain(study: tuple[Plan, list[d
     assert sentences[-1] == f"That is above its teacher, 80.0 % [75.0, 85.0] on the same {N} reviews."
 
 
+def test_a_student_that_needs_the_teacher_is_never_the_best(study: tuple[Plan, list[dict[str, Any]]]) -> None:
+    content = content_of(study)
+    groups = [g | {"method": "rationale_input"} if g["method"] == "finetune" else g for g in content["groups"]]
+    sentences = findings(content | {"groups": groups})
+    assert any(s.startswith("Students of rationale_input read the teacher's rationale") for s in sentences)
+    assert any(s.startswith("Best student: distill at 100 % (tiny), 70.0 % [") for s in sentences)
+
+
 def test_no_difference_is_said_too(study: tuple[Plan, list[dict[str, Any]]]) -> None:
     plan, trials = study
     tenth = [t for t in trials if t["fraction"] == 0.1]

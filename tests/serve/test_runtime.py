@@ -48,6 +48,15 @@ def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, An
     assert torch.allclose(scorer.label_logits(PROBES)[0], other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_student_that_reasons_first_is_served_as_it_predicts(student: Student, name: str) -> None:
+    card = {**student.card, "method": "cot_joint", "reasons_first": True}
+    reasoning = Student(student.model, student.tokenizer, student.task, card)
+    logits, _ = make_runtime(name, reasoning).label_logits(PROBES)
+    assert torch.allclose(logits, reasoning.label_logits(PROBES)[0], atol=1e-4)
+    assert not torch.allclose(logits, student.label_logits(PROBES)[0], atol=1e-2)
+
+
 class Biased:
     """A runtime whose logits are off by a constant for one label."""
 

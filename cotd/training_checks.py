@@ -1,0 +1,61 @@
+"""What can be wrong with a trial, before and while it trains, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cotd.errors import CotdError
+from cotd.statistics import share
+from cotd.task import Task
+from cotd.trials import Trial
+
+
+def require_both_labels(trial: Trial, task: Task, pairs: pd.DataFrame, validation: pd.DataFrame) -> None:
+    """Raises a CotdError if a student would learn a single label, or be selected by one: it would always answer with it."""
+    problems = []
+    targets = pairs.loc[pairs["task"] != "rationale", "target"]
+    words = targets.str.rsplit(f"{task.answer_mark} ", n=1).str[-1].unique()
+    if len(words) < 2:
+        problems.append(
+            f"all {pairs['review_id'].nunique()} reviews that '{trial.method}' would train on ({share(trial.fraction)} of the "
+            f"split) have the label '{words[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
+        )
+    if validation["label"].nunique() < 2:
+        problems.append(
+            f"the validation split has {len(validation)} gold labels, not of both kinds ({', '.join(task.labels)}), so that no "
+            "student can be selected by it. Raise data.validation_rows, or check data.columns.label."
+        )
+    if problems:
+        raise CotdError(*problems)
+
+
+def require_rationales(method: str, splits: dict[str, pd.DataFrame], rationales: dict[str, str] | None) -> None:
+    """Raises a CotdError if the teacher was not asked about every validation and test review."""
+    missing = {split: int((~reviews["id"].isin(list(rationales or {}))).sum()) for split, reviews in splits.items()}
+    if any(missing.values()):
+        counts = " and ".join(f"{n} of {len(splits[split])} {split} reviews" for split, n in missing.items() if n)
+        raise CotdError(
+            f"method '{method}' reads the teacher's own rationale beside each review, and there is none for {counts}. "
+            "Set teacher.held_out_rationales: true and run `cotd annotate CONFIG` again; what is known is not asked again."
+        )
+
+
+def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
+    """What to lower when a GPU's memory is exhausted."""
+    settings = trial.training
+    return (
+        f"the GPU ran out of memory at step {step} ({str(error).split('. ')[0]}). Lower training.batch_size (now "
+        f"{settings.batch_size}), training.max_input_tokens ({settings.max_input_tokens}) or training.max_target_tokens "
+        f"({settings.max_target_tokens}), or let fewer trials share a GPU (resources.gpus). The last checkpoint is kept."
+    )
+
+
+def not_a_number(step: int, what: str, review_ids: Sequence[str]) -> str:
+    """What to do when training has diverged."""
+    seen = f" on the reviews {', '.join(review_ids)}" if review_ids else ""
+    return (
+        f"{what} is not a number at step {step}{seen}. Training has stopped, and the last good checkpoint is kept. Lower "
+        "training.learning_rate, raise training.warmup_steps, or set training.precision: float32."
+    )
