@@ -358,6 +358,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a folder, or a hub id")],
+    folder: Annotated[Path, typer.Argument(help="where to; must not exist yet, or be empty")],
+    format: Annotated[str, typer.Option(help="hf, onnx (labels only) or ctranslate2")] = "hf",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Writes a student for use elsewhere, checked against the original, with a README.md that says how.
+
+    Example: cotd export models:/cotd-student@champion exported --format onnx
+    """
+    from cotd.student import Student as Model
+    from serve.export import export_student, require_format, require_free
+
+    require_all(
+        lambda: require_format(format),
+        lambda: require_free(folder),
+        lambda: check_student(source, tracking_store(tracking_uri)),
+    )
+    export_student(Model.load(source, device="cpu"), folder, format)
+    print(f"{source} is in {folder}; its README.md says how to use it.")
+
+
+@app.command()
 def doctor() -> None:
     """Checks, one by one, what cotd needs: versions, processor, Ray, engine, assets, MLflow, disk."""
     from cotd.doctor import run_checks
