@@ -286,6 +286,11 @@ def predict(
     student: Student = "models:/cotd-student@champion",
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    input: Annotated[
+        str | None, typer.Option(help="a .parquet, .csv or .jsonl file to predict with Ray Data; needs no endpoint")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="the file for --input's rows with their predictions")] = None,
+    text: Annotated[str, typer.Option(help="--input's text column")] = "text",
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Predicts the sentiment of reviews.
@@ -293,7 +298,13 @@ def predict(
     Examples:
       cotd predict "A warm and funny film."
       cotd predict --local --rationale < reviews.txt
+      cotd predict --input reviews.parquet --output scored.parquet
     """
+    if input or output:
+        if not (input and output) or texts:
+            raise CotdError("a file is predicted by --input and --output together, without reviews as arguments.")
+        predict_file(input, output, text, student, rationale, tracking_uri)
+        return
     reviews = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not reviews:
         raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
@@ -319,6 +330,23 @@ def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_
     for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
         row["rationale"] = why
     return rows
+
+
+def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
+    from cotd.progress import say
+    from pipelines.cluster import ray_session
+    from pipelines.score import require_columns, require_output, score_file
+
+    uri = tracking_store(tracking_uri)
+    require_all(
+        lambda: require_columns(source, text),
+        lambda: require_output(target),
+        lambda: check_student(student, uri),
+    )
+    with ray_session():
+        summary = score_file(source, target, student, uri, text, rationale)
+    for sentence in summary.sentences:
+        say(sentence)
 
 
 def predict_remotely(url: str, reviews: list[str], rationale: bool) -> list[dict[str, Any]]:
