@@ -228,7 +228,11 @@ def serve_command(
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
     runtime: Annotated[
-        str, typer.Option(help="what computes the label; each is checked against PyTorch when it loads")
+        str,
+        typer.Option(
+            help="what computes the label: torch, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
+            "each is checked against the student when it loads"
+        ),
     ] = "torch",
     poll_seconds: Annotated[float, typer.Option(min=0, help="how often to look whether the alias has moved; 0: never")] = 10,
     max_queue: Annotated[int, typer.Option(min=1, help="texts that may wait; beyond it 503 with Retry-After")] = 1024,
