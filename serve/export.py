@@ -91,12 +91,17 @@ def export_student(student: Student, folder: Path, format: str) -> None:
         format: `hf`, `onnx` or `ctranslate2`.
 
     Raises:
-        CotdError: no such format, its packages are missing, the folder is not empty, or the check failed: labels and
-            token ids must be equal on the probes of `serve.runtime`, and probabilities within `TOLERANCE`. Nothing is
-            left in the folder's place then.
+        CotdError: no such format, its packages are missing, the folder is not empty, the student's label needs more than
+            one decoder step over the text alone, or the check failed: labels and token ids must be equal on the probes of
+            `serve.runtime`, and probabilities within `TOLERANCE`. Nothing is left in the folder's place then.
     """
     require_format(format)
     require_free(folder)
+    if student.card.get("reasons_first") or student.card.get("reads_rationales"):
+        raise CotdError(
+            f"a student trained by '{student.card.get('method')}' is not exported: its label needs more than one decoder step, "
+            "or the teacher's rationale. Its own folder is in Hugging Face layout."
+        )
     scratch = folder.with_name(folder.name + ".part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

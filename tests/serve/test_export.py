@@ -71,6 +71,16 @@ def test_an_export_that_is_off_is_refused_and_removed(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("needs", ["reasons_first", "reads_rationales"])
+def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student, tmp_path: Path, needs: str) -> None:
+    """The README that comes with an export scores the label words in the decoder's first step."""
+    other = Student(student.model, student.tokenizer, student.task, {"method": "cot_joint"})
+    other.card[needs] = True
+    with pytest.raises(CotdError, match="a student trained by 'cot_joint' is not exported"):
+        export_student(other, tmp_path / "student", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_replaces_nothing(student: Student, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(CotdError, match=r"is there already\. Name another folder"):
