@@ -229,7 +229,11 @@ def serve_command(
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
     runtime: Annotated[
-        str, typer.Option(help="what computes the label; each is checked against PyTorch when it loads")
+        str,
+        typer.Option(
+            help="what computes the label: torch, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
+            "each is checked against the student when it loads"
+        ),
     ] = "torch",
     poll_seconds: Annotated[float, typer.Option(min=0, help="how often to look whether the alias has moved; 0: never")] = 10,
     max_queue: Annotated[int, typer.Option(min=1, help="texts that may wait; beyond it 503 with Retry-After")] = 1024,
@@ -287,6 +291,11 @@ def predict(
     student: Student = "models:/cotd-student@champion",
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    input: Annotated[
+        str | None, typer.Option(help="a .parquet, .csv or .jsonl file to predict with Ray Data; needs no endpoint")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="the file for --input's rows with their predictions")] = None,
+    text: Annotated[str, typer.Option(help="--input's text column")] = "text",
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Predicts the sentiment of reviews.
@@ -294,7 +303,13 @@ def predict(
     Examples:
       cotd predict "A warm and funny film."
       cotd predict --local --rationale < reviews.txt
+      cotd predict --input reviews.parquet --output scored.parquet
     """
+    if input or output:
+        if not (input and output) or texts:
+            raise CotdError("a file is predicted by --input and --output together, without reviews as arguments.")
+        predict_file(input, output, text, student, rationale, tracking_uri)
+        return
     reviews = texts or [line.strip() for line in sys.stdin if line.strip()]
     if not reviews:
         raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
@@ -320,6 +335,23 @@ def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_
     for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
         row["rationale"] = why
     return rows
+
+
+def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
+    from cotd.progress import say
+    from pipelines.cluster import ray_session
+    from pipelines.score import require_columns, require_output, score_file
+
+    uri = tracking_store(tracking_uri)
+    require_all(
+        lambda: require_columns(source, text),
+        lambda: require_output(target),
+        lambda: check_student(student, uri),
+    )
+    with ray_session():
+        summary = score_file(source, target, student, uri, text, rationale)
+    for sentence in summary.sentences:
+        say(sentence)
 
 
 def predict_remotely(url: str, reviews: list[str], rationale: bool) -> list[dict[str, Any]]:
@@ -379,6 +411,29 @@ def check(
         [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
     ):
         print(line)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a folder, or a hub id")],
+    folder: Annotated[Path, typer.Argument(help="where to; must not exist yet, or be empty")],
+    format: Annotated[str, typer.Option(help="hf, onnx (labels only) or ctranslate2")] = "hf",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Writes a student for use elsewhere, checked against the original, with a README.md that says how.
+
+    Example: cotd export models:/cotd-student@champion exported --format onnx
+    """
+    from cotd.student import Student as Model
+    from serve.export import export_student, require_format, require_free
+
+    require_all(
+        lambda: require_format(format),
+        lambda: require_free(folder),
+        lambda: check_student(source, tracking_store(tracking_uri)),
+    )
+    export_student(Model.load(source, device="cpu"), folder, format)
+    print(f"{source} is in {folder}; its README.md says how to use it.")
 
 
 @app.command()

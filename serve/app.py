@@ -50,12 +50,18 @@ class StudentServer:
         return build_api(self.endpoint, proxied=True)
 
 
-def build(arguments: Settings) -> Any:
+def build(arguments: dict[str, Any] | Settings) -> Any:
     """The application, for a Serve config: `import_path: serve.app:build`, with the fields of `Settings` as `args`.
 
     The token is COTD_SERVE_TOKEN of the runtime environment, unless `token_sha256` is given.
+
+    Raises:
+        ValidationError: `args` has a field that `Settings` has not, or a value that does not fit.
     """
-    settings = arguments.model_copy(update={"token_sha256": arguments.token_sha256 or token_digest()})
+    # Serve makes a pydantic model of `args` only where the annotation is a class. Here it is a string: annotations are
+    # not evaluated in this module.
+    settings = Settings.model_validate(arguments)
+    settings = settings.model_copy(update={"token_sha256": settings.token_sha256 or token_digest()})
     return StudentServer.bind(settings)  # type: ignore[attr-defined]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from cotd.errors import CotdError, nearest
@@ -20,8 +23,14 @@ PROBES = [
     "¿Qué película más rara? 这部电影很好。 🎬",
     "It stopped working after a week, and nobody answered when I wrote to ask for my money back. " * 40,
 ]
-# How far a probability may be from what the student says, by runtime.
-TOLERANCES = {"torch": 1e-3, "transformers": 1e-3}
+# How far a probability may be from what the student says, by runtime: rounding alone, or weights of eight bits too.
+TOLERANCES = {"torch": 1e-3, "transformers": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.05, "ctranslate2-int8": 0.05}
+# What is not part of the pinned set-up, by runtime: the packages as pip calls them, which is also how they are imported.
+PACKAGES = {
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
+    "ctranslate2-int8": ("ctranslate2",),
+}
 
 
 class Runtime(Protocol):
@@ -39,14 +48,32 @@ def torch_runtime(student: Student) -> Runtime:
     return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.reasons_first else student
 
 
-RUNTIMES: dict[str, Callable[[Student], Runtime]] = {"torch": torch_runtime, "transformers": lambda student: student}
+def onnxruntime(student: Student, int8: bool = False) -> Runtime:
+    from serve.onnx_runtime import onnx_runtime
+
+    return onnx_runtime(student, int8)
+
+
+def ctranslate2(student: Student) -> Runtime:
+    from serve.ctranslate2_runtime import ctranslate2_runtime
+
+    return ctranslate2_runtime(student)
+
+
+RUNTIMES: dict[str, Callable[[Student], Runtime]] = {
+    "torch": torch_runtime,
+    "transformers": lambda student: student,
+    "onnxruntime": onnxruntime,
+    "onnxruntime-int8": partial(onnxruntime, int8=True),
+    "ctranslate2-int8": ctranslate2,
+}
 
 
 def make_runtime(name: str, student: Student) -> Runtime:
     """The runtime called `name` for a student, checked.
 
     Raises:
-        CotdError: there is no such runtime, or it does not compute what the student does.
+        CotdError: there is no such runtime, its packages are missing, or it does not compute what the student does.
     """
     require_runtime(name)
     if student.reads_rationales:
@@ -60,8 +87,17 @@ def make_runtime(name: str, student: Student) -> Runtime:
 
 
 def require_runtime(name: str) -> None:
+    """Raises a CotdError if there is no such runtime, or if it needs packages that are not installed."""
     if name not in RUNTIMES:
         raise CotdError(f"unknown runtime '{name}'; known: {', '.join(RUNTIMES)}.{nearest(name, list(RUNTIMES))}")
+    require_packages(f"the runtime '{name}'", PACKAGES.get(name, ()))
+
+
+def require_packages(what: str, packages: Sequence[str]) -> None:
+    """Raises a CotdError with the pip command if any of the packages is not installed."""
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        needed = " ".join(packages)
+        raise CotdError(f"{what} needs packages that are not installed. Run: {sys.executable} -m pip install {needed}")
 
 
 def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:

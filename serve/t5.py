@@ -30,7 +30,7 @@ class T5LabelScorer:
         self.encoder = [(block.layer[0], block.layer[1]) for block in model.encoder.block]
         self.decoder = [tuple(block.layer) for block in model.decoder.block]
         self.encoder_norm, self.decoder_norm = model.encoder.final_layer_norm.weight, model.decoder.final_layer_norm.weight
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: such tensors could not be traced by the ONNX export
             longest = student.max_input_tokens
             # Position bias depends on distance alone, so that shorter texts use a corner of it: (1, heads, longest, longest)
             self.bias = self.encoder[0][0].SelfAttention.compute_bias(longest, longest, device=self.device)
@@ -62,7 +62,7 @@ class T5LabelScorer:
             read = read + self.attend(attention.SelfAttention, normed, normed, bias)
             read = self.feed_forward(feed_forward, read)
         read = self.norm(read, self.encoder_norm)
-        written = self.start.expand(len(ids), 1, -1)  # (B, 1, d)
+        written = self.start.expand(ids.shape[0], 1, -1)  # (B, 1, d)
         for self_attention, cross_attention, feed_forward in self.decoder:
             # A single position attends to itself alone: its values, whatever the scores.
             own = self_attention.SelfAttention

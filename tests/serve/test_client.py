@@ -1,18 +1,28 @@
-"""The client against a server that is busy, guarded or away."""
+"""Both clients against a server that is busy, guarded or away, and the asynchronous one against the endpoint itself."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cotd.errors import CotdError
-from serve.client import Client
-from serve.schemas import MAX_TEXTS
+from cotd.student import Student
+from serve.api import build_api
+from serve.client import AsyncClient, Client, Policy, wait_seconds
+from serve.endpoint import Endpoint
+from serve.schemas import MAX_TEXTS, TextPrediction
+from serve.settings import Settings
 
 Answer = tuple[int, dict[str, str], Any]
 
@@ -60,36 +70,102 @@ def server() -> Iterator[Callable[..., tuple[str, list[dict[str, Any]]]]]:
         http.server_close()
 
 
-def test_a_full_queue_is_asked_again(server: Callable[..., Any]) -> None:
-    url, seen = server(refusal(503, "queue_full", Retry_After="0"), refusal(500, "internal_error"))
-    with Client(url) as client:
-        assert client.predict(["fine"])[0].label == "positive"
-    assert len(seen) == 3
+def waiting(url: str, texts: list[str], rationale: bool = False, **how: Any) -> list[TextPrediction]:
+    with Client(url, **how) as client:
+        return client.predict(texts, rationale)
 
 
-def test_it_gives_up_and_says_why(server: Callable[..., Any]) -> None:
+def asynchronous(url: str, texts: list[str], rationale: bool = False, **how: Any) -> list[TextPrediction]:
+    async def ask() -> list[TextPrediction]:
+        async with AsyncClient(url, **how) as client:
+            return await client.predict(texts, rationale)
+
+    return asyncio.run(ask())
+
+
+both = pytest.mark.parametrize("predict", [waiting, asynchronous])
+Predict = Callable[..., list[TextPrediction]]
+
+
+@both
+def test_a_full_queue_is_asked_again(server: Callable[..., Any], predict: Predict) -> None:
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    busy = [refusal(503, "queue_full", Retry_After=when) for when in ("0", past)]
+    url, seen = server(*busy, refusal(500, "internal_error"))
+    assert predict(url, ["fine"])[0].label == "positive"
+    assert len(seen) == 4
+
+
+@both
+def test_it_gives_up_and_says_why(server: Callable[..., Any], predict: Predict) -> None:
     url, seen = server(*[refusal(503, "queue_full", Retry_After="0")] * 3)
-    with Client(url, retries=2) as client, pytest.raises(CotdError, match="answered 503: because of queue_full"):
-        client.predict(["fine"])
+    with pytest.raises(CotdError, match="answered 503: because of queue_full"):
+        predict(url, ["fine"], retries=2)
     assert len(seen) == 3
 
 
-def test_a_request_that_is_wrong_is_made_once(server: Callable[..., Any]) -> None:
+@both
+def test_a_request_that_is_wrong_is_made_once(server: Callable[..., Any], predict: Predict) -> None:
     url, seen = server(refusal(422, "invalid_request"))
-    with Client(url) as client, pytest.raises(CotdError, match="answered 422: because of invalid_request"):
-        client.predict([""])
+    with pytest.raises(CotdError, match="answered 422: because of invalid_request"):
+        predict(url, [""])
     assert len(seen) == 1
 
 
-def test_long_lists_are_split_and_the_token_is_sent(server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@both
+def test_long_lists_are_split_and_the_token_is_sent(
+    server: Callable[..., Any], predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COTD_SERVE_TOKEN", "a-token-long-enough")
     url, seen = server()
-    with Client(url) as client:
-        assert len(client.predict(["fine"] * (MAX_TEXTS + 1))) == MAX_TEXTS + 1
-    assert [len(request["texts"]) for request in seen] == [MAX_TEXTS, 1]
+    assert len(predict(url, ["fine"] * (MAX_TEXTS + 1))) == MAX_TEXTS + 1
+    assert sorted(len(request["texts"]) for request in seen) == [1, MAX_TEXTS]
     assert {request["token"] for request in seen} == {"Bearer a-token-long-enough"}
 
 
-def test_an_endpoint_that_is_away() -> None:
-    with Client("http://127.0.0.1:9") as client, pytest.raises(CotdError, match="Start the endpoint with `cotd serve`"):
-        client.predict(["fine"])
+@both
+def test_an_endpoint_that_is_away(predict: Predict) -> None:
+    with pytest.raises(CotdError, match="Start the endpoint with `cotd serve`"):
+        predict("http://127.0.0.1:9", ["fine"])
+
+
+def test_the_wait_is_what_was_asked_for_within_reason() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
+    for asked, low, high in [("7", 7, 7), ("3600", 30, 30), (soon, 8, 10), ("soon", 0.1, 0.1), ("", 0.1, 0.1)]:
+        response = httpx.Response(503, headers={"Retry-After": asked})
+        assert low <= wait_seconds(response, 0.1) <= high, asked
+
+
+def test_waits_grow_and_differ() -> None:
+    policy = Policy("http://127.0.0.1:9", None, retries=5)
+    waits = [[policy.settle(attempt, httpx.ReadTimeout("")) for _ in range(20)] for attempt in range(4)]
+    assert all(max(earlier) <= min(later) for earlier, later in pairwise(waits))
+    assert len(set(waits[0])) > 1
+
+
+def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, student_folder: Path) -> None:
+    """Against the endpoint's own API: more is asked at once than may wait, and every answer is the right text's."""
+    texts = [f"number {i} {'good' if i % 3 else 'bad'}" for i in range(60)]
+    settings = Settings(student=str(student_folder), poll_seconds=0, max_texts=4, max_queued_texts=8, max_batch=2)
+
+    async def use(_: httpx.AsyncClient, endpoint: Endpoint) -> list[TextPrediction]:
+        refused = 0
+        api = httpx.ASGITransport(build_api(endpoint), raise_app_exceptions=False)
+
+        class Impatient(httpx.AsyncBaseTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                nonlocal refused
+                answer = await api.handle_async_request(request)
+                if answer.status_code == 503:
+                    refused += 1
+                    answer.headers["Retry-After"] = "0"
+                return answer
+
+        async with AsyncClient("http://test", retries=500, concurrency=16, transport=Impatient()) as client:
+            parts = await asyncio.gather(*(client.predict(texts[i : i + 3]) for i in range(0, len(texts), 3)))
+        assert refused
+        return [prediction for part in parts for prediction in part]
+
+    predictions = with_endpoint(settings, use)
+    expected = Student.load(student_folder, device="cpu").predict(texts)
+    assert [p.score for p in predictions] == pytest.approx([p.score for p in expected], abs=1e-4)

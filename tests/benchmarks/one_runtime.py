@@ -1,0 +1,59 @@
+"""One runtime of one student in a process of its own, so that its memory and its threads are its own; prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from cotd.errors import CotdError
+from cotd.student import Student
+from serve.runtime import RUNTIMES, TOLERANCES, check_parity
+from tests.benchmarks.serving import milliseconds_each
+
+BATCH = 32
+
+
+def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: float, latency_texts: int) -> dict[str, Any]:
+    """Latency, throughput, load time, memory and agreement with `Student.predict`, over the same texts.
+
+    Returns:
+        `median_ms` and `p99_ms` of one text; `texts_per_second` in batches of 32; `load_seconds` of the runtime, the
+        student being loaded, without its check; `rss_mb` of the process, in MiB, once warm; `labels_equal`, a share;
+        `apart`, the largest difference of a probability; and `refused`, why the endpoint would not take it, or None.
+    """
+    torch.set_num_threads(threads)
+    student = Student.load(folder)
+    started = time.perf_counter()
+    made = RUNTIMES[runtime](student)
+    found: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "refused": None}
+    try:
+        check_parity(made, student, TOLERANCES[runtime])
+    except CotdError as error:
+        found["refused"] = str(error)
+    made.label_logits(texts[:BATCH])
+    found["median_ms"], found["p99_ms"] = milliseconds_each(lambda text: made.label_logits([text]), texts[:latency_texts])
+    done, started = 0, time.perf_counter()
+    while (took := time.perf_counter() - started) < seconds:
+        start = done % (len(texts) - BATCH)
+        made.label_logits(texts[start : start + BATCH])
+        done += BATCH
+    found["texts_per_second"] = done / took
+    found["rss_mb"] = psutil.Process().memory_info().rss / 2**20
+    chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    ours = [p for chunk in chunks for p in student.predictions(*made.label_logits(chunk))]
+    theirs = student.predict(texts)
+    found["labels_equal"] = float(np.mean([a.label == b.label for a, b in zip(ours, theirs, strict=True)]))
+    found["apart"] = max(
+        abs(a.probabilities[k] - b.probabilities[k]) for a, b in zip(ours, theirs, strict=True) for k in a.probabilities
+    )
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -1,0 +1,70 @@
+"""The files for `serve deploy` and KubeRay, as Ray reads them: its schema, its import, its call of the builder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from pydantic import ValidationError
+from ray._common.utils import import_attr
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call_builder
+from ray.serve.schema import ServeDeploySchema
+
+from serve.settings import Settings, digest
+
+FOLDER = Path(__file__).parent.parent.parent / "serve" / "deploy"
+TOKEN = "a-token-long-enough"
+
+
+def serve_config() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "serve.yaml").read_text())
+
+
+def rayservice() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
+
+
+def kuberay_config() -> dict[str, Any]:
+    return yaml.safe_load(rayservice()["spec"]["serveConfigV2"])
+
+
+@pytest.mark.parametrize("config", [serve_config, kuberay_config])
+def test_ray_takes_the_config_and_builds_its_application(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COTD_SERVE_TOKEN", TOKEN)
+    deploy = ServeDeploySchema.model_validate(config())
+    (application,) = deploy.applications
+    built = call_builder(import_attr(application.import_path), application.args)
+    bound = built._bound_deployment
+    (settings,) = bound.init_args
+    assert isinstance(settings, Settings)
+    assert settings.student == "models:/cotd-student@champion"
+    assert settings.token_sha256 == digest(TOKEN)
+    (deployment,) = application.deployments
+    assert deployment.name == bound.name, "Serve refuses options for a deployment that it does not know"
+    assert deployment.ray_actor_options.num_cpus == settings.threads
+    scaling = deployment.autoscaling_config
+    scaling = scaling if isinstance(scaling, dict) else scaling.model_dump()
+    assert scaling["target_ongoing_requests"] * 2 <= settings.max_batch <= bound.max_ongoing_requests
+
+
+def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
+    assert ServeDeploySchema.model_validate(serve_config()).http_options.host == "127.0.0.1"
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    (application,) = ServeDeploySchema.model_validate(serve_config()).applications
+    with pytest.raises(ValidationError, match="polling_seconds"):
+        call_builder(import_attr(application.import_path), {**application.args, "polling_seconds": 3})
+
+
+def test_pods_have_the_ray_that_is_pinned_and_the_token() -> None:
+    cluster = rayservice()["spec"]["rayClusterConfig"]
+    assert cluster["rayVersion"] == ray.__version__
+    (workers,) = cluster["workerGroupSpecs"]
+    for group in (cluster["headGroupSpec"], workers):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["env"][0]["name"] == "COTD_SERVE_TOKEN"
+        assert "secretKeyRef" in container["env"][0]["valueFrom"]

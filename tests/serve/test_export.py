@@ -1,0 +1,118 @@
+"""Exports as somebody elsewhere uses them: the folder's own README is run."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cotd.cli import main
+from cotd.errors import CotdError
+from cotd.student import Student
+from serve import export, runtime
+from serve.export import PACKAGES, export_student
+
+TEXTS = ["A warm and funny film.", "Dull and lifeless."]  # those of the README
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Student:
+    return Student.load(student_folder, device="cpu")
+
+
+def need(packages: Any) -> None:
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        pytest.skip(f"needs pip install {' '.join(missing)}")
+
+
+@pytest.mark.parametrize("format", PACKAGES)
+def test_the_readme_of_an_export_gives_the_students_probabilities(
+    student: Student, student_folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(PACKAGES[format])
+    target = tmp_path / "out" / "student"
+    monkeypatch.setattr("sys.argv", ["cotd", "export", str(student_folder), str(target), "--format", format])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    readme = (target / "README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert snippet is not None
+    done = subprocess.run([sys.executable, "-c", snippet[1]], cwd=target, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    labels, rows = done.stdout.strip().split("] [[")
+    assert ast.literal_eval(labels + "]") == list(student.task.labels)
+    expected = [list(p.probabilities.values()) for p in student.predict(TEXTS)]
+    assert torch.allclose(torch.tensor(ast.literal_eval("[[" + rows)), torch.tensor(expected), atol=1e-4)
+    assert sorted(p.name for p in target.parent.iterdir()) == ["student"]
+
+
+def test_an_export_that_is_off_is_refused_and_removed(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.load
+
+    def spoiled(*arguments: Any) -> Any:
+        read_back = real(*arguments)
+        read_back.model.shared.weight.data += torch.randn_like(read_back.model.shared.weight)
+        return read_back
+
+    monkeypatch.setattr(export, "load", spoiled)
+    with pytest.raises(CotdError, match=r"the export is refused and removed: .*a probability is .* off"):
+        export_student(student, tmp_path / "student", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("needs", ["reasons_first", "reads_rationales"])
+def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student, tmp_path: Path, needs: str) -> None:
+    """The README that comes with an export scores the label words in the decoder's first step."""
+    other = Student(student.model, student.tokenizer, student.task, {"method": "cot_joint"})
+    other.card[needs] = True
+    with pytest.raises(CotdError, match="a student trained by 'cot_joint' is not exported"):
+        export_student(other, tmp_path / "student", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_nothing(student: Student, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(CotdError, match=r"is there already\. Name another folder"):
+        export_student(student, tmp_path, "hf")
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_missing_packages_are_named(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CotdError, match=r"the format 'onnx' needs .* -m pip install onnx onnxscript onnxruntime"):
+        export_student(student, tmp_path / "student", "onnx")
+    with pytest.raises(CotdError, match=r"the runtime 'ctranslate2-int8' needs .* -m pip install ctranslate2"):
+        runtime.require_runtime("ctranslate2-int8")
+
+
+def test_an_unknown_format(student: Student, tmp_path: Path) -> None:
+    with pytest.raises(CotdError, match=r"unknown format 'onxx'; known: hf, onnx, ctranslate2. Did you mean 'onnx'\?"):
+        export_student(student, tmp_path / "student", "onxx")
+
+
+def test_ctranslate2_scales_the_decoders_output_only_where_it_was_trained_so(student: Student) -> None:
+    """transformers 5 calls every T5 tied; 1.1 does not scale (Shazeer 2020), 1.0 does (Raffel et al. 2020)."""
+    need(PACKAGES["ctranslate2"])
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from serve.ctranslate2_runtime import ctranslate2_runtime
+
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    for tied in (True, False):
+        kind = {"feed_forward_proj": "relu" if tied else "gated-gelu", "tie_word_embeddings": tied}
+        config = T5Config(vocab_size=len(student.tokenizer), decoder_start_token_id=0, **shape, **kind)
+        torch.manual_seed(0)
+        other = Student(T5ForConditionalGeneration(config), student.tokenizer, student.task, {"max_input_tokens": 32})
+        logits, _ = ctranslate2_runtime(other, "float32").label_logits(runtime.PROBES)
+        assert torch.allclose(logits, other.label_logits(runtime.PROBES)[0], atol=1e-3, rtol=1e-3)
