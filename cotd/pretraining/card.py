@@ -45,8 +45,8 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "## How",
         "",
         f"{summary['steps']:,} steps, {summary['tokens'] / 1e6:.1f} M tokens seen, {summary['seconds'] / 60:.0f} minutes on "
-        f"{summary['device']} in {summary['precision']}. The recipe is `pretraining.json`'s `config`; the command is "
-        "`cotd pretrain` with it.",
+        f"{summary['device']} in {summary['precision']}, after the teachers' answers. The recipe is `pretraining.json`'s "
+        "`config`; the command is `cotd pretrain RECIPE` with it.",
         "",
         "## What it learned",
         "",
@@ -60,8 +60,9 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "## Limits and biases",
         "",
         "It has read film and product reviews in English and little else, so it knows their words, their opinions of people "
-        "and places, and their slurs. What its teachers have wrong it has learned. It writes short, simple sentences at best. "
-        "Finetune it and measure before you rely on it.",
+        "and places, and their slurs. What its teachers have wrong it has learned. "
+        + ("" if config["objectives"]["denoise_share"] else "It was not taught to write: rationales it learns in finetuning. ")
+        + "Finetune it and measure before you rely on it.",
         "",
     ]
     return "\n".join(lines)

@@ -348,7 +348,8 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of an {platform.machine()} processor"
 
 
 def held_out_losses(model: Any, batches: BatchedCorpus, teacher: Any) -> dict[str, float]:
