@@ -31,6 +31,8 @@ PACKAGES = {
     "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
     "ctranslate2-int8": ("ctranslate2",),
 }
+# Runtimes that compute one decoder step and no more.
+LABEL_ONLY = ("onnxruntime", "onnxruntime-int8", "ctranslate2-int8")
 
 
 class Runtime(Protocol):
@@ -80,6 +82,11 @@ def make_runtime(name: str, student: Student) -> Runtime:
         raise CotdError(
             f"this student was trained by '{student.card.get('method')}': it reads the teacher's rationale beside each review, "
             "and cannot be served. Serve a student of another method."
+        )
+    if student.reasons_first and name in LABEL_ONLY:
+        raise CotdError(
+            f"this student was trained by '{student.card.get('method')}': it writes a rationale before its label, which the "
+            f"runtime '{name}' cannot. Use the runtime torch."
         )
     runtime = RUNTIMES[name](student)
     check_parity(runtime, student, TOLERANCES[name])

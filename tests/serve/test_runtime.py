@@ -13,7 +13,7 @@ import torch
 from cotd.errors import CotdError
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
-from serve.runtime import PACKAGES, PROBES, RUNTIMES, TOLERANCES, check_parity, make_runtime
+from serve.runtime import LABEL_ONLY, PACKAGES, PROBES, RUNTIMES, TOLERANCES, check_parity, make_runtime
 from serve.t5 import T5LabelScorer
 
 
@@ -69,7 +69,7 @@ def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, An
     assert torch.allclose(scorer.label_logits(PROBES)[0], other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - set(LABEL_ONLY)))
 def test_a_student_that_reasons_first_is_served_as_it_predicts(student: Student, name: str) -> None:
     card = {**student.card, "method": "cot_joint", "reasons_first": True}
     reasoning = Student(student.model, student.tokenizer, student.task, card)
@@ -99,3 +99,12 @@ def test_a_runtime_that_is_off_is_refused(student: Student) -> None:
 def test_an_unknown_runtime(student: Student) -> None:
     with pytest.raises(CotdError, match=r"unknown runtime 'torsh'; known: torch.*Did you mean 'torch'\?"):
         make_runtime("torsh", student)
+
+
+def test_a_runtime_of_labels_alone_refuses_a_student_that_reasons_first(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.runtime.PACKAGES", {})
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    with pytest.raises(CotdError, match="writes a rationale before its label"):
+        make_runtime("onnxruntime", reasoning)
