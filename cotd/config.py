@@ -267,7 +267,8 @@ class TrainingConfig(Block):
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
     optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
-        "scaled_adamw", description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger"
+        "scaled_adamw",
+        description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
     )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     learning_rate: float = Field(5e-3, gt=0)
