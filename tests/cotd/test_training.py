@@ -21,7 +21,15 @@ from cotd.task import SENTIMENT
 from cotd.training import collate, encode_pairs, multi_task_loss, train_trial
 from cotd.trials import Trial, TrialFolder
 
-SETTINGS = {"steps": 8, "batch_size": 8, "eval_every": 2, "warmup_steps": 0, "learning_rate": 1e-2, "dropout": 0.0}
+SETTINGS = {
+    "optimizer": "adamw",
+    "steps": 8,
+    "batch_size": 8,
+    "eval_every": 2,
+    "warmup_steps": 0,
+    "learning_rate": 1e-2,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
