@@ -1,7 +1,7 @@
 """What a language model knows about a text just before it says the label: the targets that the decoder learns.
 
 A small model's own answers are worse than what it knows. On 800 Rotten Tomatoes sentences the embedded teacher's answers,
-at the best single threshold, were 81 % accurate; a logistic regression on its state after layer 22, at the place of the
+split at their median, were 81 % accurate; a logistic regression on its state after layer 22, at the place of the
 answer, 87 %. So both are learned: the state's principal components, and the answer read off the state.
 
 The folder `answers/` of a corpus holds `asked.parquet` (the texts), `NNNNN.npz` (blocks of states, computed once; a stop
