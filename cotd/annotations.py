@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from cotd.memory import release_memory
+
 ANNOTATION_COLUMNS = [
     "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
     "gold_conditioned", "teacher", "revision", "prompt_hash", "prompt_tokens", "output_tokens", "error",
@@ -93,8 +95,10 @@ class AnnotationRows:
     def table(self) -> pd.DataFrame:
         """The Annotation table of all rows."""
         self._pack()
-        whole = pa.concat_tables(self._tables).sort_by([(column, "ascending") for column in KEY])
+        whole = pa.concat_tables(self._tables)
         self._tables = []
+        whole = whole.sort_by([(column, "ascending") for column in KEY])
+        release_memory()  # the unsorted rows
         return annotation_table(whole.to_pandas(split_blocks=True, self_destruct=True))
 
 

@@ -23,6 +23,7 @@ from cotd.config import StudyConfig, TeacherConfig, digest
 from cotd.errors import CotdError
 from cotd.filters import REASON, FilterContext, apply_filters
 from cotd.hub import first_sentence, hub_commit
+from cotd.memory import release_memory
 from cotd.methods import METHODS
 from cotd.progress import say
 from cotd.prompts import Prompts, load_prompts
@@ -116,6 +117,7 @@ def annotate(
             check_price(config.teacher, job, ask, yes)
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
         output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
+    release_memory()
     if output.test["gold"].notna().sum() == 0:
         raise CotdError(
             f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test review. Raise it, or lower "
@@ -157,6 +159,7 @@ def prepare(config: StudyConfig) -> Job:
         CotdError: bad reviews, prompts or teacher; missing gold labels; no such store.
     """
     check_gold(config, reviews := load_reviews(config.data))
+    release_memory()
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or config.directory.parent / "completions")

@@ -22,10 +22,11 @@ def annotations_page(
     Args:
         reviews: the Review table. lines: the summary. reliability: see `cotd.quality.label_quality`.
     """
-    found = annotations.merge(reviews[["id", "text", "label"]], left_on="review_id", right_on="id", suffixes=("", "_gold"))
-    wrong = found["label_gold"].notna() & found["label"].notna() & (found["label_gold"] != found["label"])
-    concern = found["error"].notna() * 4.0 + wrong * 2.0 - found["label_probability"].fillna(1.0)
-    found = found.iloc[concern.to_numpy().argsort(kind="stable")[::-1][:MOST_ROWS]]
+    gold = annotations["review_id"].map(reviews.set_index("id")["label"])
+    wrong = gold.notna() & annotations["label"].notna() & (gold != annotations["label"])
+    concern = annotations["error"].notna() * 4.0 + wrong * 2.0 - annotations["label_probability"].fillna(1.0)
+    found = annotations.iloc[concern.to_numpy().argsort(kind="stable")[::-1][:MOST_ROWS]]
+    found = found.merge(reviews[["id", "text", "label"]], left_on="review_id", right_on="id", suffixes=("", "_gold"))
     columns = {
         "id": "review_id", "text": "text", "label": "label", "gold": "label_gold", "probability": "label_probability",
         "rationale": "rationale", "sample": "sample", "given": "gold_conditioned", "error": "error",
