@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cotd import assets
-from cotd.annotations import annotations_digest
+from cotd.annotations import SCHEMA, annotations_digest
 from cotd.completions import CompletionStore
 from cotd.config import StudyConfig, TeacherConfig, digest
 from cotd.errors import CotdError
@@ -40,6 +42,7 @@ from pipelines.browse import annotations_page
 from pipelines.locking import only_one
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]”’]*(?=\s|$)")
+ROW_GROUP = 65_536
 # From this share of set-aside rows on, something other than a few bad rows is wrong.
 MANY = 0.05
 KEPT = "the other run's answers are kept and will not be asked again."
@@ -126,7 +129,7 @@ def annotate(
     gold = job.reviews.table.set_index("id")["label"].dropna().to_dict()
     output.annotations, filtered = apply_filters(output.annotations, config.teacher.filters, FilterContext(job.task, gold))
     summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
-    write_parquet(output.annotations, files.annotations)
+    write_parquet(output.annotations, files.annotations, SCHEMA)
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
     if config.teacher.held_out_rationales:
@@ -150,6 +153,7 @@ class Job:
     teacher: Teacher
     store: CompletionStore
     warnings: list[str]
+    inputs: str  # see annotation_inputs
 
 
 def prepare(config: StudyConfig) -> Job:
@@ -159,11 +163,12 @@ def prepare(config: StudyConfig) -> Job:
         CotdError: bad reviews, prompts or teacher; missing gold labels; no such store.
     """
     check_gold(config, reviews := load_reviews(config.data))
-    release_memory()
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
-    return Job(reviews, task, prompts, load_teacher(config.teacher), store, quarantine_warnings(reviews))
+    inputs = annotation_inputs(config, reviews)
+    release_memory()
+    return Job(reviews, task, prompts, load_teacher(config.teacher), store, quarantine_warnings(reviews), inputs)
 
 
 def preview(config: StudyConfig, rows: int) -> Iterator[str]:
@@ -371,9 +376,14 @@ def write_text(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def write_parquet(table: pd.DataFrame, path: Path) -> None:
+def write_parquet(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
+    """Writes a table a block of rows at a time: the whole of it in another form would double its memory."""
     scratch = path.with_name(path.name + ".part")
-    table.to_parquet(scratch, index=False)
+    schema = schema or pa.Schema.from_pandas(table, preserve_index=False)
+    with pq.ParquetWriter(scratch, schema) as writer:
+        for start in range(0, max(1, len(table)), ROW_GROUP):
+            part = table.iloc[start : start + ROW_GROUP]
+            writer.write_table(pa.Table.from_pandas(part, schema=schema, preserve_index=False))
     scratch.replace(path)
 
 
@@ -410,7 +420,7 @@ def summarise(
             "labels": label_quality(test["gold"], test["predicted"], test["label_probability"], job.task),
             "rationales": rationale_quality(annotations, job.task),
         },
-        "inputs": annotation_inputs(config, job.reviews),
+        "inputs": job.inputs,
         "usage": dict(ask.usage),
         "spent": spent(ask),
         "seconds": seconds,
