@@ -18,7 +18,7 @@ from cotd.methods import METHODS
 from cotd.statistics import mcnemar, seeds_interval, share
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
-from pipelines.annotate import read_annotations
+from pipelines.annotation_files import read_annotations
 from pipelines.study import Plan, plan_study
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).

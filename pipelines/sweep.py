@@ -17,7 +17,7 @@ from cotd.errors import CotdError
 from cotd.progress import say, track
 from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
-from pipelines.annotate import read_annotations, read_rationales, read_teacher_test
+from pipelines.annotation_files import read_annotations, read_rationales, read_teacher_test
 from pipelines.cluster import ignore_interrupts, ray_session
 from pipelines.locking import only_one
 from pipelines.study import Plan, plan_study

@@ -21,15 +21,10 @@ from cotd.prompts import load_prompts
 from cotd.reviews import build_reviews, review_id
 from cotd.strategies import STRATEGIES, Teacher
 from cotd.task import SENTIMENT
-from pipelines.annotate import (
-    AnnotationFiles,
-    annotate,
-    fit_by_length,
-    load_teacher,
-    preview,
-    read_annotations,
-    tokens_by_length,
-)
+from cotd.teacher import load_teacher
+from cotd.truncation import fit_by_length, tokens_by_length
+from pipelines.annotate import annotate, preview
+from pipelines.annotation_files import AnnotationFiles, read_annotations
 from pipelines.asking import Asker, Budget
 from tests.conftest import FakeTeacher, review_text
 

@@ -14,7 +14,7 @@ TEACHER = "embedded:smollm2-135m-instruct"
 
 def test_both_engines_answer_alike() -> None:
     from cotd.config import TeacherConfig
-    from pipelines.annotate import load_teacher
+    from cotd.teacher import load_teacher
     from pipelines.cluster import ray_session
     from pipelines.engine import teacher_engine
 
