@@ -135,7 +135,7 @@ class CompletionStore:
         """Adds the shards that have appeared since to the index: some 40 bytes a row."""
         self.files.invalidate_cache()
         known = set(self._shards)
-        new = [s for s in sorted(self.files.glob(f"{self.directory}/*.parquet")) if s not in known]
+        new = [shard for shard in self._listed() if shard not in known]
         if not new:
             return
         parts = [self._index]
@@ -151,10 +151,19 @@ class CompletionStore:
         answered = index["state"].to_numpy() == ANSWERED
         self._index = index.take(np.lexsort((index["shard"].to_numpy(), answered))[::-1]).combine_chunks()
 
+    def _listed(self) -> list[str]:
+        """The shards that are there, oldest first. Nothing here expands patterns: a folder may be called `runs [old]`."""
+        try:
+            paths = self.files.ls(self.directory, detail=False)
+        except FileNotFoundError:  # nothing was ever kept here
+            return []
+        names = ((path.rpartition("/")[2], path) for path in paths)
+        return [path for name, path in sorted(names) if name.endswith(".parquet") and not name.startswith(".")]
+
     def _read(self, shards: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
         """The rows of some shards, which remote stores fetch side by side."""
-        contents = self.files.cat(list(shards))
-        return [pq.read_table(io.BytesIO(contents[s]), schema=SCHEMA, columns=columns) for s in shards]
+        contents = self.files.cat_ranges(list(shards), None, None, on_error="raise")  # `cat` expands patterns
+        return [pq.read_table(io.BytesIO(content), schema=SCHEMA, columns=columns) for content in contents]
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -4,10 +4,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotd.completions import CompletionStore, Request
+from cotd.completions import completion as completion_of
 
 completion = st.fixed_dictionaries(
     {
@@ -38,6 +40,13 @@ def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str
         again = CompletionStore(directory).answers(keys)
         answered = {c["key"]: c for shard in written for c in shard if c["error"] is None}
         assert again == {k: c for k, c in answered.items() if k in keys}
+
+
+@pytest.mark.parametrize("folder", ["a [1] * ? {x,y}/completions", "memory://kept [1] * ? {x,y}"])
+def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    where = folder if folder.startswith("memory:") else tmp_path / folder
+    CompletionStore(where).append([completion_of("k", text="fine")])
+    assert CompletionStore(where).answers(["k"])["k"]["text"] == "fine"
 
 
 def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:
