@@ -50,7 +50,8 @@ def annotate(
         quality, what filters took out, quarantine reasons, tokens, cost and seconds.
 
     Raises:
-        CotdError: bad input, before any worker starts; another process annotates this study; the price was declined.
+        CotdError: bad input, before any worker starts; another process annotates this study; the price was declined;
+            answers cannot be kept.
     """
     started = time.perf_counter()
     job = prepare(config)
@@ -60,7 +61,12 @@ def annotate(
     budget = Budget(config.teacher.budget, job.teacher.count)
     only = quarantined_ids(config) if retry_errors else None
     with contextlib.ExitStack() as stack:
-        engine = functools.cache(lambda: complete or start_engine(config, job.teacher, stack))
+
+        @functools.cache
+        def engine() -> Complete:
+            job.store.require_writable()
+            return complete or start_engine(config, job.teacher, stack)
+
         ask = Asker(job.store, engine, budget, only, retry_refused=retry_errors)
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
@@ -121,6 +127,7 @@ def check_price(config: TeacherConfig, job: Job, ask: Asker, yes: bool) -> None:
     expected = ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts))
     if not expected.requests:
         return
+    job.store.require_writable()
     scoring = config.strategy == "score_then_explain"
     probe = score_request(job.teacher, job.task, job.prompts, "Good.") if scoring else None
     check_endpoint(config.model, config.api, probe)

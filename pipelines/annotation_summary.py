@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd.annotations import annotations_digest
+from cotd.completions import CompletionStore
 from cotd.config import StudyConfig
 from cotd.filters import REASON
 from cotd.quality import label_quality, rationale_quality
@@ -32,7 +33,7 @@ def summarise(
     return {
         "study": config.name,
         "reviews": job.reviews.counts | {"cut": sum(n < lengths[i] for i, n in job.teacher.cut.items())},
-        "warnings": job.warnings,
+        "warnings": job.warnings + store_warnings(job.store),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
             "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": train_accuracy,
@@ -55,6 +56,17 @@ def summarise(
         "seconds": seconds,
         "digest": annotations_digest(annotations),
     }  # fmt: skip
+
+
+def store_warnings(store: CompletionStore) -> list[str]:
+    """What to say of damaged shards."""
+    if not store.unreadable:
+        return []
+    names = ", ".join(shard.rpartition("/")[2] for shard in store.unreadable[:5])
+    more = ", …" if len(store.unreadable) > 5 else ""
+    return [
+        f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as not there: {names}{more}. Delete them."
+    ]
 
 
 def spent(ask: Asker) -> dict[str, Any]:

@@ -224,6 +224,30 @@ def test_a_store_that_cannot_be_used(write_study: Callable[..., Path], store: st
         annotate(load_config(write_study(teacher={"store": store})), nobody)
 
 
+def test_a_store_that_cannot_be_written_is_noticed_before_anything_is_asked(
+    config: StudyConfig, teacher_double: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    store = str(tmp_path / "file" / "completions")
+    unwritable = config.model_copy(update={"teacher": config.teacher.model_copy(update={"store": store})})
+    with pytest.raises(CotdError, match=r"cannot be written: .*name another folder or URL"):
+        annotate(unwritable, teacher_double.complete)
+    assert not teacher_double.asked
+
+
+def test_a_damaged_shard_is_named_in_the_summary(config: StudyConfig, teacher_double: Any) -> None:
+    annotate(config, teacher_double.complete)
+    asked = len(teacher_double.asked)
+    shard = min((config.directory.parent / "completions").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    summary = annotate(config, teacher_double.complete)
+    assert len(teacher_double.asked) == asked + 8, "what was in it"
+    assert summary["annotations"]["usable"] == 48
+    (warning,) = summary["warnings"]
+    assert warning.startswith("1 shards of ")
+    assert shard.name in warning
+
+
 def test_a_column_of_stars_is_warned_of(
     write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
 ) -> None:
