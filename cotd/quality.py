@@ -20,10 +20,12 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     """The teacher's labels against gold, over the same rows; a missing label is a class of its own, "none".
 
     Returns:
-        rows; `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap over rows), where
-        both have more than one class; and, where labels have probabilities, the expected calibration error and the
-        reliability diagram's points: confidence, accuracy and rows of each tenth that has any.
+        rows; if there are any: `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap
+        over rows), where both have more than one class; and, where labels have probabilities, the expected calibration
+        error and the reliability diagram's points: confidence, accuracy and rows of each tenth that has any.
     """
+    if gold.empty:
+        return {"rows": 0}
     given = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
     wanted = gold.to_numpy(dtype=object)
     columns = [*task.labels, *(["none"] if "none" in given else [])]

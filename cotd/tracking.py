@@ -150,7 +150,7 @@ class StudyTracker:
 
         teacher = summary["teacher"]
         labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-        values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n")}
+        values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n") if teacher[k] is not None}
         values |= {f"teacher_{k}": labels[k] for k in ("kappa", "kappa_low", "kappa_high", "calibration_error") if k in labels}
         values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
         values |= {f"annotations_{k}": summary["annotations"][k] for k in ("rows", "reviews", "usable")}

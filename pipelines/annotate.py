@@ -35,7 +35,7 @@ KEPT = "the other run's answers are kept and will not be asked again."
 def annotate(
     config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
 ) -> dict[str, Any]:
-    """Annotates a study's training reviews, and scores the teacher on its test reviews.
+    """Annotates a study's training reviews, and scores the teacher on those test reviews that have a gold label.
 
     Whatever the completion store knows is not asked again, so that a run that was stopped goes on where it was, and
     a finished one does nothing.
@@ -46,8 +46,8 @@ def annotate(
         retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good.
 
     Returns:
-        The summary, which is also in `summary.json`: counts, the teacher's accuracy with its interval, calibration,
-        quality, what filters took out, quarantine reasons, tokens, cost and seconds.
+        The summary, which is also in `summary.json`: counts, the teacher's accuracy with its interval (None without
+        gold), calibration, quality, what filters took out, quarantine reasons, tokens, cost and seconds.
 
     Raises:
         CotdError: bad input, before any worker starts; another process annotates this study; the price was declined;
@@ -73,7 +73,7 @@ def annotate(
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
         output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
     release_memory()
-    if output.test["gold"].notna().sum() == 0:
+    if budget.reached and job.reviews.split("test")["label"].notna().any() and not output.test["gold"].notna().any():
         raise CotdError(
             f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test review. Raise it, or lower "
             "data.test_rows; what is done is kept."

@@ -12,7 +12,7 @@ from cotd.methods import METHODS
 from cotd.prompts import Prompts, load_prompts
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews, noun
-from cotd.strategies import Teacher
+from cotd.strategies import Teacher, calibration_reviews
 from cotd.task import Task, get_task
 from cotd.teacher import load_teacher
 
@@ -33,17 +33,21 @@ class Job:
 
 
 def prepare(config: StudyConfig) -> Job:
-    """Loads and checks all that a run needs, and starts nothing.
+    """Loads and checks all that a run needs, and starts nothing. Gold labels are needed by Platt scaling alone.
 
     Raises:
-        CotdError: bad reviews, prompts or teacher; missing gold labels; no such store.
+        CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store.
     """
-    check_gold(config, reviews := load_reviews(config.data))
+    reviews = load_reviews(config.data)
     release_memory()
+    if config.teacher.strategy == "score_then_explain":
+        calibration_reviews(config.teacher, reviews)
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
-    return Job(reviews, task, prompts, load_teacher(config.teacher), store, quarantine_warnings(reviews))
+    warnings = quarantine_warnings(reviews)
+    warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, reviews)]
+    return Job(reviews, task, prompts, load_teacher(config.teacher), store, warnings)
 
 
 def quarantine_warnings(reviews: Reviews) -> list[str]:
@@ -62,7 +66,13 @@ def quarantine_warnings(reviews: Reviews) -> list[str]:
 
 
 def check_gold(config: StudyConfig, reviews: Reviews) -> None:
-    """Raises, all at once, what the study needs gold labels for and does not have."""
+    """Raises, all at once, what the study's students need gold labels for and do not have."""
+    if problems := gold_problems(config, reviews):
+        raise CotdError(*problems[:-1], " ".join([problems[-1], *quarantine_warnings(reviews)]))
+
+
+def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
+    """What the study's students need gold labels for and do not have."""
     problems = []
     labelled = reviews.table[reviews.table["label"].notna()]
     for split in ("validation", "test"):
@@ -76,8 +86,7 @@ def check_gold(config: StudyConfig, reviews: Reviews) -> None:
         labels = labelled.loc[labelled["split"] == split, "label"]
         if labels.nunique() == 1:
             advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
-            problem = f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}"
-            problems.append(" ".join([problem, *quarantine_warnings(reviews)]))
+            problems.append(f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}")
     if not (labelled["split"] == "train").any():
         for method in config.grid.method:
             if METHODS[method].labels == "gold":
@@ -85,8 +94,7 @@ def check_gold(config: StudyConfig, reviews: Reviews) -> None:
                     f"method '{method}' trains on gold labels, and no training review has one. "
                     "Name the label column in data.columns.label, or take it out of grid.method."
                 )
-    if problems:
-        raise CotdError(*problems)
+    return problems
 
 
 def annotation_inputs(config: StudyConfig, reviews: Reviews) -> str:

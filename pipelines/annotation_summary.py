@@ -23,7 +23,7 @@ def summarise(
     """What the run did, for `summary.json`, MLflow and the terminal."""
     annotations, test = output.annotations, output.test[output.test["gold"].notna()]
     correct = (test["gold"] == test["predicted"]).to_numpy()
-    accuracy, low, high = accuracy_interval(correct)
+    accuracy, low, high = accuracy_interval(correct) if len(correct) else (None, None, None)
     own = annotations[~annotations["gold_conditioned"]]
     gold = job.reviews.table.set_index("id")["label"]
     judged = own[own["review_id"].map(gold).notna() & own["label"].notna() & (own["sample"] == 0)]
@@ -95,13 +95,16 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     if summary["calibration"]:
         yield f"calibrated on {summary['calibration']['used']}"
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-    interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
     kappa = (
         f", kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]" if "kappa" in labels else ""
     )
     error = f", calibration error {labels['calibration_error']:.3f}" if "calibration_error" in labels else ""
-    yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{error}"
-    for gold, given in labels["confusion"].items():
+    if teacher["accuracy"] is None:
+        yield "teacher: not measured, as no test review has a gold label"
+    else:
+        interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
+        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{error}"
+    for gold, given in labels.get("confusion", {}).items():
         yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in given.items())
     if rationales["rows"]:
         words = rationales["words"]

@@ -54,7 +54,7 @@ def report(config: StudyConfig) -> dict[str, Any]:
             }
         )  # fmt: skip
     found = read_annotations(config) if plan.annotations else None
-    teacher = found[1]["teacher"] if found else None
+    teacher = found[1]["teacher"] if found and found[1]["teacher"]["n"] else None  # one without gold was not measured
     content: dict[str, Any] = {
         "study": config.name,
         "source": config.data.source,

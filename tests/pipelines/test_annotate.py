@@ -19,12 +19,16 @@ from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
 from cotd.prompts import load_prompts
 from cotd.reviews import build_reviews, review_id
+from cotd.sources import load_reviews
 from cotd.strategies import STRATEGIES, Teacher
 from cotd.task import SENTIMENT
 from cotd.teacher import load_teacher
+from cotd.tracking import StudyTracker
 from cotd.truncation import fit_by_length, tokens_by_length
 from pipelines.annotate import annotate, preview
 from pipelines.annotation_files import AnnotationFiles, read_annotations
+from pipelines.annotation_job import check_gold
+from pipelines.annotation_summary import summary_lines
 from pipelines.asking import Asker, Budget
 from tests.conftest import FakeTeacher, review_text
 
@@ -259,13 +263,34 @@ def test_a_column_of_stars_is_warned_of(
     )
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
     with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
-        annotate(config, nobody)
+        check_gold(config, load_reviews(config.data))
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
     summary = annotate(config, teacher_double.complete)
     (warning,) = summary["warnings"]
     assert warning.startswith("19 of 60 rows are set aside: ")
     assert "label '5' is not one of negative, positive" in warning
     assert "Stars or scores have to be mapped to labels first" in warning
+
+
+@pytest.mark.parametrize("strategy", ["score_then_explain", "chain_of_thought"])
+def test_reviews_without_gold_are_annotated(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, strategy: str
+) -> None:
+    said = {True: "Positive", False: "Negative"}
+    teacher_double.write = lambda r: f" The words are telling.\nSentiment: {said['warm' in r.prompt.rpartition('eview: ')[2]]}"
+    teacher = {"strategy": strategy, "calibration": {"method": "prior", "rows": 24}}
+    config = load_config(write_study(review_rows.drop(columns="label"), teacher=teacher))
+    summary = annotate(config, teacher_double.complete)
+    assert summary["annotations"] == {"rows": 24, "reviews": 24, "usable": 24, "quarantined": {}}
+    assert [summary["teacher"][k] for k in ("accuracy", "ci_low", "n", "accuracy_on_train")] == [None, None, 0, None]
+    assert summary["quality"]["labels"] == {"rows": 0}
+    table = (read_annotations(config) or (pd.DataFrame(),))[0]
+    gold = {review_id("reviews.csv", r.text): r.label for r in review_rows.itertuples()}
+    assert (table["label"] == table["review_id"].map(gold)).all()
+    assert "teacher: not measured, as no test review has a gold label" in list(summary_lines(summary, Path("a.parquet")))
+    assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
+    assert "Annotations" in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
+    StudyTracker(config).log_teacher(summary)
 
 
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
