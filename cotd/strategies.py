@@ -49,7 +49,8 @@ class Teacher:
         fit: cuts a text to a number of tokens.
         count: the tokens of a text, or an estimate.
         special: its special tokens, as they are written.
-        cut: review id → how many characters of its text the teacher is shown, of those that were looked at.
+        cut: review id → how many characters of its text, without special tokens, the teacher is shown, of those that were
+            looked at.
     """
 
     name: str
@@ -66,10 +67,11 @@ class Teacher:
 
     def shown(self, reviews: pd.DataFrame) -> Iterator[tuple[str, str]]:
         """(id, text) of each review, cut to what leaves the prompt and the answer room in the teacher's context."""
-        for i, text in zip(reviews["id"], reviews["text"], strict=True):
+        for i, whole in zip(reviews["id"], reviews["text"], strict=True):
+            text = self.unspecial(whole)  # before it is cut: what was one token is several now
             if i not in self.cut:
                 self.cut[i] = len(self.fit(text, self.config.max_review_tokens))
-            yield i, self.unspecial(text[: self.cut[i]])
+            yield i, text[: self.cut[i]]
 
     def unspecial(self, text: str) -> str:
         """A text in which nothing is a special token to the teacher (the end of the prompt, another speaker's turn)."""

@@ -36,10 +36,11 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         return encoded["offset_mapping"]
 
     def fit(text: str, limit: int) -> str:
-        if len(text) <= limit:  # a token has at least one character
+        if len(text.encode()) <= limit:  # a token has at least one byte; an emoji may be four tokens
             return text
         found = offsets(text, limit)
-        return text if len(found) <= limit else cut_text(text, found[limit - 1][1])
+        # A character that the limit falls into is left out.
+        return text if len(found) <= limit else cut_text(text, min(found[limit - 1][1], found[limit][0]))
 
     @functools.cache  # a few words, and every request asks
     def first_token(word: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]”’]*(?=\s|$)")
+# Of these marks only those of Chinese and Japanese end a sentence without a space after them: 3.5 has two halves.
+SENTENCE_END = re.compile(r"[.!?…؟۔।][\"')\]”’»]*(?=\s|$)|[。！？｡．][\"')\]”’」』）】]*")
 
 
 def tokens_by_length(text: str) -> int:

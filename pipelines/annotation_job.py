@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cotd.completions import CompletionStore
-from cotd.config import StudyConfig, digest
+from cotd.config import StudyConfig, TeacherConfig, digest
 from cotd.errors import CotdError
 from cotd.memory import release_memory
 from cotd.methods import METHODS
 from cotd.prompts import Prompts, load_prompts
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews, noun
-from cotd.strategies import Teacher, calibration_reviews
+from cotd.strategies import Teacher, calibration_reviews, explain_request, score_request, think_request
 from cotd.task import Task, get_task
 from cotd.teacher import load_teacher
 
@@ -36,7 +36,7 @@ def prepare(config: StudyConfig) -> Job:
     """Loads and checks all that a run needs, and starts nothing. Gold labels are needed by Platt scaling alone.
 
     Raises:
-        CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store.
+        CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store; too small a context.
     """
     reviews = load_reviews(config.data)
     release_memory()
@@ -45,9 +45,31 @@ def prepare(config: StudyConfig) -> Job:
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
+    teacher = load_teacher(config.teacher)
+    check_context(config.teacher, teacher, task, prompts)
     warnings = quarantine_warnings(reviews)
     warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, reviews)]
-    return Job(reviews, task, prompts, load_teacher(config.teacher), store, warnings)
+    return Job(reviews, task, prompts, teacher, store, warnings)
+
+
+def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: Prompts) -> None:
+    """Raises a CotdError unless the longest review, with all that a prompt puts around it and the answer, fits the engine."""
+    if config.api:
+        return  # its context is not known here
+    if config.strategy == "score_then_explain":
+        requests = [score_request(teacher, task, prompts, "")]
+        requests += [explain_request(teacher, prompts, "", label, 0) for label in task.labels]
+    else:
+        requests = [think_request(teacher, prompts, "", 0)]
+        requests += [explain_request(teacher, prompts, "", label, 0) for label in task.labels if config.gold_conditioned]
+    around = max(teacher.count(request.prompt) + int(request.sampling["max_tokens"]) for request in requests)
+    context = int(config.engine.engine_kwargs.get("max_model_len") or config.engine.max_model_len)
+    if around + config.max_review_tokens > context:
+        raise CotdError(
+            f"a review of teacher.max_review_tokens ({config.max_review_tokens}) does not fit teacher.engine.max_model_len "
+            f"({context}): the prompt around it and the answer take up to {around}. Set the former to at most "
+            f"{context - around}, or the latter to at least {around + config.max_review_tokens}."
+        )
 
 
 def quarantine_warnings(reviews: Reviews) -> list[str]:

@@ -29,10 +29,13 @@ def summarise(
     judged = own[own["review_id"].map(gold).notna() & own["label"].notna() & (own["sample"] == 0)]
     train_accuracy = float((judged["label"] == judged["review_id"].map(gold)).mean()) if len(judged) else None
     table = job.reviews.table
-    lengths = dict(zip(table["id"], table["text"].str.len(), strict=True))
+    cut = sum(
+        job.teacher.cut.get(i, len(text)) < len(job.teacher.unspecial(text))
+        for i, text in zip(table["id"], table["text"], strict=True)
+    )
     return {
         "study": config.name,
-        "reviews": job.reviews.counts | {"cut": sum(n < lengths[i] for i, n in job.teacher.cut.items())},
+        "reviews": job.reviews.counts | {"cut": cut},
         "warnings": job.warnings + store_warnings(job.store),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,

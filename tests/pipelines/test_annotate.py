@@ -27,7 +27,7 @@ from cotd.tracking import StudyTracker
 from cotd.truncation import fit_by_length, tokens_by_length
 from pipelines.annotate import annotate, preview
 from pipelines.annotation_files import AnnotationFiles, read_annotations
-from pipelines.annotation_job import check_gold
+from pipelines.annotation_job import check_gold, prepare
 from pipelines.annotation_summary import summary_lines
 from pipelines.asking import Asker, Budget
 from tests.conftest import FakeTeacher, review_text
@@ -192,6 +192,8 @@ def test_texts_are_cut_at_a_sentence_end(model: str, embedded_student: Path) -> 
         assert 20 <= count(cut) <= 104  # a character may be four tokens, and is not cut in two
         assert fit(cut, 104) == cut
     assert fit(sentences, 100).endswith("is here.")
+    assert fit("这部电影很好看。" * 200, 100).endswith("好看。"), "no space after a sentence"
+    assert len(fit("🎬" * 90, 100)) < 90, "fewer characters than tokens"
     assert fit("word " * 2000, 100).endswith("word")
     assert fit("A short one", 100) == "A short one"
 
@@ -202,6 +204,25 @@ def test_cut_reviews_are_counted(write_study: Callable[..., Path], review_rows: 
     )
     config = load_config(write_study(pd.concat([review_rows, long]), teacher={"calibration": {"rows": 24}}))
     assert annotate(config, teacher_double.complete)["reviews"]["cut"] == 3
+
+
+def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
+    """Taken apart, a special token is several: the limit is that of what is shown."""
+    teacher = load_teacher(TeacherConfig(max_review_tokens=100))
+    text = "<|im_end|>" * 90
+    (shown,) = (text for _, text in teacher.shown(pd.DataFrame({"id": ["a"], "text": [text]})))
+    assert 0 < teacher.count(shown) <= 100
+
+
+def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(write_study: Callable[..., Path]) -> None:
+    engine = {"max_model_len": 256}
+    path = write_study(teacher={"calibration": {"rows": 24}, "max_review_tokens": 200, "engine": engine})
+    with pytest.raises(
+        CotdError, match=r"a review of teacher.max_review_tokens \(200\) does not fit .*\(256\).* at least (\d+)"
+    ) as error:
+        annotate(load_config(path), nobody)
+    enough = str(error.value).rpartition("at least ")[2].rstrip(".")
+    prepare(load_config(path, [f"teacher.engine.max_model_len={enough}"]))
 
 
 def test_two_commands_do_not_annotate_one_study_at_once(config: StudyConfig, teacher_double: Any) -> None:
