@@ -44,13 +44,14 @@ class Teacher:
     """A teacher as its requests name it, with what a strategy needs of its tokenizer.
 
     Attributes:
-        name: the model as configured. revision: which weights, as far as known.
+        name: the model as configured. revision: which weights, as far as known, and how they are used.
         first_token: word → id of its first token, as it follows a prompt; None where there is no tokenizer.
         fit: cuts a text to a number of tokens.
         count: the tokens of a text, or an estimate.
         special: its special tokens, as they are written.
         cut: review id → how many characters of its text, without special tokens, the teacher is shown, of those that were
             looked at.
+        commit: of a hub model, for the engine to load.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Teacher:
     count: Callable[[str], int] = len
     special: tuple[str, ...] = ()
     cut: dict[str, int] = field(default_factory=dict)
+    commit: str | None = None
 
     def request(self, prompt: str, **sampling: Any) -> Request:
         return Request(self.name, self.revision, prompt, sampling)

@@ -21,8 +21,12 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     Raises:
         CotdError: there is no such model.
     """
+    commit = None
     if config.api is None:
         tokenizer, revision = load_tokenizer(config.model, config.revision)
+        commit = None if Path(resolve_model(config.model)).is_dir() else revision
+        if kwargs := config.engine.deciding_kwargs():
+            revision += f", engine_kwargs {digest(kwargs)}"
     else:
         tokenizer = load_tokenizer(config.api.tokenizer, None)[0] if config.api.tokenizer else None
         extra = f", extra_body {digest(config.api.extra_body)}" if config.api.extra_body else ""
@@ -49,7 +53,8 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     def count(text: str) -> int:
         return len(tokenizer(text)["input_ids"])
 
-    return Teacher(config.model, revision, first_token, fit, config, count, tuple(tokenizer.all_special_tokens))
+    special = tuple(tokenizer.all_special_tokens)
+    return Teacher(config.model, revision, first_token, fit, config, count, special, commit=commit)
 
 
 def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -171,6 +170,4 @@ def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitSt
 
     require_engine()
     stack.enter_context(ray_session())
-    model = resolve_model(config.teacher.model)
-    revision = None if Path(model).is_dir() else teacher.revision
-    return stack.enter_context(teacher_engine(model, config.teacher.engine, revision))
+    return stack.enter_context(teacher_engine(resolve_model(config.teacher.model), config.teacher.engine, teacher.commit))

@@ -314,6 +314,21 @@ def test_reviews_without_gold_are_annotated(
     StudyTracker(config).log_teacher(summary)
 
 
+def test_weights_loaded_otherwise_are_another_teacher(
+    config: StudyConfig, teacher_double: Any, write_study: Callable[..., Path]
+) -> None:
+    """But for what only makes the engine faster."""
+    plain = annotate(config, teacher_double.complete)
+    path = write_study(teacher={"calibration": {"rows": 24}})
+    faster = load_config(path, ["teacher.engine.engine_kwargs={gpu_memory_utilization: 0.5}"])
+    assert annotate(faster, nobody)["inputs"] == plain["inputs"]
+    quantised = load_config(path, ["teacher.engine.engine_kwargs={quantization: fp8}"])
+    again = annotate(quantised, teacher_double.complete)
+    assert again["usage"] == {"requests": 84, "prompt_tokens": 84 * 5, "output_tokens": 84}
+    assert again["inputs"] != plain["inputs"]
+    assert annotate(quantised, nobody)["usage"]["from_store"] == 84
+
+
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
     shown = list(preview(config, 2))
     assert not config.directory.parent.exists()
