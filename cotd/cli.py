@@ -106,9 +106,10 @@ def annotate(
             print(line)
         return
     summary = run(study, yes=yes, retry_errors=retry_errors)
-    for line in summary_lines(summary, AnnotationFiles.of(study).annotations):
+    files = AnnotationFiles.of(study)
+    for line in summary_lines(summary, files.annotations):
         print(line)
-    StudyTracker(study).log_teacher(summary)
+    StudyTracker(study).log_teacher(summary, files.page)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from cotd.annotations import annotations_digest
 from cotd.completions import CompletionStore
 from cotd.config import StudyConfig
 from cotd.filters import REASON
-from cotd.quality import label_quality, rationale_quality
+from cotd.quality import label_quality, rationale_quality, vote_quality
 from cotd.statistics import accuracy_interval
 from cotd.strategies import TeacherOutput
 from pipelines.annotation_job import Job, annotation_inputs
@@ -28,6 +28,9 @@ def summarise(
     gold = job.reviews.table.set_index("id")["label"]
     judged = own[own["review_id"].map(gold).notna() & own["label"].notna() & (own["sample"] == 0)]
     train_accuracy = float((judged["label"] == judged["review_id"].map(gold)).mean()) if len(judged) else None
+    labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task)
+    if config.teacher.samples > 1 and "reliability" not in labels:
+        labels |= vote_quality(own, gold)
     table = job.reviews.table
     cut = sum(
         job.teacher.cut.get(i, len(text)) < len(job.teacher.unspecial(text))
@@ -50,7 +53,7 @@ def summarise(
         "held_out_rationales": {"reviews": len(output.rationales), "usable": sum(map(bool, output.rationales.values()))},
         "filters": filtered,
         "quality": {
-            "labels": label_quality(test["gold"], test["predicted"], test["label_probability"], job.task),
+            "labels": labels,
             "rationales": rationale_quality(annotations, job.task),
         },
         "inputs": annotation_inputs(config, job.reviews),
@@ -101,12 +104,13 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     kappa = (
         f", kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]" if "kappa" in labels else ""
     )
-    error = f", calibration error {labels['calibration_error']:.3f}" if "calibration_error" in labels else ""
     if teacher["accuracy"] is None:
         yield "teacher: not measured, as no test review has a gold label"
     else:
         interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
-        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{error}"
+        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}"
+    if "calibration_error" in labels:
+        yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
     for gold, given in labels.get("confusion", {}).items():
         yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in given.items())
     if rationales["rows"]:

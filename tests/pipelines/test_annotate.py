@@ -23,7 +23,6 @@ from cotd.sources import load_reviews
 from cotd.strategies import STRATEGIES, Teacher
 from cotd.task import SENTIMENT
 from cotd.teacher import load_teacher
-from cotd.tracking import StudyTracker
 from cotd.truncation import fit_by_length, tokens_by_length
 from pipelines.annotate import annotate, preview
 from pipelines.annotation_files import AnnotationFiles, read_annotations
@@ -311,7 +310,6 @@ def test_reviews_without_gold_are_annotated(
     assert "teacher: not measured, as no test review has a gold label" in list(summary_lines(summary, Path("a.parquet")))
     assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
     assert "Annotations" in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
-    StudyTracker(config).log_teacher(summary)
 
 
 def test_weights_loaded_otherwise_are_another_teacher(
@@ -357,6 +355,13 @@ def test_samples_for_another_label_than_the_majoritys_are_filtered(config: Study
         sampled = config.model_copy(update={"teacher": TeacherConfig(**settings, filters=filters)})
         summary = annotate(sampled, teacher_double.complete)
         assert summary["filters"] == ({"agrees_with_majority": 24} if filters else {})
+        # Two thirds of the samples say positive of each review, and half of the reviews are.
+        assert summary["quality"]["labels"]["reliability"] == [
+            {"confidence": pytest.approx(2 / 3), "accuracy": 0.5, "rows": 24}
+        ]
+        assert "of the shares of samples that agree, of 24 training reviews" in "".join(
+            summary_lines(summary, Path("a.parquet"))
+        )
         reviews = pd.read_csv(config.data.source).assign(id=lambda t: [review_id("reviews.csv", x) for x in t["text"]])
         table = (read_annotations(sampled) or (None,))[0]
         pairs = training_pairs(METHODS["cot_unlabelled"], reviews[reviews["split"] == "train"], table, SENTIMENT, 0.5)
