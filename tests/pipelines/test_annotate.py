@@ -192,7 +192,7 @@ def test_texts_are_cut_at_a_sentence_end(model: str, embedded_student: Path) -> 
         assert fit(cut, 104) == cut
     assert fit(sentences, 100).endswith("is here.")
     assert fit("这部电影很好看。" * 200, 100).endswith("好看。"), "no space after a sentence"
-    assert len(fit("🎬" * 90, 100)) < 90, "fewer characters than tokens"
+    assert count(fit("🎬" * 90, 100)) <= 100, "fewer characters than tokens"
     assert fit("word " * 2000, 100).endswith("word")
     assert fit("A short one", 100) == "A short one"
 
@@ -322,7 +322,7 @@ def test_weights_loaded_otherwise_are_another_teacher(
     assert annotate(faster, nobody)["inputs"] == plain["inputs"]
     quantised = load_config(path, ["teacher.engine.engine_kwargs={quantization: fp8}"])
     again = annotate(quantised, teacher_double.complete)
-    assert again["usage"] == {"requests": 84, "prompt_tokens": 84 * 5, "output_tokens": 84}
+    assert again["usage"]["from_store"] == 0
     assert again["inputs"] != plain["inputs"]
     assert annotate(quantised, nobody)["usage"]["from_store"] == 84
 
