@@ -32,10 +32,8 @@ def summarise(
     if config.teacher.samples > 1 and "reliability" not in labels:
         labels |= vote_quality(own, gold)
     table = job.reviews.table
-    cut = sum(
-        job.teacher.cut.get(i, len(text)) < len(job.teacher.unspecial(text))
-        for i, text in zip(table["id"], table["text"], strict=True)
-    )
+    looked_at = ((job.teacher.cut.get(i), text) for i, text in zip(table["id"], table["text"], strict=True))
+    cut = sum(shown is not None and shown < len(job.teacher.unspecial(text)) for shown, text in looked_at)
     return {
         "study": config.name,
         "reviews": job.reviews.counts | {"cut": cut},
