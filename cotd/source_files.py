@@ -144,7 +144,9 @@ def read_csv(lines: Iterable[str]) -> pd.DataFrame:
         if not row:
             continue
         problem = None if len(row) == len(header) else f"{len(row)} cells, where the header has {len(header)}"
-        cells = [cell or None for cell in row] if not problem else [None] * len(header)
+        cells: list[str | None] = [cell or None for cell in row]
+        if problem:
+            cells = [None] * len(header)
         for column, cell in zip(columns, [*cells, problem, whole.strip() if problem else None], strict=True):
             column.append(cell)
     names = [*header, PROBLEM, LINE]

@@ -97,6 +97,8 @@ def annotate(
 def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     """The exact prompts of the first requests of each kind, and what a run would ask, without asking."""
     job = prepare(config)
+    for warning in job.warnings:
+        say(f"  warning: {warning}")
     ask = Asker(job.store, no_engine, Budget(config.teacher.budget, job.teacher.count))
     shown: Counter[str] = Counter()
     for what, review, request in planned_requests(job.teacher, job.reviews, job.task, job.prompts):
