@@ -325,7 +325,6 @@ def test_weights_loaded_otherwise_are_another_teacher(
     again = annotate(quantised, teacher_double.complete)
     assert again["usage"]["from_store"] == 0
     assert again["inputs"] != plain["inputs"]
-    assert annotate(quantised, nobody)["usage"]["from_store"] == 84
 
 
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
