@@ -95,8 +95,10 @@ def annotate(
     """
     from cotd.config import load_config
     from cotd.tracking import StudyTracker
-    from pipelines.annotate import AnnotationFiles, preview, summary_lines
     from pipelines.annotate import annotate as run
+    from pipelines.annotate import preview
+    from pipelines.annotation_files import AnnotationFiles
+    from pipelines.annotation_summary import summary_lines
 
     study = load_config(config, overrides)
     if dry_run:
@@ -104,9 +106,10 @@ def annotate(
             print(line)
         return
     summary = run(study, yes=yes, retry_errors=retry_errors)
-    for line in summary_lines(summary, AnnotationFiles.of(study).annotations):
+    files = AnnotationFiles.of(study)
+    for line in summary_lines(summary, files.annotations):
         print(line)
-    StudyTracker(study).log_teacher(summary)
+    StudyTracker(study).log_teacher(summary, files.page)
 
 
 @app.command()
@@ -137,7 +140,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
-    from pipelines.annotate import read_rationales, read_teacher_test
+    from pipelines.annotation_files import read_rationales, read_teacher_test
     from pipelines.study import plan_study
 
     study = load_config(config, overrides)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
+import os
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cotd.errors import CotdError
+from cotd.progress import say
 
 SCHEMA = pa.schema(
     {
@@ -35,6 +38,11 @@ SCHEMA = pa.schema(
         "error": pa.string(),  # null, or why there is no answer
     }
 )
+
+# Waits before each further try to put a shard into a remote store: 15 s in all, after which it is not a hiccup.
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
+# What looking for new shards may take of the time: a store of 30,000 takes seconds to list at a cloud provider.
+LISTING_SHARE = 0.1
 
 # What a row of the store is.
 ANSWERED, FAILED, REFUSED = 0, 1, 2
@@ -71,10 +79,14 @@ class CompletionStore:
 
     A shard appears whole or not at all: on a disk it is written to a temporary name and renamed, elsewhere it is put
     in one piece. Writers never touch one another's shards, so several runs may share a store; a key that two of them
-    answered counts once. Failed completions are kept as a record.
+    answered counts once. Failed completions are kept as a record. Shards that others add are noticed soon: looking for
+    them takes no more than LISTING_SHARE of the time.
 
     Args:
         directory: a folder, or an fsspec URL such as s3://bucket/completions (which needs that protocol's package).
+
+    Attributes:
+        unreadable: shards that were passed over, as their content is damaged; what they held counts as not answered.
 
     Raises:
         CotdError: there is no such protocol, or its package is not installed.
@@ -87,26 +99,70 @@ class CompletionStore:
             raise CotdError(
                 f"teacher.store '{directory}' cannot be used: {error}. Give a folder, or pip install it."
             ) from error
+        self.unreadable: list[str] = []
         self._shards: list[str] = []
+        self._list_again = 0.0  # time.monotonic() before which no new shards are looked for
         # A row for each row of the known shards, the one that counts for its key before its others.
         self._index = pa.table(
             {"key": pa.array([], pa.string()), "shard": pa.array([], pa.int32()), "state": pa.array([], pa.int8())}
         )
 
+    def require_writable(self) -> None:
+        """Raises a CotdError unless answers can be kept: before any is paid for."""
+        try:
+            self._put(".writable", b"")
+        except Exception as error:  # each protocol's package raises kinds of its own
+            raise CotdError(
+                f"teacher.store '{self.directory}' cannot be written: {described(error)}. Answers could not be kept. "
+                "Mend its permissions, or name another folder or URL."
+            ) from error
+        with contextlib.suppress(Exception):  # who may only add leaves an empty file
+            self.files.rm_file(f"{self.directory}/.writable")
+
     def append(self, completions: Sequence[dict[str, Any]]) -> None:
-        """Adds one shard. Each completion has the columns of SCHEMA."""
+        """Adds one shard. Each completion has the columns of SCHEMA.
+
+        Raises:
+            CotdError: it cannot be written; to a remote store, after some tries.
+        """
         if not completions:
             return
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(list(completions), schema=SCHEMA), buffer)
+        # A full disk does not mend itself; a connection does.
+        waits = () if isinstance(self.files, LocalFileSystem) else RETRY_SECONDS
+        for wait in (*waits, None):
+            try:
+                self._put(name, buffer.getvalue())
+                break
+            except Exception as error:
+                if wait is None:
+                    raise CotdError(
+                        f"{len(completions):,} answers cannot be kept in teacher.store '{self.directory}': {described(error)}. "
+                        "Those before them are; mend it and run again to go on."
+                    ) from error
+                time.sleep(wait)
+        self._list_again = 0.0
+
+    def _put(self, name: str, content: bytes) -> None:
+        """Writes a file that appears whole, and that a power cut does not take back."""
         self.files.makedirs(self.directory, exist_ok=True)
-        if isinstance(self.files, LocalFileSystem):
-            scratch = Path(self.directory) / f".{name}.part"
-            scratch.write_bytes(buffer.getvalue())
-            scratch.rename(Path(self.directory) / name)
-        else:
-            self.files.pipe_file(f"{self.directory}/{name}", buffer.getvalue())
+        if not isinstance(self.files, LocalFileSystem):
+            self.files.pipe_file(f"{self.directory}/{name}", content)
+            return
+        folder = Path(self.directory)
+        scratch = folder / f".{name}.part"
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(folder / name)
+        entry = os.open(folder, os.O_RDONLY)  # the new name lies in the folder, not in the file
+        try:
+            os.fsync(entry)
+        finally:
+            os.close(entry)
 
     def answers(self, keys: Iterable[str], states: Collection[int] = (ANSWERED,)) -> dict[str, dict[str, Any]]:
         """key → its completion, for those of `keys` that are in the store.
@@ -133,9 +189,13 @@ class CompletionStore:
 
     def _refresh(self) -> None:
         """Adds the shards that have appeared since to the index: some 40 bytes a row."""
+        started = time.monotonic()
+        if started < self._list_again:
+            return
         self.files.invalidate_cache()
         known = set(self._shards)
-        new = [s for s in sorted(self.files.glob(f"{self.directory}/*.parquet")) if s not in known]
+        new = [shard for shard in self._listed() if shard not in known]
+        self._list_again = time.monotonic() + (time.monotonic() - started) / LISTING_SHARE
         if not new:
             return
         parts = [self._index]
@@ -151,10 +211,41 @@ class CompletionStore:
         answered = index["state"].to_numpy() == ANSWERED
         self._index = index.take(np.lexsort((index["shard"].to_numpy(), answered))[::-1]).combine_chunks()
 
+    def _listed(self) -> list[str]:
+        """The shards that are there, oldest first. Nothing here expands patterns: a folder may be called `runs [old]`."""
+        try:
+            paths = self.files.ls(self.directory, detail=False)
+        except (FileNotFoundError, NotADirectoryError):  # nothing was ever kept here
+            return []
+        except Exception as error:
+            raise CotdError(f"teacher.store '{self.directory}' cannot be read: {described(error)}.") from error
+        names = ((path.rpartition("/")[2], path) for path in paths)
+        return [path for name, path in sorted(names) if name.endswith(".parquet") and not name.startswith(".")]
+
     def _read(self, shards: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
-        """The rows of some shards, which remote stores fetch side by side."""
-        contents = self.files.cat(list(shards))
-        return [pq.read_table(io.BytesIO(contents[s]), schema=SCHEMA, columns=columns) for s in shards]
+        """The rows of some shards, which remote stores fetch side by side; none of one that is damaged.
+
+        Raises:
+            CotdError: a shard cannot be fetched. It is not passed over, as what it holds would be paid for again.
+        """
+        contents = self.files.cat_ranges(list(shards), None, None)  # `cat` expands patterns
+        tables = []
+        for shard, content in zip(shards, contents, strict=True):
+            if isinstance(content, Exception):
+                raise CotdError(f"teacher.store: cannot read {shard}: {described(content)}. Run again.") from content
+            try:
+                tables.append(pq.read_table(io.BytesIO(content), schema=SCHEMA, columns=columns))
+            except (pa.ArrowException, OSError):
+                if shard not in self.unreadable:
+                    self.unreadable.append(shard)
+                    say(f"  warning: {shard} is damaged; the answers in it are asked for again")
+                tables.append(SCHEMA.empty_table().select(columns or SCHEMA.names))
+        return tables
+
+
+def described(error: Exception) -> str:
+    """An exception's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(": .")
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

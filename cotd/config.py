@@ -20,6 +20,15 @@ from cotd.presets import apply_preset
 from cotd.task import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+# Arguments of vLLM's that say how fast it answers and with how much memory, not what: all others are part of an answer's
+# identity.
+SPEED_ARGUMENTS = {
+    "block_size", "compilation_config", "cpu_offload_gb", "data_parallel_size", "disable_custom_all_reduce",
+    "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill",
+    "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
+    "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
+}  # fmt: skip
 # A value that was meant to be a name, and may be the secret itself, is not shown.
 NEVER_SHOWN = {"key_env", "base_url"}
 
@@ -84,7 +93,14 @@ class EngineConfig(Block):
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")
-    engine_kwargs: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM as they are")
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="passed to vLLM as they are; part of the answers' identity, but for those that only make it faster",
+    )
+
+    def deciding_kwargs(self) -> dict[str, Any]:
+        """Those engine_kwargs that may change answers: quantization, say, or an adapter."""
+        return {k: v for k, v in self.engine_kwargs.items() if k not in SPEED_ARGUMENTS}
 
 
 class ApiConfig(Block):
@@ -210,12 +226,14 @@ class TeacherConfig(Block):
         return self
 
     def decisive(self) -> dict[str, Any]:
-        """What decides the training reviews' annotations: not where the engine runs, what it may cost, or where answers are kept."""
+        """What decides the training reviews' annotations: not where and how fast the engine runs, nor costs, nor the store."""
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "held_out_rationales"})
         if self.api:
             plain["api"] = self.api.model_dump(
                 include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
             )
+        elif kwargs := self.engine.deciding_kwargs():
+            plain["engine_kwargs"] = kwargs
         return plain
 
     @model_validator(mode="after")

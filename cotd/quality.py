@@ -21,10 +21,13 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     """The teacher's labels against gold, over the same rows; a missing label is a class of its own, "none".
 
     Returns:
-        rows; `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap over rows), where
-        both have more than one class; and, where labels have probabilities, the expected calibration error and the
-        reliability diagram's points: confidence, accuracy and rows of each tenth that has any.
+        rows; if there are any: `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap
+        over rows), where both have more than one class; and, where labels have probabilities, the expected calibration
+        error, the reliability diagram's points (confidence, accuracy and rows of each tenth that has any), and
+        `confidence`, what those were in words.
     """
+    if gold.empty:
+        return {"rows": 0}
     given = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
     wanted = gold.to_numpy(dtype=object)
     columns = [*task.labels, *(["none"] if "none" in given else [])]
@@ -36,18 +39,49 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
         quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(wanted, given)
     known = probability.notna().to_numpy() & (given != "none")
     if known.any():
-        confidence, correct = probability.to_numpy(dtype=float)[known], (wanted == given)[known]
-        quality["calibration_error"] = expected_calibration_error(confidence, correct)
-        tenths = np.minimum((confidence * 10).astype(int), 9)
-        quality["reliability"] = [
+        quality |= calibration_quality(probability.to_numpy(dtype=float)[known], (wanted == given)[known])
+        quality["confidence"] = f"the probabilities of {known.sum():,} test reviews' labels"
+    return quality
+
+
+def vote_quality(own: pd.DataFrame, gold: pd.Series) -> dict[str, Any]:
+    """How far the share of samples that say a review's commonest label can be trusted: for teachers without probabilities.
+
+    Args:
+        own: annotations by the teacher alone, several samples a review. gold: training review id → gold label, or None.
+
+    Returns:
+        As `calibration_quality`; nothing where no review has a gold label.
+    """
+    votes = own.loc[own["label_probability"].notna(), ["review_id", "sample", "label", "label_probability"]]
+    votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
+    wanted = votes["review_id"].map(gold)
+    judged, wanted = votes[wanted.notna()], wanted.dropna()
+    if judged.empty:
+        return {}
+    correct = judged["label"].to_numpy(dtype=object) == wanted.to_numpy(dtype=object)
+    quality = calibration_quality(judged["label_probability"].to_numpy(dtype=float), correct)
+    return quality | {"confidence": f"the shares of samples that agree, of {len(judged):,} training reviews"}
+
+
+def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """The expected calibration error, and the reliability diagram's points: see `label_quality`.
+
+    Args:
+        confidence: (N,) in [0, 1]. correct: (N,) booleans.
+    """
+    tenths = np.minimum((confidence * 10).astype(int), 9)
+    return {
+        "calibration_error": expected_calibration_error(confidence, correct),
+        "reliability": [
             {
                 "confidence": float(confidence[tenths == t].mean()),
                 "accuracy": float(correct[tenths == t].mean()),
                 "rows": int((tenths == t).sum()),
             }
             for t in sorted(set(tenths))
-        ]
-    return quality
+        ],
+    }
 
 
 def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:

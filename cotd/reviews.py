@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from cotd.errors import CotdError
+from cotd.source_files import text_problem
 from cotd.task import Task
 
 REVIEW_COLUMNS = ["id", "text", "label", "split"]
@@ -86,27 +87,27 @@ def build_reviews(
     """Turns a source's rows into reviews.
 
     Args:
-        rows: columns `text`, and optionally `label`, `split` and `group` (texts of one group, a movie's say,
-            never fall into two splits). Rows without a split are carved by a hash of their group, or of their
-            text, into test, validation and train; if a source has test rows but no validation rows,
-            validation is carved from its train rows in the same way.
+        rows: columns `text`, and optionally `label`, `split`, `group` (texts of one group, a movie's say, never fall into
+            two splits), `problem` (why a row cannot be used) and `line` (such a row as it was). Rows without a split are
+            carved by a hash of their group, or of their text, into test, validation and train; if a source has test rows
+            but no validation rows, validation is carved from its train rows in the same way.
         test_share, validation_share: shares of the rows to carve.
 
     Returns:
         Reviews: equal texts (after cleaning, whatever the case) are one review. Repeats are dropped and
-        counted; repeats whose labels differ, empty texts and labels outside the task's set are quarantined; a
+        counted; repeats whose labels differ, rows without a text and labels outside the task's set are quarantined; a
         text in two splits stays in the one that protects the test.
 
     Raises:
         CotdError: no review is left.
     """
     frame = pd.DataFrame({"text": rows["text"]})
-    for column in ("label", "split", "group"):
+    for column in ("label", "split", "group", "problem", "line"):
         frame[column] = rows.get(column)
     frame = frame.astype(object).where(frame.notna(), None).reset_index(drop=True)
     n_read = len(frame)
 
-    raw_labels = list(frame["label"])
+    raw_labels, raw_texts, problems = list(frame["label"]), list(frame["text"]), list(frame["problem"])
     frame["text"] = [clean_text(t) if isinstance(t, str) else "" for t in frame["text"]]
     frame["label"] = pd.Series([task.parse_label(v) for v in raw_labels], dtype=object)
     frame["id"] = [review_id(dataset, t) for t in frame["text"]]
@@ -115,7 +116,7 @@ def build_reviews(
     reasons: list[str | None] = [None] * n_read
     for i, (text, raw, label) in enumerate(zip(frame["text"], raw_labels, frame["label"], strict=True)):
         if not text:
-            reasons[i] = "empty text"
+            reasons[i] = problems[i] or text_problem(raw_texts[i]) or "empty text"
         elif raw is not None and label is None:
             reasons[i] = f"label {str(raw)[:40]!r} is not one of {', '.join(task.labels)}"
     frame["reason"] = pd.Series(reasons, dtype=object)
@@ -125,6 +126,7 @@ def build_reviews(
     contradictory = set(labels_per_id[labels_per_id > 1].index)
     frame.loc[frame["reason"].isna() & frame["id"].isin(contradictory), "reason"] = "repeated with different labels"
 
+    frame["text"] = frame["text"].where(frame["line"].isna(), frame["line"])
     quarantine = frame[frame["reason"].notna()][["text", "label", "split", "reason"]].reset_index(drop=True)
     sound = frame[frame["reason"].isna()].copy()
     # Within a text's copies: the most protected split first, a labelled copy before an unlabelled one.

@@ -12,9 +12,9 @@ from cotd.config import Columns, DataConfig
 from cotd.errors import CotdError, nearest
 from cotd.hub import first_sentence
 from cotd.reviews import SPLITS, Reviews, build_reviews, limit_rows
+from cotd.source_files import FILE_TYPES, LINE, PROBLEM, read_file
 from cotd.task import get_task
 
-FILE_TYPES = (".parquet", ".jsonl", ".csv")
 # The hub's names of splits. IMDb's 50,000 reviews without labels, `unsupervised`, are there to pretrain on only.
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 UNLABELLED_HUB_SPLITS = {"unsupervised": "train", "unlabelled": "train", "unlabeled": "train"}
@@ -66,7 +66,7 @@ def is_file(source: str) -> bool:
 
 
 def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
-    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`.
+    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`; `problem`, `line`: see `build_reviews`.
 
     Args:
         unlabelled: of a hub data set, read the split that holds no labels instead of those that do.
@@ -91,25 +91,8 @@ def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
     return read_hub(data.source, data.columns, UNLABELLED_HUB_SPLITS if unlabelled else HUB_SPLITS)
 
 
-def read_file(path: str) -> pd.DataFrame:
-    """A Parquet, JSON-lines or CSV file as a frame; text columns are kept as they are written."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CotdError(f"no file '{path}' (looked in {file.absolute().parent}).")
-    try:
-        if path.endswith(".parquet"):
-            return pd.read_parquet(file)
-        if path.endswith(".jsonl"):
-            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
-        if path.endswith(".csv"):
-            return pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
-    except (ValueError, OSError, pd.errors.ParserError) as error:  # ArrowInvalid is a ValueError
-        raise CotdError(f"cannot read '{path}': {error}") from error
-    raise CotdError(f"'{path}' is not a {', '.join(FILE_TYPES)} file.")
-
-
 def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFrame:
-    """Renames the mapped columns to text, label, split and group.
+    """Renames the mapped columns to text, label, split and group, and those of bad rows to problem and line.
 
     Raises:
         CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed.
@@ -118,7 +101,7 @@ def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFra
     optional = {"label"} if columns.label == "label" else set()
     missing = [(role, name) for role, name in wanted.items() if name not in frame.columns and role not in optional]
     if missing:
-        have = ", ".join(map(str, frame.columns))
+        have = ", ".join(str(name) for name in frame.columns if name not in (PROBLEM, LINE))
         raise CotdError(
             *(
                 f"{where}: no column '{name}' (data.columns.{role}); it has: {have}.{nearest(name, list(frame.columns))}"
@@ -126,8 +109,11 @@ def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFra
             )
         )
     mapped = pd.DataFrame({role: frame[name] for role, name in wanted.items() if name in frame.columns})
+    if PROBLEM in frame:
+        mapped["problem"], mapped["line"] = frame[PROBLEM], frame[LINE]
     if "split" in mapped:
-        mapped["split"] = [check_split(s, where) for s in mapped["split"]]
+        broken = frame[PROBLEM].notna() if PROBLEM in frame else [False] * len(mapped)
+        mapped["split"] = [None if bad else check_split(s, where) for s, bad in zip(mapped["split"], broken, strict=True)]
     return mapped
 
 

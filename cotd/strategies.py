@@ -46,12 +46,14 @@ class Teacher:
     """A teacher as its requests name it, with what a strategy needs of its tokenizer.
 
     Attributes:
-        name: the model as configured. revision: which weights, as far as known.
+        name: the model as configured. revision: which weights, as far as known, and how they are used.
         first_token: word → id of its first token, as it follows a prompt; None where there is no tokenizer.
         fit: cuts a text to a number of tokens.
         count: the tokens of a text, or an estimate.
         special: its special tokens, as they are written.
-        cut: review id → how many characters of its text the teacher is shown, of those that were looked at.
+        cut: review id → how many characters of its text, without special tokens, the teacher is shown, of those that were
+            looked at.
+        commit: of a hub model, for the engine to load.
     """
 
     name: str
@@ -62,16 +64,18 @@ class Teacher:
     count: Callable[[str], int] = len
     special: tuple[str, ...] = ()
     cut: dict[str, int] = field(default_factory=dict)
+    commit: str | None = None
 
     def request(self, prompt: str, **sampling: Any) -> Request:
         return Request(self.name, self.revision, prompt, sampling)
 
     def shown(self, reviews: pd.DataFrame) -> Iterator[tuple[str, str]]:
         """(id, text) of each review, cut to what leaves the prompt and the answer room in the teacher's context."""
-        for i, text in zip(reviews["id"], reviews["text"], strict=True):
+        for i, whole in zip(reviews["id"], reviews["text"], strict=True):
+            text = self.unspecial(whole)  # before it is cut: what was one token is several now
             if i not in self.cut:
                 self.cut[i] = len(self.fit(text, self.config.max_review_tokens))
-            yield i, self.unspecial(text[: self.cut[i]])
+            yield i, text[: self.cut[i]]
 
     def unspecial(self, text: str) -> str:
         """A text in which nothing is a special token to the teacher (the end of the prompt, another speaker's turn)."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cotd.annotation_metrics import annotation_metrics, reliability_figure
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.trials import Trial, TrialFolder
@@ -144,21 +145,22 @@ class StudyTracker:
         models = outputs.model_outputs if outputs else []
         return f"models:/{models[-1].model_id}" if models else None
 
-    def log_teacher(self, summary: dict[str, Any]) -> None:
-        """The teacher's benchmark, the annotations' quality and their provenance, on the study's own run."""
+    def log_teacher(self, summary: dict[str, Any], page: Path | None = None) -> None:
+        """The teacher's benchmark, the annotations' quality and their provenance, on the study's own run.
+
+        Args:
+            page: the annotations to read in a browser.
+        """
         from mlflow.entities import Metric
 
-        teacher = summary["teacher"]
-        labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-        values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n")}
-        values |= {f"teacher_{k}": labels[k] for k in ("kappa", "kappa_low", "kappa_high", "calibration_error") if k in labels}
-        values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
-        values |= {f"annotations_{k}": summary["annotations"][k] for k in ("rows", "reviews", "usable")}
-        if summary["spent"]["cost"]:
-            values["annotation_cost_last_run"] = summary["spent"]["cost"]
-        self.client.log_batch(self.parent_run, metrics=[Metric(k, float(v), 0, 0) for k, v in values.items()])
-        self.client.set_tag(self.parent_run, "teacher", teacher["model"])
+        values = annotation_metrics(summary)
+        self.client.log_batch(self.parent_run, metrics=[Metric(k, v, 0, 0) for k, v in values.items()])
+        self.client.set_tag(self.parent_run, "teacher", summary["teacher"]["model"])
         self.client.log_dict(self.parent_run, summary, "annotations.json")
+        if points := (labels := summary["quality"]["labels"]).get("reliability"):
+            self.client.log_figure(self.parent_run, reliability_figure(points, labels["calibration_error"]), "reliability.png")
+        if page and page.is_file():
+            self.client.log_artifact(self.parent_run, str(page))
 
     def start_study(self) -> None:
         """Marks the study's own run as being worked on, and logs the configuration that it is worked on with."""

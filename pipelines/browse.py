@@ -36,6 +36,7 @@ def annotations_page(
     plain["rationale"] = [r or "" for r in plain["rationale"]]
     content = {
         "study": study, "rows": plain.to_dict("records"), "lines": lines, "reliability": reliability,
+        "total": len(annotations),
         "words": sorted({*task.labels, *task.words.values()}),
     }  # fmt: skip
     # "<" is written as an escape: no text can end the script element that it lies in.

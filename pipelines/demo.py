@@ -59,7 +59,8 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
         stage(started, 2, f"annotation: {config.teacher.model} reads {config.data.source} (about 6 minutes on two cores)")
         summary = annotate(config)
         teacher = summary["teacher"]
-        say(f"  teacher alone: {teacher['accuracy']:.1%} of {teacher['n']:,} gold test reviews")
+        if teacher["n"]:
+            say(f"  teacher alone: {teacher['accuracy']:.1%} of {teacher['n']:,} gold test reviews")
         trials = len(config.grid.method) * len(config.grid.fraction) * len(config.grid.size) * len(config.grid.seed)
         stage(started, 3, f"students: {trials} trials on Ray Tune, tracked in MLflow (about 4 minutes on two cores)")
         if failed := sweep(config)["failed"]:

@@ -18,7 +18,7 @@ from cotd.methods import METHODS
 from cotd.statistics import mcnemar, seeds_interval, share
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
-from pipelines.annotate import read_annotations
+from pipelines.annotation_files import read_annotations
 from pipelines.study import Plan, plan_study
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
@@ -54,7 +54,7 @@ def report(config: StudyConfig) -> dict[str, Any]:
             }
         )  # fmt: skip
     found = read_annotations(config) if plan.annotations else None
-    teacher = found[1]["teacher"] if found else None
+    teacher = found[1]["teacher"] if found and found[1]["teacher"]["n"] else None  # one without gold was not measured
     content: dict[str, Any] = {
         "study": config.name,
         "source": config.data.source,

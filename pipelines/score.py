@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
-from cotd.sources import FILE_TYPES
+from cotd.source_files import FILE_TYPES, NO_OBJECT, parse_line, text_problem
 
 BATCH = 256
 LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
@@ -220,7 +220,7 @@ def with_predictions(table: pa.Table, text: str, predict: Predict, rationale: bo
         values, reasons = texts_of_lines(table[LINE].to_pylist(), text)
     else:
         values = table[text].to_pylist()
-        reasons = [reason_against(value) for value in values]
+        reasons = [text_problem(value) for value in values]
     rows: list[dict[str, Any]] = [{} for _ in values]
     good = [i for i, reason in enumerate(reasons) if reason is None]
     try:
@@ -245,23 +245,10 @@ def texts_of_lines(lines: list[str], text: str) -> tuple[list[Any], list[str | N
     values: list[Any] = []
     reasons: list[str | None] = []
     for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        usable = isinstance(row, dict)
-        values.append(row.get(text) if usable else None)
-        reasons.append(reason_against(values[-1]) if usable else "the line is no JSON object")
+        row = parse_line(line)
+        values.append(row.get(text) if row is not None else None)
+        reasons.append(text_problem(values[-1]) if row is not None else NO_OBJECT)
     return values, reasons
-
-
-def reason_against(value: Any) -> str | None:
-    """Why a cell cannot be predicted, or None."""
-    if value is None:
-        return "no text"
-    if not isinstance(value, str):
-        return f"the text is a {type(value).__name__}, not a string"
-    return None if value.strip() else "empty text"
 
 
 class FileWriter:
@@ -328,11 +315,8 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     if LINE not in row:
         return row
     line = row.pop(LINE)
-    try:
-        was = json.loads(line)
-    except ValueError:
-        was = None
-    return {**(was if isinstance(was, dict) else {"line": line}), **row}
+    was = parse_line(line)
+    return {**(was if was is not None else {"line": line}), **row}
 
 
 def quarantine_path(target: Path) -> Path:

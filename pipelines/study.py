@@ -17,14 +17,8 @@ from cotd.sources import load_reviews
 from cotd.student import model_digest
 from cotd.training_checks import require_rationales
 from cotd.trials import Trial, TrialFolder, plan_trials
-from pipelines.annotate import (
-    AnnotationFiles,
-    annotation_inputs,
-    check_gold,
-    read_annotations,
-    read_rationales,
-    write_parquet,
-)
+from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales, write_parquet
+from pipelines.annotation_job import annotation_inputs, check_gold
 
 
 @dataclass(frozen=True)

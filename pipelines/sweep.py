@@ -17,7 +17,7 @@ from cotd.errors import CotdError
 from cotd.progress import say, track
 from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
-from pipelines.annotate import read_annotations, read_rationales, read_teacher_test
+from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales, read_teacher_test
 from pipelines.cluster import ignore_interrupts, ray_session
 from pipelines.locking import only_one
 from pipelines.study import Plan, plan_study
@@ -46,7 +46,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
     tracker.start_study()
     try:
         if plan.annotations and (found := read_annotations(config)):
-            tracker.log_teacher(found[1])
+            tracker.log_teacher(found[1], AnnotationFiles.of(config).page)
         for trial in done:
             tracker.sync_trial(trial, plan.folder(trial))
         say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")

@@ -21,7 +21,8 @@ import pandas as pd
 
 from cotd.completions import Request, batched
 from cotd.config import load_config
-from pipelines.annotate import AnnotationFiles, annotate
+from pipelines.annotate import annotate
+from pipelines.annotation_files import AnnotationFiles
 from tests.benchmarks.annotating import stub_answer, write_study
 from tests.benchmarks.figures import arguments, figure, write
 

@@ -21,7 +21,8 @@ from cotd.completions import Request
 from cotd.config import StudyConfig, check_config
 from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
-from pipelines.annotate import annotate, prepare
+from pipelines.annotate import annotate
+from pipelines.annotation_job import prepare
 from tests.benchmarks.figures import arguments, figure, write
 
 TEACHER = "embedded:smollm2-135m-instruct"

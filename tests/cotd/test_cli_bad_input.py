@@ -91,14 +91,16 @@ def test_training_reviews_without_labels_for_finetune(
     refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame
 ) -> None:
     rows = review_rows.assign(label=review_rows["label"].where(review_rows["split"] != "train", None))
-    for command in ("annotate", "train"):
-        error = refused(command, write_study(rows))
-        assert "method 'finetune' trains on gold labels, and no training review has one." in error
-        assert "data.columns.label, or take it out of grid.method." in error
+    error = refused("train", write_study(rows))
+    assert "method 'finetune' trains on gold labels, and no training review has one." in error
+    assert "data.columns.label, or take it out of grid.method." in error
 
 
 def test_a_data_set_without_any_label(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
-    error = refused("annotate", write_study(review_rows.drop(columns="label")))
+    path = write_study(review_rows.drop(columns="label"))
+    error = refused("annotate", path)
+    assert "method platt needs validation reviews with gold labels of both kinds. Use method: prior" in error
+    error = refused("train", path)
     assert error.startswith("3 errors:")
     for message in ("the validation split has no gold label", "the test split has no gold label", "method 'finetune'"):
         assert message in error

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cotd import completions
 from cotd.completions import CompletionStore, Request
+from cotd.completions import completion as completion_of
+from cotd.errors import CotdError
 
 completion = st.fixed_dictionaries(
     {
@@ -38,6 +43,53 @@ def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str
         again = CompletionStore(directory).answers(keys)
         answered = {c["key"]: c for shard in written for c in shard if c["error"] is None}
         assert again == {k: c for k, c in answered.items() if k in keys}
+
+
+@pytest.mark.parametrize("folder", ["a [1] * ? {x,y}/completions", "memory://kept [1] * ? {x,y}"])
+def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    where = folder if folder.startswith("memory:") else tmp_path / folder
+    CompletionStore(where).append([completion_of("k", text="fine")])
+    assert CompletionStore(where).answers(["k"])["k"]["text"] == "fine"
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 80 + b[120:]])
+def test_a_damaged_shard_is_passed_over(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    store = CompletionStore(tmp_path)
+    store.append([completion_of("lost", text="a" * 500)])
+    (shard,) = tmp_path.glob("*.parquet")
+    shard.write_bytes(damage(shard.read_bytes()))
+    store.append([completion_of("kept", text="fine")])
+    again = CompletionStore(tmp_path)
+    assert set(again.answers(["lost", "kept"])) == {"kept"}
+    assert again.unreadable == [str(shard)]
+    again.append([completion_of("lost", text="asked again")])
+    assert again.answers(["lost"])["lost"]["text"] == "asked again"
+
+
+def test_a_remote_store_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CompletionStore("memory://flaky")
+    put, failing = store.files.pipe_file, [ConnectionError("reset"), ConnectionError("reset")]
+
+    def pipe_file(*arguments: Any, **more: Any) -> None:
+        if failing:
+            raise failing.pop()
+        put(*arguments, **more)
+
+    monkeypatch.setattr(completions, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(store.files, "pipe_file", pipe_file, raising=False)
+    store.append([completion_of("k", text="fine")])
+    assert set(store.answers(["k"])) == {"k"}
+    failing += [ConnectionError("reset")] * 3
+    with pytest.raises(CotdError, match=r"1 answers cannot be kept in teacher\.store .*ConnectionError: reset"):
+        store.append([completion_of("k2", text="fine")])
+
+
+def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CotdError, match="cannot be written: NotADirectoryError"):
+        CompletionStore(tmp_path / "file" / "completions").require_writable()
+    CompletionStore(tmp_path / "new").require_writable()
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:

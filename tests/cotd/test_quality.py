@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from cotd.quality import kappa_interval, label_quality
+from cotd.quality import kappa_interval, label_quality, vote_quality
 from cotd.task import SENTIMENT
 
 
@@ -34,6 +34,26 @@ def test_label_quality() -> None:
         {"confidence": pytest.approx(0.95), "accuracy": 1.0, "rows": 3},
     ]
     assert quality["calibration_error"] == pytest.approx((0.55 + 3 * 0.25 + 3 * 0.05) / 7)
+
+
+def test_votes_of_samples_are_a_confidence() -> None:
+    """Of two samples that differ, the first counts."""
+    said = {"a": "pp", "b": "pn", "c": "np", "d": "nn", "e": "pp"}
+    words = {"p": "positive", "n": "negative"}
+    rows = [
+        {"review_id": i, "sample": s, "label": words[c], "label_probability": labels.count(c) / 2}
+        for i, labels in said.items() for s, c in enumerate(labels)
+    ]  # fmt: skip
+    rows.append({"review_id": "a", "sample": 2, "label": None, "label_probability": np.nan})
+    gold = pd.Series({"a": "positive", "b": "positive", "c": "positive", "d": "positive", "e": None})
+    quality = vote_quality(pd.DataFrame(rows), gold)
+    assert quality["reliability"] == [
+        {"confidence": 0.5, "accuracy": 0.5, "rows": 2},
+        {"confidence": 1.0, "accuracy": 0.5, "rows": 2},
+    ]
+    assert quality["calibration_error"] == pytest.approx(0.25)
+    assert quality["confidence"] == "the shares of samples that agree, of 4 training reviews"
+    assert vote_quality(pd.DataFrame(rows), gold.where(gold.isna(), None)) == {}
 
 
 def test_labels_of_one_class_have_no_kappa() -> None:

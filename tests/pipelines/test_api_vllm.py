@@ -22,7 +22,8 @@ import pytest
 from cotd.config import EngineConfig, load_config
 from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
-from pipelines.annotate import annotate, read_annotations
+from pipelines.annotate import annotate
+from pipelines.annotation_files import read_annotations
 from pipelines.engine import environment
 from tests.pipelines.conftest import FaultServer
 

@@ -1,12 +1,20 @@
-"""The other engine: `ray.data.llm`, the default on GPUs, gives the answers that the in-process engine gives."""
+"""vLLM for real: both ways to ask it answer alike, batches and replicas hardly matter, and no text breaks it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
 from cotd.completions import Request
 from cotd.config import EngineConfig
+from cotd.reviews import whole_characters
+from cotd.sources import embedded_reviews
 from cotd.student import resolve_model
+from tests.hostile import HOSTILE
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
@@ -14,7 +22,7 @@ TEACHER = "embedded:smollm2-135m-instruct"
 
 def test_both_engines_answer_alike() -> None:
     from cotd.config import TeacherConfig
-    from pipelines.annotate import load_teacher
+    from cotd.teacher import load_teacher
     from pipelines.cluster import ray_session
     from pipelines.engine import teacher_engine
 
@@ -46,3 +54,60 @@ def test_both_engines_answer_alike() -> None:
                 assert one["label_logprobs"] == pytest.approx(other["label_logprobs"], abs=1e-3)
             else:
                 assert one["text"].endswith(("Positive", "Negative")) or one["finish_reason"] == "length"
+
+
+def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
+    """p(Positive) of each text, from the embedded teacher's label scores; in the texts' order."""
+    from cotd.config import TeacherConfig
+    from cotd.teacher import load_teacher
+    from pipelines.cluster import ray_session
+    from pipelines.engine import teacher_engine
+
+    teacher = load_teacher(TeacherConfig())
+    assert teacher.first_token
+    tokens = [teacher.first_token(" Negative"), teacher.first_token(" Positive")]
+    scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
+    requests = [Request(TEACHER, "test", f"Movie review: {t}\nSentiment:", scoring) for t in texts]
+    with ray_session(num_cpus=4), teacher_engine(resolve_model(TEACHER), config) as complete:
+        answers = {c["key"]: c for batch in complete(requests) for c in batch}
+    return [math.exp(answers[r.key]["label_logprobs"][1]) for r in requests]
+
+
+# The tolerances that the README states.
+@pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.03)])
+def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows: int, tolerance: float) -> None:
+    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:rows])
+    plain = EngineConfig(backend="in_process", dtype=dtype, max_model_len=256, kv_cache_gb=1, batch_size=rows)  # type: ignore[arg-type]
+    alone = label_probabilities(plain, texts)
+    apart = label_probabilities(plain.model_copy(update={"batch_size": 5, "replicas": 2}), texts)
+    worst = max(abs(a - b) for a, b in zip(alone, apart, strict=True))
+    print(f"{dtype}: label probabilities are up to {worst:.2g} apart")
+    assert worst <= tolerance
+    assert max(alone) - min(alone) > 0.1, "they differ from text to text"
+
+
+def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
+    """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
+    from cotd.config import load_config
+    from pipelines.annotate import annotate
+    from pipelines.annotation_files import read_annotations
+
+    hostile = pd.DataFrame([(t, "positive", "train") for t in HOSTILE], columns=["text", "label", "split"], dtype=object)
+    teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}
+    probabilities = []
+    for rows in (review_rows, pd.concat([review_rows, hostile])):
+        rows = rows.assign(text=rows["text"].map(whole_characters))  # no file holds half a character
+        path = write_study(rows, teacher=teacher)
+        source = path.with_name("reviews.parquet")
+        rows.to_parquet(source)
+        config = load_config(path, [f"data.source={source}", f"storage={path.parent / str(len(rows))}"])
+        summary = annotate(config)
+        table = (read_annotations(config) or (pd.DataFrame(),))[0]
+        probabilities.append(table[~table["gold_conditioned"]].set_index("review_id")["label_probability"])
+        assert not [e for e in table["error"].dropna() if not e.startswith("rationale ")], (
+            "short rationales are all that is wrong"
+        )
+    alone, among = probabilities
+    assert summary["reviews"]["quarantined"] == len(HOSTILE) - (len(among) - len(alone)) > 0
+    assert summary["reviews"]["cut"] == 1
+    assert (among[alone.index] - alone).abs().max() < 0.03

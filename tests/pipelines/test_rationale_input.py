@@ -14,7 +14,9 @@ from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from cotd.student import Student
 from cotd.training import train_trial
-from pipelines.annotate import AnnotationFiles, annotate, read_annotations, read_rationales, summary_lines
+from pipelines.annotate import annotate
+from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales
+from pipelines.annotation_summary import summary_lines
 from pipelines.promote import promote
 from pipelines.study import plan_study
 from serve.runtime import make_runtime

@@ -1,0 +1,76 @@
+"""Loading a teacher: its tokenizer, its revision, and what requests need of both. Its weights are the engine's to load."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from cotd import assets
+from cotd.config import TeacherConfig, digest
+from cotd.errors import CotdError
+from cotd.hub import first_sentence, hub_commit
+from cotd.strategies import Teacher
+from cotd.student import model_digest, resolve_model
+from cotd.truncation import cut_text, fit_by_length, tokens_by_length
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """The teacher's name, revision and tokenizer.
+
+    Raises:
+        CotdError: there is no such model.
+    """
+    commit = None
+    if config.api is None:
+        tokenizer, revision = load_tokenizer(config.model, config.revision)
+        commit = None if Path(resolve_model(config.model)).is_dir() else revision
+        if kwargs := config.engine.deciding_kwargs():
+            revision += f", engine_kwargs {digest(kwargs)}"
+    else:
+        tokenizer = load_tokenizer(config.api.tokenizer, None)[0] if config.api.tokenizer else None
+        extra = f", extra_body {digest(config.api.extra_body)}" if config.api.extra_body else ""
+        revision = f"{config.revision or config.api.base_url} {config.api.endpoint}{extra}"
+    if tokenizer is None:
+        return Teacher(config.model, revision, None, fit_by_length, config, tokens_by_length)
+
+    def offsets(text: str, limit: int) -> list[tuple[int, int]]:
+        # Texts of megabytes take long, and no token has so many characters.
+        encoded = tokenizer(text[: 64 * limit], add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["offset_mapping"]
+
+    def fit(text: str, limit: int) -> str:
+        if len(text.encode()) <= limit:  # a token has at least one byte; an emoji may be four tokens
+            return text
+        found = offsets(text, limit)
+        # A character that the limit falls into is left out.
+        return text if len(found) <= limit else cut_text(text, min(found[limit - 1][1], found[limit][0]))
+
+    @functools.cache  # a few words, and every request asks
+    def first_token(word: str) -> int:
+        return tokenizer(word, add_special_tokens=False)["input_ids"][0]
+
+    def count(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    special = tuple(tokenizer.all_special_tokens)
+    return Teacher(config.model, revision, first_token, fit, config, count, special, commit=commit)
+
+
+def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:
+    """A model's tokenizer, and its revision."""
+    from transformers import AutoTokenizer
+
+    advice = " Check teacher.model and the network, or use embedded:smollm2-135m-instruct, which needs none."
+    source = resolve_model(model)
+    local = Path(source).is_dir()
+    if assets.is_embedded(model):
+        asset = assets.get_asset(model)
+        revision = f"{asset.package.name} {asset.package.version}, conversion {asset.version}" if asset.package else "built"
+    else:
+        revision = model_digest(source) if local else hub_commit(source, revision, advice)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the teacher '{model}': {first_sentence(error)}{advice}") from error
+    return tokenizer, revision

@@ -1,0 +1,127 @@
+"""What an annotation run works on: reviews, prompts, teacher and store, loaded and checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cotd.completions import CompletionStore
+from cotd.config import StudyConfig, TeacherConfig, digest
+from cotd.errors import CotdError
+from cotd.memory import release_memory
+from cotd.methods import METHODS
+from cotd.prompts import Prompts, load_prompts
+from cotd.reviews import Reviews
+from cotd.sources import load_reviews, noun
+from cotd.strategies import Teacher, calibration_reviews, explain_request, score_request, think_request
+from cotd.task import Task, get_task
+from cotd.teacher import load_teacher
+
+# From this share of set-aside rows on, something other than a few bad rows is wrong.
+MANY = 0.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an annotation run works on, checked."""
+
+    reviews: Reviews
+    task: Task
+    prompts: Prompts
+    teacher: Teacher
+    store: CompletionStore
+    warnings: list[str]
+    inputs: str  # see annotation_inputs
+
+
+def prepare(config: StudyConfig) -> Job:
+    """Loads and checks all that a run needs, and starts nothing. Gold labels are needed by Platt scaling alone.
+
+    Raises:
+        CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store; too small a context.
+    """
+    reviews = load_reviews(config.data)
+    inputs = annotation_inputs(config, reviews)
+    release_memory()
+    if config.teacher.strategy == "score_then_explain":
+        calibration_reviews(config.teacher, reviews)
+    task = get_task(config.data.task)
+    prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
+    store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
+    teacher = load_teacher(config.teacher)
+    check_context(config.teacher, teacher, task, prompts)
+    warnings = quarantine_warnings(reviews)
+    warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, reviews)]
+    return Job(reviews, task, prompts, teacher, store, warnings, inputs)
+
+
+def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: Prompts) -> None:
+    """Raises a CotdError unless the longest review, with all that a prompt puts around it and the answer, fits the engine."""
+    if config.api:
+        return  # its context is not known here
+    if config.strategy == "score_then_explain":
+        requests = [score_request(teacher, task, prompts, "")]
+        requests += [explain_request(teacher, prompts, "", label, 0) for label in task.labels]
+    else:
+        requests = [think_request(teacher, prompts, "", 0)]
+        requests += [explain_request(teacher, prompts, "", label, 0) for label in task.labels if config.gold_conditioned]
+    around = max(teacher.count(request.prompt) + int(request.sampling["max_tokens"]) for request in requests)
+    context = int(config.engine.engine_kwargs.get("max_model_len") or config.engine.max_model_len)
+    if around + config.max_review_tokens > context:
+        raise CotdError(
+            f"a review of teacher.max_review_tokens ({config.max_review_tokens}) does not fit teacher.engine.max_model_len "
+            f"({context}): the prompt around it and the answer take up to {around}. Set the former to at most "
+            f"{context - around}, or the latter to at least {around + config.max_review_tokens}."
+        )
+
+
+def quarantine_warnings(reviews: Reviews) -> list[str]:
+    """What to say when many of a source's rows were set aside."""
+    rows, aside = reviews.counts["rows"], len(reviews.quarantine)
+    if aside < MANY * rows:
+        return []
+    reasons = [f"{count:,} × {reason}" for reason, count in reviews.quarantine["reason"].value_counts().head(5).items()]
+    warning = f"{aside:,} of {rows:,} rows are set aside: {'; '.join(reasons)}."
+    if any(" is not one of " in reason for reason in reasons):
+        warning += (
+            " Is data.columns.label the right column? Stars or scores have to be mapped to labels first: a bare 1 counts as "
+            "positive, a bare 0 as negative."
+        )
+    return [warning]
+
+
+def check_gold(config: StudyConfig, reviews: Reviews) -> None:
+    """Raises, all at once, what the study's students need gold labels for and do not have."""
+    if problems := gold_problems(config, reviews):
+        raise CotdError(*problems[:-1], " ".join([problems[-1], *quarantine_warnings(reviews)]))
+
+
+def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
+    """What the study's students need gold labels for and do not have."""
+    problems = []
+    labelled = reviews.table[reviews.table["label"].notna()]
+    for split in ("validation", "test"):
+        if (labelled["split"] == split).sum() == 0:
+            problems.append(
+                f"the {split} split has no gold label, and every score is against gold. Name the label column in "
+                "data.columns.label, or give labelled test rows (data.source: {train: …, test: …})."
+            )
+    trains_on_gold = any(METHODS[m].labels == "gold" for m in config.grid.method)
+    for split in ("train", "validation", "test") if trains_on_gold else ("validation", "test"):
+        labels = labelled.loc[labelled["split"] == split, "label"]
+        if labels.nunique() == 1:
+            advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
+            problems.append(f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}")
+    if not (labelled["split"] == "train").any():
+        for method in config.grid.method:
+            if METHODS[method].labels == "gold":
+                problems.append(
+                    f"method '{method}' trains on gold labels, and no training review has one. "
+                    "Name the label column in data.columns.label, or take it out of grid.method."
+                )
+    return problems
+
+
+def annotation_inputs(config: StudyConfig, reviews: Reviews) -> str:
+    """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
+    prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
+    return digest([config.teacher.decisive(), prompts.hash, reviews.digest()])

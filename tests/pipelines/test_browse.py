@@ -1,0 +1,85 @@
+"""The page of annotations in headless Chromium. Needs `pip install playwright` and a Chromium; `pytest -m browser` runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cotd.task import SENTIMENT
+from pipelines import browse
+
+EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
+CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install chromium, or name one by COTD_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(annotations, reviews): 60 right ones, one wrong, one doubtful, one quarantined."""
+    texts = [f"film number {i}" for i in range(60)] + [EVIL, "So-so.", "Meh."]
+    reviews = pd.DataFrame({"id": [f"r{i}" for i in range(63)], "text": texts, "label": "positive", "split": "train"})
+    annotations = pd.DataFrame(
+        {
+            "review_id": reviews["id"], "sample": 0, "label": "positive", "label_probability": 0.9,
+            "rationale": "The reviewer is positively charmed.", "gold_conditioned": False, "error": None,
+        }
+    )  # fmt: skip
+    annotations.loc[60, "label"] = "negative"
+    annotations.loc[61, "label_probability"] = 0.55
+    annotations["error"] = annotations["error"].astype(object)
+    annotations.loc[62, "error"] = "rationale is empty or shorter than three words"
+    return annotations, reviews
+
+
+@pytest.mark.browser
+def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "MOST_ROWS", 62)
+    points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]
+    (tmp_path / "page.html").write_text(
+        browse.annotations_page("mine", *tables(), SENTIMENT, ["a line"], points), encoding="utf-8"
+    )
+    page = browser.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.title() == "Annotations of mine"
+    assert page.locator("#count").inner_text() == "50 of 62"
+    assert page.locator(".figures").inner_text().split("\n")[:2] == [
+        "a line", "on this page: 62 of 63 annotations, the doubtful ones"
+    ]  # fmt: skip
+    assert page.locator("svg circle").count() == 1
+    page.get_by_role("button", name="more").click()
+    assert page.locator("article").count() == 62
+    for name, found in (("wrong", EVIL), ("low confidence", "So-so."), ("quarantined", "Meh.")):
+        page.get_by_role("button", name=name).click()
+        assert page.locator("article").count() == 1
+        assert page.locator("article div").first.inner_text() == found
+    page.get_by_role("button", name="all").click()
+    page.get_by_role("searchbox").fill("FILM</b>")
+    assert page.locator("article").count() == 0
+    page.get_by_role("searchbox").fill("a POSITIVE film")
+    assert page.locator("article mark").all_inner_texts() == ["positive", "positive"], "in the text and in the rationale"
+    assert page.title() == "Annotations of mine"
+    assert not failures
+
+
+def test_of_many_annotations_the_doubtful_are_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "MOST_ROWS", 3)
+    page = browse.annotations_page("mine", *tables(), SENTIMENT, [], None)
+    assert '"total": 63' in page
+    assert [f'"id": "r{i}"' in page for i in (60, 61, 62, 0, 59)] == [True, True, True, False, False]
