@@ -1,0 +1,84 @@
+"""A study's report: `report.md`, `report.html`, `report.json` and figures in the study's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cotd.baselines import majority
+from cotd.comparisons import draws_for
+from cotd.config import StudyConfig
+from cotd.trials import write_json
+from pipelines.annotate import read_annotations
+from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
+from pipelines.report.figures import figures_of, svg, write_png
+from pipelines.report.findings import Content
+from pipelines.report.page import report_page
+from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
+from pipelines.report.text import markdown, terminal
+from pipelines.study import Plan
+
+__all__ = ["report", "terminal"]
+
+
+def report(config: StudyConfig) -> Content:
+    """Writes the report of a study, finished or not, and returns what `report.json` holds.
+
+    Raises:
+        CotdError: there is nothing to report yet: no finished trial and no annotations; or the study's inputs are bad.
+    """
+    plan, notes = plan_so_far(config)
+    content = content_of(plan, read_results(plan, notes))
+    figures = figures_of(content)
+    content["figures"] = [{"file": f.file, "title": f.title} for f in figures]
+    text = markdown(content)
+    by_file = {f.file: f for f in figures}
+    for figure in figures:
+        write_png(figure, content, config.directory)
+    page = report_page(config.name, text, lambda file, theme: svg(by_file[file], content, theme))
+    for name, written in (("report.md", text), ("report.html", page)):
+        scratch = config.directory / f"{name}.part"
+        scratch.write_text(written, encoding="utf-8")
+        scratch.replace(config.directory / name)
+    write_json(config.directory / "report.json", content)
+    return content
+
+
+def content_of(plan: Plan, results: Results) -> Content:
+    """All that the report says, as `report.json` holds it, but for its figures."""
+    config = plan.config
+    found = read_annotations(config) if plan.annotations else None
+    groups = group_trials(results)
+    comparisons = compare_methods(results, groups)
+    against_teacher = compare_with_teacher(results, groups)
+    source = config.data.source
+    return {
+        "study": config.name,
+        "source": source if isinstance(source, str) else ", ".join(source.values()),
+        "test_reviews": len(results.gold),
+        "trials": results.trials,
+        "missing": results.missing,
+        "missing_trials": [m["title"] for m in results.missing],
+        "notes": results.notes,
+        "groups": groups,
+        "comparisons": comparisons,
+        "draws": draws_for(len(comparisons)),
+        "claims": judge_claims(comparisons),
+        "teacher": found[1]["teacher"] if found else None,
+        "teacher_comparisons": against_teacher,
+        "least_to_reach_teacher": least_to_reach(groups, against_teacher) if against_teacher else [],
+        "annotation": annotation_costs(found),
+        "majority": majority(results.gold),
+        "tfidf": linear_baselines(plan, sorted({t["fraction"] for t in results.trials} or {1.0})),
+        "champion": read_json(config.directory / "champion.json"),
+        "serving": read_json(config.directory / "serving.json"),
+        "figures": [],
+    }
+
+
+def annotation_costs(found: tuple[Any, dict[str, Any]] | None) -> dict[str, Any] | None:
+    """What all of a study's annotations took of the teacher, whichever run asked for them, and the last run's price."""
+    if found is None:
+        return None
+    table, summary = found
+    tokens = {key: int(table[key].sum()) for key in ("prompt_tokens", "output_tokens")}
+    return {"rows": len(table), **tokens, "cost": summary["spent"]["cost"]}
