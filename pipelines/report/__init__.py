@@ -10,7 +10,7 @@ from cotd.config import StudyConfig
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
 from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
-from pipelines.report.figures import figures_of, svg, write_png
+from pipelines.report.figures import figures_of, rendered
 from pipelines.report.findings import Content
 from pipelines.report.page import report_page
 from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
@@ -30,14 +30,13 @@ def report(config: StudyConfig) -> Content:
     content = content_of(plan, read_results(plan, notes))
     figures = figures_of(content)
     content["figures"] = [{"file": f.file, "title": f.title} for f in figures]
+    drawn = {f.file: rendered(f, content) for f in figures}
     text = markdown(content)
-    by_file = {f.file: f for f in figures}
-    for figure in figures:
-        write_png(figure, content, config.directory)
-    page = report_page(config.name, text, lambda file, theme: svg(by_file[file], content, theme))
-    for name, written in (("report.md", text), ("report.html", page)):
+    page = report_page(config.name, text, {file: svg for file, (_, svg) in drawn.items()})
+    files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
+    for name, written in files.items():
         scratch = config.directory / f"{name}.part"
-        scratch.write_text(written, encoding="utf-8")
+        scratch.write_bytes(written)
         scratch.replace(config.directory / name)
     write_json(config.directory / "report.json", content)
     return content

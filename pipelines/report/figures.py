@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ BASELINE_COLOUR = "#8A8A8A"
 # Settings of one method, in studies that vary more than method, fraction and size.
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
-INKS = {"light": "#1b1b1b", "dark": "#e8e8e8"}
+INK = "#1b1b1b"
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
 
 
@@ -35,7 +34,7 @@ class Figure:
     """A figure of the report.
 
     Attributes:
-        draw: makes it, as a matplotlib figure, in the ink that is set.
+        draw: makes it, as a matplotlib figure.
     """
 
     file: str
@@ -63,36 +62,26 @@ def figures_of(content: Content) -> list[Figure]:
     return figures
 
 
-def write_png(figure: Figure, content: Content, folder: Path) -> None:
-    """Writes the figure, on white, to a temporary name and renames it."""
-    path = folder / figure.file
-    scratch = path.with_suffix(".part.png")
-    scratch.write_bytes(rendered(figure, content, "light", format="png", dpi=130, facecolor="white"))
-    scratch.replace(path)
-
-
-def svg(figure: Figure, content: Content, theme: str) -> bytes:
-    """The figure as SVG without a background, in the ink of a "light" or "dark" page."""
-    return rendered(figure, content, theme, format="svg", transparent=True, metadata={"Date": None})
-
-
-def rendered(figure: Figure, content: Content, theme: str, **how: Any) -> bytes:
+def rendered(figure: Figure, content: Content) -> tuple[bytes, str]:
+    """The figure as PNG, on white, and as an SVG element without a background, whose ink is the text colour of its page."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    ink = INKS[theme]
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "lines.color")
-    style: dict[str, Any] = dict.fromkeys(inked, ink)
-    style |= {"axes.prop_cycle": matplotlib.cycler(color=[ink]), "axes.spines.top": False, "axes.spines.right": False}
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style: dict[str, Any] = dict.fromkeys(inked, INK)
+    style |= {"axes.prop_cycle": matplotlib.cycler(color=[INK]), "axes.spines.top": False, "axes.spines.right": False}
+    # The salt makes the SVG's identifiers this figure's own, and the same whenever it is drawn.
     style |= {"legend.framealpha": 0, "grid.color": BASELINE_COLOUR, "svg.hashsalt": figure.file, "axes.facecolor": "none"}
     with plt.rc_context(style):
         drawn = figure.draw(content)
-        buffer = io.BytesIO()
-        drawn.savefig(buffer, **how)
+        png, svg = io.BytesIO(), io.StringIO()
+        drawn.savefig(png, format="png", dpi=130, facecolor="white")
+        drawn.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         plt.close(drawn)
-    return buffer.getvalue()
+    element = svg.getvalue()
+    return png.getvalue(), element[element.index("<svg") :].replace(INK, "currentColor")
 
 
 def label_sources(content: Content) -> list[str]:
@@ -115,7 +104,6 @@ def draw_fractions(content: Content) -> Any:
             draw_references(panel, content, [(b["fraction"], b["accuracy"]) for b in content["tfidf"]])
             panel.set_xticks(ticks, [share(t) for t in ticks])
             panel.set_title(f"{size}, {LABELS[source]}", fontsize="medium")
-            panel.legend(loc="best", fontsize="small")
             if row == len(sizes) - 1:
                 panel.set_xlabel("share of the training data")
     return finish(figure, panels)
@@ -138,7 +126,6 @@ def draw_sizes(content: Content) -> Any:
         at = f"{share(max(fractions))} of the data" if len(fractions) == 1 else "most data each has"
         panel.set_title(f"{LABELS[source]}, {at}", fontsize="medium")
         panel.set_xlabel("parameters")
-        panel.legend(loc="best", fontsize="small")
     return finish(figure, panels)
 
 
@@ -147,7 +134,7 @@ def draw_methods(content: Content) -> Any:
     import matplotlib.pyplot as plt
 
     groups = content["groups"][::-1]
-    figure, panel = plt.subplots(figsize=(7, 1.6 + 0.4 * len(groups)))
+    figure, panel = plt.subplots(figsize=(7, 1.6 + 0.4 * len(groups)), layout="constrained")
     for y, g in enumerate(groups):
         x, bars = values([g])
         panel.errorbar(x, [y], xerr=bars, marker="o", capsize=3, color=COLOURS[g["method"]], linestyle="none")
@@ -160,8 +147,7 @@ def draw_methods(content: Content) -> Any:
     panel.set_ylim(-0.6, len(groups) - 0.4)
     panel.set_xlabel("test accuracy, % (95 % interval)")
     panel.grid(axis="x", alpha=0.3)
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / (1 + 0.4 * len(groups)) - 0.12), ncols=2, fontsize="small")
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
@@ -244,6 +230,12 @@ def draw_references(panel: Any, content: Content, linear: list[tuple[float, floa
 
 
 def finish(figure: Any, panels: Any) -> Any:
+    """Labels the axis that panels share, and puts one legend for all of them below."""
+    named = {}
     for row in panels:
         row[0].set_ylabel("test accuracy, % (95 % interval)")
+        for panel in row:
+            handles, labels = panel.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), fontsize="small")
     return figure

@@ -63,19 +63,33 @@ def claim_sentence(claim: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for i in claim["comparisons"]:
         cells[comparisons[i]["verdict"]].append(comparisons[i])
-    tell = points if len(claim["comparisons"]) <= MOST_INTERVALS else lambda c: signed(c["difference"])
     parts = []
-    for kind, words in (("holds", "holds at"), ("opposite", "the opposite holds at"), ("not shown", "is not shown at")):
+    for kind, words in (("holds", "holds for"), ("opposite", "the opposite holds for"), ("not shown", "is not shown for")):
         if cells[kind]:
-            parts.append(f"{words} " + ", ".join(f"{where(c)} ({tell(c)} points)" for c in cells[kind]))
+            parts.append(f"{words} {places(cells[kind])}")
     return f"**{claim['title']}** {'; '.join(parts)}. [{claim['source']}]"
 
 
-def where(c: dict[str, Any]) -> str:
-    """ "10 %, tiny" for a comparison, with the setting where there is one."""
-    fractions = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} against all"
-    setting = c["a"].removeprefix(c["method_a"]).strip()
-    return " ".join(part for part in (fractions, c["size"], setting) if part)
+def places(cells: list[dict[str, Any]]) -> str:
+    """ "tiny at 10 %, 25 % (by +3.2 to +4.3 points)" for comparisons: intervals where there are few, else the span."""
+    by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for c in cells:
+        setting = c["a"].removeprefix(c["method_a"]).strip()
+        by_arm[" ".join(filter(None, [c["size"], setting]))].append(c)
+    if len(cells) <= MOST_INTERVALS:
+        told = [f"{name} at {at(c)}: {points(c)} points" for name, of in by_arm.items() for c in of]
+    else:
+        told = [f"{name} at {', '.join(map(at, of))}: {signed_span(of)} points" for name, of in by_arm.items()]
+    return ", ".join(told) if len(cells) <= MOST_INTERVALS else "; ".join(told)
+
+
+def at(c: dict[str, Any]) -> str:
+    return share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} against {share(c['fraction_b'])}"
+
+
+def signed_span(cells: list[dict[str, Any]]) -> str:
+    low, high = (signed(f(c["difference"] for c in cells)) for f in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def other_differences(content: Content) -> list[str]:
@@ -83,15 +97,17 @@ def other_differences(content: Content) -> list[str]:
     claimed = {i for claim in content["claims"] for i in claim["comparisons"]}
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for i, c in enumerate(content["comparisons"]):
-        if i not in claimed and c["verdict"] != "not shown":
-            ordered = (c["a"], c["b"]) if c["verdict"] == "holds" else (c["b"], c["a"])
-            pairs[ordered].append(c)
-    return [
-        f"{better} beats {worse} at "
-        + "; ".join(f"{where(c)}: by {abs(c['difference']) * 100:.1f} points, {p_value(c['p_holm'])}" for c in cells)
-        + "."
-        for (better, worse), cells in pairs.items()
-    ]
+        if i not in claimed and c["verdict"] == "holds":
+            pairs[c["a"], c["b"]].append(c)
+        elif i not in claimed and c["verdict"] == "opposite":
+            pairs[c["b"], c["a"]].append(turned(c))
+    return [f"{better} beats {worse} for {places(cells)}." for (better, worse), cells in pairs.items()]
+
+
+def turned(c: dict[str, Any]) -> dict[str, Any]:
+    """The same comparison, B less A."""
+    swapped = {f"{key}_{side}": c[f"{key}_{other}"] for key in ("method", "fraction", "seeds") for side, other in ("ab", "ba")}
+    return {**c, **swapped, "a": c["b"], "b": c["a"], "difference": -c["difference"], "low": -c["high"], "high": -c["low"]}
 
 
 def power_sentences(content: Content) -> list[str]:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Draw = Callable[[str, str], bytes]
 
-
-def report_page(title: str, text: str, draw: Draw) -> str:
+def report_page(title: str, text: str, drawings: Mapping[str, str]) -> str:
     """The page.
 
     Args:
         text: the report's Markdown. HTML in it is shown as text.
-        draw: (a figure's file name, "light" or "dark") → SVG.
+        drawings: a figure's file name → its SVG element, in the page's own text colour.
     """
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(self: Any, tokens: Sequence[Any], i: int, *_: Any) -> str:
-        file, alt = tokens[i].attrs["src"], html.escape(tokens[i].content)
-        light, dark = (base64.b64encode(draw(str(file), theme)).decode() for theme in ("light", "dark"))
-        return (
-            f'<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{dark}">'
-            f'<img src="data:image/svg+xml;base64,{light}" alt="{alt}"></picture>'
-        )
+        drawing = drawings[str(tokens[i].attrs["src"])]
+        return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(tokens[i].content)}"', 1)
 
     def heading(self: Any, tokens: Sequence[Any], i: int, *_: Any) -> str:
         name = re.sub(r"[^a-z0-9]+", "-", tokens[i + 1].content.lower().replace("'", "")).strip("-")

@@ -163,10 +163,11 @@ def correctness(folder: TrialFolder, gold: pd.Series) -> np.ndarray:
     Raises:
         ValueError: the predictions are of other reviews.
     """
-    predicted = pd.read_parquet(folder.predictions).set_index("review_id")["predicted"]
-    if len(predicted) != len(gold) or not predicted.index.isin(gold.index).all():
+    table = pd.read_parquet(folder.predictions, columns=["review_id", "predicted"])
+    predicted = dict(zip(table["review_id"], table["predicted"], strict=True))
+    if predicted.keys() != set(gold.index):
         raise ValueError(f"predictions.parquet has {len(predicted)} reviews that are not the study's {len(gold)} test reviews")
-    return (predicted.reindex(gold.index) == gold).to_numpy()
+    return np.array([predicted[i] == label for i, label in gold.items()])
 
 
 def state_of(folder: TrialFolder) -> dict[str, str]:
@@ -208,6 +209,8 @@ def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float],
 
 def log_runs(plan: Plan, trials: list[dict[str, Any]]) -> list[str]:
     """Fills in the trials' MLflow runs; a sentence where MLflow does not answer, which is no reason to report nothing."""
+    if not trials:
+        return []
     by_id = {t.id: t for t in plan.trials}
 
     def write() -> None:
@@ -227,12 +230,13 @@ def group_trials(results: Results) -> list[dict[str, Any]]:
     places: dict[tuple[str, str, str, float], list[int]] = defaultdict(list)
     for i, trial in enumerate(results.trials):
         places[trial["size"], trial["method"], setting_title(trial["settings"]), trial["fraction"]].append(i)
-    accuracies = resampled_accuracies(results.correct) if results.trials else None
+    accuracies = resampled_accuracies(results.correct)
     rows = []
     for (size, method, setting, fraction), indices in places.items():
         members = [results.trials[i] for i in indices]
-        accuracy, low, high = accuracy_interval(results.correct[indices[0]])
-        if len(indices) > 1 and accuracies is not None:
+        if len(indices) == 1:
+            accuracy, low, high = accuracy_interval(results.correct[indices[0]])
+        else:
             accuracy = float(results.correct[indices].mean())
             low, high = percentiles(over_seeds(accuracies[:, indices]))
         agreements = [m["teacher_agreement"] for m in members if m["teacher_agreement"] is not None]

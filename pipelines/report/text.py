@@ -59,7 +59,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1
 
 
 def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def accuracy_tables(content: Content) -> list[str]:
@@ -135,21 +135,21 @@ def published_by_size(content: Content) -> list[str]:
         return []
     # A column for each of our sizes, which takes theirs in where it is the same model; theirs that we lack come last.
     columns = [(size_title(g), name, published.MODELS.get(g["model"])) for name, g in sizes.items()]
-    columns += [(f"({size})", "", size) for size in published.SIZES if size not in {c[2] for c in columns}]
+    columns += [(f"{published.REPORT}'s {size}", "", size) for size in published.SIZES if size not in {c[2] for c in columns}]
     rows = []
     for method in dict.fromkeys(g["method"] for g in groups):
         ours = {g["size"]: percent(g) for g in groups if g["method"] == method}
-        rows.append([f"`{method}`, {share(largest)}", *(ours.get(name, "") for _, name, _ in columns)])
+        rows.append([f"`{method}`, {share(largest)}", *(ours.get(name, "") for _, name, _ in columns), ""])
         for dataset in published.datasets_like(content["source"]):
             figures = [published.by_size(dataset, method, size) for *_, size in columns]
-            rows.append([their_row(method, dataset), *map(figure_cell, figures)])
-    blank = [""] * (len(columns) - 1)
+            rows.append([their_row(method, dataset), *map(figure_cell, figures), ""])
+    blank = [""] * len(columns)
     if teacher := content["teacher"]:
         rows.append([f"teacher ({teacher['model']})", *blank, percent(teacher)])
     for dataset in published.datasets_like(content["source"]):
         name = f"teacher ({published.TEACHER}), {published.REPORT}, {published.DATASETS[dataset]}"
         rows.append([name, *blank, f"{published.TEACHER_ACCURACY[dataset]:.1f} %"])
-    return table(["Experiment 2: size", *(title for title, *_ in columns)], rows)
+    return table(["Experiment 2: size", *(title for title, *_ in columns), "teacher"], rows)
 
 
 def their_row(method: str, dataset: str, size: str = "") -> str:
@@ -176,7 +176,7 @@ def claims_table(content: Content) -> list[str]:
     return ["## The papers' claims", "", *table(header, rows, 3), SCORED_BY_TEACHER, ""]
 
 
-COMPARISON_HEADER = ["size", "data", "difference, points", "p (Holm)", "p", "test", "could have been found"]
+COMPARISON_HEADER = ["size", "data", "difference, points", "p (Holm)", "p", "test", "detectable"]
 
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
@@ -274,7 +274,7 @@ def missing_lines(content: Content) -> list[str]:
             titles = "; ".join(m["title"] for m in of_state)
             lines.append(f"- {len(of_state)} trials not started; `cotd sweep CONFIG` does them: {titles}.")
         else:
-            lines += [f"- {m['title']}: {state}: {m['why']}" for m in of_state]
+            lines += [f"- {m['title']}: {state}: `{m['why'].replace('`', chr(39))}`" for m in of_state]
     return [*lines, ""]
 
 
@@ -291,7 +291,7 @@ def method_lines(content: Content) -> list[str]:
         f"{content['draws']:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value).",
         "- **Correction**: Holm's (1979), over all comparisons of methods, and apart from those over all comparisons with the teacher.",
         "- **A claim holds** where the corrected p-value is below 5 % and the interval, which knows of seeds too, does not hold zero.",
-        "- **Could have been found**: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often "
+        "- **Detectable**, in points: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often "
         "the two methods disagree (Connor 1987).",
         "- **Test reviews** chose nothing: models are selected, and the champion is chosen, on validation.",
         *(["- Students that read rationales were given the teacher's own rationale of each test review."] if readers else []),
