@@ -86,6 +86,12 @@ class Claim:
     source: str
     less_data: bool = False
 
+    @property
+    def title(self) -> str:
+        if self.less_data:
+            return f"{self.better} with the least data beats {self.worse} with all of it"
+        return f"{self.better} beats {self.worse}"
+
 
 CLAIMS = (
     Claim("cot_labelled", "finetune", "Hsieh et al. 2023, section 4.1; SC4001, figures 4 and 6"),

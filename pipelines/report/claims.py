@@ -11,7 +11,7 @@ import numpy as np
 from cotd.comparisons import Comparison, compare
 from cotd.methods import METHODS
 from cotd.published import CLAIMS, Claim
-from cotd.statistics import mcnemar, share
+from cotd.statistics import mcnemar
 from pipelines.report.results import Results
 
 TEACHER = "teacher"
@@ -27,9 +27,9 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
     """Every two methods at the same size, setting and fraction, and the papers' claims across fractions.
 
     Returns:
-        Comparisons as `report.json` lists them: `a`, `b`, `size`, `fraction_a`, `fraction_b` (`fraction` where they are the
-        same), `seeds_a`, `seeds_b`, the fields of `cotd.comparisons.Comparison`, `verdict`, and `by_seed`: McNemar's
-        p-value for each seed that both have. All of them are corrected together.
+        Comparisons as `report.json` lists them: `a`, `b`, `size`, `model`, `fraction_a`, `fraction_b` (`fraction` where they
+        are the same), `seeds_a`, `seeds_b`, the fields of `cotd.comparisons.Comparison`, `verdict`, and `by_seed`:
+        McNemar's p-value for each seed that both have. All of them are corrected together.
     """
     pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if comparable(a, b)]
     pairs = [(b, a) if is_claimed(b, a) else (a, b) for a, b in pairs]
@@ -70,7 +70,7 @@ def entry(a: Group, b: Group, comparison: Comparison) -> dict[str, Any]:
     same = a["fraction"] == b["fraction"]
     return {
         "a": arm(a), "b": arm(b), "method_a": a["method"], "method_b": b["method"], "size": a["size"],
-        "fraction": a["fraction"] if same else None, "fraction_a": a["fraction"], "fraction_b": b["fraction"],
+        "model": a["model"], "fraction": a["fraction"] if same else None, "fraction_a": a["fraction"], "fraction_b": b["fraction"],
         "seeds_a": a["seeds"], "seeds_b": b["seeds"], **asdict(comparison), "verdict": comparison.verdict,
     }  # fmt: skip
 
@@ -110,14 +110,8 @@ def judge_claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if (c["method_a"], c["method_b"]) == (claim.better, claim.worse) and (c["fraction"] is None) == claim.less_data
         ]
         if cells:
-            found.append({"title": claim_title(claim, comparisons[cells[0]]), "source": claim.source, "comparisons": cells})
+            found.append({"title": claim.title, "source": claim.source, "comparisons": cells})
     return found
-
-
-def claim_title(claim: Claim, first: dict[str, Any]) -> str:
-    if not claim.less_data:
-        return f"{claim.better} beats {claim.worse}"
-    return f"{claim.better} with {share(first['fraction_a'])} of the data beats {claim.worse} with all of it"
 
 
 def least_to_reach(groups: list[Group], against_teacher: list[dict[str, Any]]) -> list[dict[str, Any]]:

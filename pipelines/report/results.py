@@ -20,7 +20,6 @@ from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder, select_fraction, write_json
 from pipelines.annotate import read_annotations
 from pipelines.study import Plan, plan_study
-from pipelines.sweep import last_line
 
 # What a table's axes, names and digests say of a trial; all else that varies is a setting.
 AXES = {"method", "fraction", "size", "seed", "model", "task"}
@@ -173,7 +172,8 @@ def correctness(folder: TrialFolder, gold: pd.Series) -> np.ndarray:
 def state_of(folder: TrialFolder) -> dict[str, str]:
     """Why a trial is not done."""
     if folder.error.is_file():
-        return {"state": "failed", "why": f"{last_line(folder.error)} (see {folder.error})"}
+        lines = folder.error.read_text(encoding="utf-8").strip().splitlines()
+        return {"state": "failed", "why": f"{lines[-1] if lines else 'no reason given'} (see {folder.error})"}
     curve = folder.curve()
     if curve:
         return {"state": "unfinished", "why": f"running, or stopped after step {curve[-1]['step']:.0f}"}

@@ -171,25 +171,31 @@ def claims_table(content: Content) -> list[str]:
         for i in claim["comparisons"]:
             c = content["comparisons"][i]
             theirs = [published_difference(d, c) for d in like]
-            rows.append([claim["title"], *comparison_cells(c), *theirs, c["verdict"]])
-    header = ["claim", *COMPARISON_HEADER, *(f"{published.REPORT}, {published.DATASETS[d]}" for d in like), "verdict"]
-    return ["## The papers' claims", "", *table(header, rows, 3), SCORED_BY_TEACHER, ""]
+            rows.append([claim["title"], *comparison_cells(c), *theirs])
+    header = ["claim", *COMPARISON_HEADER, *(f"{published.REPORT}, {published.DATASETS[d]}" for d in like)]
+    return ["## The papers' claims", "", *table(header, rows, 4), SCORED_BY_TEACHER, ""]
 
 
-COMPARISON_HEADER = ["size", "data", "difference, points", "p (Holm)", "p", "test", "detectable"]
+COMPARISON_HEADER = ["verdict", "size", "data", "difference, points", "p (Holm)", "p", "detectable"]
 
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
     data = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / {share(c['fraction_b'])}"
     p_values = [p_value(c[key]).removeprefix("p ").removeprefix("= ") for key in ("p_holm", "p_value")]
-    return [c["size"], data, points(c), *p_values, c["test"], f"{c['detectable'] * 100:.1f}"]
+    return [c["verdict"], c["size"], data, points(c), *p_values, f"{c['detectable'] * 100:.1f}"]
 
 
 def published_difference(dataset: str, c: dict[str, Any]) -> str:
     """The same two methods' difference in the SC4001 report, in points, or an empty string."""
     mark = "†" if {c["method_a"], c["method_b"]} & set(published.SCORED_BY_TEACHER) else ""
-    a = published.by_fraction(dataset, c["method_a"], c["fraction_a"])
-    b = published.by_fraction(dataset, c["method_b"], c["fraction_b"])
+    size = published.MODELS.get(c["model"], published.FRACTIONS_SIZE)
+    if size == published.FRACTIONS_SIZE:
+        a = published.by_fraction(dataset, c["method_a"], c["fraction_a"])
+        b = published.by_fraction(dataset, c["method_b"], c["fraction_b"])
+    elif c["fraction"] == 1.0:
+        a, b = (published.by_size(dataset, c[key], size) for key in ("method_a", "method_b"))
+    else:
+        return ""
     return "" if a is None or b is None else f"{signed((a - b) / 100)}{mark}"
 
 
@@ -209,7 +215,14 @@ def reaching_table(content: Content) -> list[str]:
         ]
         for r in least
     ]  # fmt: skip
-    header = ["method", "size", "least data that reach it", "accuracy there", "less the teacher's, points", "beyond chance"]
+    header = [
+        "method",
+        "size",
+        "least data that reach it",
+        "accuracy there",
+        "less the teacher's, points",
+        "beyond chance (Holm)",
+    ]
     intro = (
         "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test reviews (the question of "
         "Hsieh et al. 2023, *Outperforming LLMs using minimum model size and least training data*)."
@@ -258,8 +271,8 @@ def comparisons_table(content: Content) -> list[str]:
         ("Every student against the teacher", content["teacher_comparisons"]),
     ):
         if found:
-            rows = [[f"`{c['a']}` − `{c['b']}`", *comparison_cells(c), c["verdict"]] for c in found]
-            lines += [f"## {title}", "", *table(["difference", *COMPARISON_HEADER, "A beats B"], rows, 3)]
+            rows = [[f"`{c['a']}` beats `{c['b']}`", *comparison_cells(c)] for c in found]
+            lines += [f"## {title}", "", *table(["", *COMPARISON_HEADER], rows, 4)]
     return lines
 
 
