@@ -39,9 +39,7 @@ class Study:
         self.reviews = shared / "reviews-r.parquet"
         self.ids = [f"r{i:03}" for i in range(N)]
         self.gold = np.where(np.arange(N) % 2 == 0, "positive", "negative")
-        train = pd.DataFrame(
-            {"id": [f"t{i}" for i in range(20)], "text": "A warm film." if True else "", "label": ["positive", "negative"] * 10}
-        )
+        train = pd.DataFrame({"id": [f"t{i}" for i in range(20)], "text": "A film.", "label": ["positive", "negative"] * 10})
         test = pd.DataFrame({"id": self.ids, "text": "A film.", "label": self.gold})
         pd.concat([train.assign(split="train"), train.assign(split="validation"), test.assign(split="test")]).to_parquet(
             self.reviews

@@ -148,5 +148,5 @@ def test_a_study_with_a_teacher_and_no_student_yet(study: Make) -> None:
 def test_a_study_with_nothing_done_says_what_to_do(write_study: Callable[..., Path]) -> None:
     from cotd.config import load_config
 
-    with pytest.raises(CotdError, match="no finished trial to report. Run `cotd sweep CONFIG` first"):
+    with pytest.raises(CotdError, match=r"no finished trial to report\. Run `cotd sweep CONFIG` first"):
         report(load_config(write_study()))

@@ -80,7 +80,7 @@ def test_with_no_trial_done_there_is_still_the_teacher(study: Make) -> None:
     assert results.teacher_correct is not None
     assert results.teacher_correct.mean() == pytest.approx(0.8)
     made.teacher = None
-    with pytest.raises(CotdError, match="no finished trial to report. Run `cotd sweep CONFIG` first"):
+    with pytest.raises(CotdError, match=r"no finished trial to report\. Run `cotd sweep CONFIG` first"):
         made.results()
 
 
