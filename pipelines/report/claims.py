@@ -41,11 +41,11 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
 
 
 def comparable(a: Group, b: Group) -> bool:
-    """Whether two groups differ in one thing: the method, or one setting of the same method."""
+    """Whether two groups differ in one thing: the method, or one setting of the same method (which one may leave as it is)."""
     if (a["size"], a["fraction"]) != (b["size"], b["fraction"]):
         return False
     mine, theirs = a["settings"], b["settings"]
-    different = [key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]]
+    different = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
     return len(different) == (a["method"] == b["method"])
 
 

@@ -21,9 +21,6 @@ from cotd.trials import Trial, TrialFolder, select_fraction, write_json
 from pipelines.annotate import read_annotations
 from pipelines.study import Plan, plan_study
 
-# What a table's axes, names and digests say of a trial; all else that varies is a setting.
-AXES = {"method", "fraction", "size", "seed", "model", "task"}
-
 
 @dataclass(frozen=True)
 class Results:
@@ -71,7 +68,7 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
     test = reviews[(reviews["split"] == "test") & reviews["label"].notna()]
     gold = test.set_index("id")["label"]
     tokens = teacher_tokens(plan, reviews)
-    settings = varying_settings(plan.trials)
+    settings = {t.id: varied(t, plan.config) for t in plan.trials}
     trials, rows, missing = [], [], []
     for trial in sorted(plan.trials, key=lambda t: (*place(t, plan), setting_title(settings[t.id]), t.fraction, t.seed)):
         folder = plan.folder(trial)
@@ -102,23 +99,10 @@ def place(trial: Trial, plan: Plan) -> tuple[int, int]:
     return list(plan.config.sizes).index(trial.size), list(METHODS).index(trial.method)
 
 
-def varying_settings(trials: list[Trial]) -> dict[str, dict[str, str]]:
-    """Trial id → what else distinguishes it from trials of the same method, fraction, size and seed, by name.
-
-    Empty in a study whose grid has no other axis.
-    """
-    plain = {t.id: dict(flat(t.to_dict())) for t in trials}
-    cells: dict[Any, list[str]] = defaultdict(list)
-    for t in trials:
-        cells[t.method, t.fraction, t.size, t.seed].append(t.id)
-    varying: dict[str, set[str]] = defaultdict(set)
-    for (method, *_), ids in cells.items():
-        for key in set().union(*(plain[i] for i in ids)):
-            if len({json.dumps(plain[i].get(key)) for i in ids}) > 1:
-                varying[method].add(key)
-    return {
-        t.id: {key.rpartition(".")[2]: shown(plain[t.id].get(key)) for key in sorted(varying[t.method])} for t in trials
-    }  # fmt: skip
+def varied(trial: Trial, config: StudyConfig) -> dict[str, str]:
+    """What sets a trial apart from others of its method, fraction, size and seed: the training keys that are not the study's."""
+    own = config.training.model_dump()
+    return {key: shown(value) for key, value in trial.training.model_dump().items() if value != own[key]}
 
 
 def setting_title(setting: dict[str, str]) -> str:
@@ -126,18 +110,8 @@ def setting_title(setting: dict[str, str]) -> str:
     return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
-def flat(plain: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            pairs += flat(value, f"{prefix}{key}.")
-        elif prefix or (key not in AXES and not key.endswith("_digest")):
-            pairs.append((prefix + key, value))
-    return pairs
-
-
 def shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value).replace('"', "")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def trial_entry(

@@ -11,7 +11,8 @@ import pytest
 from cotd.config import load_config
 from cotd.errors import CotdError
 from cotd.statistics import accuracy_interval
-from pipelines.report.results import group_trials, plan_so_far, setting_title, varying_settings
+from pipelines.report.claims import compare_methods
+from pipelines.report.results import group_trials, plan_so_far
 from tests.pipelines.report.conftest import N, Study
 
 Make = Callable[..., Study]
@@ -108,16 +109,25 @@ def test_methods_that_need_no_annotations_are_reported_before_there_are_any(writ
     ]
 
 
-def test_settings_are_what_varies_besides_the_grid(study: Make) -> None:
+def test_a_trial_with_settings_of_its_own_is_a_group_of_its_own(study: Make) -> None:
     made = study(method=["finetune", "cot_labelled"], fraction=[1.0], seed=[0])
-    assert set(map(setting_title, varying_settings(made.trials).values())) == {""}
     heavier = [
-        type(t).from_dict(t.to_dict() | {"training": t.training.model_dump() | {"rationale_weight": 2.0}})
+        type(t).from_dict(t.to_dict() | {"training": t.training.model_dump() | {"rationale_weight": weight, "steps": steps}})
         for t in made.trials
         if t.method == "cot_labelled"
+        for weight, steps in ((1.0, 300), (2.0, 300), (2.0, 600))
     ]
-    titles = {t.method: [] for t in made.trials}  # type: ignore[var-annotated]
-    settings = varying_settings(made.trials + heavier)
-    for t in made.trials + heavier:
-        titles[t.method].append(setting_title(settings[t.id]))
-    assert titles == {"finetune": [""], "cot_labelled": ["rationale_weight 0.5", "rationale_weight 2"]}
+    made.trials += heavier
+    results = made.finish_all().results()
+    groups = group_trials(results)
+    assert [(g["method"], g["setting"]) for g in groups] == [
+        ("finetune", ""), ("cot_labelled", ""), ("cot_labelled", "rationale_weight 1"), ("cot_labelled", "rationale_weight 2"),
+        ("cot_labelled", "steps 600, rationale_weight 2"),
+    ]  # fmt: skip
+    compared = {(c["a"], c["b"]) for c in compare_methods(results, groups)}
+    assert compared == {
+        ("cot_labelled", "finetune"), ("cot_labelled", "cot_labelled (rationale_weight 1)"),
+        ("cot_labelled", "cot_labelled (rationale_weight 2)"),
+        ("cot_labelled (rationale_weight 1)", "cot_labelled (rationale_weight 2)"),
+        ("cot_labelled (rationale_weight 2)", "cot_labelled (steps 600, rationale_weight 2)"),
+    }  # fmt: skip
