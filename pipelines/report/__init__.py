@@ -10,7 +10,7 @@ from cotd.config import StudyConfig
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
 from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
-from pipelines.report.figures import figures_of, rendered
+from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.findings import Content
 from pipelines.report.page import report_page
 from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
@@ -33,6 +33,8 @@ def report(config: StudyConfig) -> Content:
     drawn = {f.file: rendered(f, content) for f in figures}
     text = markdown(content)
     page = report_page(config.name, text, {file: svg for file, (_, svg) in drawn.items()})
+    for stale in set(FILES) - drawn.keys():  # of a grid that was another when the report was last written
+        (config.directory / stale).unlink(missing_ok=True)
     files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
     for name, written in files.items():
         scratch = config.directory / f"{name}.part"

@@ -26,6 +26,7 @@ BASELINE_COLOUR = "#8A8A8A"
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
 INK = "#1b1b1b"
+FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png")
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
 
 
@@ -49,16 +50,14 @@ def figures_of(content: Content) -> list[Figure]:
     fractions, sizes = ({g[key] for g in content["groups"]} for key in ("fraction", "size"))
     figures = []
     if len(fractions) > 1:
-        figures.append(Figure("accuracy.png", "Accuracy against the share of training data", draw_fractions))
+        figures.append(Figure(FILES[0], "Accuracy against the share of training data", draw_fractions))
     if len(sizes) > 1:
-        file = "accuracy_by_size.png" if len(fractions) > 1 else "accuracy.png"
+        file = FILES[1] if len(fractions) > 1 else FILES[0]
         figures.append(Figure(file, "Accuracy against the student's size", draw_sizes))
     if not figures:
-        figures.append(Figure("accuracy.png", "Accuracy by method", draw_methods))
+        figures.append(Figure(FILES[0], "Accuracy by method", draw_methods))
     if content["claims"]:
-        figures.append(
-            Figure("differences.png", "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims)
-        )
+        figures.append(Figure(FILES[2], "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims))
     return figures
 
 

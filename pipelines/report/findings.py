@@ -59,15 +59,15 @@ def findings(content: Content) -> list[str]:
 
 
 def claim_sentence(claim: dict[str, Any], comparisons: list[dict[str, Any]]) -> str:
-    """ "**A beats B** holds at …; is not shown at …": where the claim holds, where its opposite does, where neither."""
+    """ "**A beats B** holds for …. It is not shown for …": where the claim holds, where its opposite does, where neither."""
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for i in claim["comparisons"]:
         cells[comparisons[i]["verdict"]].append(comparisons[i])
     parts = []
-    for kind, words in (("holds", "holds for"), ("opposite", "the opposite holds for"), ("not shown", "is not shown for")):
+    for kind, words in (("holds", "holds for"), ("opposite", "is contradicted for"), ("not shown", "is not shown for")):
         if cells[kind]:
             parts.append(f"{words} {places(cells[kind])}")
-    return f"**{claim['title']}** {'; '.join(parts)}. [{claim['source']}]"
+    return f"**{claim['title']}** {'. It '.join(parts)}. [{claim['source']}]"
 
 
 def places(cells: list[dict[str, Any]]) -> str:
@@ -77,10 +77,10 @@ def places(cells: list[dict[str, Any]]) -> str:
         setting = c["a"].removeprefix(c["method_a"]).strip()
         by_arm[" ".join(filter(None, [c["size"], setting]))].append(c)
     if len(cells) <= MOST_INTERVALS:
-        told = [f"{name} at {at(c)}: {points(c)} points" for name, of in by_arm.items() for c in of]
+        told = [f"{name} at {at(c)}: {points(c)} points, {p_value(c['p_holm'])}" for name, of in by_arm.items() for c in of]
     else:
         told = [f"{name} at {', '.join(map(at, of))}: {signed_span(of)} points" for name, of in by_arm.items()]
-    return ", ".join(told) if len(cells) <= MOST_INTERVALS else "; ".join(told)
+    return "; ".join(told)
 
 
 def at(c: dict[str, Any]) -> str:

@@ -281,13 +281,14 @@ def missing_lines(content: Content) -> list[str]:
         return []
     lines = ["## What is missing", ""]
     lines += [f"- {note}" for note in content["notes"]]
-    for state in dict.fromkeys(m["state"] for m in content["missing"]):
-        of_state = [m for m in content["missing"] if m["state"] == state]
-        if state == "not started":
-            titles = "; ".join(m["title"] for m in of_state)
-            lines.append(f"- {len(of_state)} trials not started; `cotd sweep CONFIG` does them: {titles}.")
-        else:
-            lines += [f"- {m['title']}: {state}: `{m['why'].replace('`', chr(39))}`" for m in of_state]
+    for m in content["missing"]:
+        if m["state"] in ("failed", "unreadable"):  # a message that is anything, markup too
+            why = m["why"].replace("`", "'")
+            lines.append(f"- {m['title']}: {m['state']}: `{why}`")
+        elif m["state"] != "not started":
+            lines.append(f"- {m['title']}: {m['state']}: {m['why']}.")
+    if waiting := [m["title"] for m in content["missing"] if m["state"] == "not started"]:
+        lines.append(f"- Not started; `cotd sweep CONFIG` trains what is missing: {'; '.join(waiting)}.")
     return [*lines, ""]
 
 

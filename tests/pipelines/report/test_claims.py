@@ -62,7 +62,7 @@ def test_a_claim_that_holds_one_that_does_not_and_one_turned_round(study: Make) 
         "**cot_labelled beats finetune** holds for tiny at 100 %: +20.0 ["
     )
     assert "is not shown for tiny at 100 %: 0.0 [−" in sentence(found, "**cot_unlabelled beats distill**")
-    assert "the opposite holds for tiny at 100 %: −20.0 [" in sentence(found, "**cot_unlabelled beats cot_joint_unlabelled**")
+    assert "is contradicted for tiny at 100 %: −20.0 [" in sentence(found, "**cot_unlabelled beats cot_joint_unlabelled**")
     assert sentence(found, "cot_joint_unlabelled beats finetune").startswith(
         "cot_joint_unlabelled beats finetune for tiny at 100 %: +30.0 ["
     )

@@ -103,10 +103,12 @@ def test_a_finished_study_is_written_as_files(study: Make, monkeypatch: pytest.M
     made = study(method=["finetune", "cot_labelled"]).finish_all()
     made.teacher = None
     monkeypatch.setattr(package, "plan_so_far", lambda config: (made.plan(), []))
+    (made.config.directory / "accuracy_by_size.png").write_bytes(b"of another grid")
     written = report(made.config)
     folder = made.config.directory
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(written))
     assert not list(folder.glob("*.part*"))
+    assert not (folder / "accuracy_by_size.png").exists()
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     assert "teacher (" not in text
     for file in re.findall(r"!\[.*?\]\((.*?)\)", text):
@@ -129,7 +131,8 @@ def test_what_is_missing_is_said_first_and_in_full(study: Make) -> None:
     assert "1 of 8 trials are done." in text
     assert text.index("**Not finished:**") < text.index("## Accuracy")
     assert f"- {made.trials[1].title}: failed: `ValueError: <bad> 'thing' (see " in text
-    assert "6 trials not started; `cotd sweep CONFIG` does them: " in text
+    (waiting,) = re.findall("- Not started; `cotd sweep CONFIG` trains what is missing: (.*)[.]", text)
+    assert set(waiting.split("; ")) == {t.title for t in made.trials[2:]}
     assert all(t.title in terminal(found) for t in made.trials[1:])
     page = report_page("a <study>", text, {f.file: "<svg></svg>" for f in figures_of(found)})
     assert "<title>a &lt;study&gt;</title>" in page
