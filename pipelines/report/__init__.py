@@ -77,9 +77,9 @@ def content_of(plan: Plan, results: Results) -> Content:
 
 
 def annotation_costs(found: tuple[Any, dict[str, Any]] | None) -> dict[str, Any] | None:
-    """What all of a study's annotations took of the teacher, whichever run asked for them, and the last run's price."""
+    """What the last run of `cotd annotate` took: answers wanted, those known before, tokens and price of the new ones."""
     if found is None:
         return None
-    table, summary = found
-    tokens = {key: int(table[key].sum()) for key in ("prompt_tokens", "output_tokens")}
-    return {"rows": len(table), **tokens, "cost": summary["spent"]["cost"]}
+    summary = found[1]
+    keys = ("requests", "from_store", "prompt_tokens", "output_tokens")
+    return {**{key: summary["usage"].get(key, 0) for key in keys}, "cost": summary["spent"]["cost"]}

@@ -248,10 +248,11 @@ def costs_table(content: Content) -> list[str]:
     ]  # fmt: skip
     lines = ["## What it cost", "", *table(header, rows, 2), COSTS_NOTE, ""]
     if cost := content["annotation"]:
-        money = f", at a price of {cost['cost']:,.4f} in its last run" if cost["cost"] is not None else ""
+        money = f", for {cost['cost']:,.4f}" if cost["cost"] is not None else ""
         lines += [
-            f"All annotations of this study: {cost['rows']:,} answers, {cost['prompt_tokens']:,} tokens read and "
-            f"{cost['output_tokens']:,} written by the teacher{money}.", ""
+            f"The last run of `cotd annotate` wanted {cost['requests']:,} answers, the teacher's own test among them; "
+            f"{cost['from_store']:,} were known before, and the rest took {cost['prompt_tokens']:,} tokens read and "
+            f"{cost['output_tokens']:,} written{money}.", "",
         ]  # fmt: skip
     return lines
 
@@ -259,7 +260,8 @@ def costs_table(content: Content) -> list[str]:
 COSTS_NOTE = (
     "Training seconds are the mean of one training's, on whatever it ran on, beside what else ran there. The teacher's tokens, "
     "read and written, are those of the annotations that the method learns from; they are spent once for all sizes and seeds, and "
-    "methods that learn from the same ones share them. `distill` learns from the labels alone, and counts the whole answer. "
+    "methods that learn from the same ones share them; an answer that serves both kinds of rationale is asked for once, and counted "
+    "for each. `distill` learns from the labels alone, and counts the whole answer. "
     "Agreement with the teacher's own labels of the test reviews is not accuracy."
 )
 
@@ -302,7 +304,8 @@ def method_lines(content: Content) -> list[str]:
         "are somewhat too narrow, as any bootstrap of few is.",
         "- **Tests** are paired by test review and two-sided. Where both methods have one seed: McNemar's exact test (1947). Else a "
         "permutation test of each review's correctness averaged over seeds, the signs of whose differences are flipped at random "
-        f"{content['draws']:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value).",
+        f"{content['draws']:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value); `report.json` "
+        "has McNemar's test of each single seed too, uncorrected (`by_seed`).",
         "- **Correction**: Holm's (1979), over all comparisons of methods, and apart from those over all comparisons with the teacher.",
         "- **A claim holds** where the corrected p-value is below 5 % and the interval, which knows of seeds too, does not hold zero.",
         "- **Detectable**, in points: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often "
