@@ -219,6 +219,7 @@ def group_trials(results: Results) -> list[dict[str, Any]]:
                 "size": size, "method": method, "setting": setting, "settings": members[0]["settings"], "fraction": fraction,
                 "seeds": len(members), "accuracy": accuracy, "ci_low": low, "ci_high": high,
                 "macro_f1": float(np.mean([m["macro_f1"] for m in members])),
+                "validation_accuracy": float(np.mean([m["validation_accuracy"] for m in members])),
                 "teacher_agreement": float(np.mean(agreements)) if agreements else None,
                 "train_reviews": members[0]["train_reviews"], "parameters": members[0]["parameters"],
                 "model": members[0]["model"], "teacher_tokens": members[0]["teacher_tokens"],
