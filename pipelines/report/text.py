@@ -48,7 +48,7 @@ def heading(content: Content) -> list[str]:
         f"seeds, with 95 % intervals. {len(content['trials'])} of {planned} trials are done.", "",
     ]  # fmt: skip
     if content["missing"] or content["notes"]:
-        lines += ["**Not finished:** see [what is missing](#what-is-missing).", ""]
+        lines += ["**Incomplete:** see [what is missing](#what-is-missing).", ""]
     return lines
 
 

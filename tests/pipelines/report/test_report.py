@@ -129,7 +129,7 @@ def test_what_is_missing_is_said_first_and_in_full(study: Make) -> None:
     found = content(made)
     text = markdown(found)
     assert "1 of 8 trials are done." in text
-    assert text.index("**Not finished:**") < text.index("## Accuracy")
+    assert text.index("**Incomplete:**") < text.index("## Accuracy")
     assert f"- {made.trials[1].title}: failed: `ValueError: <bad> 'thing' (see " in text
     (waiting,) = re.findall("- Not started; `cotd sweep CONFIG` trains what is missing: (.*)[.]", text)
     assert set(waiting.split("; ")) == {t.title for t in made.trials[2:]}
