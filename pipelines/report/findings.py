@@ -71,7 +71,7 @@ def claim_sentence(claim: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
 
 
 def places(cells: list[dict[str, Any]]) -> str:
-    """ "tiny at 10 %, 25 % (by +3.2 to +4.3 points)" for comparisons: intervals where there are few, else the span."""
+    """ "tiny at 10 %, 25 %: +3.2 to +4.3 points" for comparisons; where they are few, each with its interval and p-value."""
     by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for c in cells:
         setting = c["a"].removeprefix(c["method_a"]).strip()
