@@ -17,7 +17,8 @@ import pytest
 from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from pipelines.annotate import AnnotationFiles, annotate, read_annotations
-from pipelines.api import RateLimit, label_logprob, retry_after
+from pipelines.api_answers import label_logprob
+from pipelines.rate_limit import RateLimit, retry_after
 
 KEY = "sk-secret-0123456789"
 Provider = tuple[Any, str]

@@ -1,0 +1,276 @@
+"""One asynchronous client of one OpenAI-compatible endpoint, with many requests in flight.
+
+No Ray here: the work is waiting, one process does thousands of it at once, and rate limits, budget and Retry-After are
+the account's, not a worker's. The client runs on an event loop that turns while its answers are waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+from cotd.completions import REFUSED_REASON, Request, completion
+from cotd.config import ApiConfig
+from cotd.errors import CotdError
+from cotd.reviews import whole_characters
+from pipelines.api_answers import Again, CutOff, Refused, Usage, has_form, label_logprob
+from pipelines.asking import Completion
+from pipelines.rate_limit import RateLimit, retry_after
+
+BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many answers, or is so old
+LONGEST_BACKOFF = 60.0
+FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: so long it may take to arrive
+PAID_TRIES = 3  # of answers that come, are paid for, and are not what was asked for
+RETRIED = {408, 409, 425, 429}  # and 500 to 599
+
+
+class ApiClient:
+    """Asks one endpoint.
+
+    Args:
+        key: sent as a bearer token, and kept out of every message. count: the tokens of a text, or an estimate.
+    """
+
+    def __init__(self, model: str, config: ApiConfig, key: str | None, count: Callable[[str], int]):
+        self.model, self.config, self.key, self.count = model, config, key, count
+        self.url = f"{config.base_url}/{'chat/completions' if config.endpoint == 'chat' else 'completions'}"
+        self.requests = RateLimit(config.requests_per_minute)
+        self.tokens = RateLimit(config.tokens_per_minute)
+        self.resume_at = 0.0  # monotonic seconds; a Retry-After is meant for every request
+        self.failed_in_a_row = 0
+        self.fatal: CotdError | None = None
+        self.flying: set[asyncio.Task[Completion | None]] = set()
+        self.landed: list[Completion] = []
+        limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.AsyncClient(timeout=config.timeout_seconds, limits=limits, headers=headers)
+
+    # --- many requests ----------------------------------------------------------------------------------------------
+
+    async def next_batch(self, requests: Iterator[Request]) -> list[Completion]:
+        """The next answers, or none when everything is answered; takes requests as places get free.
+
+        Raises:
+            CotdError: no request can succeed; answers that came in are returned before.
+        """
+        deadline = time.monotonic() + BATCH_SECONDS
+        while len(self.landed) < BATCH_ROWS:
+            while self.fatal is None and len(self.flying) < self.config.concurrency:
+                request = next(requests, None)
+                if request is None:
+                    break
+                self.flying.add(asyncio.create_task(self.answer(request)))
+            if not self.flying or (self.landed and time.monotonic() >= deadline):
+                break
+            await self._land(BATCH_SECONDS)
+        batch, self.landed = self.landed, []
+        if not batch and self.fatal:
+            raise self.fatal
+        return batch
+
+    async def finish(self) -> list[Completion]:
+        """What is still in flight, as far as it arrives soon."""
+        deadline = time.monotonic() + FINISH_SECONDS
+        self.fatal = CotdError("stopped")  # no more retries
+        while self.flying and (left := deadline - time.monotonic()) > 0:
+            await self._land(left)
+        batch, self.landed = self.landed, []
+        return batch
+
+    async def _land(self, seconds: float) -> None:
+        done, self.flying = await asyncio.wait(self.flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self.landed += [answer for task in done if (answer := task.result()) is not None]
+
+    async def close(self) -> None:
+        for task in self.flying:
+            task.cancel()
+        await asyncio.gather(*self.flying, return_exceptions=True)
+        await self.http.aclose()
+
+    # --- one request ------------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Completion | None:
+        """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
+        usage = Usage()
+        needed = self.count(request.prompt) + int(request.sampling["max_tokens"])
+        paid_tries = 0
+        for attempt in itertools.count():
+            await self._turn(needed)
+            if self.fatal:
+                return None
+            before = usage.prompt_tokens + usage.output_tokens
+            failure: Again | None = None
+            try:
+                answer = await self._try(request, usage)
+            except Again as problem:
+                failure = problem
+                paid_tries += problem.paid
+            except (Refused, CutOff) as problem:
+                kind = REFUSED_REASON if isinstance(problem, Refused) else None
+                self.failed_in_a_row = 0  # the server answers
+                return self._failed(request, str(problem), usage, kind)
+            except CotdError as problem:
+                self.fatal = problem
+                return None
+            finally:
+                self.tokens.book(usage.prompt_tokens + usage.output_tokens - before - needed)
+            if failure is None:
+                self.failed_in_a_row = 0
+                return answer
+            if attempt >= self.config.retries or paid_tries >= PAID_TRIES or self.fatal:
+                return self._given_up(request, str(failure), usage)
+            backoff = min(LONGEST_BACKOFF, self.config.backoff_seconds * 2**attempt) * random.uniform(0.5, 1.0)
+            if failure.after is not None or failure.limited:
+                # A rate limit is the account's: every request waits, and they do not all come back at once.
+                pause = backoff if failure.after is None else failure.after
+                self.resume_at = max(self.resume_at, time.monotonic() + pause)
+                backoff = random.uniform(0, self.config.backoff_seconds)
+            await asyncio.sleep(backoff)
+        raise AssertionError("unreachable")
+
+    async def _turn(self, tokens: float) -> None:
+        """Waits until the rate limits, and a Retry-After, allow another request."""
+        wait = max(self.requests.book(1), self.tokens.book(tokens))
+        if wait:
+            await asyncio.sleep(wait)
+        while not self.fatal and (pause := self.resume_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(pause, 1.0))
+
+    async def _try(self, request: Request, usage: Usage) -> Completion:
+        """One try."""
+        try:
+            response = await asyncio.wait_for(
+                self.http.post(self.url, json=self.body(request)), timeout=self.config.timeout_seconds
+            )
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from error
+        except httpx.RequestError as error:
+            raise Again(f"the connection failed: {self.plain(str(error) or type(error).__name__)}") from error
+        self.check_status(response)
+        try:
+            plain = response.json()
+            choice = plain["choices"][0]
+            if not isinstance(choice["message"] if self.config.endpoint == "chat" else choice, dict):
+                raise ValueError("not an object")
+        except (ValueError, KeyError, IndexError, TypeError) as error:  # not JSON, or not an answer's
+            raise Again("the server's answer is not what an OpenAI-compatible server sends", paid=True) from error
+        return self.read(request, plain, choice, usage)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """A request's sampling parameters, which are vLLM's, as the endpoint names them."""
+        sampling = dict(request.sampling)
+        chat = self.config.endpoint == "chat"
+        content: dict[str, Any] = (
+            {"messages": [{"role": "user", "content": request.prompt}]} if chat else {"prompt": request.prompt}
+        )
+        limit = self.config.max_tokens_field if chat else "max_tokens"
+        body = {"model": self.model, **content, limit: sampling.pop("max_tokens")}
+        structured = sampling.pop("structured_outputs", {})
+        sampling.pop("label_words", None)
+        if "json" in structured:
+            schema = {"name": "answer", "strict": True, "schema": structured["json"]}
+            whole = self.config.json_answers == "schema"
+            body["response_format"] = {"type": "json_schema", "json_schema": schema} if whole else {"type": "json_object"}
+        elif structured:
+            body["structured_outputs"] = structured
+        # null in extra_body takes a parameter out, for models that refuse it.
+        return {k: v for k, v in {**body, **sampling, **self.config.extra_body}.items() if v is not None}
+
+    def check_status(self, response: httpx.Response) -> None:
+        """Raises for anything but success."""
+        status = response.status_code
+        if status < 300:
+            return
+        reason = f"HTTP {status}{self._message(response)}"
+        if status == 429 and "insufficient_quota" in response.text:
+            raise CotdError(f"the account at {self.config.base_url} has no quota left ({reason}).")
+        if status in RETRIED or status >= 500:
+            raise Again(reason, retry_after(response.headers), limited=status == 429)
+        if status in (401, 403):
+            name = self.config.key_env
+            how = (
+                f"Check the key in the environment variable {name}"
+                if name
+                else "Name the key's variable in teacher.api.key_env"
+            )
+            raise CotdError(f"{self.config.base_url} refuses the key ({reason}). {how}.")
+        if status == 404:
+            raise CotdError(
+                f"{self.url} does not exist, or has no model '{self.model}' ({reason}). Check teacher.api and teacher.model."
+            )
+        if status < 400:
+            raise CotdError(f"{self.url} redirects to {response.headers.get('location')}; give that as teacher.api.base_url.")
+        raise Refused(reason)
+
+    def _message(self, response: httpx.Response) -> str:
+        """What the server says of an error, shortened, without the key."""
+        try:
+            plain = response.json()
+            error = plain.get("error", plain)
+            message = error.get("message") if isinstance(error, dict) else error
+        except (ValueError, AttributeError):
+            message = response.text
+        message = " ".join(self.plain(str(message or "")).split())
+        return f": {message[:200]}" if message else ""
+
+    def plain(self, message: str) -> str:
+        """A message without the key."""
+        return message.replace(self.key, "[key]") if self.key else message
+
+    def read(self, request: Request, plain: dict[str, Any], choice: dict[str, Any], usage: Usage) -> Completion:
+        """A completion of a successful response."""
+        chat = self.config.endpoint == "chat"
+        message = choice.get("message") or {} if chat else choice
+        text = whole_characters(str((message.get("content") if chat else message.get("text")) or ""))
+        used = plain["usage"] if isinstance(plain.get("usage"), dict) else {}
+        usage.prompt_tokens += int(used.get("prompt_tokens") or self.count(request.prompt))
+        usage.output_tokens += int(used.get("completion_tokens") or self.count(text))
+        finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        if refusal := message.get("refusal"):
+            raise Refused(f"the teacher refused: {self.plain(str(refusal))[:200]}")
+        if choice.get("finish_reason") == "content_filter":
+            raise Refused("the endpoint's content filter refused")
+        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
+        if words := request.sampling.get("label_words"):
+            scores = self._label_scores(choice, words)
+            return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
+        if not text.strip():
+            raise Again("an empty answer", paid=True)
+        if not has_form(text, request.sampling.get("structured_outputs", {})):
+            if finish_reason == "length":
+                raise CutOff("the answer is cut off by the token limit before it has the form asked for")
+            raise Again("the answer does not have the form asked for", paid=True)
+        return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
+
+    def _label_scores(self, choice: dict[str, Any], words: list[str]) -> list[float]:
+        """The log-probability of each label word's first token; a word that is not among those given has the least of them."""
+        found = (choice.get("logprobs") or {}).get("top_logprobs")
+        if not found or not isinstance(found[0], dict):
+            raise CotdError(
+                f"{self.url} gives no log-probabilities, which strategy score_then_explain needs. Set strategy: chain_of_thought."
+            )
+        given = {str(token): float(logprob) for token, logprob in found[0].items()}
+        scores = [label_logprob(word, given, [w for w in words if w != word]) for word in words]
+        if all(s is None for s in scores):
+            raise Again("no label word is among the likeliest tokens", paid=True)
+        return [min(given.values()) if s is None else s for s in scores]
+
+    def _given_up(self, request: Request, reason: str, usage: Usage) -> Completion:
+        """The last try failed. When nothing but failures comes in, the server is not there, and rows are not to blame."""
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= max(32, 2 * self.config.concurrency) and self.fatal is None:
+            self.fatal = CotdError(
+                f"the last {self.failed_in_a_row} requests to {self.config.base_url} all failed, the last one with: {reason}. "
+                "What is done is kept; the same command goes on from there."
+            )
+        return self._failed(request, reason, usage, None)
+
+    def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None) -> Completion:
+        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
+        return completion(request.key, error=reason, finish_reason=kind, **tokens)
