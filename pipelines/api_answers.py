@@ -13,12 +13,13 @@ class Again(Exception):
     """A request failed in a way that may pass.
 
     Attributes:
-        after: seconds that the server asks to wait. limited: it was a rate limit. paid: an answer came.
+        after: seconds that the server asks to wait. waits: it was a rate limit, or the server says when to come again, so
+            that the request itself was not tried. paid: an answer came.
     """
 
-    def __init__(self, reason: str, after: float | None = None, limited: bool = False, paid: bool = False):
+    def __init__(self, reason: str, after: float | None = None, waits: bool = False, paid: bool = False):
         super().__init__(reason)
-        self.after, self.limited, self.paid = after, limited, paid
+        self.after, self.waits, self.paid = after, waits, paid
 
 
 class Refused(Exception):

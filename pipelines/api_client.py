@@ -7,7 +7,6 @@ the account's, not a worker's. The client runs on an event loop that turns while
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +17,18 @@ import httpx
 from cotd.completions import REFUSED_REASON, Request, completion
 from cotd.config import ApiConfig
 from cotd.errors import CotdError
+from cotd.progress import say
 from cotd.reviews import whole_characters
 from pipelines.api_answers import Again, CutOff, Refused, Usage, has_form, label_logprob
 from pipelines.asking import Completion
-from pipelines.rate_limit import RateLimit, retry_after
+from pipelines.rate_limit import Booking, RateLimit, retry_after
 
 BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many answers, or is so old
 LONGEST_BACKOFF = 60.0
+# A longer Retry-After (a quota of the day, say) ends the run rather than keep somebody waiting in front of it.
+LONGEST_RETRY_AFTER = 3600.0
+# A request that only ever meets the rate limit is given up when no other has been answered for so long either.
+PATIENCE_SECONDS = 600.0
 FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: so long it may take to arrive
 PAID_TRIES = 3  # of answers that come, are paid for, and are not what was asked for
 RETRIED = {408, 409, 425, 429}  # and 500 to 599
@@ -42,7 +46,10 @@ class ApiClient:
         self.url = f"{config.base_url}/{'chat/completions' if config.endpoint == 'chat' else 'completions'}"
         self.requests = RateLimit(config.requests_per_minute)
         self.tokens = RateLimit(config.tokens_per_minute)
+        self.gate = asyncio.Lock()  # the limits are waited for one by one, in the order of arrival
         self.resume_at = 0.0  # monotonic seconds; a Retry-After is meant for every request
+        self.longest_pause = 0.0  # seconds that the server has asked to wait
+        self.answered_at = time.monotonic()  # when something was last answered
         self.failed_in_a_row = 0
         self.fatal: CotdError | None = None
         self.flying: set[asyncio.Task[Completion | None]] = set()
@@ -99,48 +106,86 @@ class ApiClient:
         """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
         usage = Usage()
         needed = self.count(request.prompt) + int(request.sampling["max_tokens"])
-        paid_tries = 0
-        for attempt in itertools.count():
-            await self._turn(needed)
-            if self.fatal:
+        tries = paid_tries = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
+        began, spread = time.monotonic(), 0.0
+        while True:
+            booked = await self._turn(needed, spread)
+            if booked is None:
                 return None
             before = usage.prompt_tokens + usage.output_tokens
-            failure: Again | None = None
             try:
                 answer = await self._try(request, usage)
             except Again as problem:
                 failure = problem
-                paid_tries += problem.paid
             except (Refused, CutOff) as problem:
                 kind = REFUSED_REASON if isinstance(problem, Refused) else None
-                self.failed_in_a_row = 0  # the server answers
+                self._heard()
                 return self._failed(request, str(problem), usage, kind)
             except CotdError as problem:
                 self.fatal = problem
                 return None
-            finally:
-                self.tokens.book(usage.prompt_tokens + usage.output_tokens - before - needed)
-            if failure is None:
-                self.failed_in_a_row = 0
+            else:
+                self._heard()
                 return answer
-            if attempt >= self.config.retries or paid_tries >= PAID_TRIES or self.fatal:
+            finally:
+                self.tokens.settle(booked, usage.prompt_tokens + usage.output_tokens - before)
+            if self.fatal:
                 return self._given_up(request, str(failure), usage)
-            backoff = min(LONGEST_BACKOFF, self.config.backoff_seconds * 2**attempt) * random.uniform(0.5, 1.0)
-            if failure.after is not None or failure.limited:
-                # A rate limit is the account's: every request waits, and they do not all come back at once.
-                pause = backoff if failure.after is None else failure.after
-                self.resume_at = max(self.resume_at, time.monotonic() + pause)
-                backoff = random.uniform(0, self.config.backoff_seconds)
-            await asyncio.sleep(backoff)
-        raise AssertionError("unreachable")
+            if failure.waits:
+                limited_tries += 1
+                spread = self._backoff(limited_tries)
+                self._pause(failure, spread)
+                if time.monotonic() - max(began, self.answered_at) > PATIENCE_SECONDS + 2 * self.longest_pause:
+                    return self._given_up(request, str(failure), usage)
+                continue
+            tries += 1
+            paid_tries += failure.paid
+            if tries > self.config.retries or paid_tries >= PAID_TRIES:
+                return self._given_up(request, str(failure), usage)
+            await asyncio.sleep(self._backoff(tries) * random.uniform(0.5, 1.0))
 
-    async def _turn(self, tokens: float) -> None:
-        """Waits until the rate limits, and a Retry-After, allow another request."""
-        wait = max(self.requests.book(1), self.tokens.book(tokens))
-        if wait:
-            await asyncio.sleep(wait)
-        while not self.fatal and (pause := self.resume_at - time.monotonic()) > 0:
-            await asyncio.sleep(min(pause, 1.0))
+    def _backoff(self, tries: int) -> float:
+        """Seconds to wait after so many tries, the first being 1."""
+        return min(LONGEST_BACKOFF, self.config.backoff_seconds * 2.0 ** min(tries - 1, 30))
+
+    def _heard(self) -> None:
+        """The server has answered."""
+        self.failed_in_a_row = 0
+        self.answered_at = time.monotonic()
+
+    def _pause(self, failure: Again, seconds: float) -> None:
+        """Lets every request wait: a rate limit is the account's. `seconds` where the server does not say how long."""
+        if failure.after is not None and failure.after > LONGEST_RETRY_AFTER:
+            self.fatal = CotdError(
+                f"{self.config.base_url} asks to wait {failure.after:,.0f} s (Retry-After; {failure}). "
+                "What is done is kept; the same command, run then, goes on from there."
+            )
+            return
+        pause = seconds * random.uniform(0.5, 1.0) if failure.after is None else failure.after
+        self.longest_pause = max(self.longest_pause, pause)
+        if pause >= 60 and time.monotonic() + pause > self.resume_at + 1:
+            say(f"  {self.config.base_url} asks to wait {pause:,.0f} s ({failure})")
+        self.resume_at = max(self.resume_at, time.monotonic() + pause)
+
+    async def _turn(self, tokens: float, spread: float) -> Booking | None:
+        """Waits until a Retry-After and the rate limits allow another request; None where no more are to be made.
+
+        Args:
+            tokens: to book. spread: over so many seconds after a pause those who waited come back; it grows with a
+                request's tries, until as many come at once as the server takes.
+        """
+        jitter = random.uniform(0, max(spread, self.config.backoff_seconds))
+        while True:
+            while not self.fatal and (pause := self.resume_at + jitter - time.monotonic()) > 0:
+                await asyncio.sleep(min(pause, 1.0))
+            async with self.gate:
+                while not self.fatal and (wait := max(self.requests.wait(1), self.tokens.wait(tokens))) > 0:
+                    await asyncio.sleep(min(wait, 1.0))
+                if self.fatal:
+                    return None
+                if self.resume_at <= time.monotonic():
+                    self.requests.take(1)
+                    return self.tokens.take(tokens)
 
     async def _try(self, request: Request, usage: Usage) -> Completion:
         """One try."""
@@ -190,8 +235,11 @@ class ApiClient:
         reason = f"HTTP {status}{self._message(response)}"
         if status == 429 and "insufficient_quota" in response.text:
             raise CotdError(f"the account at {self.config.base_url} has no quota left ({reason}).")
+        if status == 429 and "request too large" in response.text.lower():
+            raise Refused(reason)  # larger than a minute's allowance: no wait helps
         if status in RETRIED or status >= 500:
-            raise Again(reason, retry_after(response.headers), limited=status == 429)
+            after = retry_after(response.headers)
+            raise Again(reason, after, waits=status == 429 or after is not None)
         if status in (401, 403):
             name = self.config.key_env
             how = (

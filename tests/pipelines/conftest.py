@@ -25,7 +25,7 @@ class FaultServer:
     Attributes:
         fault: (prompt, number of the try, from 0) → the name of a fault of `Handler`, or None for a good answer.
         write: prompt → the text of a good answer.
-        bodies, headers: of every request for an answer, in the order of their arrival.
+        bodies, headers, arrivals: of every request for an answer, in the order of their arrival (monotonic seconds).
         upstream: a real server's URL up to /v1, which then gives the good answers.
         logprobs: whether label log-probabilities are given.
     """
@@ -37,6 +37,7 @@ class FaultServer:
         self.logprobs = True
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.arrivals: list[float] = []
         self.tries: Counter[str] = Counter()
         self.models = ["teacher-1"]
         self.closing = threading.Event()
@@ -90,6 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt = prompt_of(body)
         with self.faults.lock:
             self.faults.bodies.append(body)
+            self.faults.arrivals.append(time.monotonic())
             self.faults.headers.append({k.lower(): v for k, v in self.headers.items()})
             number = self.faults.tries[prompt]
             self.faults.tries[prompt] += 1
@@ -134,6 +136,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def fault_429_seconds(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "slow down"}}, Retry_After="0")
+
+    def fault_429_one_second(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": {"message": "slow down"}}, Retry_After="1")
+
+    def fault_429_tomorrow(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": {"message": "a day's worth is used up"}}, Retry_After="86400")
 
     def fault_429_date(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "slow down"}}, Retry_After=formatdate(time.time(), usegmt=True))
