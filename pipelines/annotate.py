@@ -111,7 +111,7 @@ def annotate(
     budget = Budget(config.teacher.budget, job.teacher.count)
     only = quarantined_ids(config) if retry_errors else None
     with contextlib.ExitStack() as stack:
-        engine = functools.cache(lambda: complete or start_engine(config, job.teacher, stack))
+        engine = functools.cache(lambda: complete or start_engine(config, job.teacher, budget, stack))
         ask = Asker(job.store, engine, budget, only, retry_refused=retry_errors)
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
@@ -349,12 +349,12 @@ def cut_text(text: str, end: int) -> str:
     return text[: space if space > 0 else end]
 
 
-def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitStack) -> Complete:
+def start_engine(config: StudyConfig, teacher: Teacher, budget: Budget, stack: contextlib.ExitStack) -> Complete:
     """Starts Ray, if it does not run, and the engine; or the client of an endpoint. `stack` ends them."""
     if config.teacher.api:
         from pipelines.api import api_engine
 
-        return stack.enter_context(api_engine(config.teacher.model, config.teacher.api, teacher.count))
+        return stack.enter_context(api_engine(config.teacher.model, config.teacher.api, teacher.count, budget.extend))
     from pipelines.cluster import ray_session
     from pipelines.engine import require_engine, teacher_engine
 

@@ -85,14 +85,18 @@ def model_names(response: httpx.Response) -> list[str]:
 
 
 @contextlib.contextmanager
-def api_engine(model: str, config: ApiConfig, count: Callable[[str], int]) -> Iterator[Complete]:
+def api_engine(
+    model: str, config: ApiConfig, count: Callable[[str], int], may_pay_again: Callable[[Request], bool]
+) -> Iterator[Complete]:
     """An endpoint as an engine, for the duration of a block.
+
+    Args: see `pipelines.api_client.ApiClient`.
 
     Yields:
         A function like that of `pipelines.engine.teacher_engine`. It takes requests as places get free. On Ctrl-C it
         waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
-    client = ApiClient(model, config, api_key(config), count)
+    client = ApiClient(model, config, api_key(config), count, may_pay_again)
     with asyncio.Runner() as runner:
 
         def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:

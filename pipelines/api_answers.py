@@ -14,12 +14,15 @@ class Again(Exception):
 
     Attributes:
         after: seconds that the server asks to wait. waits: it was a rate limit, or the server says when to come again, so
-            that the request itself was not tried. paid: an answer came.
+            that the request itself was not tried. answered: an answer came. paid: one was, or may have been, written: the
+            server had the request.
     """
 
-    def __init__(self, reason: str, after: float | None = None, waits: bool = False, paid: bool = False):
+    def __init__(
+        self, reason: str, after: float | None = None, waits: bool = False, answered: bool = False, paid: bool = False
+    ):
         super().__init__(reason)
-        self.after, self.waits, self.paid = after, waits, paid
+        self.after, self.waits, self.answered, self.paid = after, waits, answered, answered or paid
 
 
 class Refused(Exception):
@@ -36,6 +39,14 @@ class Usage:
 
     prompt_tokens: int = 0
     output_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.output_tokens
+
+    def add(self, other: Usage) -> None:
+        self.prompt_tokens += other.prompt_tokens
+        self.output_tokens += other.output_tokens
 
 
 def label_logprob(word: str, given: dict[str, float], others: list[str]) -> float | None:

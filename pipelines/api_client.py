@@ -39,9 +39,18 @@ class ApiClient:
 
     Args:
         key: sent as a bearer token, and kept out of every message. count: the tokens of a text, or an estimate.
+        may_pay_again: whether a budget has room for another try of a request whose last one may have been paid for.
     """
 
-    def __init__(self, model: str, config: ApiConfig, key: str | None, count: Callable[[str], int]):
+    def __init__(
+        self,
+        model: str,
+        config: ApiConfig,
+        key: str | None,
+        count: Callable[[str], int],
+        may_pay_again: Callable[[Request], bool] = lambda request: True,
+    ):
+        self.may_pay_again = may_pay_again
         self.model, self.config, self.key, self.count = model, config, key, count
         self.url = f"{config.base_url}/{'chat/completions' if config.endpoint == 'chat' else 'completions'}"
         self.requests = RateLimit(config.requests_per_minute)
@@ -105,18 +114,20 @@ class ApiClient:
     async def answer(self, request: Request) -> Completion | None:
         """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
         usage = Usage()
-        needed = self.count(request.prompt) + int(request.sampling["max_tokens"])
-        tries = paid_tries = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
+        needed = Usage(self.count(request.prompt), int(request.sampling["max_tokens"]))
+        tries = answers = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
         began, spread = time.monotonic(), 0.0
         while True:
-            booked = await self._turn(needed, spread)
+            booked = await self._turn(needed.tokens, spread)
             if booked is None:
                 return None
-            before = usage.prompt_tokens + usage.output_tokens
+            before = usage.tokens
             try:
                 answer = await self._try(request, usage)
             except Again as problem:
                 failure = problem
+                if failure.paid and usage.tokens == before:  # nobody says for how much
+                    usage.add(needed)
             except (Refused, CutOff) as problem:
                 kind = REFUSED_REASON if isinstance(problem, Refused) else None
                 self._heard()
@@ -128,7 +139,7 @@ class ApiClient:
                 self._heard()
                 return answer
             finally:
-                self.tokens.settle(booked, usage.prompt_tokens + usage.output_tokens - before)
+                self.tokens.settle(booked, usage.tokens - before)
             if self.fatal:
                 return self._given_up(request, str(failure), usage)
             if failure.waits:
@@ -139,9 +150,11 @@ class ApiClient:
                     return self._given_up(request, str(failure), usage)
                 continue
             tries += 1
-            paid_tries += failure.paid
-            if tries > self.config.retries or paid_tries >= PAID_TRIES:
+            answers += failure.answered
+            if tries > self.config.retries or answers >= PAID_TRIES:
                 return self._given_up(request, str(failure), usage)
+            if failure.paid and not self.may_pay_again(request):
+                return self._failed(request, f"{failure}; teacher.budget has no room for another try", usage, None)
             await asyncio.sleep(self._backoff(tries) * random.uniform(0.5, 1.0))
 
     def _backoff(self, tries: int) -> float:
@@ -194,9 +207,11 @@ class ApiClient:
                 self.http.post(self.url, json=self.body(request)), timeout=self.config.timeout_seconds
             )
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from error
+            sent = not isinstance(error, (httpx.ConnectTimeout, httpx.PoolTimeout))
+            raise Again(f"no answer within {self.config.timeout_seconds:g} s", paid=sent) from error
         except httpx.RequestError as error:
-            raise Again(f"the connection failed: {self.plain(str(error) or type(error).__name__)}") from error
+            reason = f"the connection failed: {self.plain(str(error) or type(error).__name__)}"
+            raise Again(reason, paid=not isinstance(error, httpx.ConnectError)) from error
         self.check_status(response)
         try:
             plain = response.json()
@@ -204,7 +219,7 @@ class ApiClient:
             if not isinstance(choice["message"] if self.config.endpoint == "chat" else choice, dict):
                 raise ValueError("not an object")
         except (ValueError, KeyError, IndexError, TypeError) as error:  # not JSON, or not an answer's
-            raise Again("the server's answer is not what an OpenAI-compatible server sends", paid=True) from error
+            raise Again("the server's answer is not what an OpenAI-compatible server sends", answered=True) from error
         return self.read(request, plain, choice, usage)
 
     def body(self, request: Request) -> dict[str, Any]:
@@ -289,11 +304,11 @@ class ApiClient:
             scores = self._label_scores(choice, words)
             return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
         if not text.strip():
-            raise Again("an empty answer", paid=True)
+            raise Again("an empty answer", answered=True)
         if not has_form(text, request.sampling.get("structured_outputs", {})):
             if finish_reason == "length":
                 raise CutOff("the answer is cut off by the token limit before it has the form asked for")
-            raise Again("the answer does not have the form asked for", paid=True)
+            raise Again("the answer does not have the form asked for", answered=True)
         return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
 
     def _label_scores(self, choice: dict[str, Any], words: list[str]) -> list[float]:
@@ -306,7 +321,7 @@ class ApiClient:
         given = {str(token): float(logprob) for token, logprob in found[0].items()}
         scores = [label_logprob(word, given, [w for w in words if w != word]) for word in words]
         if all(s is None for s in scores):
-            raise Again("no label word is among the likeliest tokens", paid=True)
+            raise Again("no label word is among the likeliest tokens", answered=True)
         return [min(given.values()) if s is None else s for s in scores]
 
     def _given_up(self, request: Request, reason: str, usage: Usage) -> Completion:

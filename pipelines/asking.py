@@ -26,8 +26,8 @@ KNOWN, ASK, REPEATED, LEFT = range(4)
 class Budget:
     """What a run has used, and whether another request may be made within its limits.
 
-    A request counts with its prompt and the longest answer it may have until it is answered; so the limits are never
-    passed by more than the prompts' token counts were off.
+    A request counts with its prompt and the longest answer it may have until it is answered, once for each try that may
+    be paid for; so the limits are never passed by more than the prompts' token counts were off.
     """
 
     def __init__(self, config: BudgetConfig, count: Callable[[str], int]):
@@ -48,21 +48,30 @@ class Budget:
 
     def reserve(self, request: Request) -> bool:
         """Whether a request may be made now; if so it counts from now on."""
+        passed = self._take(request)
+        self.reached = passed or self.reached
+        return passed is None
+
+    def extend(self, request: Request) -> bool:
+        """Whether a request that was made may be made once more, and paid again; if so it counts once more."""
+        return self._take(request) is None
+
+    def _take(self, request: Request) -> str | None:
+        """Reserves a try of a request, or says which limit it would pass."""
         if not self.limited:
-            return True
+            return None
         needed = self.count(request.prompt), int(request.sampling["max_tokens"])
         prompt = self.prompt_tokens + self._reserved_tokens[0] + needed[0]
         output = self.output_tokens + self._reserved_tokens[1] + needed[1]
         cost, config = self.config.cost(prompt, output), self.config
         if config.max_tokens is not None and prompt + output > config.max_tokens:
-            self.reached = f"max_tokens {config.max_tokens:,}"
-            return False
+            return f"max_tokens {config.max_tokens:,}"
         if config.max_cost is not None and cost is not None and cost > config.max_cost:
-            self.reached = f"max_cost {config.max_cost:g}"
-            return False
-        self._reserved[request.key] = needed
+            return f"max_cost {config.max_cost:g}"
+        before = self._reserved.get(request.key, (0, 0))
+        self._reserved[request.key] = before[0] + needed[0], before[1] + needed[1]
         self._add(needed, 1)
-        return True
+        return None
 
     def book(self, answer: Completion) -> None:
         """Counts what an answer, or a failure, has used in place of what was reserved for it."""

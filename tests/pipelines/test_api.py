@@ -372,6 +372,21 @@ def test_a_budget_stops_the_run_and_keeps_what_is_done(study: MakeStudy, provide
     assert len(provider[0].bodies) == 60
 
 
+@pytest.mark.parametrize("fault", ["prose", "malformed", "hang"])
+def test_a_budget_holds_where_answers_are_paid_and_useless(study: MakeStudy, provider: Provider, fault: str) -> None:
+    """Every second training review's answers are no use; what the server has written stays within the limit."""
+    server = provider[0]
+    server.fault = lambda prompt, tries: fault if int(number_of(prompt)) % 2 and int(number_of(prompt)) < 24 else None
+    quick = ["teacher.api.timeout_seconds=0.7"] if fault == "hang" else []
+    summary = annotate(study("teacher.budget.max_tokens=4500", *quick), yes=True)
+    spent = summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"]
+    assert len(server.bodies) * 60 <= spent <= 4500
+    if fault != "hang":  # whose tokens count at once as the most that they may be
+        assert max(server.tries.values()) > 1
+    if fault == "prose":  # the server says how much each took
+        assert spent == len(server.bodies) * 60
+
+
 def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Provider) -> None:
     with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
         annotate(study("teacher.budget.max_tokens=20"), yes=True)
