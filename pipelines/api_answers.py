@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from cotd.completions import Request
+
 
 class Again(Exception):
     """A request failed in a way that may pass.
@@ -26,7 +28,11 @@ class Again(Exception):
 
 
 class Refused(Exception):
-    """A request would fail again: the server or the teacher will not answer it."""
+    """The server does not take a request, and would not take it again."""
+
+
+class TeacherRefused(Exception):
+    """The teacher, or a filter of what it writes, will not answer a request."""
 
 
 class CutOff(Exception):
@@ -47,6 +53,11 @@ class Usage:
     def add(self, other: Usage) -> None:
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
+
+
+def form_of(request: Request) -> tuple[str, ...]:
+    """What kind of request it is: requests of one form differ in their texts."""
+    return (*sorted(request.sampling), *request.sampling.get("structured_outputs", ()))
 
 
 def label_logprob(word: str, given: dict[str, float], others: list[str]) -> float | None:

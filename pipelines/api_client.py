@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,7 +20,7 @@ from cotd.config import ApiConfig
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.reviews import whole_characters
-from pipelines.api_answers import Again, CutOff, Refused, Usage, has_form, label_logprob
+from pipelines.api_answers import Again, CutOff, Refused, TeacherRefused, Usage, form_of, has_form, label_logprob
 from pipelines.asking import Completion
 from pipelines.rate_limit import Booking, RateLimit, retry_after
 
@@ -30,6 +31,10 @@ LONGEST_RETRY_AFTER = 3600.0
 # A request that only ever meets the rate limit is given up when no other has been answered for so long either.
 PATIENCE_SECONDS = 600.0
 FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: so long it may take to arrive
+# Before anything has succeeded few are in flight, more with each that ended, so that a wrong setting costs little.
+FIRST_IN_FLIGHT, MOST_IN_FLIGHT_UNPROVEN = 4, 16
+HOPELESS = 32  # so many failures and no success: it is not the rows
+PROBE = "Say hello."
 PAID_TRIES = 3  # of answers that come, are paid for, and are not what was asked for
 RETRIED = {408, 409, 425, 429}  # and 500 to 599
 
@@ -60,6 +65,9 @@ class ApiClient:
         self.longest_pause = 0.0  # seconds that the server has asked to wait
         self.answered_at = time.monotonic()  # when something was last answered
         self.failed_in_a_row = 0
+        self.ended = 0  # requests
+        self.proven: set[tuple[str, ...]] = set()  # the forms of request that the server is known to take
+        self.probing = asyncio.Lock()
         self.fatal: CotdError | None = None
         self.flying: set[asyncio.Task[Completion | None]] = set()
         self.landed: list[Completion] = []
@@ -69,6 +77,12 @@ class ApiClient:
 
     # --- many requests ----------------------------------------------------------------------------------------------
 
+    @property
+    def places(self) -> int:
+        """How many requests may be in flight."""
+        few = min(FIRST_IN_FLIGHT + self.ended, MOST_IN_FLIGHT_UNPROVEN)
+        return self.config.concurrency if self.proven else min(few, self.config.concurrency)
+
     async def next_batch(self, requests: Iterator[Request]) -> list[Completion]:
         """The next answers, or none when everything is answered; takes requests as places get free.
 
@@ -77,7 +91,7 @@ class ApiClient:
         """
         deadline = time.monotonic() + BATCH_SECONDS
         while len(self.landed) < BATCH_ROWS:
-            while self.fatal is None and len(self.flying) < self.config.concurrency:
+            while self.fatal is None and len(self.flying) < self.places:
                 request = next(requests, None)
                 if request is None:
                     break
@@ -101,6 +115,7 @@ class ApiClient:
 
     async def _land(self, seconds: float) -> None:
         done, self.flying = await asyncio.wait(self.flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self.ended += len(done)
         self.landed += [answer for task in done if (answer := task.result()) is not None]
 
     async def close(self) -> None:
@@ -128,15 +143,22 @@ class ApiClient:
                 failure = problem
                 if failure.paid and usage.tokens == before:  # nobody says for how much
                     usage.add(needed)
-            except (Refused, CutOff) as problem:
-                kind = REFUSED_REASON if isinstance(problem, Refused) else None
+            except TeacherRefused as problem:
                 self._heard()
-                return self._failed(request, str(problem), usage, kind)
+                return self._failed(request, str(problem), usage, REFUSED_REASON)
+            except Refused as problem:
+                # Of a wrong setting it may do better another time.
+                own_fault = await self._takes_such(request, usage)
+                return self._given_up(request, str(problem), usage, REFUSED_REASON if own_fault else None)
+            except CutOff as problem:
+                hint = "Raise teacher.max_rationale_tokens, or have a model that thinks before it answers think less. "
+                return self._given_up(request, str(problem), usage, REFUSED_REASON, hint)
             except CotdError as problem:
                 self.fatal = problem
                 return None
             else:
                 self._heard()
+                self.proven.add(form_of(request))
                 return answer
             finally:
                 self.tokens.settle(booked, usage.tokens - before)
@@ -156,6 +178,36 @@ class ApiClient:
             if failure.paid and not self.may_pay_again(request):
                 return self._failed(request, f"{failure}; teacher.budget has no room for another try", usage, None)
             await asyncio.sleep(self._backoff(tries) * random.uniform(0.5, 1.0))
+
+    async def _takes_such(self, request: Request, usage: Usage) -> bool:
+        """Whether the server takes requests of this form, so that what it has against this one is its text.
+
+        Where none of them has succeeded yet it is asked with a harmless text; what refuses that too ends the run.
+        """
+        async with self.probing:
+            if form_of(request) in self.proven:
+                return True
+            if self.fatal:
+                return False
+            self.requests.take(1)
+            try:
+                await self._try(replace(request, prompt=PROBE), usage)
+            except (TeacherRefused, CutOff):
+                pass
+            except Again as problem:
+                if not problem.answered:
+                    return False
+            except Refused as problem:
+                self.fatal = CotdError(
+                    f"{self.url} refuses all requests of this kind, whatever their text ({problem}). Check what they are made "
+                    "of: teacher.api.server, json_answers, max_tokens_field, extra_body."
+                )
+                return False
+            except CotdError as problem:
+                self.fatal = problem
+                return False
+            self.proven.add(form_of(request))
+            return True
 
     def _backoff(self, tries: int) -> float:
         """Seconds to wait after so many tries, the first being 1."""
@@ -296,13 +348,15 @@ class ApiClient:
         usage.output_tokens += int(used.get("completion_tokens") or self.count(text))
         finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
         if refusal := message.get("refusal"):
-            raise Refused(f"the teacher refused: {self.plain(str(refusal))[:200]}")
+            raise TeacherRefused(f"the teacher refused: {self.plain(str(refusal))[:200]}")
         if choice.get("finish_reason") == "content_filter":
-            raise Refused("the endpoint's content filter refused")
+            raise TeacherRefused("the endpoint's content filter refused")
         tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
         if words := request.sampling.get("label_words"):
             scores = self._label_scores(choice, words)
             return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
+        if not text.strip() and finish_reason == "length":
+            raise CutOff("the token limit was reached before anything was answered")
         if not text.strip():
             raise Again("an empty answer", answered=True)
         if not has_form(text, request.sampling.get("structured_outputs", {})):
@@ -324,15 +378,16 @@ class ApiClient:
             raise Again("no label word is among the likeliest tokens", answered=True)
         return [min(given.values()) if s is None else s for s in scores]
 
-    def _given_up(self, request: Request, reason: str, usage: Usage) -> Completion:
-        """The last try failed. When nothing but failures comes in, the server is not there, and rows are not to blame."""
+    def _given_up(self, request: Request, reason: str, usage: Usage, kind: str | None = None, hint: str = "") -> Completion:
+        """A request has failed. When nothing but failures comes in, the rows are not to blame, and the run ends."""
         self.failed_in_a_row += 1
-        if self.failed_in_a_row >= max(32, 2 * self.config.concurrency) and self.fatal is None:
+        many = max(HOPELESS, 2 * self.config.concurrency) if self.proven else HOPELESS
+        if self.failed_in_a_row >= many and self.fatal is None:
             self.fatal = CotdError(
                 f"the last {self.failed_in_a_row} requests to {self.config.base_url} all failed, the last one with: {reason}. "
-                "What is done is kept; the same command goes on from there."
+                f"{hint}What is done is kept; the same command goes on from there."
             )
-        return self._failed(request, reason, usage, None)
+        return self._failed(request, reason, usage, kind)
 
     def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None) -> Completion:
         tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}

@@ -138,7 +138,7 @@ class Asker:
         """
         fate = bytearray()  # of each request, a byte each
         seen: set[bytes] = set()
-        answered = 0
+        answered, first_error = 0, ""
         for block in batched(requests(), LOOKED_UP_AT_ONCE):
             known, left = self._look_up(block)
             for tag, request in block:
@@ -148,6 +148,7 @@ class Asker:
                 )
                 if fate[-1] == KNOWN:
                     answered += known[request.key]["error"] is None
+                    first_error = first_error or known[request.key]["error"]
                     yield tag, known[request.key]
                 elif fate[-1] == LEFT:
                     yield tag, left[request.key]
@@ -157,6 +158,11 @@ class Asker:
         self.usage["requests"] += counts[KNOWN] + counts[ASK]
         self.usage["from_store"] += counts[KNOWN]
         if not counts[ASK]:
+            if counts[KNOWN] and not answered and not counts[LEFT]:
+                raise CotdError(
+                    f"the teacher failed on all {counts[KNOWN]:,} requests for {what}, and would again: {first_error}. Change "
+                    "what is wrong with the teacher's settings, or ask it again with --retry-errors."
+                )
             return
         title = f"{what} ({counts[KNOWN]:,} in store)" if counts[KNOWN] else what
         to_ask = (tagged for tagged, f in zip(requests(), fate, strict=True) if f == ASK)

@@ -176,6 +176,16 @@ class Handler(BaseHTTPRequestHandler):
     def fault_empty(self, body: dict[str, Any]) -> None:
         self.send(200, self.good(body, ""))
 
+    def fault_length(self, body: dict[str, Any]) -> None:
+        answer = self.good(body, '{"rationale": "The reviewer')
+        answer["choices"][0]["finish_reason"] = "length"
+        self.send(200, answer)
+
+    def fault_thought_only(self, body: dict[str, Any]) -> None:
+        answer = self.good(body, "")
+        answer["choices"][0]["finish_reason"] = "length"
+        self.send(200, answer)
+
     def fault_prose(self, body: dict[str, Any]) -> None:
         self.send(200, self.good(body, "Sure! I would say that it is positive."))
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
-from pipelines.annotate import AnnotationFiles, annotate, read_annotations
+from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
 from pipelines.api_answers import label_logprob
 from pipelines.rate_limit import RateLimit, retry_after
 
@@ -104,6 +104,8 @@ def number_of(prompt: str) -> str:
     [
         ("refusal", "the teacher refused: I cannot help with that.", 1),
         ("filtered", "the endpoint's content filter refused", 1),
+        ("length", "the answer is cut off by the token limit before it has the form asked for", 1),
+        ("thought_only", "the token limit was reached before anything was answered", 1),
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
         ("hang", "no answer within 2 s", 3),
@@ -175,6 +177,46 @@ def test_a_server_that_goes_away_does_not_quarantine_the_rest(study: MakeStudy, 
     server.fault = lambda prompt, tries: "500" if len(server.bodies) > 12 else None
     with pytest.raises(CotdError, match=r"the last 32 requests to http\S* all failed, the last one with: HTTP 500"):
         annotate(study("teacher.api.retries=0"), yes=True)
+
+
+def test_a_token_limit_that_cuts_every_answer_ends_the_run(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "length"
+    with pytest.raises(CotdError, match=r"the last 32 .* cut off by the token limit .* Raise teacher\.max_rationale_tokens"):
+        annotate(study("teacher.api.concurrency=64"), yes=True)
+    assert len(server.bodies) <= 48
+    server.fault = lambda prompt, tries: None
+    summary = annotate(study("teacher.max_rationale_tokens=80"), yes=True)
+    assert (summary["annotations"]["usable"], summary["usage"]["from_store"]) == (48, 0)
+
+
+def test_a_setting_that_the_server_refuses_ends_the_run_and_leaves_no_trace(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "400"
+    with pytest.raises(CotdError, match=r"refuses all requests of this kind.*Check .*max_tokens_field"):
+        annotate(study("teacher.api.concurrency=64"), yes=True)
+    assert len(server.bodies) <= 8
+    server.fault = lambda prompt, tries: None
+    assert annotate(study(), yes=True)["annotations"]["usable"] == 48, "nothing is taken for refused"
+
+
+def test_a_teacher_that_refused_everything_is_an_error_again(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "refusal"
+    with pytest.raises(CotdError, match="the teacher failed on all 60 requests for chains of thought: the teacher refused"):
+        annotate(study(), yes=True)
+    with pytest.raises(CotdError, match=r"failed on all 60 requests .*, and would again: the teacher refused.*--retry-errors"):
+        annotate(study(), yes=True)
+    assert len(server.bodies) == 60
+
+
+def test_what_a_request_is_sent_with_is_part_of_its_key(study: MakeStudy) -> None:
+    def revision(*overrides: str) -> str:
+        return load_teacher(study(*overrides).teacher).revision
+
+    assert revision().endswith("/v1 chat")
+    settings = ["max_tokens_field=max_completion_tokens", "json_answers=object", "extra_body={top_k: 5}"]
+    assert len({revision(), *(revision(f"teacher.api.{s}") for s in settings)}) == 4
 
 
 def test_the_key_is_nowhere(study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
