@@ -21,11 +21,17 @@ def api_key(config: ApiConfig) -> str | None:
     """The key from the environment, or None where the endpoint needs none.
 
     Raises:
-        CotdError: it is not set.
+        CotdError: it is not set, or cannot be sent. The key itself is not shown.
     """
     if config.key_env is None:
         return None
     if key := os.environ.get(config.key_env, "").strip():
+        # Anything else cannot stand in a header, and the error that says so would show it.
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise CotdError(
+                f"the environment variable {config.key_env} does not hold a key: it has a line break, a space or a character "
+                "that is not ASCII in it. Copy the key again, alone and on one line."
+            )
         return key
     raise CotdError(
         f"the environment variable {config.key_env} is not set; teacher.api.key_env says that it holds the key to "

@@ -20,7 +20,17 @@ from cotd.config import ApiConfig
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.reviews import whole_characters
-from pipelines.api_answers import Again, CutOff, Refused, TeacherRefused, Usage, form_of, has_form, label_logprob
+from pipelines.api_answers import (
+    ODD,
+    Again,
+    CutOff,
+    NoScores,
+    Refused,
+    TeacherRefused,
+    Usage,
+    form_of,
+    read_answer,
+)
 from pipelines.asking import Completion
 from pipelines.rate_limit import Booking, RateLimit, retry_after
 
@@ -35,6 +45,7 @@ FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: s
 FIRST_IN_FLIGHT, MOST_IN_FLIGHT_UNPROVEN = 4, 16
 HOPELESS = 32  # so many failures and no success: it is not the rows
 PROBE = "Say hello."
+LONGEST_REASON = 300  # characters of why a request failed
 PAID_TRIES = 3  # of answers that come, are paid for, and are not what was asked for
 RETRIED = {408, 409, 425, 429}  # and 500 to 599
 
@@ -129,6 +140,12 @@ class ApiClient:
     async def answer(self, request: Request) -> Completion | None:
         """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
         usage = Usage()
+        try:
+            return await self._answer(request, usage)
+        except Exception as error:  # noqa: BLE001 - whatever a server can send: its row fails, and no other's answer is lost
+            return self._given_up(request, f"its answer could not be read: {type(error).__name__}: {error}", usage)
+
+    async def _answer(self, request: Request, usage: Usage) -> Completion | None:
         needed = Usage(self.count(request.prompt), int(request.sampling["max_tokens"]))
         tries = answers = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
         began, spread = time.monotonic(), 0.0
@@ -266,13 +283,16 @@ class ApiClient:
             raise Again(reason, paid=not isinstance(error, httpx.ConnectError)) from error
         self.check_status(response)
         try:
-            plain = response.json()
-            choice = plain["choices"][0]
-            if not isinstance(choice["message"] if self.config.endpoint == "chat" else choice, dict):
-                raise ValueError("not an object")
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # not JSON, or not an answer's
+            answer = read_answer(request, response.json(), self.config.endpoint == "chat", usage, self.count)
+        except ODD as error:  # not JSON, or not an answer's
             raise Again("the server's answer is not what an OpenAI-compatible server sends", answered=True) from error
-        return self.read(request, plain, choice, usage)
+        except NoScores as error:
+            if form_of(request) in self.proven:
+                raise Again("the answer has no log-probabilities", answered=True) from error
+            raise CotdError(
+                f"{self.url} gives no log-probabilities, which strategy score_then_explain needs. Set strategy: chain_of_thought."
+            ) from error
+        return answer
 
     def body(self, request: Request) -> dict[str, Any]:
         """A request's sampling parameters, which are vLLM's, as the endpoint names them."""
@@ -329,54 +349,15 @@ class ApiClient:
             plain = response.json()
             error = plain.get("error", plain)
             message = error.get("message") if isinstance(error, dict) else error
-        except (ValueError, AttributeError):
+        except ODD:
             message = response.text
+        # The key goes first: a message that is cut may still hold a part of it.
         message = " ".join(self.plain(str(message or "")).split())
         return f": {message[:200]}" if message else ""
 
     def plain(self, message: str) -> str:
-        """A message without the key."""
-        return message.replace(self.key, "[key]") if self.key else message
-
-    def read(self, request: Request, plain: dict[str, Any], choice: dict[str, Any], usage: Usage) -> Completion:
-        """A completion of a successful response."""
-        chat = self.config.endpoint == "chat"
-        message = choice.get("message") or {} if chat else choice
-        text = whole_characters(str((message.get("content") if chat else message.get("text")) or ""))
-        used = plain["usage"] if isinstance(plain.get("usage"), dict) else {}
-        usage.prompt_tokens += int(used.get("prompt_tokens") or self.count(request.prompt))
-        usage.output_tokens += int(used.get("completion_tokens") or self.count(text))
-        finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        if refusal := message.get("refusal"):
-            raise TeacherRefused(f"the teacher refused: {self.plain(str(refusal))[:200]}")
-        if choice.get("finish_reason") == "content_filter":
-            raise TeacherRefused("the endpoint's content filter refused")
-        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-        if words := request.sampling.get("label_words"):
-            scores = self._label_scores(choice, words)
-            return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
-        if not text.strip() and finish_reason == "length":
-            raise CutOff("the token limit was reached before anything was answered")
-        if not text.strip():
-            raise Again("an empty answer", answered=True)
-        if not has_form(text, request.sampling.get("structured_outputs", {})):
-            if finish_reason == "length":
-                raise CutOff("the answer is cut off by the token limit before it has the form asked for")
-            raise Again("the answer does not have the form asked for", answered=True)
-        return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
-
-    def _label_scores(self, choice: dict[str, Any], words: list[str]) -> list[float]:
-        """The log-probability of each label word's first token; a word that is not among those given has the least of them."""
-        found = (choice.get("logprobs") or {}).get("top_logprobs")
-        if not found or not isinstance(found[0], dict):
-            raise CotdError(
-                f"{self.url} gives no log-probabilities, which strategy score_then_explain needs. Set strategy: chain_of_thought."
-            )
-        given = {str(token): float(logprob) for token, logprob in found[0].items()}
-        scores = [label_logprob(word, given, [w for w in words if w != word]) for word in words]
-        if all(s is None for s in scores):
-            raise Again("no label word is among the likeliest tokens", answered=True)
-        return [min(given.values()) if s is None else s for s in scores]
+        """A message without the key, which can be stored."""
+        return whole_characters(message.replace(self.key, "[key]") if self.key else message)
 
     def _given_up(self, request: Request, reason: str, usage: Usage, kind: str | None = None, hint: str = "") -> Completion:
         """A request has failed. When nothing but failures comes in, the rows are not to blame, and the run ends."""
@@ -391,4 +372,4 @@ class ApiClient:
 
     def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None) -> Completion:
         tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-        return completion(request.key, error=reason, finish_reason=kind, **tokens)
+        return completion(request.key, error=self.plain(reason)[:LONGEST_REASON], finish_reason=kind, **tokens)

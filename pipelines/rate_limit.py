@@ -16,6 +16,7 @@ import httpx
 # A request sent late in one minute and one sent early in the next may reach the server closer together.
 WINDOW_SECONDS = 61.0
 BURST_SECONDS = 5.0
+LONGEST_SAID = 366 * 86400.0  # a server that says more means never
 
 
 @dataclass
@@ -97,9 +98,9 @@ def retry_after(headers: httpx.Headers, now: datetime | None = None) -> float | 
     """Seconds that a server asks to wait, from `Retry-After` in seconds or as an HTTP date; None where it does not say."""
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
+        return min(float(value), LONGEST_SAID)
     try:
         date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds())

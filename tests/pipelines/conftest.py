@@ -170,6 +170,24 @@ class Handler(BaseHTTPRequestHandler):
     def fault_odd(self, body: dict[str, Any]) -> None:
         self.send(200, {"choices": [{"message": "hello", "text": None}], "usage": 3})
 
+    def fault_odd_usage(self, body: dict[str, Any]) -> None:
+        answer = self.good(body)
+        odd = ["many", float("nan"), 10**12, -5, True, [3], None]
+        answer["usage"] = dict.fromkeys(("prompt_tokens", "completion_tokens"), odd[len(prompt_of(body)) % len(odd)])
+        self.send(200, answer)
+
+    def fault_deep(self, body: dict[str, Any]) -> None:
+        self.send(200, b'{"choices": ' + b"[" * 100_000)
+
+    def fault_deep_text(self, body: dict[str, Any]) -> None:
+        self.send(200, self.good(body, '{"rationale": ' + "[" * 100_000 + "}"))
+
+    def fault_half_pair(self, body: dict[str, Any]) -> None:
+        self.send(400, {"error": {"message": "half \ud800 a pair"}})
+
+    def fault_429_no_such_year(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": []}, Retry_After="Fri, 31 Dec 99999999999999999999 23:59:59 GMT")
+
     def fault_not_gzip(self, body: dict[str, Any]) -> None:
         self.send(200, b"plain", Content_Encoding="gzip")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipelines.api_client
+from cotd.cli import main
+from cotd.completions import Request
 from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
-from pipelines.api_answers import label_logprob
+from pipelines.api_answers import label_logprob, token_count
 from pipelines.rate_limit import RateLimit, retry_after
 
 KEY = "sk-secret-0123456789"
@@ -76,7 +81,8 @@ def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
 
 QUICK = ["teacher.api.timeout_seconds=2"]  # for what never answers; a busy machine may take a second over the rest
 PASSING = [
-    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose"
+    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose",
+    "deep", "deep_text", "429_no_such_year",
 ]  # fmt: skip
 
 
@@ -108,6 +114,7 @@ def number_of(prompt: str) -> str:
         ("thought_only", "the token limit was reached before anything was answered", 1),
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
+        ("half_pair", "HTTP 400: half \ufffd a pair", 1),
         ("hang", "no answer within 2 s", 3),
         ("empty", "an empty answer", 3),
         ("prose", "the answer does not have the form asked for", 3),
@@ -219,10 +226,52 @@ def test_what_a_request_is_sent_with_is_part_of_its_key(study: MakeStudy) -> Non
     assert len({revision(), *(revision(f"teacher.api.{s}") for s in settings)}) == 4
 
 
-def test_the_key_is_nowhere(study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provider) -> None:
+    provider[0].fault = lambda prompt, tries: "odd_usage"
+    spent = annotate(study(), yes=True)["spent"]
+    assert 60 * 100 < spent["prompt_tokens"] < 60 * 400
+    assert 60 * 10 < spent["output_tokens"] < 60 * 40
+    assert [token_count(v, 7) for v in (3, 3.0, 0, "3", float("nan"), 10**12, -1, True, None)] == [3, 3] + [7] * 7
+
+
+def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
+    """Whatever else may go wrong with one answer: those beside it are kept."""
+    real = pipelines.api_client.read_answer
+
+    def breaks(request: Request, *rest: Any) -> Any:
+        if number_of(request.prompt) == "3":
+            raise MemoryError(f"key {KEY}")
+        return real(request, *rest)
+
+    monkeypatch.setattr("pipelines.api_client.read_answer", breaks)
+    quarantined = annotate(study(), yes=True)["annotations"]["quarantined"]
+    assert quarantined == {"its answer could not be read: MemoryError: key [key]": 2}
+
+
+@pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1 sk-2", "sk-é", "sk-\x00"])
+def test_what_is_no_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "TEACHER_KEY": key})
+    with pytest.raises(CotdError, match="TEACHER_KEY does not hold a key: it has a line break, a space") as caught:
+        annotate(study(), yes=True)
+    assert "sk-" not in str(caught.value)
+
+
+def test_the_key_is_nowhere(
+    study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither printed, nor in a file, nor in MLflow, after a run by the command line."""
     server = provider[0]
     server.fault = lambda prompt, tries: "400" if number_of(prompt) == "3" else None
-    annotate(study(), yes=True)
+    study()  # writes it
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = ["cotd", "annotate", str(tmp_path / "study.yaml"), "--yes", f"tracking.uri={uri}"]
+    monkeypatch.setattr("sys.argv", command)
+    with contextlib.suppress(SystemExit):
+        main()
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert runs
+    assert KEY not in json.dumps([r.to_dictionary() for r in runs])
     assert {h["authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     printed = capfd.readouterr()
     assert KEY not in printed.out + printed.err
@@ -483,7 +532,7 @@ def test_retry_after_in_both_forms() -> None:
     now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     seconds = {
         "7": 7.0, "0.5": 0.5, "Thu, 01 Jan 2026 12:00:30 GMT": 30.0, "Thu, 01 Jan 2026 11:00:00 GMT": 0.0,
-        "soon": None, "": None, "999999": 999999.0,
+        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT": None, "soon": None, "": None, "999999": 999999.0,
     }  # fmt: skip
     for value, expected in seconds.items():
         assert retry_after(httpx.Headers({"retry-after": value}), now) == expected, value
