@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cotd.annotations import AnnotationRows, annotation_row, tidy_rationale
-from cotd.calibration import calibrate
+from cotd.calibration import Calibration, calibrate
 from cotd.completions import Request
 from cotd.config import TeacherConfig
 from cotd.errors import CotdError
@@ -27,9 +27,12 @@ Completion = dict[str, Any]
 # What a strategy wants back with the answer to a request; the review's id is its first.
 Tag = tuple[Any, ...]
 Tagged = tuple[Tag, Request]
+# Whether an answer that came is one that can be used.
+Usable = Callable[[Tag, Completion], bool]
 # Answers requests, each once, in any order, failures with their `error`. It may go through them more than once, so it
-# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words.
-Ask = Callable[[Callable[[], Iterable[Tagged]], str], Iterator[tuple[Tag, Completion]]]
+# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words,
+# and which answers can be used: the others may be asked for again, as `cotd.retries.another_try`.
+Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag, Completion]]]
 Labels = dict[str, tuple[str, float | None]]  # review id → (label, its probability where the teacher gives one)
 # The `finish_reason` of a request that was not made, because the budget was reached.
 NOT_ASKED = "not asked"
@@ -117,23 +120,18 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     scores: dict[str, float] = {}
     prompt_tokens: dict[str, int] = {}
     failures: dict[str, Completion] = {}
-    for (i,), answer in ask(lambda: score_requests(teacher, task, prompts, everything), "label scores"):
+    for (i,), answer in ask(
+        lambda: score_requests(teacher, task, prompts, everything), "label scores", lambda tag, answer: True
+    ):
         if answer["error"]:
             failures[i] = answer
         else:
             scores[i], prompt_tokens[i] = label_score(answer, task), answer["prompt_tokens"]
 
-    known = held_out[held_out["id"].isin(list(scores))]
-    if known.empty:
-        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
-    gold = (known["label"] == task.positive).to_numpy() if teacher.config.calibration.method == "platt" else None
-    settings = teacher.config.calibration
-    if gold is not None and len(set(gold)) < 2:
-        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
-    calibration = calibrate(settings.method, np.array([scores[i] for i in known["id"]]), gold, settings.prior)
+    calibration = fitted_calibration(teacher.config, task, held_out, scores)
 
     def own(i: str) -> tuple[str, float]:
-        return calibrated_label(task, float(calibration.probability(np.array(scores[i]))))
+        return calibrated_label(task, calibration, scores[i])
 
     def explaining() -> Iterator[Tagged]:
         gold_of = gold_labels(teacher, train)
@@ -149,7 +147,9 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
 
     rows, origin = AnnotationRows(), origin_of(teacher, prompts)
     rationales = {i: "" for i in explained["id"] if i in failures and failures[i]["finish_reason"] != NOT_ASKED}
-    for (i, sample, label, kinds), answer in ask(explaining, "rationales"):
+    for (i, sample, label, kinds), answer in ask(
+        explaining, "rationales", lambda tag, answer: explains(teacher, prompts, answer)
+    ):
         if not kinds and answer["finish_reason"] != NOT_ASKED:
             rationales[i] = usable_rationale(written_rationale(teacher, prompts, answer), answer)
         for by_gold in kinds:
@@ -185,12 +185,17 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
             for s in samples if i in gold_of else ():
                 yield (i, "explain", s), explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
 
+    def usable(tag: Tag, answer: Completion) -> bool:
+        if tag[1] == "explain":
+            return explains(teacher, prompts, answer)
+        return thinks(teacher, prompts, task, answer, label_only=tag[1] == "test")
+
     gold_of, origin, rows = gold_labels(teacher, train), origin_of(teacher, prompts), AnnotationRows()
     predicted: Labels = {}
     unasked: set[str] = set()
     wanted, rationales = set(explained["id"]), dict[str, str]()
     waiting: dict[str, list[tuple[int, Completion]]] = {}  # samples of reviews that lack some yet
-    for (i, kind, s), answer in ask(thinking, "chains of thought"):
+    for (i, kind, s), answer in ask(thinking, "chains of thought", usable):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, answer)
             rows.add(annotation_row(i, s, True, gold_of[i], None, rationale, answer, origin))
@@ -247,6 +252,17 @@ def usable_rationale(rationale: str, answer: Completion) -> str:
     return "" if problem else rationale
 
 
+def explains(teacher: Teacher, prompts: Prompts, answer: Completion) -> bool:
+    """Whether an answer to `explain_request` is a rationale that students may learn from."""
+    return bool(usable_rationale(written_rationale(teacher, prompts, answer), answer))
+
+
+def thinks(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion, label_only: bool) -> bool:
+    """Whether an answer to `think_request` has a label and, unless only that is wanted, such a rationale."""
+    label, rationale = parsed(teacher, prompts, task, answer)
+    return label is not None and (label_only or bool(usable_rationale(rationale, answer)))
+
+
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
 
 
@@ -283,37 +299,6 @@ def gold_labels(teacher: Teacher, train: pd.DataFrame) -> dict[str, str]:
 def score_requests(teacher: Teacher, task: Task, prompts: Prompts, reviews: pd.DataFrame) -> Iterator[Tagged]:
     for i, text in teacher.shown(reviews):
         yield (i,), score_request(teacher, task, prompts, text)
-
-
-def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[tuple[str, str, Request]]:
-    """What a run is going to ask, as (what it is, review id, request), before any answer: for estimates and to be shown.
-
-    The rationale that a scoring teacher writes for its own label is counted as one given gold, or given the positive
-    label where there is no gold; where the two differ there will be one more.
-    """
-    train, test = reviews.split("train"), reviews.split("test")
-    gold_of = gold_labels(teacher, train)
-    scoring = teacher.config.strategy == "score_then_explain"
-    explained = explained_reviews(teacher.config, reviews)
-    if scoring:
-        everything = pd.concat([calibration_reviews(teacher.config, reviews), test, train, explained]).drop_duplicates("id")
-        for (i,), request in score_requests(teacher, task, prompts, everything):
-            yield "label score", i, request
-        for i, text in teacher.shown(explained):
-            yield "rationale of a held-out review", i, explain_request(teacher, prompts, text, task.positive, 0)
-    else:
-        for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
-            yield "chain of thought of a held-out review", i, think_request(teacher, prompts, text, 0, greedy=True)
-    for i, text in teacher.shown(train):
-        for s in range(teacher.config.samples):
-            if scoring:
-                label = gold_of.get(i, task.positive)
-                yield "rationale given a label", i, explain_request(teacher, prompts, text, label, s)
-                continue
-            yield "chain of thought", i, think_request(teacher, prompts, text, s)
-            if i in gold_of:
-                request = explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
-                yield "rationale given the gold label", i, request
 
 
 def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
@@ -373,8 +358,25 @@ def label_score(completion: Completion, task: Task) -> float:
     return float(logprobs[positive] - logprobs[1 - positive])
 
 
-def calibrated_label(task: Task, p_positive: float) -> tuple[str, float]:
-    """(label, its probability) for p(positive)."""
+def fitted_calibration(config: TeacherConfig, task: Task, held_out: pd.DataFrame, scores: dict[str, float]) -> Calibration:
+    """What makes labels of scores, fitted on those of the calibration reviews.
+
+    Raises:
+        CotdError: there are none, or they are of reviews of one label only.
+    """
+    known = held_out[held_out["id"].isin(list(scores))]
+    if known.empty:
+        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
+    settings = config.calibration
+    gold = (known["label"] == task.positive).to_numpy() if settings.method == "platt" else None
+    if gold is not None and len(set(gold)) < 2:
+        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
+    return calibrate(settings.method, np.array([scores[i] for i in known["id"]]), gold, settings.prior)
+
+
+def calibrated_label(task: Task, calibration: Calibration, score: float) -> tuple[str, float]:
+    """(label, its probability) for a score."""
+    p_positive = float(calibration.probability(np.array(score)))
     other = next(label for label in task.labels if label != task.positive)
     return (task.positive, p_positive) if p_positive >= 0.5 else (other, 1 - p_positive)
 

@@ -25,13 +25,14 @@ from cotd.filters import REASON, FilterContext, apply_filters
 from cotd.hub import first_sentence, hub_commit
 from cotd.memory import release_memory
 from cotd.methods import METHODS
+from cotd.planning import planned_requests
 from cotd.progress import say
 from cotd.prompts import Prompts, load_prompts
 from cotd.quality import label_quality, rationale_quality
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews, noun
 from cotd.statistics import accuracy_interval
-from cotd.strategies import STRATEGIES, Teacher, TeacherOutput, planned_requests, score_request
+from cotd.strategies import STRATEGIES, Teacher, TeacherOutput, score_request
 from cotd.student import model_digest, resolve_model
 from cotd.task import Task, get_task
 from cotd.trials import write_json
@@ -94,7 +95,8 @@ def annotate(
     Args:
         complete: answers requests; the configured engine or endpoint unless given.
         yes: an endpoint's price is accepted without a question.
-        retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good.
+        retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good and those
+            whose answers cannot be used, which are sampled anew.
 
     Returns:
         The summary, which is also in `summary.json`: counts, the teacher's accuracy with its interval, calibration,
@@ -112,7 +114,7 @@ def annotate(
     only = quarantined_ids(config) if retry_errors else None
     with contextlib.ExitStack() as stack:
         engine = functools.cache(lambda: complete or start_engine(config, job.teacher, budget, stack))
-        ask = Asker(job.store, engine, budget, only, retry_refused=retry_errors)
+        ask = Asker(job.store, engine, budget, only, retry=retry_errors)
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
@@ -171,14 +173,15 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     job = prepare(config)
     ask = Asker(job.store, no_engine, Budget(config.teacher.budget, job.teacher.count))
     shown: Counter[str] = Counter()
-    for what, review, request in planned_requests(job.teacher, job.reviews, job.task, job.prompts):
-        shown[what] += 1
-        if shown[what] <= rows:
-            tokens = job.teacher.count(request.prompt)
-            yield f"--- {what}, review {review}: about {tokens} tokens; {json.dumps(request.sampling, ensure_ascii=False)}"
-            yield request.prompt
+    for planned in planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known):
+        shown[planned.what] += 1
+        if shown[planned.what] <= rows:
+            tokens, sampling = job.teacher.count(planned.request.prompt), planned.request.sampling
+            what = f"{planned.what}, review {planned.review_id}"
+            yield f"--- {what}: about {tokens} tokens; {json.dumps(sampling, ensure_ascii=False)}"
+            yield planned.request.prompt
     yield f"--- prompts {job.prompts.hash}, teacher {job.teacher.name}, revision {job.teacher.revision}"
-    yield str(ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts)))
+    yield str(ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known)))
 
 
 def no_engine() -> Complete:
@@ -195,7 +198,7 @@ def check_price(config: TeacherConfig, job: Job, ask: Asker, yes: bool) -> None:
 
     assert config.api is not None
     api_key(config.api)
-    expected = ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts))
+    expected = ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known))
     if not expected.requests:
         return
     scoring = config.strategy == "score_then_explain"
