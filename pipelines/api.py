@@ -59,7 +59,7 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
         if response.status_code in (401, 403):
             client.check_status(response)
         names = model_names(response)
-        if names and model not in names:
+        if names and bare_name(model) not in map(bare_name, names):
             raise CotdError(
                 f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
                 f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
@@ -88,6 +88,14 @@ def model_names(response: httpx.Response) -> list[str]:
         return [str(m["id"]) for m in response.json()["data"]]
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def bare_name(model: str) -> str:
+    """A model's name without what some servers list before it (models/NAME, OWNER/NAME) or after it (NAME:latest).
+
+    Names that agree in this may still be two models; the server then says so at the first request.
+    """
+    return model.rpartition("/")[2].partition(":")[0].casefold()
 
 
 @contextlib.contextmanager

@@ -151,5 +151,11 @@ def has_form(text: str, structured: dict[str, Any]) -> bool:
         return False
     properties = structured["json"]["properties"]
     return isinstance(plain, dict) and all(
-        isinstance(plain.get(k), str) and plain[k] in p.get("enum", [plain[k]]) for k, p in properties.items()
+        isinstance(plain.get(k), str) and ("enum" not in p or folded(plain[k]) in map(folded, p["enum"]))
+        for k, p in properties.items()
     )
+
+
+def folded(word: str) -> str:
+    """A choice as it is compared, here and where answers are parsed: "positive." is "Positive"."""
+    return word.strip().strip(".").casefold()

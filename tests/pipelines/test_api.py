@@ -27,8 +27,10 @@ from cotd.completions import Request
 from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
+from pipelines.api import check_endpoint
 from pipelines.api_answers import label_logprob, token_count
 from pipelines.rate_limit import RateLimit, retry_after
+from tests.pipelines.conftest import answer_in_json
 
 KEY = "sk-secret-0123456789"
 Provider = tuple[Any, str]
@@ -77,6 +79,22 @@ def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
     again = annotate(config)  # nothing to ask is no reason to ask anybody
     assert len(provider[0].bodies) == 60
     assert again["digest"] == summary["digest"]
+
+
+def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Provider) -> None:
+    """By servers that hold answers to JSON and not to its schema."""
+    server = provider[0]
+    server.write = lambda prompt: answer_in_json(prompt).replace("Positive", "positive").replace("Negative", " NEGATIVE.")
+    summary = annotate(study("teacher.api.json_answers=object"), yes=True)
+    assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
+
+
+@pytest.mark.parametrize("listed", ["models/teacher-1", "owner/teacher-1", "teacher-1:latest"])
+def test_a_model_may_be_listed_by_a_longer_name(study: MakeStudy, provider: Provider, listed: str) -> None:
+    provider[0].models = ["another", listed]
+    config = study()
+    assert config.teacher.api is not None
+    check_endpoint(config.teacher.model, config.teacher.api, None)
 
 
 QUICK = ["teacher.api.timeout_seconds=2"]  # for what never answers; a busy machine may take a second over the rest
