@@ -21,6 +21,7 @@ Completion = dict[str, Any]
 # Answers requests, a batch at a time, in any order; takes them from the iterable as it can.
 Complete = Callable[[Iterable[Request]], Iterator[list[Completion]]]
 LOOKED_UP_AT_ONCE = 4096
+LOST = "the engine gave no answer"
 # What becomes of a request: known already, the same as an earlier one, left alone, to be asked; for the n-th time after
 # the first it is ASK + n.
 KNOWN, REPEATED, LEFT, ASK = range(4)
@@ -289,6 +290,12 @@ class Asker:
                         self.usage["output_tokens"] += answer["output_tokens"] or 0
                         yield tags.pop(answer["key"]), answer
                     advance(len(batch))
+                # A row that went in and did not come out would be missing from every table without a word.
+                lost = [completion(key, error=LOST, prompt_tokens=0, output_tokens=0) for key in tags]
+                self.store.append(lost)
+                for answer in lost:
+                    self.budget.book(answer)
+                    yield tags.pop(answer["key"]), answer
                 if not held or kept == before:
                     break
                 self.budget.reached = None
