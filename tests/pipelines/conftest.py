@@ -11,12 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
+from cotd.config import StudyConfig, load_config
+
 REFUSAL = "I cannot help with that."
+KEY = "sk-secret-0123456789"
 
 
 class FaultServer:
@@ -63,8 +68,16 @@ class FaultServer:
             thread.join()
 
 
+Provider = tuple[FaultServer, str]
+MakeStudy = Callable[..., StudyConfig]
+
+
 def prompt_of(body: dict[str, Any]) -> str:
     return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+
+
+def number_of(prompt: str) -> str:
+    return prompt.rpartition("number ")[2].partition(".")[0]
 
 
 def review_of(prompt: str) -> str:
@@ -244,3 +257,23 @@ def provider() -> Iterator[tuple[FaultServer, str]]:
     server = FaultServer()
     with server.serving() as url:
         yield server, url
+
+
+@pytest.fixture
+def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
+    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
+        api = {
+            "base_url": provider[1],
+            "key_env": "TEACHER_KEY",
+            "concurrency": 8,
+            "backoff_seconds": 0.01,
+            "timeout_seconds": 0.5,
+        }
+        teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
+        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
+        return load_config(path, list(overrides))
+
+    return make

@@ -3,64 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
-import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import pipelines.api_client
 from cotd.cli import main
 from cotd.completions import Request
-from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
 from pipelines.api import check_endpoint
 from pipelines.api_answers import label_logprob, token_count
-from pipelines.rate_limit import RateLimit, retry_after
-from tests.pipelines.conftest import answer_in_json
-
-KEY = "sk-secret-0123456789"
-Provider = tuple[Any, str]
-MakeStudy = Callable[..., StudyConfig]
-
-
-@pytest.fixture
-def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
-    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
-    monkeypatch.setenv("TEACHER_KEY", KEY)
-
-    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
-        api = {
-            "base_url": provider[1],
-            "key_env": "TEACHER_KEY",
-            "concurrency": 8,
-            "backoff_seconds": 0.01,
-            "timeout_seconds": 0.5,
-        }
-        teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
-        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
-        return load_config(path, list(overrides))
-
-    return make
-
-
-def table(config: StudyConfig) -> pd.DataFrame:
-    found = read_annotations(config)
-    assert found is not None
-    return found[0]
+from tests.pipelines.conftest import KEY, MakeStudy, Provider, answer_in_json, number_of
 
 
 def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
@@ -117,10 +76,6 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
     assert len(failed) == 15
     # More than two where a connection broke as well, which happens on a busy machine.
     assert all(server.tries[prompt] >= 2 for prompt in failed)
-
-
-def number_of(prompt: str) -> str:
-    return prompt.rpartition("number ")[2].partition(".")[0]
 
 
 @pytest.mark.parametrize(
@@ -318,64 +273,6 @@ def test_a_stopped_run_keeps_what_is_in_flight(study: MakeStudy, provider: Provi
     assert set(server.tries.values()) == {1}
 
 
-# --- rate limits ----------------------------------------------------------------------------------------------------
-
-
-def test_a_rate_limit_costs_no_row(study: MakeStudy, provider: Provider) -> None:
-    """The server takes ten requests each half second and asks others to wait; no row is given up, whatever `retries`."""
-    server, lock = provider[0], threading.Lock()
-    level, at = 10.0, time.monotonic()
-
-    def bucket(prompt: str, tries: int) -> str | None:
-        nonlocal level, at
-        with lock:
-            level, at = min(10.0, level + 20 * (time.monotonic() - at)), time.monotonic()
-            if level < 1:
-                return "429_one_second"
-            level -= 1
-            return None
-
-    server.fault = bucket
-    summary = annotate(study("teacher.api.concurrency=32", "teacher.api.retries=0", "teacher.api.timeout_seconds=10"), yes=True)
-    assert summary["annotations"]["usable"] == 48
-    assert len(server.bodies) > 60
-    assert len(server.bodies) < 400, "who waits does not ask over and over"
-
-
-def test_a_retry_after_is_waited_for_by_every_request(study: MakeStudy, provider: Provider) -> None:
-    server = provider[0]
-    first = True
-
-    def once(prompt: str, tries: int) -> str | None:
-        nonlocal first
-        limited, first = first and len(server.bodies) > 10, first and len(server.bodies) <= 10
-        return "429_one_second" if limited else None
-
-    server.fault = once
-    annotate(study("teacher.api.concurrency=2"), yes=True)
-    assert len(server.bodies) == 61
-    pauses = [after - before for before, after in itertools.pairwise(server.arrivals[9:15])]
-    assert max(pauses) >= 0.9
-
-
-def test_a_rate_limit_of_a_day_ends_the_run(study: MakeStudy, provider: Provider) -> None:
-    server = provider[0]
-    server.fault = lambda prompt, tries: "429_tomorrow" if len(server.bodies) > 20 else None
-    with pytest.raises(CotdError, match=r"asks to wait 86,400 s \(Retry-After; HTTP 429: a day's worth is used up\)"):
-        annotate(study(), yes=True)
-    server.fault = lambda prompt, tries: None
-    assert annotate(study(), yes=True)["usage"]["from_store"] == 20
-
-
-def test_tokens_a_minute_are_kept_to(study: MakeStudy, provider: Provider) -> None:
-    """A burst, then a steady pace: of 60 requests with 60 tokens each, what is over a burst's worth waits."""
-    started = time.monotonic()
-    annotate(study("teacher.api.tokens_per_minute=30000", "teacher.max_rationale_tokens=20"), yes=True)
-    seconds = time.monotonic() - started
-    assert seconds >= 60 * 60 / (30_000 / 60) - 5, "no more than five seconds' worth at once"
-    assert seconds < 30
-
-
 # --- label scores ---------------------------------------------------------------------------------------------------
 
 
@@ -432,129 +329,6 @@ def test_what_cannot_work_is_said_first(study: MakeStudy, provider: Provider, ov
     assert KEY not in str(caught.value)
     assert "pass@" not in str(caught.value)
     assert not provider[0].bodies
-
-
-PRICES = ["teacher.budget.input_price=10", "teacher.budget.output_price=100"]
-
-
-def test_nobody_to_agree_to_the_price(study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = study(*PRICES)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
-    with pytest.raises(CotdError, match=r"60 requests to make \(0 answers are in the store\).*run again with --yes"):
-        annotate(config)
-    assert not provider[0].bodies
-    assert not config.directory.exists()
-
-
-@pytest.mark.parametrize(("answer", "agreed"), [("y", True), ("", False)])
-def test_the_price_is_asked_for_at_a_terminal(
-    study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch, answer: str, agreed: bool
-) -> None:
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: answer)
-    if agreed:
-        assert annotate(study(*PRICES))["spent"]["cost"] == pytest.approx((60 * 50 * 10 + 60 * 10 * 100) / 1e6)
-    else:
-        with pytest.raises(CotdError, match="not started"):
-            annotate(study(*PRICES))
-    assert bool(provider[0].bodies) == agreed
-
-
-@pytest.mark.parametrize("limit", ["max_cost=0.045", "max_tokens=2000"])
-def test_a_budget_stops_the_run_and_keeps_what_is_done(study: MakeStudy, provider: Provider, limit: str) -> None:
-    config = study(*PRICES, f"teacher.budget.{limit}")
-    summary = annotate(config, yes=True)
-    asked = len(provider[0].bodies)
-    assert 12 < asked < 60
-    spent = summary["spent"]
-    assert spent["limit_reached"].startswith(limit.partition("=")[0])
-    if limit.startswith("max_cost"):
-        assert 0.03 < spent["cost"] <= 0.045
-    else:
-        assert 1500 < spent["prompt_tokens"] + spent["output_tokens"] <= 2000
-    assert summary["teacher"]["n"] == 12
-    (reason, count), = summary["annotations"]["quarantined"].items()  # fmt: skip
-    assert reason.startswith(f"not asked: teacher.budget.{limit.partition('=')[0]}")
-    assert count == 60 - asked
-    whole = annotate(study(), yes=True)
-    assert whole["annotations"]["usable"] == 48
-    assert len(provider[0].bodies) == 60
-
-
-@pytest.mark.parametrize("fault", ["prose", "malformed", "hang"])
-def test_a_budget_holds_where_answers_are_paid_and_useless(study: MakeStudy, provider: Provider, fault: str) -> None:
-    """Every second training review's answers are no use; what the server has written stays within the limit."""
-    server = provider[0]
-    server.fault = lambda prompt, tries: fault if int(number_of(prompt)) % 2 and int(number_of(prompt)) < 24 else None
-    quick = ["teacher.api.timeout_seconds=0.7"] if fault == "hang" else []
-    summary = annotate(study("teacher.budget.max_tokens=4500", *quick), yes=True)
-    spent = summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"]
-    assert len(server.bodies) * 60 <= spent <= 4500
-    if fault != "hang":  # whose tokens count at once as the most that they may be
-        assert max(server.tries.values()) > 1
-    if fault == "prose":  # the server says how much each took
-        assert spent == len(server.bodies) * 60
-
-
-def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Provider) -> None:
-    with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
-        annotate(study("teacher.budget.max_tokens=20"), yes=True)
-    assert not provider[0].bodies
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_rate_limit_spreads_requests() -> None:
-    now = 0.0
-    limit = RateLimit(120, clock=lambda: now)  # two a second, ten at once
-    for _ in range(10):
-        assert limit.wait(1) == 0.0
-        limit.take(1)
-    assert limit.wait(1) == pytest.approx(0.5)
-    now = 0.5
-    assert limit.wait(1) == 0.0
-    booking = limit.take(1)
-    assert limit.wait(1) == pytest.approx(0.5)
-    limit.settle(booking, 0)  # it was not used after all
-    assert limit.wait(1) == 0.0
-    now = 1000.0
-    assert limit.wait(10) == 0.0
-    assert limit.wait(1000) == 0.0, "more than a minute's worth goes when the minute is empty"
-    limit.take(1000)
-    assert limit.wait(1) == pytest.approx(991 / 2)
-    assert RateLimit(None).wait(10**9) == 0.0
-
-
-@settings(max_examples=15)
-@given(st.floats(1, 600), st.lists(st.floats(0.1, 40), min_size=1, max_size=8))
-def test_a_rate_limit_holds_in_any_minute(per_minute: float, amounts: list[float]) -> None:
-    """Somebody takes whatever is allowed, for ten minutes, in pieces no larger than a minute's worth."""
-    now = 0.0
-    limit = RateLimit(per_minute, clock=lambda: now)
-    taken: list[tuple[float, float]] = []
-    for amount in itertools.cycle(min(a, per_minute) for a in amounts):
-        while (wait := limit.wait(amount)) > 0:
-            now += wait
-        if now > 600 or len(taken) > 3000:
-            break
-        limit.take(amount)
-        taken.append((now, amount))
-    for start, _ in taken:
-        assert sum(a for at, a in taken if start <= at < start + 60) <= per_minute * (1 + 1e-6)
-    whole_minutes = now / 60
-    assert sum(a for _, a in taken) >= per_minute * (whole_minutes - 1) * 0.5, "nor does it hold back"
-
-
-def test_retry_after_in_both_forms() -> None:
-    now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-    seconds = {
-        "7": 7.0, "0.5": 0.5, "Thu, 01 Jan 2026 12:00:30 GMT": 30.0, "Thu, 01 Jan 2026 11:00:00 GMT": 0.0,
-        "Fri, 31 Dec 99999999999999999999 23:59:59 GMT": None, "soon": None, "": None, "999999": 999999.0,
-    }  # fmt: skip
-    for value, expected in seconds.items():
-        assert retry_after(httpx.Headers({"retry-after": value}), now) == expected, value
-    assert retry_after(httpx.Headers({}), now + timedelta(0)) is None
 
 
 def test_vllm_is_asked_in_its_own_terms(study: MakeStudy, provider: Provider) -> None:
