@@ -64,13 +64,14 @@ def figures_of(content: Content) -> list[Figure]:
 def rendered(figure: Figure, content: Content) -> tuple[bytes, str]:
     """The figure as PNG, on white, and as an SVG element without a background, whose ink is the text colour of its page."""
     import matplotlib
+    from cycler import cycler
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style: dict[str, Any] = dict.fromkeys(inked, INK)
-    style |= {"axes.prop_cycle": matplotlib.cycler(color=[INK]), "axes.spines.top": False, "axes.spines.right": False}
+    style |= {"axes.prop_cycle": cycler(color=[INK]), "axes.spines.top": False, "axes.spines.right": False}
     # The salt makes the SVG's identifiers this figure's own, and the same whenever it is drawn.
     style |= {"legend.framealpha": 0, "grid.color": BASELINE_COLOUR, "svg.hashsalt": figure.file, "axes.facecolor": "none"}
     with plt.rc_context(style):
@@ -230,7 +231,7 @@ def draw_references(panel: Any, content: Content, linear: list[tuple[float, floa
 
 def finish(figure: Any, panels: Any) -> Any:
     """Labels the axis that panels share, and puts one legend for all of them below."""
-    named = {}
+    named: dict[str, Any] = {}
     for row in panels:
         row[0].set_ylabel("test accuracy, % (95 % interval)")
         for panel in row:
