@@ -16,7 +16,9 @@ import pipelines.api_client
 from cotd.cli import main
 from cotd.completions import Request
 from cotd.errors import CotdError
-from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
+from cotd.teacher import load_teacher
+from pipelines.annotate import annotate
+from pipelines.annotation_files import AnnotationFiles, read_annotations
 from pipelines.api import check_endpoint
 from pipelines.api_answers import label_logprob, token_count
 from tests.pipelines.conftest import KEY, MakeStudy, Provider, answer_in_json, number_of
