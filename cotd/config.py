@@ -20,6 +20,8 @@ from cotd.variants import all_variants, choose_variant
 __all__ = ["Block", "StudyConfig", "TrainingConfig", "apply_override", "check_block", "digest", "load_config", "read_yaml"]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class Columns(Block):
     """Which columns of the source hold what; a column that is absent from the source may be null."""
 
@@ -268,7 +270,9 @@ class StudyConfig(Block):
     def parts_agree(self) -> StudyConfig:
         problems = size_problems(self.model_dump(include={"grid", "sizes"}))
         if (most := max(self.grid.all_values("samples"), default=0)) > self.teacher.samples:
-            problems.append(f"grid.samples has {most}, and the teacher writes {self.teacher.samples} a review (teacher.samples)")
+            problems.append(
+                f"grid.samples has {most}, and the teacher writes {self.teacher.samples} a review (teacher.samples)"
+            )
         if self.search and (cells := self.grid.count_all()) > 1:
             problems.append(
                 f"search tries settings of one student, and the grid has {cells} combinations: name one method, fraction, size "
@@ -305,15 +309,15 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
     plain, rest = choose_variant(written, overrides or [], str(path))
     for override in rest:
         apply_override(plain, override)
-    problems: list[str] = []
+    problems: dict[str, str] = {}  # what is wrong → the same with where: a mistake of all variants is told once
     for where, study in {str(path): plain, **all_variants(written, str(path), plain.get("variant"))}.items():
         try:
             check_config(study, where)
         except CotdError as error:
-            known = {p.partition(": ")[2] for p in problems}
-            problems += [p for p in error.problems if p.partition(": ")[2] not in known]
+            found = {p.removeprefix(f"{where}: "): p for p in error.problems}
+            problems |= {what: p for what, p in found.items() if what not in problems}
     if problems:
-        raise CotdError(*problems)
+        raise CotdError(*problems.values())
     return check_config(plain, str(path))
 
 

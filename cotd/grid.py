@@ -106,11 +106,13 @@ class Dimensions(Block):
     def cells(self) -> Iterator[Cell]:
         """Every combination of the values."""
         names = list(self.training)
+        samples: list[int | None] = [*self.samples] if self.samples else [None]
+        filters: list[Filters | None] = [*self.filters] if self.filters else [None]
         plain = (self.method or [], self.fraction or [], self.size or [], self.seed or [])
-        for method, fraction, size, seed, samples, filters, *values in itertools.product(
-            *plain, self.samples or [None], self.filters or [None], *self.training.values()
+        for method, fraction, size, seed, n, chosen, *values in itertools.product(
+            *plain, samples, filters, *self.training.values()
         ):
-            yield Cell(method, float(fraction), size, seed, dict(zip(names, values, strict=True)), samples, filters)
+            yield Cell(method, float(fraction), size, seed, dict(zip(names, values, strict=True)), n, chosen)
 
 
 class Exclusion(Block):

@@ -33,7 +33,9 @@ def choose_variant(written: dict[str, Any], overrides: list[str], where: str) ->
             raise CotdError(f"{where}: override 'variant={given[-1]}': this study has no variants.")
         return plain, rest
     if not isinstance(variants, dict) or not variants or not all(isinstance(v, dict) for v in variants.values()):
-        raise CotdError(f"{where}: variants: not a mapping of names to blocks, such as {{imdb: {{data: …}}, yelp: {{data: …}}}}")
+        raise CotdError(
+            f"{where}: variants: not a mapping of names to blocks, such as {{imdb: {{data: …}}, yelp: {{data: …}}}}"
+        )
     name = str(yaml.safe_load(given[-1]) if given else plain.get("variant"))
     if name not in variants:
         known = ", ".join(variants)
