@@ -101,10 +101,9 @@ class Board:
 
     def summary(self) -> str:
         """`3 done, 1 failed, 2 running, 10 waiting; best so far 84.1 % on validation (…); about 12 min left`."""
-        ended = {k: v for k, v in self.counts.items() if v}
         waiting = len(self.trials) - len(self.ended) - len(self.running)
-        counts = {**ended, "running": len(self.running), "waiting": waiting}
-        parts = [", ".join(f"{n} {state}" for state, n in counts.items() if n or state in ended)]
+        counts = {**self.counts, "running": len(self.running), "waiting": waiting}
+        parts = [", ".join(f"{number} {state}" for state, number in counts.items() if number)]
         if self.best:
             parts.append(f"best so far {self.best[0]:.1%} on validation ({self.best[1]})")
         if len(self.ended) < len(self.trials) and (left := self.seconds_left()) is not None:
