@@ -16,7 +16,7 @@ from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.grid import MANY_TRIALS
 from cotd.progress import say, steady_stream
-from cotd.tracking import StudyTracker, attempt
+from cotd.tracking import StudyTracker, attempt, friendly_errors
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotate import read_annotations, read_rationales, read_teacher_test
 from pipelines.board import Board
@@ -71,12 +71,13 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
     waiting = {t.id for t in pending}
     ended = [t for t in plan.trials if t.id not in waiting]
     status, behind = "KILLED", 0
-    tracker.start_study()
+    with friendly_errors(tracker.uri):
+        tracker.start_study()
     follower = MlflowFollower(plan, tracker).start()
     with steady_stream():
         try:
             if plan.annotations and (found := read_annotations(config)):
-                tracker.log_teacher(found[1])
+                attempt(lambda: tracker.log_teacher(found[1]))
             for trial in ended:
                 follower.note(trial, ended=True)
             say(f"  {len(plan.trials)} trials: {len(ended)} done before, {len(pending)} to train")
