@@ -86,15 +86,15 @@ class Board:
 
     def share_done(self) -> float:
         """How much of all that there was to compute is done or no longer needed, from 0 to 1."""
-        done = sum(self.costs[i] for i in self.ended)
-        for trial_id, step in self.steps.items():
+        done = sum(self.costs[i] for i in list(self.ended))  # lists: the terminal is redrawn by another thread
+        for trial_id, step in list(self.steps.items()):
             if trial_id not in self.ended:
                 done += self.costs[trial_id] * min(1.0, step / self.trials[trial_id].training.steps)
         return min(1.0, done / self.total)
 
     def seconds_left(self) -> float | None:
         """By the pace so far; None before anything was scored."""
-        before = sum(self.costs[i] * s / self.trials[i].training.steps for i, s in self.at_start.items()) / self.total
+        before = sum(self.costs[i] * s / self.trials[i].training.steps for i, s in list(self.at_start.items())) / self.total
         share = self.share_done()
         gained = share - before
         return (time.monotonic() - self.begun) * (1 - share) / gained if gained > 0 else None
