@@ -140,6 +140,7 @@ class TrialFolder:
 
     def write_trial(self, trial: Trial, config: StudyConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self._pruned.unlink(missing_ok=True)  # it is to be trained, after all where a search had given it up
         write_json(self._trial, {"trial": trial.to_dict(), "config": config.model_dump()})
 
     def add_point(self, point: dict[str, float]) -> None:

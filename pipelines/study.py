@@ -60,8 +60,10 @@ class Plan:
         return TrialFolder(self.config.directory / "trials" / trial_id)
 
     def pending(self) -> list[Trial]:
-        """What is left to train: neither done nor, in a search, given up."""
-        return [t for t in self.trials if not self.folder(t).done and not self.folder(t).pruned]
+        """What is left to train: not done, and, where ASHA may give samples up, not given up either."""
+        prunes = self.config.search is not None and self.config.search.asha is not None
+        folders = {t.id: self.folder(t) for t in self.trials}
+        return [t for t in self.trials if not folders[t.id].done and not (prunes and folders[t.id].pruned)]
 
 
 def plan_study(config: StudyConfig) -> Plan:
