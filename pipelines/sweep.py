@@ -248,9 +248,12 @@ class TrialWatcher(tune.Callback):
         """The last line of a trial's error: its own, or, where its worker died, what Ray says of that."""
         if folder.error.is_file():
             return last_line(folder.error)
-        error = trial.get_error()
-        first = (str(error).strip().splitlines() or [type(error).__name__])[-1 if "Traceback" in str(error) else 0]
-        return f"its worker died: {first}" if "Traceback" not in str(error) else first
+        try:
+            told = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure #")[2].strip().splitlines()[1:]
+        except (OSError, TypeError):
+            told = []
+        lines = [line.strip() for line in told if line.strip()] or ["Ray does not say why"]
+        return lines[-1] if any("Traceback" in line for line in lines) else f"its worker died: {lines[0]}"
 
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
         folder = trial.config["folder"]
