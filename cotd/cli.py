@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cotd import __version__
-from cotd.errors import CotdError
+from cotd.errors import CotdError, full_disk
 
 app = typer.Typer(
     name="cotd",
@@ -29,7 +29,9 @@ assets_app = typer.Typer(
 app.add_typer(assets_app, name="assets")
 
 Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded")
+]
 
 
 def main() -> None:
@@ -40,6 +42,12 @@ def main() -> None:
         problems = error.problems
         heading = "error:" if len(problems) == 1 else f"{len(problems)} errors:"
         print(f"{heading} {error}" if len(problems) == 1 else f"{heading}\n{error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not full_disk(error, Path()):
+            raise
+        where = f" to write {error.filename}" if error.filename else ""
+        print(f"error: no space is left on the disk{where}. Free some, and run the same command again.", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
@@ -113,16 +121,23 @@ def annotate(
 
 
 @app.command()
-def sweep(config: Config, overrides: Overrides = None) -> None:
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="go on however many trials the grid has")] = False,
+) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
 
-    Example: cotd sweep tune_configs/demo.yaml grid.seed=[0,1,2]
+    Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded grid.seed=[0]
     """
     from cotd.config import load_config
     from pipelines.sweep import sweep as run
 
-    outcome = run(load_config(config, overrides))
-    print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {len(outcome['failed'])} failed")
+    outcome = run(load_config(config, overrides), yes)
+    pruned = f"{outcome['pruned']} given up, " if outcome["pruned"] else ""
+    print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed")
+    if best := outcome["best"]:
+        print(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
     for trial_id, why in outcome["failed"].items():
         print(f"  {trial_id}: {why}")
     if outcome["failed"]:
@@ -135,8 +150,6 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
-    import pandas as pd
-
     from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
@@ -149,7 +162,6 @@ def train(config: Config, overrides: Overrides = None) -> None:
     folder = plan.folder(trial)
     if not folder.done:
         folder.write_trial(trial, study)
-        annotations = pd.read_parquet(plan.annotations) if plan.annotations else None
         seen = 0
         with track(trial.title, trial.training.steps, "steps") as advance:
 
@@ -158,9 +170,10 @@ def train(config: Config, overrides: Overrides = None) -> None:
                 advance(int(point["step"]) - seen)
                 seen = int(point["step"])
 
-            reviews, teacher_test = pd.read_parquet(plan.reviews), read_teacher_test(plan.teacher_test)
-            rationales = read_rationales(plan.held_out_rationales)
-            train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test, rationales)
+            teacher_test, rationales = read_teacher_test(plan.teacher_test), read_rationales(plan.held_out_rationales)
+            train_trial(
+                trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
+            )
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
 

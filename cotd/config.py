@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cotd.blocks import Block, apply_override, check_block, digest, read_yaml
 from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
-from cotd.methods import METHODS
-from cotd.presets import apply_preset
+from cotd.grid import GridConfig
+from cotd.search import SearchConfig
 from cotd.task import TASKS
+from cotd.training_config import TrainingConfig
+from cotd.variants import all_variants, choose_variant
+
+__all__ = ["Block", "StudyConfig", "TrainingConfig", "apply_override", "check_block", "digest", "load_config", "read_yaml"]
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 # Arguments of vLLM's that say how fast it answers and with how much memory, not what: all others are part of an answer's
@@ -29,12 +29,6 @@ SPEED_ARGUMENTS = {
     "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
     "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
 }  # fmt: skip
-# A value that was meant to be a name, and may be the secret itself, is not shown.
-NEVER_SHOWN = {"key_env", "base_url"}
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Columns(Block):
@@ -254,64 +248,6 @@ class TeacherConfig(Block):
         return self
 
 
-class GridConfig(Block):
-    method: list[str] = Field(min_length=1)
-    fraction: list[float] = Field(min_length=1, description="shares of the training split, in (0, 1]")
-    size: list[str] = Field(min_length=1)
-    seed: list[int] = Field(min_length=1)
-
-    @field_validator("method")
-    @classmethod
-    def known_methods(cls, names: list[str]) -> list[str]:
-        known = ", ".join(METHODS)
-        wrong = [f"unknown method '{n}'; known: {known}.{nearest(n, list(METHODS))}" for n in names if n not in METHODS]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return names
-
-    @field_validator("fraction")
-    @classmethod
-    def fractions_in_range(cls, fractions: list[float]) -> list[float]:
-        wrong = [f"fraction {f} is outside (0, 1]" for f in fractions if not 0 < f <= 1]
-        if wrong:
-            raise ValueError("; ".join(wrong) + "; write 10 % as 0.1")
-        return fractions
-
-
-class TrainingConfig(Block):
-    """How a student is trained. The defaults are this project's, for the embedded student."""
-
-    preset: str | None = Field(
-        None, exclude=True, description="a paper's settings (cotd/presets.py): sc4001 or hsieh2023; keys given beside it win"
-    )
-    steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
-    batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
-    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
-        "scaled_adamw",
-        description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
-    )
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    learning_rate: float = Field(5e-3, gt=0)
-    warmup_steps: int = Field(20, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")
-    patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
-    max_input_tokens: int = Field(128, ge=8)
-    max_target_tokens: int = Field(64, ge=4)
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def resolve_preset(cls, plain: Any) -> Any:
-        """What is saved and hashed are the values, so that a trial is the same however they were written."""
-        return apply_preset(plain)
-
-
 class ResourcesConfig(Block):
     """What each trial asks Ray for; fractions are packed onto one device."""
 
@@ -331,6 +267,7 @@ class StudyConfig(Block):
     """One study: what is annotated by whom, which students are trained, and where the results go."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    variant: str | None = Field(None, description="which of the file's `variants` this is")
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
     sizes: dict[str, str] = Field(
@@ -344,16 +281,30 @@ class StudyConfig(Block):
     )
     grid: GridConfig
     training: TrainingConfig = TrainingConfig()
+    search: SearchConfig | None = Field(None, description="training settings to try, in place of those of `training`")
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: str = Field("runs", description="the folder that holds the study's folder")
 
     @model_validator(mode="after")
-    def sizes_are_known(self) -> StudyConfig:
-        for size in self.grid.size:
-            if size not in self.sizes:
-                known = ", ".join(self.sizes)
-                raise ValueError(f"grid.size '{size}' is not in sizes ({known}).{nearest(size, list(self.sizes))}")
+    def parts_agree(self) -> StudyConfig:
+        problems = size_problems(self.model_dump(include={"grid", "sizes"}))
+        if (most := max(self.grid.all_values("samples"), default=0)) > self.teacher.samples:
+            problems.append(
+                f"grid.samples has {most}, and the teacher writes {self.teacher.samples} a review (teacher.samples)"
+            )
+        if self.search and (cells := self.grid.count_all()) > 1:
+            problems.append(
+                f"search tries settings of one student, and the grid has {cells} combinations: name one method, fraction, size "
+                "and seed"
+            )
+        if self.search and self.search.asha and self.search.asha.grace_steps > self.training.steps:
+            problems.append(
+                f"search.asha.grace_steps ({self.search.asha.grace_steps}) is more than training.steps ({self.training.steps}), "
+                "so that nothing would be given up early"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -369,54 +320,25 @@ class StudyConfig(Block):
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyConfig:
-    """Reads a study's YAML, applies `a.b=value` overrides (values are YAML) and checks the whole.
+    """Reads a study's YAML, chooses its variant, applies `a.b=value` overrides (values are YAML) and checks the whole.
 
     Raises:
-        CotdError: with every problem found, each naming its key.
+        CotdError: with every problem found, each naming its key; also those of variants that were not chosen.
     """
-    return check_config(read_yaml(path, overrides), str(path))
-
-
-def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A YAML mapping with `a.b=value` overrides applied.
-
-    Raises:
-        CotdError: no such file, not YAML, not a mapping, or an override that is none.
-    """
-    path = Path(path)
-    if not path.is_file():
-        shipped = sorted(str(p) for p in Path("tune_configs").rglob("*.yaml"))
-        hint = f" Shipped: {', '.join(shipped)}." if shipped else ""
-        raise CotdError(f"no configuration file '{path}'.{hint}")
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise CotdError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(plain, dict):
-        raise CotdError(f"{path} is not a mapping of keys to values but a {type(plain).__name__}. Start with `name: …`.")
-    for override in overrides or []:
+    written = read_yaml(path)
+    plain, rest = choose_variant(written, overrides or [], str(path))
+    for override in rest:
         apply_override(plain, override)
-    return plain
-
-
-def apply_override(plain: dict[str, Any], override: str) -> None:
-    """Sets one `a.b=value` in a nested dict, in place; a number names an entry of a list, as in `a.0.b=value`."""
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise CotdError(f"override '{override}' is not of the form key=value, for example training.steps=100")
-    *parents, last = key.strip().split(".")
-    node: Any = plain
-    for parent, child_key in itertools.pairwise([*parents, last]):
-        child = node.setdefault(parent, {}) if isinstance(node, dict) else node[int(parent)]
-        if isinstance(child, list) and not (child_key.isdecimal() and int(child_key) < len(child)):
-            raise CotdError(f"override '{override}': '{parent}' is a list of {len(child)}; name an entry as {parent}.0")
-        if not isinstance(child, (dict, list)):
-            raise CotdError(f"override '{override}': '{parent}' is a value, not a block of keys")
-        node = child
-    try:
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise CotdError(f"override '{override}': the value is not valid YAML: {error}") from error
+    problems: dict[str, str] = {}  # what is wrong → the same with where: a mistake of all variants is told once
+    for where, study in {str(path): plain, **all_variants(written, str(path), plain.get("variant"))}.items():
+        try:
+            check_config(study, where)
+        except CotdError as error:
+            found = {p.removeprefix(f"{where}: "): p for p in error.problems}
+            problems |= {what: p for what, p in found.items() if what not in problems}
+    if problems:
+        raise CotdError(*problems.values())
+    return check_config(plain, str(path))
 
 
 def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
@@ -428,70 +350,21 @@ def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
     return check_block(StudyConfig, plain, where, size_problems)
 
 
-BlockType = TypeVar("BlockType", bound=Block)
-
-
-def check_block(
-    kind: type[BlockType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
-) -> BlockType:
-    """A configuration of a plain dict.
-
-    Args:
-        more: finds further problems where pydantic has found some and stopped.
-
-    Raises:
-        CotdError: all problems at once; an unknown key is answered with the nearest known one.
-    """
-    try:
-        return kind.model_validate(plain)
-    except ValidationError as error:
-        found = [describe_problem(kind, e) for e in error.errors()]
-        found += [p for p in more(plain) if p not in found]
-        raise CotdError(*(f"{where}: {p}" for p in found)) from error
-
-
 def size_problems(plain: dict[str, Any]) -> list[str]:
-    """Unknown sizes, where pydantic stops before it looks: a validator of the whole runs only when every part is sound."""
+    """Unknown sizes; also where pydantic stops before it looks: a validator of the whole runs only when every part is sound."""
     grid, sizes = (
         plain.get("grid"),
         plain.get("sizes") or StudyConfig.model_fields["sizes"].get_default(call_default_factory=True),
     )
-    wanted = grid.get("size") if isinstance(grid, dict) else None
-    if not isinstance(wanted, list) or not isinstance(sizes, dict):
+    if not isinstance(grid, dict) or not isinstance(sizes, dict):
         return []
-    known = ", ".join(map(str, sizes))
-    return [f"grid.size '{s}' is not in sizes ({known}).{nearest(s, list(sizes))}" for s in wanted if s not in sizes]
-
-
-def describe_problem(kind: type[Block], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        known = known_keys(kind, location[:-1])
-        return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
-    if problem["type"] == "missing":
-        return f"'{key}' is missing."
-    message = re.sub(r"^Value error, ", "", problem["msg"])
-    if not key:
-        return message
-    shown = isinstance(problem["input"], (str, int, float)) and location[-1] not in NEVER_SHOWN
-    given = f" (given: {problem['input']!r})" if shown else ""
-    return f"{key}: {message}{given}"
-
-
-def known_keys(kind: type[Block], location: list[str]) -> list[str]:
-    """The keys that the block at `location` of a configuration knows."""
-    block: type[BaseModel] = kind
-    for part in location:
-        annotation = block.model_fields[part].annotation if part in block.model_fields else None
-        annotation = next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        block = annotation
-    return sorted(block.model_fields)
-
-
-def digest(plain: Any) -> str:
-    """16 hex digits that identify a JSON-able value, whatever the order of its keys."""
-    canonical = json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    known, wanted = ", ".join(map(str, sizes)), {"grid.size": grid.get("size")}
+    for kind in ("include", "exclude"):
+        entries = grid.get(kind) if isinstance(grid.get(kind), list) else []
+        wanted |= {f"grid.{kind}.{i}.size": e.get("size") for i, e in enumerate(entries or []) if isinstance(e, dict)}
+    return [
+        f"{where} '{size}' is not in sizes ({known}).{nearest(size, list(sizes))}"
+        for where, names in wanted.items()
+        for size in (names if isinstance(names, list) else [names])
+        if size is not None and size not in sizes
+    ]

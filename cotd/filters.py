@@ -107,6 +107,27 @@ def apply_filters(
     return annotations.assign(error=error), counts
 
 
+def choose_annotations(
+    annotations: pd.DataFrame,
+    samples: int | None,
+    filters: Sequence[str | Mapping[str, Mapping[str, Any]]] | None,
+    task: Task,
+    gold: Mapping[str, str],
+) -> pd.DataFrame:
+    """Annotations as if the teacher had written the first `samples` of them, and these filters had been applied.
+
+    Args:
+        samples: None keeps all. filters: None keeps what was filtered when the annotations were made.
+    """
+    if samples is not None:
+        annotations = annotations[annotations["sample"] < samples].reset_index(drop=True)
+    if filters is None:
+        return annotations
+    error = annotations["error"].astype(object)
+    filtered = error.fillna("").str.startswith(REASON)
+    return apply_filters(annotations.assign(error=error.mask(filtered, None)), filters, FilterContext(task, gold))[0]
+
+
 def filter_problems(filters: Sequence[str | Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """All that is wrong with a study's list of filters."""
     problems = []

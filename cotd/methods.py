@@ -60,6 +60,11 @@ class Method:
         return self.rationale_as == "joint_target"
 
     @property
+    def weighs_rationales(self) -> bool:
+        """Whether λ is part of the loss."""
+        return self.rationale is not None and self.rationale_as == "target"
+
+    @property
     def writes_rationales(self) -> bool:
         return self.rationale is not None and not self.reads_rationales
 

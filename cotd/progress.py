@@ -18,6 +18,16 @@ def say(line: str = "") -> None:
 
 
 @contextlib.contextmanager
+def steady_stream() -> Iterator[None]:
+    """Keeps `say` on the present error stream, also while another thread has put something in its place to silence a library."""
+    before, console.file = console._file, sys.stderr
+    try:
+        yield
+    finally:
+        console._file = before
+
+
+@contextlib.contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A progress bar for `total` pieces of work; yields a function to call with how many more are done.
 

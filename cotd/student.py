@@ -354,3 +354,9 @@ def model_digest(source: str) -> str:
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def weights_bytes(source: str) -> int | None:
+    """How large a base model's weights are on disk, or None for one on the hub."""
+    folder = Path(resolve_model(source))
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) or None if folder.is_dir() else None

@@ -35,6 +35,10 @@ def quiet_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    # A server that is down is an error at once, and not after four minutes; who follows a sweep tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -118,6 +122,9 @@ class StudyTracker:
         if folder.done:
             self._log_result(run_id, folder)
             self.client.set_terminated(run_id, "FINISHED")
+        elif folder.pruned:
+            self.client.set_tag(run_id, "cotd.pruned", "true")
+            self.client.set_terminated(run_id, "FINISHED")
         elif folder.error.is_file():
             self.client.log_artifact(run_id, str(folder.error))
             self.client.set_terminated(run_id, "FAILED")
@@ -173,7 +180,7 @@ class StudyTracker:
 
     def settle(self, trial: Trial, folder: TrialFolder) -> None:
         """Leaves no run open: what is done or failed is logged, what was stopped on the way is marked so."""
-        if folder.done or folder.error.is_file():
+        if folder.done or folder.pruned or folder.error.is_file():
             self.sync_trial(trial, folder)
             return
         for run in self._runs_of(trial):
@@ -268,7 +275,7 @@ def attempt(write: Callable[[], Any]) -> str | None:
 
     try:
         write()
-    except MlflowException as error:
+    except (MlflowException, OSError) as error:  # artifacts go by another way than metrics, with errors of its own
         return str(error).splitlines()[0]
     return None
 

@@ -9,57 +9,79 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
-from cotd.errors import CotdError
+from cotd.encoding import TASKS_TRAINED, EncodedPairs, cached_pairs, encode_trial
+from cotd.errors import CotdError, full_disk
 from cotd.evaluation import beside, fit_temperature, predictions_table, score_predictions
 from cotd.hardware import choose_dtype
-from cotd.methods import METHODS, training_pairs
+from cotd.methods import METHODS, missing_input
 from cotd.optimizers import trainer_optimizer
 from cotd.rationales import score_rationales
-from cotd.student import Student, find, load_base, truncate
-from cotd.task import Task, get_task
-from cotd.training_checks import not_a_number, out_of_memory, require_both_labels, require_rationales
-from cotd.trials import Trial, TrialFolder, select_fraction
+from cotd.student import Student, load_base
+from cotd.task import get_task
+from cotd.training_checks import disk_is_full, not_a_number, out_of_memory, require_both_labels, require_rationales
+from cotd.trials import Trial, TrialFolder, fraction_rows
 
-TASKS_TRAINED = ("label", "rationale", "joint")
 # Test reviews whose rationales are written and scored: that takes a decoder step a token, where a label takes one.
 RATIONALES_JUDGED = 200
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def naming_full_disk(train: Callable[Concatenate[Trial, TrialFolder, P], R]) -> Callable[Concatenate[Trial, TrialFolder, P], R]:
+    """What every library says of a full disk in words of its own is one CotdError, which names the place."""
+
+    @wraps(train)
+    def named(trial: Trial, folder: TrialFolder, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return train(trial, folder, *args, **kwargs)
+        except Exception as error:
+            if full_disk(error, folder.path):
+                raise CotdError(disk_is_full(folder.path)) from error
+            raise
+
+    return named
+
+
+@naming_full_disk
 def train_trial(
     trial: Trial,
     folder: TrialFolder,
-    reviews: pd.DataFrame,
-    annotations: pd.DataFrame | None,
+    reviews: pd.DataFrame | Path,
+    annotations: pd.DataFrame | Path | None,
     provenance: dict[str, Any] | None = None,
     on_score: Callable[[dict[str, float]], None] | None = None,
     teacher_test: dict[str, str] | None = None,
     teacher_rationales: dict[str, str] | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Trains, selects on validation, scores on test, and leaves everything in the trial's folder.
 
     A folder that holds a checkpoint of a killed attempt is continued from it.
 
     Args:
-        reviews: the Review table, all splits; validation and test need gold labels.
-        annotations: the Annotation table, for methods that need it.
+        reviews: the Review table, all splits, or the Parquet file it is in; validation and test need gold labels.
+        annotations: the Annotation table, or its file, for methods that need it.
         provenance: what to write into the student's card about data and teacher.
         on_score: called with each validation score, a dict with `step`, `validation_accuracy` and `train_loss`.
         teacher_test: test review id → the teacher's own label, to report agreement; nothing is trained on it.
         teacher_rationales: validation or test review id → the teacher's own rationale, "" where it has none: what a
             student reads whose method has rationales as inputs, and what others' rationales are compared with.
+        cache: a folder that trials share: encoded pairs are kept in it, and mapped into memory.
 
     Returns:
         What `result.json` holds.
 
     Raises:
         CotdError: the method misses gold labels, annotations or the rationales it reads, or would see one label only; the
-            loss is no longer a number, or the GPU's memory ran out: the last good checkpoint is kept.
+            loss is no longer a number, the GPU's memory ran out, or the disk is full: the last good checkpoint is kept.
     """
     import shutil
 
@@ -67,10 +89,7 @@ def train_trial(
 
     started = time.perf_counter()
     task, method = get_task(trial.task), METHODS[trial.method]
-    splits = {s: reviews[(reviews["split"] == s) & reviews["label"].notna()] for s in ("validation", "test")}
-    train = select_fraction(reviews[reviews["split"] == "train"], trial.fraction)
-    pairs = training_pairs(method, train, annotations, task, trial.training.rationale_weight)
-    require_both_labels(trial, task, pairs, splits["validation"])
+    splits = {s: labelled(read_split(reviews, s)) for s in ("validation", "test")}
     if method.reads_rationales:
         require_rationales(trial.method, splits, teacher_rationales)
     read = teacher_rationales if method.reads_rationales else None
@@ -91,8 +110,20 @@ def train_trial(
         "max_target_tokens": trial.training.max_target_tokens,
     }
     student = Student(model, tokenizer, task, card)
-    settings = trial.training
-    rows = encode_pairs(pairs, tokenizer, settings.max_input_tokens, settings.max_target_tokens, task.answer_mark)
+
+    def encode() -> EncodedPairs:
+        table = pd.read_parquet(annotations) if isinstance(annotations, Path) else annotations
+        return encode_trial(trial, read_split(reviews, "train"), table, tokenizer, task)
+
+    every = cached_pairs(cache, trial, tokenizer, task, encode) if cache else encode()
+    rows = replace(
+        every.head(fraction_rows(every.train_rows, trial.fraction)), rationale_weight=trial.training.rationale_weight
+    )
+    if not len(rows):
+        raise CotdError(
+            missing_input(method, read_split(reviews, "train").head(fraction_rows(every.train_rows, trial.fraction)))
+        )
+    require_both_labels(trial, task, len(rows), rows.label_words(), splits["validation"])
     trainer = make_trainer(student, rows, splits["validation"], trial, folder, on_score, read)
     trained_from = time.perf_counter()
     try:
@@ -118,9 +149,9 @@ def train_trial(
     result = {
         "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
         "validation": validation_metrics, "test": metrics, "best_step": best_step, "steps": trainer.state.global_step,
-        "train_reviews": int(pairs["review_id"].nunique()), "train_pairs": len(pairs), "train_seconds": train_seconds,
+        "train_reviews": len(rows), "train_seconds": train_seconds, "arm": trial.arm,
         "seconds": time.perf_counter() - started, "parameters": sum(p.numel() for p in model.parameters()),
-        "temperature": student.temperature, **{k: sum(row[k] for row in rows) for k in ("cut_inputs", "cut_targets")},
+        "temperature": student.temperature, **rows.counts(),
     }  # fmt: skip
     student.card |= {
         "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "base": trial.model,
@@ -133,33 +164,6 @@ def train_trial(
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     folder.error.unlink(missing_ok=True)
     return result
-
-
-def encode_pairs(
-    pairs: pd.DataFrame, tokenizer: Any, max_input: int, max_target: int, answer_mark: str = Task.answer_mark
-) -> list[dict[str, Any]]:
-    """One row a review: its id, its pairs' token ids and weights by task, in the order of the pairs, and how many were cut.
-
-    Inputs and targets are cut to the limits, their last token staying the end of sequence. Where a target is a rationale
-    and a label, the rationale is what is cut.
-    """
-    inputs = tokenizer(list(pairs["input"]))["input_ids"]
-    targets = tokenizer(text_target=list(pairs["target"]))["input_ids"]
-    mark = tokenizer(text_target=answer_mark, add_special_tokens=False)["input_ids"]
-    rows: dict[str, dict[str, Any]] = {}
-    for pair, source, target in zip(pairs.itertuples(), inputs, targets, strict=True):
-        row = rows.setdefault(
-            pair.review_id,
-            {"review_id": pair.review_id, "cut_inputs": 0, "cut_targets": 0} | {task: [] for task in TASKS_TRAINED},
-        )
-        after = find(target[::-1], mark[::-1]) if pair.task == "joint" else None  # tokens after the last mark
-        if pair.task == "joint" and after is None:
-            raise CotdError(f"the base model's tokenizer does not keep '{answer_mark}' apart from what is around it.")
-        keep = 1 if after is None else after + len(mark)
-        row[pair.task].append((truncate(source, max_input), truncate(target, max_target, keep), pair.weight))
-        row["cut_inputs"] += len(source) > max_input
-        row["cut_targets"] += len(target) > max_target
-    return list(rows.values())
 
 
 def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def multi_task_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 
 
 def make_trainer(
     student: Student,
-    rows: list[dict[str, Any]],
+    rows: EncodedPairs,
     validation: pd.DataFrame,
     trial: Trial,
     folder: TrialFolder,
@@ -228,9 +232,8 @@ def make_trainer(
     class MultiTaskTrainer(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
             """Batches of similar length: random batches of short reviews were half padding."""
-            lengths = [len((row["label"] or row["joint"])[0][0]) for row in rows]
             generator = torch.Generator().manual_seed(trial.seed)
-            sampler = LengthGroupedSampler(settings.batch_size, lengths=lengths, generator=generator)
+            sampler = LengthGroupedSampler(settings.batch_size, lengths=rows.input_lengths(), generator=generator)
             # Each epoch's order follows from its number, so that a resumed trial goes on as it would have.
             sampler.set_epoch = lambda epoch: generator.manual_seed(trial.seed + 1_000_003 * epoch)
             return sampler
@@ -256,8 +259,7 @@ def make_trainer(
             losses = [e["loss"] for e in self.state.log_history if "loss" in e]
             point = {"step": self.state.global_step, "validation_accuracy": accuracy}
             point |= {"train_loss": losses[-1]} if losses else {}
-            with folder.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
+            folder.add_point(point)
             if on_score:
                 on_score(point)
             metrics = {"eval_accuracy": accuracy}
@@ -291,6 +293,28 @@ def make_trainer(
 
 
 def latest_checkpoint(directory: Path) -> str | None:
-    """The newest complete checkpoint of a killed attempt, or None."""
-    found = [p for p in directory.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    """The newest complete checkpoint of a killed attempt, or None.
+
+    The Trainer writes its state after everything else: where that can be read, the rest is there.
+    """
+    found = [p for p in directory.glob("checkpoint-*") if readable_state(p / "trainer_state.json")]
     return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if found else None
+
+
+def readable_state(path: Path) -> bool:
+    """Whether a checkpoint's state is all there: a kill or a full disk may have cut it off."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def read_split(reviews: pd.DataFrame | Path, split: str) -> pd.DataFrame:
+    """A split of the Review table, of which no more than that is read from a file."""
+    if isinstance(reviews, Path):
+        return pd.read_parquet(reviews, filters=[("split", "==", split)])
+    return reviews[reviews["split"] == split]
+
+
+def labelled(reviews: pd.DataFrame) -> pd.DataFrame:
+    return reviews[reviews["label"].notna()]

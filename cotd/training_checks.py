@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,14 +13,16 @@ from cotd.task import Task
 from cotd.trials import Trial
 
 
-def require_both_labels(trial: Trial, task: Task, pairs: pd.DataFrame, validation: pd.DataFrame) -> None:
-    """Raises a CotdError if a student would learn a single label, or be selected by one: it would always answer with it."""
+def require_both_labels(trial: Trial, task: Task, reviews: int, words: Sequence[str], validation: pd.DataFrame) -> None:
+    """Raises a CotdError if a student would learn a single label, or be selected by one: it would always answer with it.
+
+    Args:
+        reviews: how many it would train on. words: the distinct label words among their targets.
+    """
     problems = []
-    targets = pairs.loc[pairs["task"] != "rationale", "target"]
-    words = targets.str.rsplit(f"{task.answer_mark} ", n=1).str[-1].unique()
     if len(words) < 2:
         problems.append(
-            f"all {pairs['review_id'].nunique()} reviews that '{trial.method}' would train on ({share(trial.fraction)} of the "
+            f"all {reviews} reviews that '{trial.method}' would train on ({share(trial.fraction)} of the "
             f"split) have the label '{words[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
         )
     if validation["label"].nunique() < 2:
@@ -49,6 +52,14 @@ def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
         f"the GPU ran out of memory at step {step} ({str(error).split('. ')[0]}). Lower training.batch_size (now "
         f"{settings.batch_size}), training.max_input_tokens ({settings.max_input_tokens}) or training.max_target_tokens "
         f"({settings.max_target_tokens}), or let fewer trials share a GPU (resources.gpus). The last checkpoint is kept."
+    )
+
+
+def disk_is_full(path: Path) -> str:
+    """What to do when nothing more can be written."""
+    return (
+        f"no space is left where {path} lies. Free some, or name another place: storage=FOLDER; then run the same command "
+        "again: finished trials are kept, and this one goes on from its last complete checkpoint."
     )
 
 

@@ -9,14 +9,16 @@ study's storage is the truth:
     student/             the selected student
     predictions.parquet  on the test split
     result.json          the final metrics; written last, so that its presence means done
+    pruned.json          of a search's sample that was given up: its last score
     error.txt            the traceback of a failed attempt
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,21 @@ from typing import Any
 import pandas as pd
 
 from cotd.config import StudyConfig, TrainingConfig, digest
+from cotd.grid import Cell, Filters
 from cotd.methods import METHODS
 from cotd.statistics import share
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One cell of the grid.
+    """One cell of the grid, or one sample of a search.
 
     Attributes:
         model: the base model that `size` names.
+        samples, filters: which of the annotations are learned from: the first n samples of a review, and these filters in
+            place of those that were applied when the annotations were made; None: the annotations as they were made.
+        varied: what sets this trial apart from others of its method, fraction, size and seed, for people to read: key →
+            value. No part of its identity, which the values are.
         base_digest, reviews_digest, annotations_digest: content digests of what is trained; the last is None for a
             method that needs no annotations, so that another teacher does not make `finetune` train again.
     """
@@ -48,17 +55,40 @@ class Trial:
     base_digest: str
     reviews_digest: str
     annotations_digest: str | None
+    samples: int | None = None
+    filters: Filters | None = None
+    varied: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
         identity = self.to_dict()
-        del identity["model"], identity["size"]  # names; base_digest is what they name
+        del identity["model"], identity["size"], identity["varied"]  # names; base_digest is what they name
+        for key in ("samples", "filters"):
+            if identity[key] is None:
+                del identity[key]
         return digest(identity)
 
     @property
     def title(self) -> str:
         """A name a person can read, for MLflow and tables."""
-        return f"{self.method} · {share(self.fraction)} · {self.size} · seed {self.seed}"
+        names = [self.method, share(self.fraction), self.size, f"seed {self.seed}", self.arm]
+        return " · ".join(name for name in names if name)
+
+    @property
+    def arm(self) -> str:
+        """What sets this trial apart from others of its method, fraction, size and seed; "" where nothing does."""
+        return ", ".join(f"{key} {readable(value)}" for key, value in self.varied.items())
+
+    def cost(self, parameters: float) -> float:
+        """How much there is to compute, in a unit of no meaning: tokens times parameters.
+
+        Args:
+            parameters: of the base model.
+        """
+        method, training = METHODS[self.method], self.training
+        rationale = training.max_target_tokens if method.writes_rationales else 0
+        inputs = training.max_input_tokens * (2 if method.rationale_as == "target" and rationale else 1)
+        return parameters * training.steps * training.batch_size * (inputs + rationale)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "training": self.training.model_dump(), "fraction": float(self.fraction)}
@@ -79,11 +109,22 @@ class TrialFolder:
         self.predictions = path / "predictions.parquet"
         self.error = path / "error.txt"
         self._result = path / "result.json"
+        self._pruned = path / "pruned.json"
         self._trial = path / "trial.json"
 
     @property
     def done(self) -> bool:
         return self._result.is_file()
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a search has given this sample up, so that it is not trained on."""
+        return self._pruned.is_file() and not self.done
+
+    def write_pruned(self, point: dict[str, float]) -> None:
+        """Marks the sample as given up after the score `point`, and removes what only going on would need."""
+        write_json(self._pruned, point)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def result(self) -> dict[str, Any]:
         return json.loads(self._result.read_text(encoding="utf-8"))
@@ -99,7 +140,14 @@ class TrialFolder:
 
     def write_trial(self, trial: Trial, config: StudyConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        self._pruned.unlink(missing_ok=True)  # it is to be trained, after all where a search had given it up
         write_json(self._trial, {"trial": trial.to_dict(), "config": config.model_dump()})
+
+    def add_point(self, point: dict[str, float]) -> None:
+        """Appends a validation score, on a line of its own whatever a killed attempt left."""
+        whole = not self.metrics.is_file() or self.metrics.read_bytes()[-1:] in (b"", b"\n")
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(("" if whole else "\n") + json.dumps(point) + "\n")
 
     def curve(self) -> list[dict[str, float]]:
         """The validation scores so far, in the order of their steps; a line cut off by a kill is left out."""
@@ -124,34 +172,77 @@ def write_json(path: Path, value: Any) -> None:
 
 def plan_trials(
     config: StudyConfig,
-    base_digests: dict[str, str],
+    base_digests: Mapping[str, str],
     reviews_digest: str,
     annotations_digest: str | None,
     rationales_digest: str | None = None,
+    settings: Sequence[dict[str, Any]] = ({},),
+    parameters: Mapping[str, float] | None = None,
 ) -> list[Trial]:
     """Every cell of the study's grid, the most expensive first, so that a parallel sweep has a short tail.
 
     Args:
         base_digests: size → content digest of its base model.
         rationales_digest: of the teacher's rationales of validation and test reviews, for methods that read them.
+        settings: training keys and values of each sample of a search.
+        parameters: size → how large its base model is; where one is missing, sizes count as listed from small to large.
     """
     read = digest([annotations_digest, rationales_digest])
-    grid = config.grid
-    trials = {}
-    for method, fraction, size, seed in itertools.product(grid.method, grid.fraction, grid.size, grid.seed):
-        trial = Trial(
-            method=method, fraction=float(fraction), size=size, seed=seed, model=config.sizes[size],
-            training=config.training, task=config.data.task, base_digest=base_digests[size], reviews_digest=reviews_digest,
-            annotations_digest=(
-                read if METHODS[method].reads_rationales else annotations_digest if METHODS[method].needs_annotations else None
-            ),
-        )  # fmt: skip
-        trials[trial.id] = trial
-    sizes = list(config.sizes)
+    listed = {size: 10.0**rank for rank, size in enumerate(config.sizes)}
+    known = parameters if parameters and all(parameters.get(s) for s in config.grid.all_values("size")) else listed
+    trials: dict[str, Trial] = {}
+    for cell in config.grid.all_cells():
+        method = METHODS[cell.method]
+        samples, filters = chosen_annotations(config, cell)
+        for drawn in settings:
+            varied = {
+                k: v for k, v in {**cell.training, **drawn}.items() if k != "rationale_weight" or method.weighs_rationales
+            }
+            trial = Trial(
+                method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
+                training=config.training.model_copy(update=varied), task=config.data.task,
+                base_digest=base_digests[cell.size], reviews_digest=reviews_digest,
+                annotations_digest=(
+                    read if method.reads_rationales else annotations_digest if method.needs_annotations else None
+                ),
+                samples=samples, filters=filters, varied=differing(config, varied, samples, filters),
+            )  # fmt: skip
+            trials.setdefault(trial.id, trial)
     return sorted(
         trials.values(),
-        key=lambda t: (-sizes.index(t.size), METHODS[t.method].rationale is None, -t.fraction, t.seed, t.method),
+        key=lambda t: (-t.cost(known[t.size]), -t.fraction, t.seed, t.method),
     )
+
+
+def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Filters | None]:
+    """The (samples, filters) of a cell; None for what is as the annotations were made.
+
+    Filters that were applied to all samples are applied anew to the first n: a majority of five must not choose for one.
+    """
+    if not METHODS[cell.method].needs_annotations:
+        return None, None
+    samples = None if cell.samples == config.teacher.samples else cell.samples
+    filters = cell.filters if cell.filters is not None else config.teacher.filters if samples is not None else None
+    return samples, None if samples is None and filters == config.teacher.filters else filters
+
+
+def differing(config: StudyConfig, varied: dict[str, Any], samples: int | None, filters: Filters | None) -> dict[str, Any]:
+    """What of a cell is not as the study's own blocks have it."""
+    found = {k: v for k, v in varied.items() if v != getattr(config.training, k)}
+    if samples is not None:
+        found["samples"] = samples
+    if filters is not None and filters != config.teacher.filters:
+        found["filters"] = filters
+    return found
+
+
+def readable(value: Any) -> str:
+    """A setting's value as people write it: 0.003, or `length + near_duplicates`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return " + ".join(v if isinstance(v, str) else "".join(v) for v in value) or "none"
+    return str(value)
 
 
 def select_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
@@ -160,4 +251,9 @@ def select_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
     The Review table's order is a hash of the id, so this is a pseudo-random sample, the same for every method and
     seed, and smaller fractions are nested in larger ones.
     """
-    return train.head(max(1, round(len(train) * fraction)))
+    return train.head(fraction_rows(len(train), fraction))
+
+
+def fraction_rows(rows: int, fraction: float) -> int:
+    """How many of so many training reviews a fraction stands for."""
+    return max(1, round(rows * fraction))

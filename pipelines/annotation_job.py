@@ -105,14 +105,14 @@ def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
                 f"the {split} split has no gold label, and every score is against gold. Name the label column in "
                 "data.columns.label, or give labelled test rows (data.source: {train: …, test: …})."
             )
-    trains_on_gold = any(METHODS[m].labels == "gold" for m in config.grid.method)
+    trains_on_gold = any(METHODS[m].labels == "gold" for m in config.grid.all_values("method"))
     for split in ("train", "validation", "test") if trains_on_gold else ("validation", "test"):
         labels = labelled.loc[labelled["split"] == split, "label"]
         if labels.nunique() == 1:
             advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
             problems.append(f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}")
     if not (labelled["split"] == "train").any():
-        for method in config.grid.method:
+        for method in config.grid.all_values("method"):
             if METHODS[method].labels == "gold":
                 problems.append(
                     f"method '{method}' trains on gold labels, and no training review has one. "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cotd.errors import CotdError
 from cotd.methods import METHODS
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews
-from cotd.student import model_digest
+from cotd.student import model_digest, weights_bytes
 from cotd.training_checks import require_rationales
 from cotd.trials import Trial, TrialFolder, plan_trials
 from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales, write_parquet
@@ -23,7 +24,11 @@ from pipelines.annotation_job import annotation_inputs, check_gold
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's trials, and the data they share."""
+    """A study's trials, and the data they share.
+
+    Attributes:
+        parameters: size → how large its base model is; see `plan_trials`.
+    """
 
     config: StudyConfig
     trials: list[Trial]
@@ -32,6 +37,15 @@ class Plan:
     teacher_test: Path | None
     provenance: dict[str, Any]
     held_out_rationales: Path | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> Path:
+        """Where trials keep what they share."""
+        return self.reviews.parent
+
+    def cost(self, trial: Trial) -> float:
+        return trial.cost(self.parameters.get(trial.size, 1.0))
 
     def folder(self, trial: Trial) -> TrialFolder:
         return self.folder_of(trial.id)
@@ -40,7 +54,10 @@ class Plan:
         return TrialFolder(self.config.directory / "trials" / trial_id)
 
     def pending(self) -> list[Trial]:
-        return [t for t in self.trials if not self.folder(t).done]
+        """What is left to train: not done, and, where ASHA may give samples up, not given up either."""
+        prunes = self.config.search is not None and self.config.search.asha is not None
+        folders = {t.id: self.folder(t) for t in self.trials}
+        return [t for t in self.trials if not folders[t.id].done and not (prunes and folders[t.id].pruned)]
 
 
 def plan_study(config: StudyConfig) -> Plan:
@@ -52,11 +69,13 @@ def plan_study(config: StudyConfig) -> Plan:
     reviews = load_reviews(config.data)
     check_gold(config, reviews)
     found = check_annotations(config, reviews)
-    digests = {size: model_digest(config.sizes[size]) for size in config.grid.size}
+    digests = {size: model_digest(config.sizes[size]) for size in config.grid.all_values("size")}
     annotations_id = annotations_digest(found[0]) if found else None
     rationales = check_rationales(config, reviews) if found else None
     rationales_id = digest(rationales) if rationales is not None else None
-    trials = plan_trials(config, digests, reviews.digest(), annotations_id, rationales_id)
+    settings = search_settings(config)
+    parameters = {size: weight for size in digests if (weight := weights_bytes(config.sizes[size]))}
+    trials = plan_trials(config, digests, reviews.digest(), annotations_id, rationales_id, settings, parameters)
     shared = config.directory / "data" / f"reviews-{reviews.digest()}.parquet"
     if not shared.is_file():
         shared.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +94,16 @@ def plan_study(config: StudyConfig) -> Plan:
         held_out = shared.with_name(f"held-out-rationales-{rationales_id}.parquet")
         if not held_out.is_file():
             write_parquet(pd.DataFrame(rationales.items(), columns=["review_id", "rationale"]), held_out)
-    return Plan(config, trials, shared, annotations, teacher_test, provenance, held_out)
+    return Plan(config, trials, shared, annotations, teacher_test, provenance, held_out, parameters)
+
+
+def search_settings(config: StudyConfig) -> list[dict[str, Any]]:
+    """The training settings of each sample of the study's search; of a study without one, none beside its own."""
+    if config.search is None:
+        return [{}]
+    from pipelines.search import draw_settings  # imports Ray
+
+    return draw_settings(config.search)
 
 
 def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | None:
@@ -87,7 +115,7 @@ def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | 
     path = AnnotationFiles.of(config).held_out_rationales
     rationales = read_rationales(path if path.is_file() else None)
     labelled = reviews.table[reviews.table["label"].notna()]
-    for method in config.grid.method:
+    for method in config.grid.all_values("method"):
         if METHODS[method].reads_rationales:
             require_rationales(method, {s: labelled[labelled["split"] == s] for s in ("validation", "test")}, rationales)
     return rationales
@@ -99,7 +127,7 @@ def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFra
     Raises:
         CotdError: they are needed and missing, are of other reviews, or lack the gold-conditioned ones.
     """
-    needing = [m for m in config.grid.method if METHODS[m].needs_annotations]
+    needing = [m for m in config.grid.all_values("method") if METHODS[m].needs_annotations]
     found = read_annotations(config)
     if not needing:
         return found if found and found[1].get("inputs") == annotation_inputs(config, reviews) else None

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from ray import tune
 
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
-from cotd.progress import say, track
-from cotd.tracking import StudyTracker, attempt
+from cotd.grid import MANY_TRIALS
+from cotd.progress import say, steady_stream
+from cotd.tracking import StudyTracker, attempt, friendly_errors
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales, read_teacher_test
+from pipelines.board import Board
 from pipelines.cluster import ignore_interrupts, ray_session
+from pipelines.follower import MlflowFollower
 from pipelines.locking import only_one
+from pipelines.promote import merit
+from pipelines.search import METRIC, scheduler
 from pipelines.study import Plan, plan_study
 
 
-def sweep(config: StudyConfig) -> dict[str, Any]:
+def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
     """Trains every trial of the study that is not done.
 
+    Args:
+        yes: a grid of any size is meant.
+
     Returns:
-        `trials`: how many, `trained`, `failed` (id → last line of its error), `seconds`.
+        `trials`: how many, `trained`, `pruned` (samples of a search that were given up), `failed` (id → last line of its
+        error), `best` (of all that are done, by validation: title and validation_accuracy; None where none is), `behind`
+        (trials that MLflow does not know all of, because it has gone away).
 
     Raises:
         CotdError: bad input, before any worker starts.
     """
+    check_size(config, yes)
     with only_one(config.directory, f"sweeping {config.name}", "finished trials are kept and will not be trained again."):
         return sweep_alone(config)
+
+
+def check_size(config: StudyConfig, yes: bool) -> None:
+    """Asks whether a very large grid is meant.
+
+    Raises:
+        CotdError: it is not, or there is nobody to ask.
+    """
+    trials = config.grid.count_all() * (config.search.samples if config.search else 1)
+    if trials <= MANY_TRIALS or yes:
+        return
+    found = f"{config.name} has up to {trials:,} trials"
+    if not sys.stdin.isatty():
+        raise CotdError(f"{found}. Nobody is at a terminal to agree: shorten the lists of grid, or run again with --yes.")
+    if input(f"{found}; go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CotdError("not started; nothing was trained.")
 
 
 def sweep_alone(config: StudyConfig) -> dict[str, Any]:
@@ -41,64 +68,91 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
     plan = plan_study(config)
     tracker = StudyTracker(config)
     pending = plan.pending()
-    done = [t for t in plan.trials if t not in pending]
-    status = "KILLED"
-    tracker.start_study()
-    try:
-        if plan.annotations and (found := read_annotations(config)):
-            tracker.log_teacher(found[1], AnnotationFiles.of(config).page)
-        for trial in done:
-            tracker.sync_trial(trial, plan.folder(trial))
-        say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
-        if pending:
-            with ray_session():
-                run_trials(plan, pending, tracker)
-        failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
-        status = "FAILED" if failed else "FINISHED"
-    finally:
-        with ignore_interrupts():
-            for trial in pending:
-                tracker.settle(trial, plan.folder(trial))
-            tracker.end_study(status)
-    return {"trials": len(plan.trials), "trained": len(pending) - len(failed), "failed": failed}
+    waiting = {t.id for t in pending}
+    ended = [t for t in plan.trials if t.id not in waiting]
+    status, behind = "KILLED", 0
+    with friendly_errors(tracker.uri):
+        tracker.start_study()
+    follower = MlflowFollower(plan, tracker).start()
+    with steady_stream():
+        try:
+            if plan.annotations and (found := read_annotations(config)):
+                attempt(lambda: tracker.log_teacher(found[1], AnnotationFiles.of(config).page))
+            for trial in ended:
+                follower.note(trial, ended=True)
+            say(f"  {len(plan.trials)} trials: {len(ended)} done before, {len(pending)} to train")
+            if pending:
+                with ray_session():
+                    run_trials(plan, pending, follower)
+            failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
+            status = "FAILED" if failed else "FINISHED"
+        finally:
+            with ignore_interrupts():
+                behind = follower.close(pending)
+                if attempt(lambda: tracker.end_study(status)) or behind:
+                    say(f"  MLflow has gone away and lacks the end of {behind} trials, which are in their folders.")
+                    say("  Run the same command again when it is back: they are written then, and nothing is trained twice.")
+    pruned = [t for t in pending if plan.folder(t).pruned]
+    return {
+        "trials": len(plan.trials), "trained": len(pending) - len(failed) - len(pruned), "pruned": len(pruned), "failed": failed,
+        "best": best_done(plan), "behind": behind,
+    }  # fmt: skip
 
 
-def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
-    """Runs trials on Ray Tune, several at once by their resources."""
-    # Ctrl-C is ours to handle, trials stay in this directory, and MLflow is the only log.
+def best_done(plan: Plan) -> dict[str, Any] | None:
+    """The title and validation accuracy of the best trial that is done, by validation."""
+    done = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
+    if not done:
+        return None
+    trial, result = max(done, key=lambda entry: (*merit(entry[1]), entry[0].id))
+    return {"trial_id": trial.id, "title": trial.title, METRIC: result["validation"]["accuracy"]}
+
+
+def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> None:
+    """Runs trials on Ray Tune, several at once by their resources, in the order given."""
+    # Ctrl-C is ours to handle, trials stay in this directory, MLflow is the only log, and Tune's state is never restored.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
     config = plan.config
     resources = trial_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
-        tracker.reopen(trial)
-    with track(f"training {len(pending)} students", sum(t.training.steps for t in pending), "steps") as advance:
+    waiting = {t.id for t in pending}
+    earlier = [t for t in plan.trials if t.id not in waiting] if config.search else []
+    best = best_done(plan)
+    with Board({t.id: plan.cost(t) for t in pending}, pending, (best[METRIC], best["title"]) if best else None) as board:
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={
                 "folder": tune.grid_search([str(plan.folder(t).path) for t in pending]),
-                "reviews": str(plan.reviews),
-                "annotations": str(plan.annotations) if plan.annotations else None,
-                "teacher_test": str(plan.teacher_test) if plan.teacher_test else None,
-                "held_out_rationales": str(plan.held_out_rationales) if plan.held_out_rationales else None,
+                "reviews": plan.reviews,
+                "annotations": plan.annotations,
+                "teacher_test": plan.teacher_test,
+                "held_out_rationales": plan.held_out_rationales,
+                "cache": plan.cache,
                 "provenance": plan.provenance,
                 "threads": max(1, int(config.resources.cpus)),
             },
-            # A process that trained one trial trains the next: starting one costs ten seconds of imports.
-            tune_config=tune.TuneConfig(max_concurrent_trials=config.resources.max_concurrent, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=config.resources.max_concurrent,
+                scheduler=scheduler(config, (plan.folder(t).curve() for t in earlier)),
+                reuse_actors=True,  # a process that trained one trial trains the next: starting one costs ten seconds of imports
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(config.directory),
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
-                callbacks=[TrialWatcher(plan, pending, tracker, advance)],
+                callbacks=[TrialWatcher(plan, pending, follower, board)],
                 verbose=0,
             ),
         )
-        tuner.fit()
-    shutil.rmtree(config.directory / "tune", ignore_errors=True)  # Tune's own state; ours is in the trials' folders
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(config.directory / "tune", ignore_errors=True)  # Tune's own state; ours is in the trials' folders
 
 
 def trial_resources(config: StudyConfig) -> dict[str, float]:
@@ -130,55 +184,76 @@ def run_trial(params: dict[str, Any]) -> None:
 
     torch.set_num_threads(params["threads"])
     folder = TrialFolder(Path(params["folder"]))
-    reviews = pd.read_parquet(params["reviews"])
-    annotations = pd.read_parquet(params["annotations"]) if params["annotations"] else None
     trial = folder.trial()
+    folder.error.unlink(missing_ok=True)  # of the attempt before this one
     try:
-        teacher_test = read_teacher_test(params["teacher_test"])
-        rationales = read_rationales(params["held_out_rationales"])
-        result = train_trial(trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test, rationales)
+        result = train_trial(
+            trial, folder, params["reviews"], params["annotations"], params["provenance"], tune.report,
+            read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
+        )  # fmt: skip
     except Exception:
-        folder.error.write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # on a full disk the driver is told all the same
+            folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise
-    tune.report({"step": result["steps"], "test_accuracy": result["test"]["accuracy"]})
+    tune.report({"step": result["steps"], METRIC: result["validation"]["accuracy"]})
 
 
 class TrialWatcher(tune.Callback):
-    """Shows progress, and keeps MLflow up with the trials' folders. Lives in the driver alone."""
+    """Tells the board and MLflow's follower what Tune tells of the trials. Lives in the driver alone."""
 
-    def __init__(self, plan: Plan, pending: list[Trial], tracker: StudyTracker, advance: Callable[[int], None]):
+    def __init__(self, plan: Plan, pending: list[Trial], follower: MlflowFollower, board: Board):
         self.trials = {str(plan.folder(t).path): t for t in pending}
-        self.steps = dict.fromkeys(self.trials, 0)
-        self.tracker = tracker
-        self.advance = advance
-        self.warned = False
+        self.follower = follower
+        self.board = board
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks to restore an experiment; ours is restored from the trials' folders."""
         return {}
 
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        ours, _folder = self._of(trial)
+        self.board.started(ours)
+        self.follower.note(ours)
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        ours, _folder = self._of(trial)
+        self.board.scored(ours, int(result["step"]), result.get(METRIC))
+        self.follower.note(ours)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         ours, folder = self._of(trial)
-        key, step = str(folder.path), int(result["step"])
-        self.advance(max(0, step - self.steps[key]))
-        self.steps[key] = max(self.steps[key], step)
-        self._tell_mlflow(lambda: self.tracker.sync_curve(ours, folder))
+        say(f"  {ours.title}: failed, and is tried again from its last checkpoint: {self._why(trial, folder)}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         ours, folder = self._of(trial)
-        self._tell_mlflow(lambda: self.tracker.sync_trial(ours, folder))
-        say(f"  {ours.title}: {describe_result(folder.result())}")
+        if folder.done:
+            result = folder.result()
+            self.board.ended_as(ours, "done", describe_result(result), result["validation"]["accuracy"])
+        else:  # ASHA has stopped it
+            point = (folder.curve() or [{"step": 0}])[-1]
+            folder.write_pruned(point)
+            self.board.ended_as(ours, "pruned", f"given up at step {point['step']:,}, validation {point.get(METRIC, 0):.1%}")
+        self.follower.note(ours, ended=True)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         ours, folder = self._of(trial)
-        say(f"  {ours.title}: failed: {last_line(folder.error)}")
+        why = self._why(trial, folder)
+        if not folder.error.is_file():
+            with contextlib.suppress(OSError):
+                folder.error.write_text(why + "\n", encoding="utf-8")
+        self.board.ended_as(ours, "failed", f"failed: {why}")
+        self.follower.note(ours, ended=True)
 
-    def _tell_mlflow(self, write: Callable[[], Any]) -> None:
-        """Writes to MLflow if it answers; if not, trials go on, and what is missing is written at the end."""
-        problem = attempt(write)
-        if problem and not self.warned:
-            self.warned = True
-            say(f"  MLflow does not answer ({problem}); trials go on, and are logged at the end")
+    def _why(self, trial: Any, folder: TrialFolder) -> str:
+        """The last line of a trial's error: its own, or, where its worker died, what Ray says of that."""
+        if folder.error.is_file():
+            return last_line(folder.error)
+        try:
+            told = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure #")[2].strip().splitlines()[1:]
+        except (OSError, TypeError):
+            told = []
+        lines = [line.strip() for line in told if line.strip()] or ["Ray does not say why"]
+        return lines[-1] if any("Traceback" in line for line in lines) else f"its worker died: {lines[0]}"
 
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
         folder = trial.config["folder"]

@@ -13,12 +13,13 @@ import torch
 
 from cotd.annotations import AnnotationRows, annotation_row
 from cotd.config import TrainingConfig
+from cotd.encoding import encode_pairs
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
 from cotd.reviews import build_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
-from cotd.training import collate, encode_pairs, multi_task_loss, train_trial
+from cotd.training import collate, latest_checkpoint, multi_task_loss, train_trial
 from cotd.trials import Trial, TrialFolder
 
 SETTINGS = {
@@ -377,3 +378,26 @@ def test_a_method_without_its_annotations_fails_before_training(tiny_t5: Path, r
         train_trial(make_trial(tiny_t5, "distill"), folder, reviews, None)
     assert not folder.done
     assert not folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "result.json.part"])
+def test_a_full_disk_is_named_and_leaves_nothing_that_counts_as_done(
+    file: str, tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path
+) -> None:
+    """/dev/full says of every write that there is no space, as a full disk does."""
+    folder = make_folder(tmp_path / "full")
+    (folder.path / file).symlink_to("/dev/full")
+    with pytest.raises(CotdError, match=rf"no space is left where {folder.path} lies"):
+        train_trial(make_trial(tiny_t5, steps=2), folder, reviews, None)
+    assert not folder.done
+    (folder.path / file).unlink()
+    train_trial(make_trial(tiny_t5, steps=2), folder, reviews, None)
+    assert folder.done
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_st'), (6, "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-8").mkdir()
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

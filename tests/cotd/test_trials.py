@@ -120,3 +120,6 @@ def test_the_curve_survives_a_kill(tmp_path: Path) -> None:
     again = ['{"step": 20, "validation_accuracy": 0.7}', '{"step": 30, "validation_accuracy": 0.8}']
     folder.metrics.write_text("\n".join([*lines, *again]) + "\n")
     assert pd.DataFrame(folder.curve()).values.tolist() == [[10, 0.5], [20, 0.7], [30, 0.8]]
+    folder.metrics.write_text("\n".join(lines))
+    folder.add_point({"step": 40, "validation_accuracy": 0.9})
+    assert [point["step"] for point in folder.curve()] == [10, 20, 40], "on a line of its own"

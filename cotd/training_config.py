@@ -1,0 +1,44 @@
+"""How a student is trained: the `training` block of a study."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cotd.blocks import Block
+from cotd.presets import apply_preset
+
+
+class TrainingConfig(Block):
+    """How a student is trained. The defaults are this project's, for the embedded student."""
+
+    preset: str | None = Field(
+        None, exclude=True, description="a paper's settings (cotd/presets.py): sc4001 or hsieh2023; keys given beside it win"
+    )
+    steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
+    batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
+    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
+        "scaled_adamw",
+        description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
+    )
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    learning_rate: float = Field(5e-3, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")
+    patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
+    max_input_tokens: int = Field(128, ge=8)
+    max_target_tokens: int = Field(64, ge=4)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_preset(cls, plain: Any) -> Any:
+        """What is saved and hashed are the values, so that a trial is the same however they were written."""
+        return apply_preset(plain)

@@ -1,0 +1,142 @@
+"""Kills at random moments of one sweep: `python -m tests.benchmarks.sweep_kills`; about eight minutes.
+
+A sweep of 12 trials of the embedded student is started; ten times, at a random moment, its driver or one of its workers is
+ended by `kill -9`, and a killed driver's command is given again. Then it is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+from cotd.config import StudyConfig
+from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.sweeping import write_study
+
+MARK = "COTD_BENCH_MARK"
+
+
+class Results(threading.Thread):
+    """Sees every result that is written, also one that is written over another."""
+
+    def __init__(self, trials: Path):
+        super().__init__(daemon=True)
+        self.trials = trials
+        self.written: dict[str, set[int]] = {}
+        self.finished = threading.Event()
+
+    def run(self) -> None:
+        while not self.finished.wait(0.05):
+            for result in self.trials.glob("*/result.json"):
+                self.written.setdefault(result.parent.name, set()).add(result.stat().st_mtime_ns)
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    """All that carry the mark: the driver, Ray's, and the workers."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def workers(mark: str) -> list[psutil.Process]:
+    """Where trials run."""
+    return [p for p in processes(mark) if name(p).startswith(("ray::ImplicitFunc", "ray::run_trial"))]
+
+
+def name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def scored(trials: Path) -> int:
+    """How many validation scores there are by now."""
+    return sum(len(p.read_text().splitlines()) for p in trials.glob("*/metrics.jsonl"))
+
+
+def runs_left_running(config: StudyConfig) -> tuple[int, int]:
+    """Runs in MLflow that are RUNNING, and runs beyond one a trial."""
+    import mlflow
+
+    client = mlflow.MlflowClient(config.tracking_uri(), config.tracking_uri())
+    runs = client.search_runs([client.get_experiment_by_name(config.name).experiment_id], max_results=1000)
+    ids = [r.data.tags["cotd.trial_id"] for r in runs if r.data.tags["cotd.kind"] == "trial"]
+    return sum(r.info.status == "RUNNING" for r in runs), len(ids) - len(set(ids))
+
+
+def main() -> None:
+    small = arguments(__doc__ or "").small
+    kills, seeds, steps = (2, 1, 12) if small else (10, 4, 24)
+    draw = random.Random(0)
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, MARK: mark}
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        # Whoever kills a worker at random may hit the same trial again and again: that is no trial's failure.
+        training, resources = {"steps": steps, "eval_every": 2}, {"max_failures": kills}
+        config = write_study(Path(scratch), [0.1, 0.5, 1.0], seeds, training, resources=resources)
+        expected = 3 * seeds
+        trials = config.directory / "trials"
+        command = [sys.executable, "-m", "cotd.cli", "sweep", str(Path(scratch) / "study.yaml")]
+        results = Results(trials)
+        results.start()
+        drivers = killed = 0
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while killed < kills and len(list(trials.glob("*/result.json"))) < expected:
+                before = scored(trials)
+                while process.poll() is None and scored(trials) == before:
+                    time.sleep(0.05)  # until it works: a kill while Ray starts shows little
+                time.sleep(draw.uniform(0, 2))
+                target = draw.choice(["driver", "worker"])
+                alive = workers(mark)
+                if process.poll() is None and (target == "driver" or not alive):
+                    process.kill()
+                    process.wait()
+                    killed, drivers = killed + 1, drivers + 1
+                elif process.poll() is None:
+                    draw.choice(alive).kill()
+                    killed += 1
+                if process.poll() is not None:
+                    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process.wait()
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finally:
+            for left in processes(mark):
+                left.kill()
+        time.sleep(0.2)
+        results.finished.set()
+        results.join()
+        lost = expected - len(list(trials.glob("*/result.json")))
+        doubled = sum(len(times) - 1 for times in results.written.values())
+        running, beyond = runs_left_running(config)
+        note = f"{drivers} of the driver, {killed - drivers} of workers; a trial has {steps} steps, a checkpoint every 2"
+        write(
+            "sweep_kills",
+            [
+                figure("kills", killed, "kills", note=note),
+                figure("trials_expected", expected, "trials"),
+                figure("trials_lost", lost, "trials"),
+                figure("trials_doubled", doubled + beyond, "trials"),
+                figure("runs_left_running", running, "runs"),
+            ],
+            small,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the driver does for a trial: `python -m tests.benchmarks.sweep_noop`; about four minutes.
+
+300 trials that train nothing: each leaves a curve of three scores, predictions and a result in its folder, as a real one does,
+and is logged to an SQLite MLflow. Ray is up before the clock starts. The driver is a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.sweeping import write_study
+
+
+def noop_trial(params: dict[str, Any]) -> None:
+    """In the place of `pipelines.sweep.run_trial`: all that a trial leaves, without training."""
+    import pandas as pd
+    from ray import tune
+
+    from cotd.trials import TrialFolder
+
+    folder = TrialFolder(Path(params["folder"]))
+    for step in (1, 2, 3):
+        point = {"step": step, "validation_accuracy": 0.5 + step / 100, "train_loss": 1.0 / step}
+        folder.add_point(point)
+        tune.report(point)
+    rows = {"review_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive"] * 2}
+    pd.DataFrame(rows).to_parquet(folder.predictions)
+    scores = {"accuracy": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 2}
+    result = {"validation": scores, "test": scores, "best_step": 3, "steps": 3, "train_reviews": 1, "train_pairs": 1}
+    result |= {"train_seconds": 0.0, "seconds": 0.0, "parameters": 1, "cut_targets": 0, "cut_inputs": 0}
+    folder.write_result(result)
+    tune.report({"step": 3, "validation_accuracy": 0.53})
+
+
+def run(path: str) -> None:
+    """The driver: sweeps, and prints its seconds and its peak memory."""
+    import pipelines.sweep
+    from cotd.config import load_config
+    from pipelines.cluster import ray_session
+
+    pipelines.sweep.run_trial = noop_trial
+    config = load_config(path)
+    with ray_session():
+        started = time.perf_counter()
+        outcome = pipelines.sweep.sweep(config)
+        seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": peak, "trained": outcome["trained"]}))
+
+
+def runs_missing(path: Path) -> int:
+    """Trials whose run in MLflow is not there, not finished, or lacks its parameters, curve or result."""
+    import mlflow
+
+    from cotd.config import load_config
+    from pipelines.study import plan_study
+
+    config = load_config(path)
+    client = mlflow.MlflowClient(config.tracking_uri(), config.tracking_uri())
+    experiment = client.get_experiment_by_name(config.name).experiment_id
+    runs = client.search_runs([experiment], "tags.`cotd.kind` = 'trial'", max_results=1000)
+    complete = [
+        r.data.tags["cotd.trial_id"] for r in runs
+        if r.info.status == "FINISHED" and "test_accuracy" in r.data.metrics and "training.steps" in r.data.params
+        and len(client.get_metric_history(r.info.run_id, "validation_accuracy")) == 3
+    ]  # fmt: skip
+    assert len(set(complete)) == len(complete), "a trial has two runs"
+    return len({t.id for t in plan_study(config).trials} - set(complete))
+
+
+def main() -> None:
+    if "--run" in sys.argv:
+        run(sys.argv[-1])
+        return
+    small = arguments(__doc__ or "").small
+    trials = 12 if small else 300
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+        write_study(Path(scratch), [1.0], trials, {"steps": 3, "eval_every": 1})
+        path = Path(scratch) / "study.yaml"
+        command = [sys.executable, "-m", "tests.benchmarks.sweep_noop", "--run", str(path)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        seen = json.loads(done.stdout.splitlines()[-1])
+        missing = runs_missing(path)
+    note = f"{seen['trained']} trials in {seen['seconds']:.0f} s, MLflow's rows and the workers' start included"
+    write(
+        "sweep_noop",
+        [
+            figure("overhead_ms_per_trial", seen["seconds"] / trials * 1000, "ms", note=note),
+            figure("driver_peak_mb", seen["peak_mb"], "MB"),
+            figure("runs_missing", missing, "runs"),
+        ],
+        small,
+    )
+
+
+if __name__ == "__main__":
+    main()
