@@ -60,6 +60,7 @@ def content_of(plan: Plan, results: Results) -> Content:
         "missing": results.missing,
         "missing_trials": [m["title"] for m in results.missing],
         "notes": results.notes,
+        "given_up": results.given_up,
         "groups": groups,
         "comparisons": comparisons,
         "draws": draws_for(len(comparisons)),

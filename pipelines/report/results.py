@@ -14,10 +14,11 @@ import pandas as pd
 from cotd.baselines import tfidf_regression
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
+from cotd.grid import GridConfig
 from cotd.methods import METHODS
 from cotd.statistics import accuracy_interval, over_seeds, percentiles, resampled_accuracies
 from cotd.tracking import StudyTracker, attempt
-from cotd.trials import Trial, TrialFolder, select_fraction, write_json
+from cotd.trials import Trial, TrialFolder, readable, select_fraction, write_json
 from pipelines.annotation_files import read_annotations
 from pipelines.study import Plan, plan_study
 
@@ -34,6 +35,7 @@ class Results:
             without annotations.
         missing: trials that are not done, each with its `title`, `state` and `why`.
         notes: what else is missing, a sentence each.
+        given_up: samples of a search that it gave up, and that are not missing.
     """
 
     gold: pd.Series
@@ -42,6 +44,7 @@ class Results:
     teacher_correct: np.ndarray | None
     missing: list[dict[str, str]]
     notes: list[str]
+    given_up: int = 0
 
 
 def plan_so_far(config: StudyConfig) -> tuple[Plan, list[str]]:
@@ -50,12 +53,21 @@ def plan_so_far(config: StudyConfig) -> tuple[Plan, list[str]]:
     Raises:
         CotdError: the study cannot be planned for another reason, or no method goes without annotations.
     """
-    waiting = [m for m in config.grid.method if METHODS[m].needs_annotations]
-    ready = [m for m in config.grid.method if m not in waiting]
-    if not waiting or not ready or read_annotations(config) is not None:
+    waiting = [m for m in config.grid.all_values("method") if METHODS[m].needs_annotations]
+    if not waiting or set(config.grid.method) <= set(waiting) or read_annotations(config) is not None:
         return plan_study(config), []
-    plan = plan_study(config.model_copy(update={"grid": config.grid.model_copy(update={"method": ready})}))
+    plan = plan_study(config.model_copy(update={"grid": without(config.grid, waiting)}))
     return plan, [f"No annotations yet, which {', '.join(waiting)} need: run `cotd annotate CONFIG`, then `cotd sweep CONFIG`."]
+
+
+def without(grid: GridConfig, methods: list[str]) -> GridConfig:
+    """The grid less some methods, not all of its own."""
+    left = [
+        part if part.method is None else part.model_copy(update={"method": [m for m in part.method if m not in methods]})
+        for part in grid.include
+    ]
+    own = [m for m in grid.method if m not in methods]
+    return grid.model_copy(update={"method": own, "include": [part for part in left if part.method != []]})
 
 
 def read_results(plan: Plan, notes: list[str]) -> Results:
@@ -68,10 +80,13 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
     test = reviews[(reviews["split"] == "test") & reviews["label"].notna()]
     gold = test.set_index("id")["label"]
     tokens = teacher_tokens(plan, reviews)
-    settings = {t.id: varied(t, plan.config) for t in plan.trials}
-    trials, rows, missing = [], [], []
+    settings = {t.id: {key: readable(value) for key, value in t.varied.items()} for t in plan.trials}
+    trials, rows, missing, given_up = [], [], [], 0
     for trial in sorted(plan.trials, key=lambda t: (*place(t, plan), setting_title(settings[t.id]), t.fraction, t.seed)):
         folder = plan.folder(trial)
+        if folder.pruned and plan.config.search:
+            given_up += 1
+            continue
         if not folder.done:
             missing.append({"title": trial.title, **state_of(folder)})
             continue
@@ -92,26 +107,16 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
         )
     notes = notes + log_runs(plan, trials)
     correct = np.stack(rows) if rows else np.empty((0, len(gold)), dtype=bool)
-    return Results(gold, trials, correct, teacher_correct, missing, notes)
+    return Results(gold, trials, correct, teacher_correct, missing, notes, given_up)
 
 
 def place(trial: Trial, plan: Plan) -> tuple[int, int]:
     return list(plan.config.sizes).index(trial.size), list(METHODS).index(trial.method)
 
 
-def varied(trial: Trial, config: StudyConfig) -> dict[str, str]:
-    """What sets a trial apart from others of its method, fraction, size and seed: the training keys that are not the study's."""
-    own = config.training.model_dump()
-    return {key: shown(value) for key, value in trial.training.model_dump().items() if value != own[key]}
-
-
 def setting_title(setting: dict[str, str]) -> str:
     """ "rationale_weight 1, samples 5"."""
     return ", ".join(f"{key} {value}" for key, value in setting.items())
-
-
-def shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def trial_entry(

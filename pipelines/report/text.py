@@ -47,6 +47,8 @@ def heading(content: Content) -> list[str]:
         f"Data: `{content['source']}`, {content['test_reviews']:,} test reviews. Accuracy is against gold labels, the mean over "
         f"seeds, with 95 % intervals. {len(content['trials'])} of {planned} trials are done.", "",
     ]  # fmt: skip
+    if content["given_up"]:
+        lines += [f"The search gave up {content['given_up']} more, by their validation accuracy.", ""]
     if content["missing"] or content["notes"]:
         lines += ["**Incomplete:** see [what is missing](#what-is-missing).", ""]
     return lines

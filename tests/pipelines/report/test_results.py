@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 
 from cotd.config import load_config
 from cotd.errors import CotdError
+from cotd.search import SearchConfig
 from cotd.statistics import accuracy_interval
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
@@ -110,24 +112,41 @@ def test_methods_that_need_no_annotations_are_reported_before_there_are_any(writ
 
 
 def test_a_trial_with_settings_of_its_own_is_a_group_of_its_own(study: Make) -> None:
-    made = study(method=["finetune", "cot_labelled"], fraction=[1.0], seed=[0])
-    heavier = [
-        type(t).from_dict(t.to_dict() | {"training": t.training.model_dump() | {"rationale_weight": weight, "steps": steps}})
-        for t in made.trials
-        if t.method == "cot_labelled"
-        for weight, steps in ((1.0, 300), (2.0, 300), (2.0, 600))
-    ]
-    made.trials += heavier
+    grid = {"training": {"rationale_weight": [1.0, 2.0]}, "method": ["cot_labelled"]}
+    both = {"training": {"rationale_weight": [2.0], "steps": [600]}, "method": ["cot_labelled"]}
+    made = study(method=["finetune", "cot_labelled"], fraction=[1.0], seed=[0], include=[grid, both])
     results = made.finish_all().results()
     groups = group_trials(results)
     assert [(g["method"], g["setting"]) for g in groups] == [
         ("finetune", ""), ("cot_labelled", ""), ("cot_labelled", "rationale_weight 1"), ("cot_labelled", "rationale_weight 2"),
-        ("cot_labelled", "steps 600, rationale_weight 2"),
+        ("cot_labelled", "rationale_weight 2, steps 600"),
     ]  # fmt: skip
     compared = {(c["a"], c["b"]) for c in compare_methods(results, groups)}
     assert compared == {
         ("cot_labelled", "finetune"), ("cot_labelled", "cot_labelled (rationale_weight 1)"),
         ("cot_labelled", "cot_labelled (rationale_weight 2)"),
         ("cot_labelled (rationale_weight 1)", "cot_labelled (rationale_weight 2)"),
-        ("cot_labelled (rationale_weight 2)", "cot_labelled (steps 600, rationale_weight 2)"),
+        ("cot_labelled (rationale_weight 2)", "cot_labelled (rationale_weight 2, steps 600)"),
     }  # fmt: skip
+
+
+def test_what_a_search_gave_up_is_not_missing(study: Make) -> None:
+    made = study(method=["finetune"], fraction=[1.0], seed=[0])
+    search = {"samples": 2, "seed": 0, "space": {"learning_rate": {"loguniform": [1e-4, 1e-2]}}}
+    made.config = made.config.model_copy(update={"search": SearchConfig.model_validate(search)})
+    (trial,) = made.trials
+    other = replace(trial, training=trial.training.model_copy(update={"learning_rate": 1e-4}), varied={"learning_rate": 1e-4})
+    made.trials.append(other)
+    made.finish(trial)
+    made.plan().folder(other).path.mkdir(parents=True)
+    made.plan().folder(other).write_pruned({"step": 50, "validation_accuracy": 0.6})
+    results = made.results()
+    assert (len(results.trials), results.given_up, results.missing) == (1, 1, [])
+
+
+def test_a_method_of_an_included_grid_waits_for_annotations_too(write_study: Callable[..., object]) -> None:
+    grid = {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
+    include = [{"method": ["cot_labelled"]}, {"seed": [1]}]
+    plan, notes = plan_so_far(load_config(write_study(grid=grid | {"include": include})))  # type: ignore[arg-type]
+    assert [(t.method, t.seed) for t in plan.trials] == [("finetune", 0), ("finetune", 1)]
+    assert notes[0].startswith("No annotations yet, which cot_labelled need")
