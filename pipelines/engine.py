@@ -34,6 +34,8 @@ BATCHES_A_PIPELINE = 64
 ROWS_A_PIPELINE = 100_000
 # Of an in-process engine, in a run. Finding the row in a batch of 128 that an engine dies of takes nine.
 RESTARTS = 16
+GONE = "gone"  # in place of answers: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
+KEPT = "What is done is kept; the same command goes on from there."
 
 
 def require_engine() -> None:
@@ -81,11 +83,12 @@ def teacher_engine(
                 answered = through_ray_data_llm(blocks, model, arguments, config)
             try:
                 for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+                    plain = [json.loads(answer) for answer in batch["answer"].to_pylist()]
+                    yield [answer for answer in plain if GONE not in answer]
+                    if gone := [answer[GONE] for answer in plain if GONE in answer]:
+                        raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
             except ray.exceptions.RayError as error:
-                raise CotdError(
-                    f"the teacher's engine failed: {reason_of(error)}. What is done is kept; the same command goes on from there."
-                ) from error
+                raise CotdError(f"the teacher's engine failed: {reason_of(error)}. {KEPT}") from error
 
     try:
         yield complete
@@ -189,8 +192,11 @@ class AskEngines:
                 others = looked < self.looked[number]  # it may have failed with another batch's row
                 self.looked[number] += 1
                 engine = self.engines[number]
-                revive(engine, error)
-                return {"answer": self._answers(engine, rows) if others else self._halves(engine, rows, error)}
+                try:
+                    revive(engine, error)
+                    return {"answer": self._answers(engine, rows) if others else self._halves(engine, rows, error)}
+                except CotdError as gone:
+                    return {"answer": [json.dumps({GONE: str(gone)})]}
 
     def _answers(self, engine: Any, rows: dict[str, list[Any]]) -> list[str]:
         import ray
@@ -230,7 +236,8 @@ def revive(engine: Any, error: Exception) -> None:
             if problem.actor_init_failed:
                 break
             time.sleep(wait)
-    raise CotdError(f"it does not start again, after {reason_of(error)}: {reason_of(last)}")
+    again = "" if last is error or reason_of(last) == reason_of(error) else f" again, after {reason_of(error)}"
+    raise CotdError(f"does not start{again}: {reason_of(last)}")
 
 
 def reason_of(error: BaseException) -> str:
@@ -238,8 +245,6 @@ def reason_of(error: BaseException) -> str:
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     lines = [line.strip()[:200].rstrip(".") for line in str(error).splitlines() if line.strip()] or ["no message"]
-    if isinstance(error, CotdError):
-        return lines[0]
     if getattr(error, "actor_init_failed", False):
         return lines[-1]  # of a traceback, the error
     return f"{type(error).__name__}: {lines[0]}"
