@@ -14,6 +14,7 @@ from cotd.task import Task
 PERCENTILES = (5, 25, 50, 75, 95)
 # Rationales of a kind whose near-duplicates are counted: the first by the reviews' ids, which are hashes; some seconds.
 COMPARED = 20_000
+BLOCK = 16_384
 
 
 def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task) -> dict[str, Any]:
@@ -108,16 +109,21 @@ def rationale_quality(annotations: pd.DataFrame, task: Task) -> dict[str, Any]:
 
     Rationales of one kind (given gold, or not) are compared with one another, the first COMPARED of them.
     """
-    columns = ["gold_conditioned", "label", "rationale"]
-    usable = annotations.loc[annotations["error"].isna(), columns].reset_index(drop=True)
-    if usable.empty:
+    usable = np.flatnonzero(annotations["error"].isna())
+    if not len(usable):
         return {"rows": 0}
-    compared = [rows["rationale"].head(COMPARED).tolist() for _, rows in usable.groupby("gold_conditioned")]
+    given_gold = annotations["gold_conditioned"].to_numpy(dtype=bool)[usable]
+    kinds = [usable[given_gold == kind][:COMPARED] for kind in (False, True)]
+    compared = [annotations["rationale"].iloc[rows].tolist() for rows in kinds]
     repeats = sum(int(near_duplicate_rows(texts).sum()) for texts in compared)
-    words = usable["rationale"].str.count(r"\S+")
+    words, named = np.empty(len(usable)), 0
+    for start in range(0, len(usable), BLOCK):  # pattern matching takes several times the memory of what it reads
+        part = annotations[["label", "rationale"]].iloc[usable[start : start + BLOCK]]
+        words[start : start + BLOCK] = part["rationale"].str.count(r"\S+")
+        named += int(rationales_naming_labels(part, task).sum())
     return {
         "rows": len(usable),
-        "names_its_label": float(rationales_naming_labels(usable, task).mean()),
+        "names_its_label": named / len(usable),
         "near_duplicates": repeats / sum(map(len, compared)),
         "words": {f"p{q}": float(v) for q, v in zip(PERCENTILES, np.percentile(words, PERCENTILES), strict=True)},
     }

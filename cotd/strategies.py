@@ -19,6 +19,7 @@ from cotd.calibration import calibrate
 from cotd.completions import Request
 from cotd.config import TeacherConfig
 from cotd.errors import CotdError
+from cotd.memory import release_memory
 from cotd.prompts import Prompts
 from cotd.reviews import Reviews
 from cotd.task import Task
@@ -115,17 +116,16 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     """
     train, test = reviews.split("train"), reviews.split("test")
     held_out = calibration_reviews(teacher.config, reviews)
-    # The calibration rows go first, so that a run that is stopped early has them.
     explained = explained_reviews(teacher.config, reviews)
-    everything = pd.concat([held_out, test, train, explained]).drop_duplicates("id")
     scores: dict[str, float] = {}
     prompt_tokens: dict[str, int] = {}
     failures: dict[str, Completion] = {}
-    for (i,), answer in ask(lambda: score_requests(teacher, task, prompts, everything), "label scores"):
+    for (i,), answer in ask(lambda: score_requests(teacher, task, prompts, reviews), "label scores"):
         if answer["error"]:
             failures[i] = answer
         else:
             scores[i], prompt_tokens[i] = label_score(answer, task), answer["prompt_tokens"]
+    release_memory()
 
     known = held_out[held_out["id"].isin(list(scores))]
     if known.empty:
@@ -140,12 +140,11 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
         return calibrated_label(task, float(calibration.probability(np.array(scores[i]))))
 
     def explaining() -> Iterator[Tagged]:
-        gold_of = gold_labels(teacher, train)
-        for i, text in teacher.shown(train):
+        for (i, text), gold in zip(teacher.shown(train), wanted_gold(teacher, train), strict=True):
             label = own(i)[0] if i in scores else None
             for sample in range(teacher.config.samples):
-                for wanted in dict.fromkeys(w for w in (label, gold_of.get(i)) if w):
-                    kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold_of.get(i) if by_gold else label))
+                for wanted in dict.fromkeys(w for w in (label, gold) if w):
+                    kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold if by_gold else label))
                     yield (i, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
         for i, text in teacher.shown(explained):
             if i in scores:
@@ -279,14 +278,22 @@ def explained_reviews(config: TeacherConfig, reviews: Reviews) -> pd.DataFrame:
 
 def gold_labels(teacher: Teacher, train: pd.DataFrame) -> dict[str, str]:
     """review id → gold label, of those for which a rationale given gold is wanted."""
-    if not teacher.config.gold_conditioned:
-        return {}
-    return {i: label for i, label in zip(train["id"], train["label"], strict=True) if not pd.isna(label)}
+    return {i: label for i, label in zip(train["id"], wanted_gold(teacher, train), strict=True) if label}
 
 
-def score_requests(teacher: Teacher, task: Task, prompts: Prompts, reviews: pd.DataFrame) -> Iterator[Tagged]:
-    for i, text in teacher.shown(reviews):
-        yield (i,), score_request(teacher, task, prompts, text)
+def wanted_gold(teacher: Teacher, train: pd.DataFrame) -> Iterator[str | None]:
+    """Each review's gold label, None where no rationale given gold is wanted."""
+    for label in train["label"]:
+        yield None if pd.isna(label) or not teacher.config.gold_conditioned else label
+
+
+def score_requests(teacher: Teacher, task: Task, prompts: Prompts, reviews: Reviews) -> Iterator[Tagged]:
+    """Scores of the calibration rows, which a run that is stopped early then has, and of what is to be labelled."""
+    first = pd.concat([calibration_reviews(teacher.config, reviews), reviews.split("test")]).drop_duplicates("id")
+    explained = explained_reviews(teacher.config, reviews)
+    for part in (first, reviews.split("train"), explained[~explained["id"].isin(first["id"])]):
+        for i, text in teacher.shown(part):
+            yield (i,), score_request(teacher, task, prompts, text)
 
 
 def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[tuple[str, str, Request]]:
@@ -300,8 +307,7 @@ def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     scoring = teacher.config.strategy == "score_then_explain"
     explained = explained_reviews(teacher.config, reviews)
     if scoring:
-        everything = pd.concat([calibration_reviews(teacher.config, reviews), test, train, explained]).drop_duplicates("id")
-        for (i,), request in score_requests(teacher, task, prompts, everything):
+        for (i,), request in score_requests(teacher, task, prompts, reviews):
             yield "label score", i, request
         for i, text in teacher.shown(explained):
             yield "rationale of a held-out review", i, explain_request(teacher, prompts, text, task.positive, 0)

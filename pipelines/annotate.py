@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from cotd.annotations import SCHEMA
 from cotd.config import StudyConfig, TeacherConfig
 from cotd.errors import CotdError
 from cotd.filters import REASON, FilterContext, apply_filters
@@ -80,7 +81,7 @@ def annotate(
     gold = job.reviews.table.set_index("id")["label"].dropna().to_dict()
     output.annotations, filtered = apply_filters(output.annotations, config.teacher.filters, FilterContext(job.task, gold))
     summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
-    write_parquet(output.annotations, files.annotations)
+    write_parquet(output.annotations, files.annotations, SCHEMA)
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
     if config.teacher.held_out_rationales:

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cotd.config import StudyConfig
+
+ROW_GROUP = 65_536
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,14 @@ def write_text(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def write_parquet(table: pd.DataFrame, path: Path) -> None:
+def write_parquet(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
+    """Writes a table a block of rows at a time: the whole of it in another form would double its memory."""
     scratch = path.with_name(path.name + ".part")
-    table.to_parquet(scratch, index=False)
+    schema = schema or pa.Schema.from_pandas(table, preserve_index=False)
+    with pq.ParquetWriter(scratch, schema) as writer:
+        for start in range(0, max(1, len(table)), ROW_GROUP):
+            part = table.iloc[start : start + ROW_GROUP]
+            writer.write_table(pa.Table.from_pandas(part, schema=schema, preserve_index=False))
     scratch.replace(path)
 
 

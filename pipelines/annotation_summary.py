@@ -13,7 +13,7 @@ from cotd.filters import REASON
 from cotd.quality import label_quality, rationale_quality, vote_quality
 from cotd.statistics import accuracy_interval
 from cotd.strategies import TeacherOutput
-from pipelines.annotation_job import Job, annotation_inputs
+from pipelines.annotation_job import Job
 from pipelines.asking import Asker
 
 
@@ -54,7 +54,7 @@ def summarise(
             "labels": labels,
             "rationales": rationale_quality(annotations, job.task),
         },
-        "inputs": annotation_inputs(config, job.reviews),
+        "inputs": job.inputs,
         "usage": dict(ask.usage),
         "spent": spent(ask),
         "seconds": seconds,
