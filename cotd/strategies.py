@@ -6,6 +6,7 @@ Requests are rendered when they are needed and rows kept as Arrow columns, so th
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -115,55 +116,59 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     A rationale given the teacher's own label and one given an equal gold label are the same request, and paid once.
     """
     train, test = reviews.split("train"), reviews.split("test")
-    held_out = calibration_reviews(teacher.config, reviews)
-    explained = explained_reviews(teacher.config, reviews)
-    scores: dict[str, float] = {}
-    prompt_tokens: dict[str, int] = {}
+    held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
+    parts = scored_reviews(held_out, test, train, explained)
+    # A place in `parts` for each review: dictionaries by id would take ten times as much.
+    scores, prompt_tokens = np.full(sum(map(len, parts)), np.nan), np.zeros(sum(map(len, parts)), dtype=np.int32)
+    first, extra = len(parts[0]), len(parts[0]) + len(train)
+    place = {i: n for n, i in enumerate(parts[0]["id"])} | {i: n for n, i in enumerate(parts[2]["id"], extra)}
     failures: dict[str, Completion] = {}
-    for (i,), answer in ask(lambda: score_requests(teacher, task, prompts, reviews), "label scores"):
+    for (i, n), answer in ask(lambda: score_requests(teacher, task, prompts, parts), "label scores"):
         if answer["error"]:
             failures[i] = answer
         else:
-            scores[i], prompt_tokens[i] = label_score(answer, task), answer["prompt_tokens"]
+            scores[n], prompt_tokens[n] = label_score(answer, task), answer["prompt_tokens"]
     release_memory()
 
-    known = held_out[held_out["id"].isin(list(scores))]
-    if known.empty:
+    scored = ~np.isnan(scores)
+    known = scored[: len(held_out)]  # they are the first of the first part
+    if not known.any():
         raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
-    gold = (known["label"] == task.positive).to_numpy() if teacher.config.calibration.method == "platt" else None
     settings = teacher.config.calibration
-    if gold is not None and len(set(gold)) < 2:
+    gold_known = (held_out["label"] == task.positive).to_numpy()[known] if settings.method == "platt" else None
+    if gold_known is not None and len(set(gold_known)) < 2:
         raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
-    calibration = calibrate(settings.method, np.array([scores[i] for i in known["id"]]), gold, settings.prior)
+    calibration = calibrate(settings.method, scores[: len(held_out)][known], gold_known, settings.prior)
+    probability = calibration.probability(scores)  # of the positive label
 
-    def own(i: str) -> tuple[str, float]:
-        return calibrated_label(task, float(calibration.probability(np.array(scores[i]))))
+    def own(n: int) -> tuple[str, float]:
+        return calibrated_label(task, float(probability[n]))
 
     def explaining() -> Iterator[Tagged]:
-        for (i, text), gold in zip(teacher.shown(train), wanted_gold(teacher, train), strict=True):
-            label = own(i)[0] if i in scores else None
+        for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True), first):
+            label = own(n)[0] if scored[n] else None
             for sample in range(teacher.config.samples):
                 for wanted in dict.fromkeys(w for w in (label, gold) if w):
                     kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold if by_gold else label))
-                    yield (i, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
+                    yield (i, n, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
         for i, text in teacher.shown(explained):
-            if i in scores:
-                yield (i, 0, own(i)[0], ()), explain_request(teacher, prompts, text, own(i)[0], 0)
+            if scored[n := place[i]]:
+                yield (i, n, 0, own(n)[0], ()), explain_request(teacher, prompts, text, own(n)[0], 0)
 
     rows, origin = AnnotationRows(), origin_of(teacher, prompts)
     rationales = {i: "" for i in explained["id"] if i in failures and failures[i]["finish_reason"] != NOT_ASKED}
-    for (i, sample, label, kinds), answer in ask(explaining, "rationales"):
+    for (i, n, sample, label, kinds), answer in ask(explaining, "rationales"):
         if not kinds and answer["finish_reason"] != NOT_ASKED:
             rationales[i] = usable_rationale(written_rationale(teacher, prompts, answer), answer)
         for by_gold in kinds:
-            probability = None if by_gold else own(i)[1]
-            extra = 0 if by_gold or sample else prompt_tokens[i]
+            given = None if by_gold else own(n)[1]
+            scoring = 0 if by_gold or sample else int(prompt_tokens[n])
             rationale = written_rationale(teacher, prompts, answer)
-            rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, answer, origin, extra))
-    for i in train["id"]:
-        if i not in scores:
+            rows.add(annotation_row(i, sample, by_gold, label, given, rationale, answer, origin, scoring))
+    for n, i in enumerate(train["id"], first):
+        if not scored[n]:
             rows.add(annotation_row(i, 0, False, None, None, "", failures.get(i), origin))
-    predicted: Labels = {i: own(i) for i in test["id"] if i in scores}
+    predicted: Labels = {i: own(place[i]) for i in test["id"] if scored[place[i]]}
     unasked = {i for i, failure in failures.items() if failure["finish_reason"] == NOT_ASKED}
     return TeacherOutput(rows.table(), test_table(test, predicted, unasked), calibration.to_dict(), rationales)
 
@@ -287,13 +292,20 @@ def wanted_gold(teacher: Teacher, train: pd.DataFrame) -> Iterator[str | None]:
         yield None if pd.isna(label) or not teacher.config.gold_conditioned else label
 
 
-def score_requests(teacher: Teacher, task: Task, prompts: Prompts, reviews: Reviews) -> Iterator[Tagged]:
-    """Scores of the calibration rows, which a run that is stopped early then has, and of what is to be labelled."""
-    first = pd.concat([calibration_reviews(teacher.config, reviews), reviews.split("test")]).drop_duplicates("id")
-    explained = explained_reviews(teacher.config, reviews)
-    for part in (first, reviews.split("train"), explained[~explained["id"].isin(first["id"])]):
-        for i, text in teacher.shown(part):
-            yield (i,), score_request(teacher, task, prompts, text)
+def scored_reviews(
+    held_out: pd.DataFrame, test: pd.DataFrame, train: pd.DataFrame, explained: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What is scored, in this order, each review once: calibration rows, which a run that is stopped early then has, and test
+    reviews; training reviews; other held-out reviews that are explained."""
+    first = pd.concat([held_out, test]).drop_duplicates("id")
+    return first, train, explained[~explained["id"].isin(first["id"])]
+
+
+def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[pd.DataFrame]) -> Iterator[Tagged]:
+    """A label score of each review of the parts; tags are (review id, its place)."""
+    reviews = itertools.chain.from_iterable(map(teacher.shown, parts))
+    for n, (i, text) in enumerate(reviews):
+        yield (i, n), score_request(teacher, task, prompts, text)
 
 
 def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[tuple[str, str, Request]]:
@@ -307,7 +319,8 @@ def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     scoring = teacher.config.strategy == "score_then_explain"
     explained = explained_reviews(teacher.config, reviews)
     if scoring:
-        for (i,), request in score_requests(teacher, task, prompts, reviews):
+        parts = scored_reviews(calibration_reviews(teacher.config, reviews), test, train, explained)
+        for (i, _), request in score_requests(teacher, task, prompts, parts):
             yield "label score", i, request
         for i, text in teacher.shown(explained):
             yield "rationale of a held-out review", i, explain_request(teacher, prompts, text, task.positive, 0)
