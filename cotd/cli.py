@@ -188,17 +188,21 @@ def pretrain(
 
 @app.command()
 def report(config: Config, overrides: Overrides = None) -> None:
-    """Writes a study's report.md, accuracy.png and report.json, and prints the table.
+    """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
+
+    An unfinished study is reported as far as it is done, with what is missing.
 
     Example: cotd report tune_configs/demo.yaml
     """
     from cotd.config import load_config
-    from pipelines.report import markdown
     from pipelines.report import report as run
+    from pipelines.report import terminal
 
     study = load_config(config, overrides)
-    print(markdown(run(study)))
-    print(f"written to {study.directory}: report.md, accuracy.png, report.json")
+    content = run(study)
+    print(terminal(content))
+    files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
+    print(f"written to {study.directory}: {', '.join(files)}")
 
 
 @app.command()

@@ -133,7 +133,9 @@ class ApiConfig(Block):
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0, description="prompt and answer; answers count as long as they may be")
     timeout_seconds: float = Field(60, gt=0, description="for one answer")
-    retries: int = Field(6, ge=0, description="after a rate limit, a server's error, a timeout or a broken answer")
+    retries: int = Field(
+        6, ge=0, description="after a server's error, a timeout or a broken answer; a rate limit is waited for"
+    )
     backoff_seconds: float = Field(0.5, gt=0, description="before the first retry; doubles, jittered; Retry-After goes before")
 
     @field_validator("base_url")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cotd.annotations import AnnotationRows, annotation_row, tidy_rationale
-from cotd.calibration import calibrate
+from cotd.calibration import Calibration, calibrate
 from cotd.completions import Request
 from cotd.config import TeacherConfig
 from cotd.errors import CotdError
@@ -29,9 +29,12 @@ Completion = dict[str, Any]
 # What a strategy wants back with the answer to a request; the review's id is its first.
 Tag = tuple[Any, ...]
 Tagged = tuple[Tag, Request]
+# Whether an answer that came is one that can be used.
+Usable = Callable[[Tag, Completion], bool]
 # Answers requests, each once, in any order, failures with their `error`. It may go through them more than once, so it
-# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words.
-Ask = Callable[[Callable[[], Iterable[Tagged]], str], Iterator[tuple[Tag, Completion]]]
+# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words,
+# and which answers can be used: the others may be asked for again, as `cotd.retries.another_try`.
+Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag, Completion]]]
 Labels = dict[str, tuple[str, float | None]]  # review id → (label, its probability where the teacher gives one)
 # The `finish_reason` of a request that was not made, because the budget was reached.
 NOT_ASKED = "not asked"
@@ -123,7 +126,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     first, extra = len(parts[0]), len(parts[0]) + len(train)
     place = {i: n for n, i in enumerate(parts[0]["id"])} | {i: n for n, i in enumerate(parts[2]["id"], extra)}
     failures: dict[str, Completion] = {}
-    for (i, n), answer in ask(lambda: score_requests(teacher, task, prompts, parts), "label scores"):
+    for (i, n), answer in ask(lambda: score_requests(teacher, task, prompts, parts), "label scores", lambda tag, answer: True):
         if answer["error"]:
             failures[i] = answer
         else:
@@ -131,18 +134,11 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     release_memory()
 
     scored = ~np.isnan(scores)
-    known = scored[: len(held_out)]  # they are the first of the first part
-    if not known.any():
-        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
-    settings = teacher.config.calibration
-    gold_known = (held_out["label"] == task.positive).to_numpy()[known] if settings.method == "platt" else None
-    if gold_known is not None and len(set(gold_known)) < 2:
-        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
-    calibration = calibrate(settings.method, scores[: len(held_out)][known], gold_known, settings.prior)
-    probability = calibration.probability(scores)  # of the positive label
+    # The calibration reviews are the first of the first part.
+    calibration = fitted_calibration(teacher.config, task, held_out, scores[: len(held_out)])
 
     def own(n: int) -> tuple[str, float]:
-        return calibrated_label(task, float(probability[n]))
+        return calibrated_label(task, calibration, scores[n])
 
     def explaining() -> Iterator[Tagged]:
         for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True), first):
@@ -157,7 +153,9 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
 
     rows, origin = AnnotationRows(), origin_of(teacher, prompts)
     rationales = {i: "" for i in explained["id"] if i in failures and failures[i]["finish_reason"] != NOT_ASKED}
-    for (i, n, sample, label, kinds), answer in ask(explaining, "rationales"):
+    for (i, n, sample, label, kinds), answer in ask(
+        explaining, "rationales", lambda tag, answer: explains(teacher, prompts, answer)
+    ):
         if not kinds and answer["finish_reason"] != NOT_ASKED:
             rationales[i] = usable_rationale(written_rationale(teacher, prompts, answer), answer)
         for by_gold in kinds:
@@ -193,12 +191,17 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
             for s in samples if i in gold_of else ():
                 yield (i, "explain", s), explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
 
+    def usable(tag: Tag, answer: Completion) -> bool:
+        if tag[1] == "explain":
+            return explains(teacher, prompts, answer)
+        return thinks(teacher, prompts, task, answer, label_only=tag[1] == "test")
+
     gold_of, origin, rows = gold_labels(teacher, train), origin_of(teacher, prompts), AnnotationRows()
     predicted: Labels = {}
     unasked: set[str] = set()
     wanted, rationales = set(explained["id"]), dict[str, str]()
     waiting: dict[str, list[tuple[int, Completion]]] = {}  # samples of reviews that lack some yet
-    for (i, kind, s), answer in ask(thinking, "chains of thought"):
+    for (i, kind, s), answer in ask(thinking, "chains of thought", usable):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, answer)
             rows.add(annotation_row(i, s, True, gold_of[i], None, rationale, answer, origin))
@@ -255,6 +258,17 @@ def usable_rationale(rationale: str, answer: Completion) -> str:
     return "" if problem else rationale
 
 
+def explains(teacher: Teacher, prompts: Prompts, answer: Completion) -> bool:
+    """Whether an answer to `explain_request` is a rationale that students may learn from."""
+    return bool(usable_rationale(written_rationale(teacher, prompts, answer), answer))
+
+
+def thinks(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion, label_only: bool) -> bool:
+    """Whether an answer to `think_request` has a label and, unless only that is wanted, such a rationale."""
+    label, rationale = parsed(teacher, prompts, task, answer)
+    return label is not None and (label_only or bool(usable_rationale(rationale, answer)))
+
+
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
 
 
@@ -306,37 +320,6 @@ def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterab
     reviews = itertools.chain.from_iterable(map(teacher.shown, parts))
     for n, (i, text) in enumerate(reviews):
         yield (i, n), score_request(teacher, task, prompts, text)
-
-
-def planned_requests(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[tuple[str, str, Request]]:
-    """What a run is going to ask, as (what it is, review id, request), before any answer: for estimates and to be shown.
-
-    The rationale that a scoring teacher writes for its own label is counted as one given gold, or given the positive
-    label where there is no gold; where the two differ there will be one more.
-    """
-    train, test = reviews.split("train"), reviews.split("test")
-    gold_of = gold_labels(teacher, train)
-    scoring = teacher.config.strategy == "score_then_explain"
-    explained = explained_reviews(teacher.config, reviews)
-    if scoring:
-        parts = scored_reviews(calibration_reviews(teacher.config, reviews), test, train, explained)
-        for (i, _), request in score_requests(teacher, task, prompts, parts):
-            yield "label score", i, request
-        for i, text in teacher.shown(explained):
-            yield "rationale of a held-out review", i, explain_request(teacher, prompts, text, task.positive, 0)
-    else:
-        for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
-            yield "chain of thought of a held-out review", i, think_request(teacher, prompts, text, 0, greedy=True)
-    for i, text in teacher.shown(train):
-        for s in range(teacher.config.samples):
-            if scoring:
-                label = gold_of.get(i, task.positive)
-                yield "rationale given a label", i, explain_request(teacher, prompts, text, label, s)
-                continue
-            yield "chain of thought", i, think_request(teacher, prompts, text, s)
-            if i in gold_of:
-                request = explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
-                yield "rationale given the gold label", i, request
 
 
 def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
@@ -396,8 +379,28 @@ def label_score(completion: Completion, task: Task) -> float:
     return float(logprobs[positive] - logprobs[1 - positive])
 
 
-def calibrated_label(task: Task, p_positive: float) -> tuple[str, float]:
-    """(label, its probability) for p(positive)."""
+def fitted_calibration(config: TeacherConfig, task: Task, held_out: pd.DataFrame, scores: np.ndarray) -> Calibration:
+    """What makes labels of scores, fitted on those of the calibration reviews.
+
+    Args:
+        scores: of each of `held_out`, NaN where the teacher gave none.
+
+    Raises:
+        CotdError: there are none, or they are of reviews of one label only.
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
+    settings = config.calibration
+    gold = (held_out["label"] == task.positive).to_numpy()[known] if settings.method == "platt" else None
+    if gold is not None and len(set(gold)) < 2:
+        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
+    return calibrate(settings.method, scores[known], gold, settings.prior)
+
+
+def calibrated_label(task: Task, calibration: Calibration, score: np.float64) -> tuple[str, float]:
+    """(label, its probability) for a score."""
+    p_positive = float(calibration.probability(np.asarray(score)))
     other = next(label for label in task.labels if label != task.positive)
     return (task.positive, p_positive) if p_positive >= 0.5 else (other, 1 - p_positive)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd import assets
-from cotd.config import TeacherConfig, digest
+from cotd.config import ApiConfig, TeacherConfig, digest
 from cotd.errors import CotdError
 from cotd.hub import first_sentence, hub_commit
 from cotd.strategies import Teacher
@@ -29,8 +29,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
             revision += f", engine_kwargs {digest(kwargs)}"
     else:
         tokenizer = load_tokenizer(config.api.tokenizer, None)[0] if config.api.tokenizer else None
-        extra = f", extra_body {digest(config.api.extra_body)}" if config.api.extra_body else ""
-        revision = f"{config.revision or config.api.base_url} {config.api.endpoint}{extra}"
+        revision = api_revision(config.revision, config.api)
     if tokenizer is None:
         return Teacher(config.model, revision, None, fit_by_length, config, tokens_by_length)
 
@@ -55,6 +54,20 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
     special = tuple(tokenizer.all_special_tokens)
     return Teacher(config.model, revision, first_token, fit, config, count, special, commit=commit)
+
+
+def api_revision(revision: str | None, api: ApiConfig) -> str:
+    """What an endpoint's answers depend on besides model and request: its weights, as far as named, and what it is sent."""
+    parts = [f"{revision or api.base_url} {api.endpoint}"]
+    # Defaults are left out: what is in stores already stays there under its key.
+    parts += [
+        f"{name} {getattr(api, name)}"
+        for name in ("json_answers", "max_tokens_field")
+        if getattr(api, name) != ApiConfig.model_fields[name].default
+    ]
+    if api.extra_body:
+        parts.append(f"extra_body {digest(api.extra_body)}")
+    return ", ".join(parts)
 
 
 def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:

@@ -18,8 +18,9 @@ from cotd.config import StudyConfig, TeacherConfig
 from cotd.errors import CotdError
 from cotd.filters import REASON, FilterContext, apply_filters
 from cotd.memory import release_memory
+from cotd.planning import planned_requests
 from cotd.progress import say
-from cotd.strategies import STRATEGIES, Teacher, planned_requests, score_request
+from cotd.strategies import STRATEGIES, Teacher, score_request
 from cotd.student import resolve_model
 from cotd.trials import write_json
 from pipelines.annotation_files import AnnotationFiles, read_annotations, write_parquet, write_text
@@ -43,7 +44,8 @@ def annotate(
     Args:
         complete: answers requests; the configured engine or endpoint unless given.
         yes: an endpoint's price is accepted without a question.
-        retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good.
+        retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good and those
+            whose answers cannot be used, which are sampled anew.
 
     Returns:
         The summary, which is also in `summary.json`: counts, the teacher's accuracy with its interval (None without
@@ -65,9 +67,9 @@ def annotate(
         @functools.cache
         def engine() -> Complete:
             job.store.require_writable()
-            return complete or start_engine(config, job.teacher, stack)
+            return complete or start_engine(config, job.teacher, budget, stack)
 
-        ask = Asker(job.store, engine, budget, only, retry_refused=retry_errors)
+        ask = Asker(job.store, engine, budget, only, retry=retry_errors)
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
@@ -102,14 +104,15 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
         say(f"  warning: {warning}")
     ask = Asker(job.store, no_engine, Budget(config.teacher.budget, job.teacher.count))
     shown: Counter[str] = Counter()
-    for what, review, request in planned_requests(job.teacher, job.reviews, job.task, job.prompts):
-        shown[what] += 1
-        if shown[what] <= rows:
-            tokens = job.teacher.count(request.prompt)
-            yield f"--- {what}, review {review}: about {tokens} tokens; {json.dumps(request.sampling, ensure_ascii=False)}"
-            yield request.prompt
+    for planned in planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known):
+        shown[planned.what] += 1
+        if shown[planned.what] <= rows:
+            tokens, sampling = job.teacher.count(planned.request.prompt), planned.request.sampling
+            what = f"{planned.what}, review {planned.review_id}"
+            yield f"--- {what}: about {tokens} tokens; {json.dumps(sampling, ensure_ascii=False)}"
+            yield planned.request.prompt
     yield f"--- prompts {job.prompts.hash}, teacher {job.teacher.name}, revision {job.teacher.revision}"
-    yield str(ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts)))
+    yield str(ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known)))
 
 
 def no_engine() -> Complete:
@@ -126,7 +129,7 @@ def check_price(config: TeacherConfig, job: Job, ask: Asker, yes: bool) -> None:
 
     assert config.api is not None
     api_key(config.api)
-    expected = ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts))
+    expected = ask.estimate(planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known))
     if not expected.requests:
         return
     job.store.require_writable()
@@ -162,12 +165,12 @@ def quarantined_ids(config: StudyConfig) -> set[str]:
     return {*failed["review_id"], *test[test["predicted"].isna()]["review_id"]}
 
 
-def start_engine(config: StudyConfig, teacher: Teacher, stack: contextlib.ExitStack) -> Complete:
+def start_engine(config: StudyConfig, teacher: Teacher, budget: Budget, stack: contextlib.ExitStack) -> Complete:
     """Starts Ray, if it does not run, and the engine; or the client of an endpoint. `stack` ends them."""
     if config.teacher.api:
         from pipelines.api import api_engine
 
-        return stack.enter_context(api_engine(config.teacher.model, config.teacher.api, teacher.count))
+        return stack.enter_context(api_engine(config.teacher.model, config.teacher.api, teacher.count, budget.extend))
     from pipelines.cluster import ray_session
     from pipelines.engine import require_engine, teacher_engine
 

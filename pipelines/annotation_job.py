@@ -40,6 +40,8 @@ def prepare(config: StudyConfig) -> Job:
         CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store; too small a context.
     """
     reviews = load_reviews(config.data)
+    inputs = annotation_inputs(config, reviews)
+    release_memory()
     if config.teacher.strategy == "score_then_explain":
         calibration_reviews(config.teacher, reviews)
     task = get_task(config.data.task)
@@ -49,8 +51,6 @@ def prepare(config: StudyConfig) -> Job:
     check_context(config.teacher, teacher, task, prompts)
     warnings = quarantine_warnings(reviews)
     warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, reviews)]
-    inputs = annotation_inputs(config, reviews)
-    release_memory()
     return Job(reviews, task, prompts, teacher, store, warnings, inputs)
 
 

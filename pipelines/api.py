@@ -1,387 +1,37 @@
-"""The teacher's engine behind an OpenAI-compatible endpoint: one asynchronous client, many requests in flight.
-
-No Ray here: the work is waiting, one process does thousands of it at once, and rate limits, budget and Retry-After are
-the account's, not a worker's. The client runs on an event loop that turns while its answers are waited for.
-"""
+"""An OpenAI-compatible endpoint as the teacher's engine: the key, what is checked before anything is asked, the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
-import itertools
-import json
-import math
 import os
-import random
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import httpx
 
-from cotd.completions import REFUSED_REASON, Request, completion
+from cotd.completions import Request
 from cotd.config import ApiConfig
 from cotd.errors import CotdError, nearest
 from cotd.progress import say
-from cotd.reviews import whole_characters
+from pipelines.api_client import ApiClient
 from pipelines.asking import Complete, Completion
-
-BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many answers, or is so old
-LONGEST_BACKOFF = 60.0
-LONGEST_RETRY_AFTER = 600.0
-FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: so long it may take to arrive
-PAID_TRIES = 3  # of answers that come, are paid for, and are not what was asked for
-RETRIED = {408, 409, 425, 429}  # and 500 to 599
-
-
-class Again(Exception):
-    """A request failed in a way that may pass.
-
-    Attributes:
-        after: seconds that the server asks to wait. limited: it was a rate limit. paid: an answer came.
-    """
-
-    def __init__(self, reason: str, after: float | None = None, limited: bool = False, paid: bool = False):
-        super().__init__(reason)
-        self.after, self.limited, self.paid = after, limited, paid
-
-
-class Refused(Exception):
-    """A request would fail again: the server or the teacher will not answer it."""
-
-
-class CutOff(Exception):
-    """An answer ran into the token limit before it had the form that was asked for."""
-
-
-class RateLimit:
-    """A token bucket: a steady rate a minute, and bursts of at most five seconds' worth."""
-
-    def __init__(self, per_minute: float | None, clock: Callable[[], float] = time.monotonic):
-        self.rate = per_minute / 60 if per_minute else math.inf
-        self.burst = max(1.0, 5 * self.rate)
-        self.clock = clock
-        self.level, self.at = self.burst, clock()
-
-    def book(self, amount: float) -> float:
-        """Takes `amount` out; returns how many seconds to wait until it is there. A negative amount gives back."""
-        if self.rate == math.inf:
-            return 0.0
-        now = self.clock()
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate) - amount
-        self.at = now
-        return max(0.0, -self.level / self.rate)
-
-
-@dataclass
-class Usage:
-    """Tokens that the tries of one request have used."""
-
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-
-class ApiClient:
-    """Asks one endpoint.
-
-    Args:
-        key: sent as a bearer token, and kept out of every message. count: the tokens of a text, or an estimate.
-    """
-
-    def __init__(self, model: str, config: ApiConfig, key: str | None, count: Callable[[str], int]):
-        self.model, self.config, self.key, self.count = model, config, key, count
-        self.url = f"{config.base_url}/{'chat/completions' if config.endpoint == 'chat' else 'completions'}"
-        self.requests = RateLimit(config.requests_per_minute)
-        self.tokens = RateLimit(config.tokens_per_minute)
-        self.resume_at = 0.0  # monotonic seconds; a Retry-After is meant for every request
-        self.failed_in_a_row = 0
-        self.fatal: CotdError | None = None
-        self.flying: set[asyncio.Task[Completion | None]] = set()
-        self.landed: list[Completion] = []
-        limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.AsyncClient(timeout=config.timeout_seconds, limits=limits, headers=headers)
-
-    # --- many requests ----------------------------------------------------------------------------------------------
-
-    async def next_batch(self, requests: Iterator[Request]) -> list[Completion]:
-        """The next answers, or none when everything is answered; takes requests as places get free.
-
-        Raises:
-            CotdError: no request can succeed; answers that came in are returned before.
-        """
-        deadline = time.monotonic() + BATCH_SECONDS
-        while len(self.landed) < BATCH_ROWS:
-            while self.fatal is None and len(self.flying) < self.config.concurrency:
-                request = next(requests, None)
-                if request is None:
-                    break
-                self.flying.add(asyncio.create_task(self.answer(request)))
-            if not self.flying or (self.landed and time.monotonic() >= deadline):
-                break
-            await self._land(BATCH_SECONDS)
-        batch, self.landed = self.landed, []
-        if not batch and self.fatal:
-            raise self.fatal
-        return batch
-
-    async def finish(self) -> list[Completion]:
-        """What is still in flight, as far as it arrives soon."""
-        deadline = time.monotonic() + FINISH_SECONDS
-        self.fatal = CotdError("stopped")  # no more retries
-        while self.flying and (left := deadline - time.monotonic()) > 0:
-            await self._land(left)
-        batch, self.landed = self.landed, []
-        return batch
-
-    async def _land(self, seconds: float) -> None:
-        done, self.flying = await asyncio.wait(self.flying, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        self.landed += [answer for task in done if (answer := task.result()) is not None]
-
-    async def close(self) -> None:
-        for task in self.flying:
-            task.cancel()
-        await asyncio.gather(*self.flying, return_exceptions=True)
-        await self.http.aclose()
-
-    # --- one request ------------------------------------------------------------------------------------------------
-
-    async def answer(self, request: Request) -> Completion | None:
-        """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
-        usage = Usage()
-        needed = self.count(request.prompt) + int(request.sampling["max_tokens"])
-        paid_tries = 0
-        for attempt in itertools.count():
-            await self._turn(needed)
-            if self.fatal:
-                return None
-            before = usage.prompt_tokens + usage.output_tokens
-            failure: Again | None = None
-            try:
-                answer = await self._try(request, usage)
-            except Again as problem:
-                failure = problem
-                paid_tries += problem.paid
-            except (Refused, CutOff) as problem:
-                kind = REFUSED_REASON if isinstance(problem, Refused) else None
-                self.failed_in_a_row = 0  # the server answers
-                return self._failed(request, str(problem), usage, kind)
-            except CotdError as problem:
-                self.fatal = problem
-                return None
-            finally:
-                self.tokens.book(usage.prompt_tokens + usage.output_tokens - before - needed)
-            if failure is None:
-                self.failed_in_a_row = 0
-                return answer
-            if attempt >= self.config.retries or paid_tries >= PAID_TRIES or self.fatal:
-                return self._given_up(request, str(failure), usage)
-            backoff = min(LONGEST_BACKOFF, self.config.backoff_seconds * 2**attempt) * random.uniform(0.5, 1.0)
-            if failure.after is not None or failure.limited:
-                # A rate limit is the account's: every request waits, and they do not all come back at once.
-                pause = backoff if failure.after is None else failure.after
-                self.resume_at = max(self.resume_at, time.monotonic() + pause)
-                backoff = random.uniform(0, self.config.backoff_seconds)
-            await asyncio.sleep(backoff)
-        raise AssertionError("unreachable")
-
-    async def _turn(self, tokens: float) -> None:
-        """Waits until the rate limits, and a Retry-After, allow another request."""
-        wait = max(self.requests.book(1), self.tokens.book(tokens))
-        if wait:
-            await asyncio.sleep(wait)
-        while not self.fatal and (pause := self.resume_at - time.monotonic()) > 0:
-            await asyncio.sleep(min(pause, 1.0))
-
-    async def _try(self, request: Request, usage: Usage) -> Completion:
-        """One try."""
-        try:
-            response = await asyncio.wait_for(
-                self.http.post(self.url, json=self.body(request)), timeout=self.config.timeout_seconds
-            )
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise Again(f"no answer within {self.config.timeout_seconds:g} s") from error
-        except httpx.RequestError as error:
-            raise Again(f"the connection failed: {self.plain(str(error) or type(error).__name__)}") from error
-        self.check_status(response)
-        try:
-            plain = response.json()
-            choice = plain["choices"][0]
-            if not isinstance(choice["message"] if self.config.endpoint == "chat" else choice, dict):
-                raise ValueError("not an object")
-        except (ValueError, KeyError, IndexError, TypeError) as error:  # not JSON, or not an answer's
-            raise Again("the server's answer is not what an OpenAI-compatible server sends", paid=True) from error
-        return self.read(request, plain, choice, usage)
-
-    def body(self, request: Request) -> dict[str, Any]:
-        """A request's sampling parameters, which are vLLM's, as the endpoint names them."""
-        sampling = dict(request.sampling)
-        chat = self.config.endpoint == "chat"
-        content: dict[str, Any] = (
-            {"messages": [{"role": "user", "content": request.prompt}]} if chat else {"prompt": request.prompt}
-        )
-        limit = self.config.max_tokens_field if chat else "max_tokens"
-        body = {"model": self.model, **content, limit: sampling.pop("max_tokens")}
-        structured = sampling.pop("structured_outputs", {})
-        sampling.pop("label_words", None)
-        if "json" in structured:
-            schema = {"name": "answer", "strict": True, "schema": structured["json"]}
-            whole = self.config.json_answers == "schema"
-            body["response_format"] = {"type": "json_schema", "json_schema": schema} if whole else {"type": "json_object"}
-        elif structured:
-            body["structured_outputs"] = structured
-        # null in extra_body takes a parameter out, for models that refuse it.
-        return {k: v for k, v in {**body, **sampling, **self.config.extra_body}.items() if v is not None}
-
-    def check_status(self, response: httpx.Response) -> None:
-        """Raises for anything but success."""
-        status = response.status_code
-        if status < 300:
-            return
-        reason = f"HTTP {status}{self._message(response)}"
-        if status == 429 and "insufficient_quota" in response.text:
-            raise CotdError(f"the account at {self.config.base_url} has no quota left ({reason}).")
-        if status in RETRIED or status >= 500:
-            raise Again(reason, retry_after(response.headers), limited=status == 429)
-        if status in (401, 403):
-            name = self.config.key_env
-            how = (
-                f"Check the key in the environment variable {name}"
-                if name
-                else "Name the key's variable in teacher.api.key_env"
-            )
-            raise CotdError(f"{self.config.base_url} refuses the key ({reason}). {how}.")
-        if status == 404:
-            raise CotdError(
-                f"{self.url} does not exist, or has no model '{self.model}' ({reason}). Check teacher.api and teacher.model."
-            )
-        if status < 400:
-            raise CotdError(f"{self.url} redirects to {response.headers.get('location')}; give that as teacher.api.base_url.")
-        raise Refused(reason)
-
-    def _message(self, response: httpx.Response) -> str:
-        """What the server says of an error, shortened, without the key."""
-        try:
-            plain = response.json()
-            error = plain.get("error", plain)
-            message = error.get("message") if isinstance(error, dict) else error
-        except (ValueError, AttributeError):
-            message = response.text
-        message = " ".join(self.plain(str(message or "")).split())
-        return f": {message[:200]}" if message else ""
-
-    def plain(self, message: str) -> str:
-        """A message without the key."""
-        return message.replace(self.key, "[key]") if self.key else message
-
-    def read(self, request: Request, plain: dict[str, Any], choice: dict[str, Any], usage: Usage) -> Completion:
-        """A completion of a successful response."""
-        chat = self.config.endpoint == "chat"
-        message = choice.get("message") or {} if chat else choice
-        text = whole_characters(str((message.get("content") if chat else message.get("text")) or ""))
-        used = plain["usage"] if isinstance(plain.get("usage"), dict) else {}
-        usage.prompt_tokens += int(used.get("prompt_tokens") or self.count(request.prompt))
-        usage.output_tokens += int(used.get("completion_tokens") or self.count(text))
-        finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        if refusal := message.get("refusal"):
-            raise Refused(f"the teacher refused: {self.plain(str(refusal))[:200]}")
-        if choice.get("finish_reason") == "content_filter":
-            raise Refused("the endpoint's content filter refused")
-        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-        if words := request.sampling.get("label_words"):
-            scores = self._label_scores(choice, words)
-            return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
-        if not text.strip():
-            raise Again("an empty answer", paid=True)
-        if not has_form(text, request.sampling.get("structured_outputs", {})):
-            if finish_reason == "length":
-                raise CutOff("the answer is cut off by the token limit before it has the form asked for")
-            raise Again("the answer does not have the form asked for", paid=True)
-        return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
-
-    def _label_scores(self, choice: dict[str, Any], words: list[str]) -> list[float]:
-        """The log-probability of each label word's first token; a word that is not among those given has the least of them."""
-        found = (choice.get("logprobs") or {}).get("top_logprobs")
-        if not found or not isinstance(found[0], dict):
-            raise CotdError(
-                f"{self.url} gives no log-probabilities, which strategy score_then_explain needs. Set strategy: chain_of_thought."
-            )
-        given = {str(token): float(logprob) for token, logprob in found[0].items()}
-        scores = [label_logprob(word, given, [w for w in words if w != word]) for word in words]
-        if all(s is None for s in scores):
-            raise Again("no label word is among the likeliest tokens", paid=True)
-        return [min(given.values()) if s is None else s for s in scores]
-
-    def _given_up(self, request: Request, reason: str, usage: Usage) -> Completion:
-        """The last try failed. When nothing but failures comes in, the server is not there, and rows are not to blame."""
-        self.failed_in_a_row += 1
-        if self.failed_in_a_row >= max(32, 2 * self.config.concurrency) and self.fatal is None:
-            self.fatal = CotdError(
-                f"the last {self.failed_in_a_row} requests to {self.config.base_url} all failed, the last one with: {reason}. "
-                "What is done is kept; the same command goes on from there."
-            )
-        return self._failed(request, reason, usage, None)
-
-    def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None) -> Completion:
-        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-        return completion(request.key, error=reason, finish_reason=kind, **tokens)
-
-
-def label_logprob(word: str, given: dict[str, float], others: list[str]) -> float | None:
-    """The log-probability of the tokens in `given` (token → log-probability) that begin `word` and no other, or None."""
-
-    def begins(token: str, whole: str) -> bool:
-        return bool(token.strip()) and whole.strip().startswith(token.strip())
-
-    own = [p for token, p in given.items() if begins(token, word) and not any(begins(token, o) for o in others)]
-    return math.log(sum(math.exp(p) for p in own)) if own else None
-
-
-def has_form(text: str, structured: dict[str, Any]) -> bool:
-    """Whether an answer has the form that was asked for: a pattern, or an object with a schema's keys and choices."""
-    if "regex" in structured:
-        return re.fullmatch(structured["regex"], text) is not None
-    if "json" not in structured:
-        return True
-    try:
-        plain = json.loads(text[text.find("{") : text.rfind("}") + 1])
-    except ValueError:
-        return False
-    properties = structured["json"]["properties"]
-    return isinstance(plain, dict) and all(
-        isinstance(plain.get(k), str) and plain[k] in p.get("enum", [plain[k]]) for k, p in properties.items()
-    )
-
-
-def retry_after(headers: httpx.Headers, now: datetime | None = None) -> float | None:
-    """Seconds that a server asks to wait, from `Retry-After` in seconds or as an HTTP date; None where it does not say."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return min(float(value), LONGEST_RETRY_AFTER)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    seconds = (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds()
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
-
-
-# --- the engine -----------------------------------------------------------------------------------------------------
 
 
 def api_key(config: ApiConfig) -> str | None:
     """The key from the environment, or None where the endpoint needs none.
 
     Raises:
-        CotdError: it is not set.
+        CotdError: it is not set, or cannot be sent. The key itself is not shown.
     """
     if config.key_env is None:
         return None
     if key := os.environ.get(config.key_env, "").strip():
+        # Anything else cannot stand in a header, and the error that says so would show it.
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise CotdError(
+                f"the environment variable {config.key_env} does not hold a key: it has a line break, a space or a character "
+                "that is not ASCII in it. Copy the key again, alone and on one line."
+            )
         return key
     raise CotdError(
         f"the environment variable {config.key_env} is not set; teacher.api.key_env says that it holds the key to "
@@ -409,7 +59,7 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
         if response.status_code in (401, 403):
             client.check_status(response)
         names = model_names(response)
-        if names and model not in names:
+        if names and bare_name(model) not in map(bare_name, names):
             raise CotdError(
                 f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
                 f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
@@ -440,15 +90,27 @@ def model_names(response: httpx.Response) -> list[str]:
         return []
 
 
+def bare_name(model: str) -> str:
+    """A model's name without what some servers list before it (models/NAME, OWNER/NAME) or after it (NAME:latest).
+
+    Names that agree in this may still be two models; the server then says so at the first request.
+    """
+    return model.rpartition("/")[2].partition(":")[0].casefold()
+
+
 @contextlib.contextmanager
-def api_engine(model: str, config: ApiConfig, count: Callable[[str], int]) -> Iterator[Complete]:
+def api_engine(
+    model: str, config: ApiConfig, count: Callable[[str], int], may_pay_again: Callable[[Request], bool]
+) -> Iterator[Complete]:
     """An endpoint as an engine, for the duration of a block.
+
+    Args: see `pipelines.api_client.ApiClient`.
 
     Yields:
         A function like that of `pipelines.engine.teacher_engine`. It takes requests as places get free. On Ctrl-C it
         waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
-    client = ApiClient(model, config, api_key(config), count)
+    client = ApiClient(model, config, api_key(config), count, may_pay_again)
     with asyncio.Runner() as runner:
 
         def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:

@@ -12,22 +12,26 @@ from typing import Any
 from cotd.completions import ANSWERED, FAILED, REFUSED, CompletionStore, Request, batched, completion
 from cotd.config import BudgetConfig
 from cotd.errors import CotdError
+from cotd.planning import Planned
 from cotd.progress import say, track
-from cotd.strategies import NOT_ASKED, Tag, Tagged
+from cotd.retries import another_try
+from cotd.strategies import NOT_ASKED, Tag, Tagged, Usable
 
 Completion = dict[str, Any]
 # Answers requests, a batch at a time, in any order; takes them from the iterable as it can.
 Complete = Callable[[Iterable[Request]], Iterator[list[Completion]]]
 LOOKED_UP_AT_ONCE = 4096
-# What becomes of a request: known already, to be asked, the same as an earlier one, left alone.
-KNOWN, ASK, REPEATED, LEFT = range(4)
+LOST = "the engine gave no answer"
+# What becomes of a request: known already, the same as an earlier one, left alone, to be asked; for the n-th time after
+# the first it is ASK + n.
+KNOWN, REPEATED, LEFT, ASK = range(4)
 
 
 class Budget:
     """What a run has used, and whether another request may be made within its limits.
 
-    A request counts with its prompt and the longest answer it may have until it is answered; so the limits are never
-    passed by more than the prompts' token counts were off.
+    A request counts with its prompt and the longest answer it may have until it is answered, once for each try that may
+    be paid for; so the limits are never passed by more than the prompts' token counts were off.
     """
 
     def __init__(self, config: BudgetConfig, count: Callable[[str], int]):
@@ -48,21 +52,30 @@ class Budget:
 
     def reserve(self, request: Request) -> bool:
         """Whether a request may be made now; if so it counts from now on."""
+        passed = self._take(request)
+        self.reached = passed or self.reached
+        return passed is None
+
+    def extend(self, request: Request) -> bool:
+        """Whether a request that was made may be made once more, and paid again; if so it counts once more."""
+        return self._take(request) is None
+
+    def _take(self, request: Request) -> str | None:
+        """Reserves a try of a request, or says which limit it would pass."""
         if not self.limited:
-            return True
+            return None
         needed = self.count(request.prompt), int(request.sampling["max_tokens"])
         prompt = self.prompt_tokens + self._reserved_tokens[0] + needed[0]
         output = self.output_tokens + self._reserved_tokens[1] + needed[1]
         cost, config = self.config.cost(prompt, output), self.config
         if config.max_tokens is not None and prompt + output > config.max_tokens:
-            self.reached = f"max_tokens {config.max_tokens:,}"
-            return False
+            return f"max_tokens {config.max_tokens:,}"
         if config.max_cost is not None and cost is not None and cost > config.max_cost:
-            self.reached = f"max_cost {config.max_cost:g}"
-            return False
-        self._reserved[request.key] = needed
+            return f"max_cost {config.max_cost:g}"
+        before = self._reserved.get(request.key, (0, 0))
+        self._reserved[request.key] = before[0] + needed[0], before[1] + needed[1]
         self._add(needed, 1)
-        return True
+        return None
 
     def book(self, answer: Completion) -> None:
         """Counts what an answer, or a failure, has used in place of what was reserved for it."""
@@ -81,21 +94,24 @@ class Estimate:
 
     Attributes:
         requests: those that the store has no answer for. from_store: the others.
+        uncertain: how many of those may turn out not to be wanted.
         prompt_tokens: about how many they have. output_tokens: at most how many the answers have.
         cost: at most, about; None without prices.
     """
 
     requests: int
     from_store: int
+    uncertain: int
     prompt_tokens: int
     output_tokens: int
     cost: float | None
 
     def __str__(self) -> str:
         cost = "prices are not configured" if self.cost is None else f"at most about {self.cost:,.2f}"
+        most = "at most " if self.uncertain else ""
         return (
-            f"{self.requests:,} requests to make ({self.from_store:,} answers are in the store): about {self.prompt_tokens:,} prompt "
-            f"tokens and at most {self.output_tokens:,} answer tokens; {cost}"
+            f"{most}{self.requests:,} requests to make ({self.from_store:,} answers are in the store): about "
+            f"{self.prompt_tokens:,} prompt tokens and at most {self.output_tokens:,} answer tokens; {cost}"
         )
 
 
@@ -106,7 +122,7 @@ class Asker:
     Args:
         engine: starts the engine when it is first called.
         only: ids of the reviews that may be asked about besides requests that failed before; None for all.
-        retry_refused: also ask again what was refused for good.
+        retry: also ask again what was refused for good, and what was answered and cannot be used: see `another_try`.
 
     Attributes:
         usage: requests, those from the store, failed ones, and the tokens of new answers.
@@ -117,11 +133,11 @@ class Asker:
     engine: Callable[[], Complete]
     budget: Budget
     only: set[str] | None = None
-    retry_refused: bool = False
+    retry: bool = False
     usage: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
-    def __call__(self, requests: Callable[[], Iterable[Tagged]], what: str) -> Iterator[tuple[Tag, Completion]]:
+    def __call__(self, requests: Callable[[], Iterable[Tagged]], what: str, usable: Usable) -> Iterator[tuple[Tag, Completion]]:
         """Each request's tag with its answer, once; those that failed have their `error`, and are asked again next time.
 
         Raises:
@@ -129,28 +145,37 @@ class Asker:
         """
         fate = bytearray()  # of each request, a byte each
         seen: set[bytes] = set()
-        answered = 0
+        answered, first_error = 0, ""
         for block in batched(requests(), LOOKED_UP_AT_ONCE):
-            known, left = self._look_up(block)
+            known, left, tried = self._look_up(block, usable)
             for tag, request in block:
                 key = bytes.fromhex(request.key)
-                fate.append(
-                    KNOWN if request.key in known else LEFT if request.key in left else REPEATED if key in seen else ASK
-                )
+                if request.key in known:
+                    fate.append(KNOWN)
+                elif request.key in left:
+                    fate.append(LEFT)
+                else:
+                    fate.append(REPEATED if key in seen else ASK + tried.get(request.key, 0))
                 if fate[-1] == KNOWN:
                     answered += known[request.key]["error"] is None
+                    first_error = first_error or known[request.key]["error"]
                     yield tag, known[request.key]
                 elif fate[-1] == LEFT:
                     yield tag, left[request.key]
                 else:
                     seen.add(key)
-        counts = Counter(fate)
+        counts = Counter(min(f, ASK) for f in fate)
         self.usage["requests"] += counts[KNOWN] + counts[ASK]
         self.usage["from_store"] += counts[KNOWN]
         if not counts[ASK]:
+            if counts[KNOWN] and not answered and not counts[LEFT]:
+                raise CotdError(
+                    f"the teacher failed on all {counts[KNOWN]:,} requests for {what}, and would again: {first_error}. Change "
+                    "what is wrong with the teacher's settings, or ask it again with --retry-errors."
+                )
             return
         title = f"{what} ({counts[KNOWN]:,} in store)" if counts[KNOWN] else what
-        to_ask = (tagged for tagged, f in zip(requests(), fate, strict=True) if f == ASK)
+        to_ask = ((tag, tried_again(r, f - ASK)) for (tag, r), f in zip(requests(), fate, strict=True) if f >= ASK)
         failures: list[str] = []
         with track(title, counts[ASK], "rows") as advance:
             for tag, answer in self._ask(to_ask, advance):
@@ -164,38 +189,77 @@ class Asker:
         if failures:
             self.usage["failed"] += len(failures)
         for block in batched((t for t, f in zip(requests(), fate, strict=True) if f == REPEATED), LOOKED_UP_AT_ONCE):
-            found = self.store.answers((r.key for _, r in block), (ANSWERED, FAILED, REFUSED))
+            found, _ = self._latest(block, usable, (ANSWERED, FAILED, REFUSED))
             yield from ((tag, found.get(r.key) or not_asked(r.key, "it was not asked")) for tag, r in block)
 
-    def estimate(self, planned: Iterable[tuple[str, str, Request]]) -> Estimate:
-        """What a run is going to ask, of what `cotd.strategies.planned_requests` says."""
+    def known(self, requests: list[Request]) -> dict[str, Completion]:
+        """key → completion, of those requests that a run would not make; not for what may be tried again."""
+        return self.store.answers((r.key for r in requests), (ANSWERED,) if self.retry else (ANSWERED, REFUSED))
+
+    def estimate(self, planned: Iterable[Planned]) -> Estimate:
+        """What a run is going to ask, of what `cotd.planning.planned_requests` says."""
         seen: set[bytes] = set()
-        to_ask = from_store = prompt_tokens = output_tokens = 0
-        for block in batched((((i,), request) for _, i, request in planned), LOOKED_UP_AT_ONCE):
-            known, left = self._look_up(block)
-            for _, request in block:
+        to_ask = from_store = uncertain = prompt_tokens = output_tokens = 0
+        for block in batched((((p.review_id, p), p.request) for p in planned), LOOKED_UP_AT_ONCE):
+            known, left, _ = self._look_up(block, lambda tag, answer: tag[1].usable(answer))
+            for tag, request in block:
                 key = bytes.fromhex(request.key)
                 if request.key in left or key in seen:
                     continue
                 seen.add(key)
                 if request.key in known:
-                    from_store += 1
+                    from_store += tag[1].certain
                     continue
                 to_ask += 1
+                uncertain += not tag[1].certain
                 prompt_tokens += self.budget.count(request.prompt)
                 output_tokens += int(request.sampling["max_tokens"])
         cost = self.budget.config.cost(prompt_tokens, output_tokens)
-        return Estimate(to_ask, from_store, prompt_tokens, output_tokens, cost)
+        return Estimate(to_ask, from_store, uncertain, prompt_tokens, output_tokens, cost)
 
-    def _look_up(self, block: list[Tagged]) -> tuple[dict[str, Completion], dict[str, Completion]]:
-        """key → completion, for what counts as known, and for what is not known and not to be asked either."""
-        keys = [r.key for _, r in block]
-        known = self.store.answers(keys, (ANSWERED,) if self.retry_refused else (ANSWERED, REFUSED))
+    def _look_up(
+        self, block: list[Tagged], usable: Usable
+    ) -> tuple[dict[str, Completion], dict[str, Completion], dict[str, int]]:
+        """key → completion, for what counts as known, and for what is not known and not to be asked either; key → how often
+        what is to be asked again has been tried."""
+        known, tried = self._latest(block, usable, (ANSWERED, REFUSED))
+        if not self.retry:
+            return known, {}, {}
+        known = {key: answer for key, answer in known.items() if not (key in tried or answer["error"])}
         if self.only is None:
-            return known, {}
-        failed = self.store.answers(keys, (FAILED, REFUSED))
-        others = [r.key for tag, r in block if r.key not in known and r.key not in failed and tag[0] not in self.only]
-        return known, {key: not_asked(key, "--retry-errors sends quarantined rows only") for key in others}
+            return known, {}, tried
+        failed = self.store.answers((r.key for _, r in block), (FAILED, REFUSED))
+        others = {r.key for tag, r in block if tag[0] not in self.only} - known.keys() - failed.keys() - tried.keys()
+        return known, {k: not_asked(k, "--retry-errors sends quarantined rows only") for k in others}, tried
+
+    def _latest(
+        self, block: list[Tagged], usable: Usable, states: tuple[int, ...]
+    ) -> tuple[dict[str, Completion], dict[str, int]]:
+        """What the store has of some requests, by their keys: the answer that can be used, else the last.
+
+        Also returned: for those that it has none of that can be used, and that may be asked again, the number of tries.
+        """
+        found: dict[str, Completion] = {}
+        tried: dict[str, int] = {}
+        open_: dict[str, Tagged] = {request.key: (tag, request) for tag, request in block}
+        number = 0
+        while open_:
+            keys = {key: again.key for key, (_, r) in open_.items() if (again := another_try(r, number))}
+            # A later try that failed may do better another time, and hides no earlier answer.
+            answers = self.store.answers(keys.values(), states if number == 0 else (ANSWERED, REFUSED))
+            for key, (tag, request) in list(open_.items()):
+                answer = answers.get(keys.get(key, ""))
+                if answer is None:
+                    del open_[key]
+                    continue
+                found[key] = answer
+                tried.pop(key, None)
+                if answer["error"] is None and usable(tag, answer):
+                    del open_[key]
+                elif another_try(request, number + 1):
+                    tried[key] = number + 1
+            number += 1
+        return found, tried
 
     def _ask(self, requests: Iterator[Tagged], advance: Callable[[int], None]) -> Iterator[tuple[Tag, Completion]]:
         """Asks in rounds: one ends when the budget has no room while answers are awaited, and the next has what they left."""
@@ -226,6 +290,12 @@ class Asker:
                         self.usage["output_tokens"] += answer["output_tokens"] or 0
                         yield tags.pop(answer["key"]), answer
                     advance(len(batch))
+                # A row that went in and did not come out would be missing from every table without a word.
+                lost = [completion(key, error=LOST, prompt_tokens=0, output_tokens=0) for key in tags]
+                self.store.append(lost)
+                for answer in lost:
+                    self.budget.book(answer)
+                    yield tags.pop(answer["key"]), answer
                 if not held or kept == before:
                     break
                 self.budget.reached = None
@@ -238,6 +308,12 @@ class Asker:
             why = f"teacher.budget.{self.budget.reached} is reached"
             for tag, request in itertools.chain(held, requests):
                 yield tag, not_asked(request.key, why)
+
+
+def tried_again(request: Request, number: int) -> Request:
+    again = another_try(request, number)
+    assert again is not None, "what cannot be tried again is not asked to be"
+    return again
 
 
 def not_asked(key: str, why: str) -> Completion:

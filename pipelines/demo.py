@@ -20,7 +20,7 @@ from cotd.trials import write_json
 from pipelines.annotate import annotate
 from pipelines.cluster import ray_session
 from pipelines.promote import promote
-from pipelines.report import markdown, report
+from pipelines.report import report, terminal
 from pipelines.study import plan_study
 from pipelines.sweep import sweep
 
@@ -123,7 +123,7 @@ def timed(client: Any, text: str) -> tuple[Any, float]:
 def print_outcome(config: StudyConfig, content: dict[str, Any], shown: list[str], seconds: float) -> None:
     serving_figures, champion = content["serving"], content["champion"]
     print()
-    print(markdown(content))
+    print(terminal(content))
     print(f"Champion: {champion['method']} at {share(champion['fraction'])}, {champion['model_uri']}")
     print(f"Served on loopback, {serving_figures['requests']} requests one by one: ", end="")
     print(f"median {serving_figures['p50_ms']} ms, 95th percentile {serving_figures['p95_ms']} ms")
@@ -131,6 +131,6 @@ def print_outcome(config: StudyConfig, content: dict[str, Any], shown: list[str]
         print(f"  {line}")
     print()
     folder = os.path.relpath(config.directory)
-    print(f"Done in {seconds / 60:.1f} minutes. Report: {folder}/report.md, {folder}/accuracy.png, {folder}/report.json")
+    print(f"Done in {seconds / 60:.1f} minutes. Report: {folder}/report.html (also report.md, report.json)")
     print(f"Compare the trials:  make ui   (mlflow ui --backend-store-uri {config.tracking_uri()})")
     print("Serve the champion:  .venv/bin/cotd serve")

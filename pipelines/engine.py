@@ -14,11 +14,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
+import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cotd.completions import Request, batched, completion
+from cotd.completions import REFUSED_REASON, Request, batched, completion
 from cotd.config import EngineConfig
 from cotd.errors import CotdError
 from cotd.hardware import choose_dtype
@@ -27,6 +30,10 @@ from pipelines.cluster import has_gpus
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
 BATCHES_A_PIPELINE = 64
+# Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
+ROWS_A_PIPELINE = 100_000
+# Of an in-process engine, in a run. Finding the row in a batch of 128 that an engine dies of takes nine.
+RESTARTS = 16
 
 
 def require_engine() -> None:
@@ -48,7 +55,8 @@ def teacher_engine(
     Yields:
         A function that answers requests, all with the same keys in their sampling parameters, a batch at a time as they
         get done, in no particular order; each batch is a list of completions with the columns of
-        `cotd.completions.SCHEMA`. A request that the engine refuses comes back with its `error`.
+        `cotd.completions.SCHEMA`. A request that the engine refuses, or dies of, comes back with its `error`. It raises a
+        CotdError when there is no engine any more.
     """
     import ray
 
@@ -59,8 +67,7 @@ def teacher_engine(
     engines = start_in_process_engines(engine_class or InProcessEngine, model, arguments, config, use_gpu) if in_process else []
 
     def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
-        # ray.data.llm starts its engine for each pipeline: all goes into one.
-        for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size) if engines else [list(requests)]:
+        for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size if engines else ROWS_A_PIPELINE):
             rows = [
                 {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
                 for i, r in enumerate(part)
@@ -72,8 +79,13 @@ def teacher_engine(
                 answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
             else:
                 answered = through_ray_data_llm(blocks, model, arguments, config)
-            for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+            try:
+                for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    yield [json.loads(answer) for answer in batch["answer"].to_pylist()]
+            except ray.exceptions.RayError as error:
+                raise CotdError(
+                    f"the teacher's engine failed: {reason_of(error)}. What is done is kept; the same command goes on from there."
+                ) from error
 
     try:
         yield complete
@@ -119,11 +131,15 @@ def start_in_process_engines(
     """Actors with an engine each. They start in the background; the first request waits for them."""
     import ray
 
-    threads = max(1, int(max(n["Resources"].get("CPU", 1) for n in ray.nodes() if n["Alive"]) // config.replicas))
+    # They are spread over the nodes, and share the processors of one.
+    wanted = "GPU" if use_gpu else "CPU"
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(wanted)]
+    beside = math.ceil(config.replicas / max(1, len(nodes)))
+    threads = max(1, int(max((n.get("CPU", 1) for n in nodes), default=1) // beside))
     variables = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     actor = ray.remote(engine_class).options(
-        num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables}, max_restarts=2,
-        max_task_retries=2,
+        num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables},
+        scheduling_strategy="SPREAD", max_restarts=RESTARTS,
     )  # fmt: skip
     return [actor.remote({"model": model, **arguments}) for _ in range(config.replicas)]
 
@@ -146,16 +162,87 @@ def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> A
 
 
 class AskEngines:
-    """Hands batches to engines, and waits."""
+    """Hands batches to engines, and waits.
+
+    Of a batch that an engine dies of, or fails at in a way that leaves it in no known state, halves are asked, each of a
+    new engine, until the row is found; it is set aside for good, as the next run's engine would die of it too.
+    """
 
     def __init__(self, engines: list[Any]):
         self.engines = engines
+        # While a row is looked for nobody else asks that engine, or would be taken for the culprit.
+        self.looking = [threading.Lock() for _ in engines]
+        self.looked = [0] * len(engines)  # how often
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         import ray
 
-        engine = self.engines[int(batch["block"][0]) % len(self.engines)]
-        return ray.get(engine.answer.remote({column: list(batch[column]) for column in ("key", "prompt", "sampling")}))
+        number = int(batch["block"][0]) % len(self.engines)
+        rows = {column: list(batch[column]) for column in ("key", "prompt", "sampling")}
+        with self.looking[number]:
+            looked = self.looked[number]
+            answers = self.engines[number].answer.remote(rows)
+        try:
+            return ray.get(answers)
+        except ray.exceptions.RayError as error:
+            with self.looking[number]:
+                others = looked < self.looked[number]  # it may have failed with another batch's row
+                self.looked[number] += 1
+                engine = self.engines[number]
+                revive(engine, error)
+                return {"answer": self._answers(engine, rows) if others else self._halves(engine, rows, error)}
+
+    def _answers(self, engine: Any, rows: dict[str, list[Any]]) -> list[str]:
+        import ray
+
+        try:
+            return ray.get(engine.answer.remote(rows))["answer"]
+        except ray.exceptions.RayError as error:
+            revive(engine, error)
+            return self._halves(engine, rows, error)
+
+    def _halves(self, engine: Any, rows: dict[str, list[Any]], error: Exception) -> list[str]:
+        """The answers to rows that have just failed together."""
+        n = len(rows["key"])
+        if n == 1:
+            reason = f"the engine failed at it: {reason_of(error)}"
+            return [json.dumps(completion(rows["key"][0], error=reason, finish_reason=REFUSED_REASON))]
+        parts = ({column: values[part] for column, values in rows.items()} for part in (slice(n // 2), slice(n // 2, n)))
+        return [answer for half in parts for answer in self._answers(engine, half)]
+
+
+def revive(engine: Any, error: Exception) -> None:
+    """Waits until an engine that failed with `error` has started anew.
+
+    Raises:
+        CotdError: it does not.
+    """
+    import ray
+
+    if not isinstance(error, ray.exceptions.RayActorError):  # it lives, with requests half done
+        ray.kill(engine, no_restart=False)
+    for wait in (0.2, 1, 2, 4, 0):  # at first it may not be known yet that it is gone
+        try:
+            ray.get(engine.__ray_ready__.remote())
+            return
+        except ray.exceptions.RayActorError as problem:
+            last = problem
+            if problem.actor_init_failed:
+                break
+            time.sleep(wait)
+    raise CotdError(f"it does not start again, after {reason_of(error)}: {reason_of(last)}")
+
+
+def reason_of(error: BaseException) -> str:
+    """What lies behind an error of Ray's, in a line."""
+    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = cause
+    lines = [line.strip()[:200].rstrip(".") for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if isinstance(error, CotdError):
+        return lines[0]
+    if getattr(error, "actor_init_failed", False):
+        return lines[-1]  # of a traceback, the error
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 class InProcessEngine:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from cotd import assets
 from cotd.completions import Request, batched
-from cotd.strategies import Tag, Tagged
+from cotd.strategies import Tag, Tagged, Usable
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -122,7 +122,7 @@ class FakeTeacher:
             return answer | {"label_logprobs": [-score, 0.0]}
         return answer | {"text": self.write(request), "logprob": -3.0}
 
-    def ask(self, requests: Callable[[], Iterable[Tagged]], what: str) -> Iterator[tuple[Tag, dict[str, Any]]]:
+    def ask(self, requests: Callable[[], Iterable[Tagged]], what: str, usable: Usable) -> Iterator[tuple[Tag, dict[str, Any]]]:
         """What a strategy calls."""
         for tag, request in requests():
             self.asked.append(request)

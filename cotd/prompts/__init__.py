@@ -81,7 +81,7 @@ class Prompts:
         """
         try:
             plain = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None, ""
         if not isinstance(plain, dict) or not isinstance(plain.get("rationale"), str):
             return None, ""

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.evaluation import score_predictions
-from cotd.statistics import accuracy_interval, expected_calibration_error, mcnemar, seeds_interval
+from cotd.statistics import (
+    accuracy_interval,
+    detectable_difference,
+    expected_calibration_error,
+    holm,
+    mcnemar,
+    over_seeds,
+    resampled_accuracies,
+    seeds_interval,
+    sign_flip_test,
+)
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:
@@ -48,6 +58,73 @@ def test_mcnemar_by_hand() -> None:
     b = np.array([True] * 5 + [False] * 9 + [True] * 1)
     assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(2 * (1 + 10) / 2**10)
     assert mcnemar(a, a) == 1.0
+
+
+def test_resampled_accuracies_vary_as_accuracies_do_and_together() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.random(400) < 0.8
+    drawn = resampled_accuracies(np.stack([one, one, ~one]), draws=4000)
+    assert drawn.shape == (4000, 3)
+    assert drawn[:, 0].mean() == pytest.approx(one.mean(), abs=0.002)
+    assert drawn[:, 0].std() == pytest.approx(np.sqrt(one.mean() * (1 - one.mean()) / 400), rel=0.05)
+    assert (drawn[:, 0] == drawn[:, 1]).all(), "the same rows are drawn for all"
+    assert drawn[:, 0] + drawn[:, 2] == pytest.approx(1.0)
+
+
+def test_seeds_are_drawn_with_replacement() -> None:
+    drawn = over_seeds(np.tile([0.0, 1.0], (4000, 1)))
+    assert [np.mean(drawn == v) for v in (0.0, 0.5, 1.0)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=9))
+def test_flipping_signs_agrees_with_counting_all_of_them(differences: list[int]) -> None:
+    values = np.array(differences)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(values))).reshape(len(values), -1)
+    exact = np.mean(np.abs(values @ signs) >= abs(values.sum()))
+    (p,) = sign_flip_test(values[None], draws=4000)
+    assert p == pytest.approx(exact, abs=0.04)
+
+
+def test_flipping_the_signs_of_one_seed_is_mcnemars_test() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.random((2, 500)) < [[0.8], [0.72]]
+    (p,) = sign_flip_test((a.astype(int) - b)[None], draws=20_000)
+    assert p == pytest.approx(mcnemar(a, b), abs=0.01)
+
+
+def test_no_p_value_is_zero_and_alike_methods_have_one() -> None:
+    p = sign_flip_test(np.stack([np.ones(300), np.zeros(300)]), draws=999)
+    assert p == pytest.approx([0.001, 1.0])
+
+
+def test_holm_of_a_textbook_case() -> None:
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert len(holm(np.array([]))) == 0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_is_between_no_correction_and_bonferronis_and_keeps_the_order(p_values: list[float]) -> None:
+    p = np.array(p_values)
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert (adjusted <= np.minimum(1, p * len(p)) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
+
+
+def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+    rows, disagreement = 1000, 0.1
+    difference = detectable_difference(disagreement, rows)
+    # Of the rows where they differ, A is right in this many, and each other row is right, or wrong, for both.
+    rng = np.random.default_rng(3)
+    p_a, p_b = (disagreement + difference) / 2, (disagreement - difference) / 2
+    counts = rng.multinomial(rows, [p_a, p_b, 1 - disagreement], size=2000)[:, :2]
+    # McNemar's statistic without continuity correction, which the formula is about.
+    found = (counts[:, 0] - counts[:, 1]) ** 2 / counts.sum(axis=1) > 3.841
+    assert found.mean() == pytest.approx(0.8, abs=0.03)
+    assert detectable_difference(disagreement, rows, alpha=0.001) > difference
+    assert detectable_difference(disagreement, 4 * rows) == pytest.approx(difference / 2, rel=0.02)
+    assert detectable_difference(0.0, rows) == 0.0
+    assert detectable_difference(0.25, 2) == 0.5, "no more than their disagreement allows"
 
 
 def test_expected_calibration_error_by_hand() -> None:

@@ -11,12 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
+from cotd.config import StudyConfig, load_config
+
 REFUSAL = "I cannot help with that."
+KEY = "sk-secret-0123456789"
 
 
 class FaultServer:
@@ -25,7 +30,7 @@ class FaultServer:
     Attributes:
         fault: (prompt, number of the try, from 0) → the name of a fault of `Handler`, or None for a good answer.
         write: prompt → the text of a good answer.
-        bodies, headers: of every request for an answer, in the order of their arrival.
+        bodies, headers, arrivals: of every request for an answer, in the order of their arrival (monotonic seconds).
         upstream: a real server's URL up to /v1, which then gives the good answers.
         logprobs: whether label log-probabilities are given.
     """
@@ -37,6 +42,7 @@ class FaultServer:
         self.logprobs = True
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.arrivals: list[float] = []
         self.tries: Counter[str] = Counter()
         self.models = ["teacher-1"]
         self.closing = threading.Event()
@@ -62,8 +68,16 @@ class FaultServer:
             thread.join()
 
 
+Provider = tuple[FaultServer, str]
+MakeStudy = Callable[..., StudyConfig]
+
+
 def prompt_of(body: dict[str, Any]) -> str:
     return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+
+
+def number_of(prompt: str) -> str:
+    return prompt.rpartition("number ")[2].partition(".")[0]
 
 
 def review_of(prompt: str) -> str:
@@ -90,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt = prompt_of(body)
         with self.faults.lock:
             self.faults.bodies.append(body)
+            self.faults.arrivals.append(time.monotonic())
             self.faults.headers.append({k.lower(): v for k, v in self.headers.items()})
             number = self.faults.tries[prompt]
             self.faults.tries[prompt] += 1
@@ -135,6 +150,12 @@ class Handler(BaseHTTPRequestHandler):
     def fault_429_seconds(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "slow down"}}, Retry_After="0")
 
+    def fault_429_one_second(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": {"message": "slow down"}}, Retry_After="1")
+
+    def fault_429_tomorrow(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": {"message": "a day's worth is used up"}}, Retry_After="86400")
+
     def fault_429_date(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "slow down"}}, Retry_After=formatdate(time.time(), usegmt=True))
 
@@ -162,11 +183,39 @@ class Handler(BaseHTTPRequestHandler):
     def fault_odd(self, body: dict[str, Any]) -> None:
         self.send(200, {"choices": [{"message": "hello", "text": None}], "usage": 3})
 
+    def fault_odd_usage(self, body: dict[str, Any]) -> None:
+        answer = self.good(body)
+        odd = ["many", float("nan"), 10**12, -5, True, [3], None]
+        answer["usage"] = dict.fromkeys(("prompt_tokens", "completion_tokens"), odd[len(prompt_of(body)) % len(odd)])
+        self.send(200, answer)
+
+    def fault_deep(self, body: dict[str, Any]) -> None:
+        self.send(200, b'{"choices": ' + b"[" * 100_000)
+
+    def fault_deep_text(self, body: dict[str, Any]) -> None:
+        self.send(200, self.good(body, '{"rationale": ' + "[" * 100_000 + "}"))
+
+    def fault_half_pair(self, body: dict[str, Any]) -> None:
+        self.send(400, {"error": {"message": "half \ud800 a pair"}})
+
+    def fault_429_no_such_year(self, body: dict[str, Any]) -> None:
+        self.send(429, {"error": []}, Retry_After="Fri, 31 Dec 99999999999999999999 23:59:59 GMT")
+
     def fault_not_gzip(self, body: dict[str, Any]) -> None:
         self.send(200, b"plain", Content_Encoding="gzip")
 
     def fault_empty(self, body: dict[str, Any]) -> None:
         self.send(200, self.good(body, ""))
+
+    def fault_length(self, body: dict[str, Any]) -> None:
+        answer = self.good(body, '{"rationale": "The reviewer')
+        answer["choices"][0]["finish_reason"] = "length"
+        self.send(200, answer)
+
+    def fault_thought_only(self, body: dict[str, Any]) -> None:
+        answer = self.good(body, "")
+        answer["choices"][0]["finish_reason"] = "length"
+        self.send(200, answer)
 
     def fault_prose(self, body: dict[str, Any]) -> None:
         self.send(200, self.good(body, "Sure! I would say that it is positive."))
@@ -208,3 +257,23 @@ def provider() -> Iterator[tuple[FaultServer, str]]:
     server = FaultServer()
     with server.serving() as url:
         yield server, url
+
+
+@pytest.fixture
+def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
+    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
+        api = {
+            "base_url": provider[1],
+            "key_env": "TEACHER_KEY",
+            "concurrency": 8,
+            "backoff_seconds": 0.01,
+            "timeout_seconds": 0.5,
+        }
+        teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
+        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
+        return load_config(path, list(overrides))
+
+    return make

@@ -136,6 +136,44 @@ def test_failed_answers_are_quarantined_and_asked_again(config: StudyConfig, tea
     assert summary["annotations"]["usable"] == 48
 
 
+def test_answers_of_no_use_are_asked_for_anew_on_demand_only(config: StudyConfig, teacher_double: Any) -> None:
+    def write(request: Request) -> str:
+        tries.append((request.sampling["seed"], request.sampling["temperature"]))
+        good = "number 3." not in request.prompt or request.sampling["seed"] == 128
+        return " The reviewer says what the film is like." if good else " No."
+
+    tries: list[tuple[int, float]] = []
+    teacher_double.write = write
+    short = {"rationale is empty or shorter than three words": 2}
+    assert annotate(config, teacher_double.complete)["annotations"]["quarantined"] == short
+    assert tries == [(0, 0.0)] * 24
+    assert annotate(config, teacher_double.complete, retry_errors=True)["annotations"]["quarantined"] == short
+    assert annotate(config, nobody)["annotations"]["quarantined"] == short
+    mended = annotate(config, teacher_double.complete, retry_errors=True)
+    assert tries[24:] == [(64, 0.7), (128, 0.7)], "the quarantined row, sampled anew each time, and no other"
+    assert mended["annotations"]["usable"] == 48
+    assert annotate(config, nobody)["digest"] == mended["digest"]
+
+
+def test_a_chain_of_thought_without_a_label_is_asked_for_anew(config: StudyConfig, teacher_double: Any) -> None:
+    def write(request: Request) -> str:
+        doubtful = request.sampling["seed"] < 64 and any(
+            f"number {n}." in request.prompt for n in (3, 50)
+        )  # 50 is a test review
+        return " Hard to say what it is like." + ("" if doubtful else "\nSentiment: Positive")
+
+    teacher_double.write = write
+    thinking = TeacherConfig(strategy="chain_of_thought", gold_conditioned=False)
+    config = config.model_copy(update={"teacher": thinking})
+    first = annotate(config, teacher_double.complete)
+    assert first["annotations"]["quarantined"] == {"no label of the task in the answer": 1}
+    asked = len(teacher_double.asked)
+    summary = annotate(config, teacher_double.complete, retry_errors=True)
+    assert {p.rpartition("number ")[2].partition(".")[0] for p in prompts(teacher_double)[asked:]} == {"3", "50"}
+    assert summary["annotations"]["usable"] == 24
+    assert summary["teacher"]["accuracy"] > first["teacher"]["accuracy"]
+
+
 def test_more_reviews_cost_only_what_is_new(config: StudyConfig, teacher_double: Any, write_study: Callable[..., Path]) -> None:
     small = load_config(write_study(teacher={"calibration": {"rows": 24}}), ["data.train_rows=10"])
     annotate(small, teacher_double.complete)
@@ -330,11 +368,35 @@ def test_weights_loaded_otherwise_are_another_teacher(
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
     shown = list(preview(config, 2))
     assert not config.directory.parent.exists()
-    assert shown[-1].startswith("84 requests to make (0 answers are in the store): about ")
+    # 60 scores, 24 rationales given gold, and as many where the teacher's label turns out to be another.
+    assert shown[-1].startswith("at most 108 requests to make (0 answers are in the store): about ")
     annotate(config, teacher_double.complete)
     sent = set(prompts(teacher_double))
     assert len([line for line in shown if line in sent]) == 4
     assert list(preview(config, 1))[-1].startswith("0 requests to make (84 answers are in the store)")
+
+
+@pytest.mark.parametrize("gold_conditioned", [True, False])
+def test_an_estimate_goes_by_the_labels_that_the_scores_give(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, gold_conditioned: bool
+) -> None:
+    """Three training reviews' gold is not what the teacher says; once the scores are known so is what it will explain."""
+    wrong = review_rows["text"].str.contains("number [135]\\.")
+    rows = review_rows.assign(label=review_rows["label"].mask(wrong, "positive"))
+    config = load_config(
+        write_study(rows, teacher={"calibration": {"rows": 24}, "gold_conditioned": gold_conditioned}),
+        ["grid.method=[distill]"],
+    )
+    teacher_double.stop_after = 8
+    with pytest.raises(KeyboardInterrupt):
+        annotate(config, teacher_double.complete)
+    rationales = 24 + 3 if gold_conditioned else 24
+    last = list(preview(config, 1))[-1]
+    assert last.startswith(f"{rationales} requests to make (60 answers are in the store)")
+    teacher_double.stop_after = None
+    assert annotate(config, teacher_double.complete)["usage"]["requests"] == 60 + rationales
+    assert len(teacher_double.asked) == 60 + rationales
+    assert list(preview(config, 1))[-1].startswith(f"0 requests to make ({60 + rationales} answers are in the store)")
 
 
 def test_a_budget_holds_for_an_engine_too(config: StudyConfig, teacher_double: Any) -> None:

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pandas as pd
+import mlflow
 import pytest
 
-from cotd.config import StudyConfig, load_config
+import pipelines.api_client
+from cotd.cli import main
+from cotd.completions import Request
 from cotd.errors import CotdError
-from pipelines.annotate import AnnotationFiles, annotate, read_annotations
-from pipelines.api import RateLimit, label_logprob, retry_after
-
-KEY = "sk-secret-0123456789"
-Provider = tuple[Any, str]
-MakeStudy = Callable[..., StudyConfig]
-
-
-@pytest.fixture
-def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
-    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
-    monkeypatch.setenv("TEACHER_KEY", KEY)
-
-    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
-        api = {
-            "base_url": provider[1],
-            "key_env": "TEACHER_KEY",
-            "concurrency": 8,
-            "backoff_seconds": 0.01,
-            "timeout_seconds": 0.5,
-        }
-        teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
-        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
-        return load_config(path, list(overrides))
-
-    return make
-
-
-def table(config: StudyConfig) -> pd.DataFrame:
-    found = read_annotations(config)
-    assert found is not None
-    return found[0]
+from pipelines.annotate import AnnotationFiles, annotate, load_teacher, read_annotations
+from pipelines.api import check_endpoint
+from pipelines.api_answers import label_logprob, token_count
+from tests.pipelines.conftest import KEY, MakeStudy, Provider, answer_in_json, number_of
 
 
 def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
@@ -68,9 +40,26 @@ def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
     assert again["digest"] == summary["digest"]
 
 
+def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Provider) -> None:
+    """By servers that hold answers to JSON and not to its schema."""
+    server = provider[0]
+    server.write = lambda prompt: answer_in_json(prompt).replace("Positive", "positive").replace("Negative", " NEGATIVE.")
+    summary = annotate(study("teacher.api.json_answers=object"), yes=True)
+    assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
+
+
+@pytest.mark.parametrize("listed", ["models/teacher-1", "owner/teacher-1", "teacher-1:latest"])
+def test_a_model_may_be_listed_by_a_longer_name(study: MakeStudy, provider: Provider, listed: str) -> None:
+    provider[0].models = ["another", listed]
+    config = study()
+    assert config.teacher.api is not None
+    check_endpoint(config.teacher.model, config.teacher.api, None)
+
+
 QUICK = ["teacher.api.timeout_seconds=2"]  # for what never answers; a busy machine may take a second over the rest
 PASSING = [
-    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose"
+    "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose",
+    "deep", "deep_text", "429_no_such_year",
 ]  # fmt: skip
 
 
@@ -89,17 +78,16 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
     assert all(server.tries[prompt] >= 2 for prompt in failed)
 
 
-def number_of(prompt: str) -> str:
-    return prompt.rpartition("number ")[2].partition(".")[0]
-
-
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
     [
         ("refusal", "the teacher refused: I cannot help with that.", 1),
         ("filtered", "the endpoint's content filter refused", 1),
+        ("length", "the answer is cut off by the token limit before it has the form asked for", 1),
+        ("thought_only", "the token limit was reached before anything was answered", 1),
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
+        ("half_pair", "HTTP 400: half \ufffd a pair", 1),
         ("hang", "no answer within 2 s", 3),
         ("empty", "an empty answer", 3),
         ("prose", "the answer does not have the form asked for", 3),
@@ -171,10 +159,92 @@ def test_a_server_that_goes_away_does_not_quarantine_the_rest(study: MakeStudy, 
         annotate(study("teacher.api.retries=0"), yes=True)
 
 
-def test_the_key_is_nowhere(study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_token_limit_that_cuts_every_answer_ends_the_run(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "length"
+    with pytest.raises(CotdError, match=r"the last 32 .* cut off by the token limit .* Raise teacher\.max_rationale_tokens"):
+        annotate(study("teacher.api.concurrency=64"), yes=True)
+    assert len(server.bodies) <= 48
+    server.fault = lambda prompt, tries: None
+    summary = annotate(study("teacher.max_rationale_tokens=80"), yes=True)
+    assert (summary["annotations"]["usable"], summary["usage"]["from_store"]) == (48, 0)
+
+
+def test_a_setting_that_the_server_refuses_ends_the_run_and_leaves_no_trace(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "400"
+    with pytest.raises(CotdError, match=r"refuses all requests of this kind.*Check .*max_tokens_field"):
+        annotate(study("teacher.api.concurrency=64"), yes=True)
+    assert len(server.bodies) <= 8
+    server.fault = lambda prompt, tries: None
+    assert annotate(study(), yes=True)["annotations"]["usable"] == 48, "nothing is taken for refused"
+
+
+def test_a_teacher_that_refused_everything_is_an_error_again(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.fault = lambda prompt, tries: "refusal"
+    with pytest.raises(CotdError, match="the teacher failed on all 60 requests for chains of thought: the teacher refused"):
+        annotate(study(), yes=True)
+    with pytest.raises(CotdError, match=r"failed on all 60 requests .*, and would again: the teacher refused.*--retry-errors"):
+        annotate(study(), yes=True)
+    assert len(server.bodies) == 60
+
+
+def test_what_a_request_is_sent_with_is_part_of_its_key(study: MakeStudy) -> None:
+    def revision(*overrides: str) -> str:
+        return load_teacher(study(*overrides).teacher).revision
+
+    assert revision().endswith("/v1 chat")
+    settings = ["max_tokens_field=max_completion_tokens", "json_answers=object", "extra_body={top_k: 5}"]
+    assert len({revision(), *(revision(f"teacher.api.{s}") for s in settings)}) == 4
+
+
+def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provider) -> None:
+    provider[0].fault = lambda prompt, tries: "odd_usage"
+    spent = annotate(study(), yes=True)["spent"]
+    assert 60 * 100 < spent["prompt_tokens"] < 60 * 400
+    assert 60 * 10 < spent["output_tokens"] < 60 * 40
+    assert [token_count(v, 7) for v in (3, 3.0, 0, "3", float("nan"), 10**12, -1, True, None)] == [3, 3] + [7] * 7
+
+
+def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
+    """Whatever else may go wrong with one answer: those beside it are kept."""
+    real = pipelines.api_client.read_answer
+
+    def breaks(request: Request, *rest: Any) -> Any:
+        if number_of(request.prompt) == "3":
+            raise MemoryError(f"key {KEY}")
+        return real(request, *rest)
+
+    monkeypatch.setattr("pipelines.api_client.read_answer", breaks)
+    quarantined = annotate(study(), yes=True)["annotations"]["quarantined"]
+    assert quarantined == {"its answer could not be read: MemoryError: key [key]": 2}
+
+
+@pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1 sk-2", "sk-é", "sk-\x00"])
+def test_what_is_no_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "TEACHER_KEY": key})
+    with pytest.raises(CotdError, match="TEACHER_KEY does not hold a key: it has a line break, a space") as caught:
+        annotate(study(), yes=True)
+    assert "sk-" not in str(caught.value)
+
+
+def test_the_key_is_nowhere(
+    study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither printed, nor in a file, nor in MLflow, after a run by the command line."""
     server = provider[0]
     server.fault = lambda prompt, tries: "400" if number_of(prompt) == "3" else None
-    annotate(study(), yes=True)
+    study()  # writes it
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = ["cotd", "annotate", str(tmp_path / "study.yaml"), "--yes", f"tracking.uri={uri}"]
+    monkeypatch.setattr("sys.argv", command)
+    with contextlib.suppress(SystemExit):
+        main()
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert runs
+    assert KEY not in json.dumps([r.to_dictionary() for r in runs])
     assert {h["authorization"] for h in server.headers} == {f"Bearer {KEY}"}
     printed = capfd.readouterr()
     assert KEY not in printed.out + printed.err
@@ -259,86 +329,6 @@ def test_what_cannot_work_is_said_first(study: MakeStudy, provider: Provider, ov
     assert KEY not in str(caught.value)
     assert "pass@" not in str(caught.value)
     assert not provider[0].bodies
-
-
-PRICES = ["teacher.budget.input_price=10", "teacher.budget.output_price=100"]
-
-
-def test_nobody_to_agree_to_the_price(study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = study(*PRICES)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
-    with pytest.raises(CotdError, match=r"60 requests to make \(0 answers are in the store\).*run again with --yes"):
-        annotate(config)
-    assert not provider[0].bodies
-    assert not config.directory.exists()
-
-
-@pytest.mark.parametrize(("answer", "agreed"), [("y", True), ("", False)])
-def test_the_price_is_asked_for_at_a_terminal(
-    study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch, answer: str, agreed: bool
-) -> None:
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: answer)
-    if agreed:
-        assert annotate(study(*PRICES))["spent"]["cost"] == pytest.approx((60 * 50 * 10 + 60 * 10 * 100) / 1e6)
-    else:
-        with pytest.raises(CotdError, match="not started"):
-            annotate(study(*PRICES))
-    assert bool(provider[0].bodies) == agreed
-
-
-@pytest.mark.parametrize("limit", ["max_cost=0.045", "max_tokens=2000"])
-def test_a_budget_stops_the_run_and_keeps_what_is_done(study: MakeStudy, provider: Provider, limit: str) -> None:
-    config = study(*PRICES, f"teacher.budget.{limit}")
-    summary = annotate(config, yes=True)
-    asked = len(provider[0].bodies)
-    assert 12 < asked < 60
-    spent = summary["spent"]
-    assert spent["limit_reached"].startswith(limit.partition("=")[0])
-    if limit.startswith("max_cost"):
-        assert 0.03 < spent["cost"] <= 0.045
-    else:
-        assert 1500 < spent["prompt_tokens"] + spent["output_tokens"] <= 2000
-    assert summary["teacher"]["n"] == 12
-    (reason, count), = summary["annotations"]["quarantined"].items()  # fmt: skip
-    assert reason.startswith(f"not asked: teacher.budget.{limit.partition('=')[0]}")
-    assert count == 60 - asked
-    whole = annotate(study(), yes=True)
-    assert whole["annotations"]["usable"] == 48
-    assert len(provider[0].bodies) == 60
-
-
-def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Provider) -> None:
-    with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
-        annotate(study("teacher.budget.max_tokens=20"), yes=True)
-    assert not provider[0].bodies
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_rate_limit_spreads_requests() -> None:
-    now = 0.0
-    limit = RateLimit(120, clock=lambda: now)  # two a second, ten at once
-    assert [limit.book(1) for _ in range(12)] == [0.0] * 10 + [0.5, 1.0]
-    now = 2.0
-    assert limit.book(1) == 0.0
-    limit.book(-1)
-    assert limit.book(1) == 0.0
-    now = 1000.0
-    assert [limit.book(1) for _ in range(11)] == [0.0] * 10 + [0.5]
-    assert RateLimit(None).book(10**9) == 0.0
-
-
-def test_retry_after_in_both_forms() -> None:
-    now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
-    seconds = {
-        "7": 7.0, "0.5": 0.5, "Thu, 01 Jan 2026 12:00:30 GMT": 30.0, "Thu, 01 Jan 2026 11:00:00 GMT": 0.0,
-        "soon": None, "": None, "999999": 600.0,
-    }  # fmt: skip
-    for value, expected in seconds.items():
-        assert retry_after(httpx.Headers({"retry-after": value}), now) == expected, value
-    assert retry_after(httpx.Headers({}), now + timedelta(0)) is None
 
 
 def test_vllm_is_asked_in_its_own_terms(study: MakeStudy, provider: Provider) -> None:

@@ -1,0 +1,144 @@
+"""What a run is going to ask, as far as that can be said before any answer: for estimates, and to be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cotd.calibration import Calibration
+from cotd.completions import Request, batched
+from cotd.errors import CotdError
+from cotd.prompts import Prompts
+from cotd.reviews import Reviews
+from cotd.strategies import (
+    Completion,
+    Teacher,
+    calibrated_label,
+    calibration_reviews,
+    explain_request,
+    explained_reviews,
+    explains,
+    fitted_calibration,
+    gold_labels,
+    label_score,
+    score_requests,
+    scored_reviews,
+    think_request,
+    thinks,
+    wanted_gold,
+)
+from cotd.task import Task
+
+SCORES_AT_ONCE = 4096
+# The answers that count as known, by key.
+Known = Callable[[list[Request]], dict[str, Completion]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request that a run is going to make, or needs the answer of.
+
+    Attributes:
+        what: it is, in words. usable: whether an answer can be used. certain: False where it turns out during the run
+            whether it is wanted.
+    """
+
+    what: str
+    review_id: str
+    request: Request
+    usable: Callable[[Completion], bool] = lambda answer: True
+    certain: bool = True
+
+
+def planned_requests(
+    teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, known: Known = lambda requests: {}
+) -> Iterator[Planned]:
+    """What a run is going to ask.
+
+    A scoring teacher explains its own labels, which follow from its scores: where `known` has them, so is it here.
+    Where it has not, each review's rationale given its gold label is counted, and one for another label as uncertain;
+    without gold there is one, for whichever label.
+    """
+    if teacher.config.strategy == "score_then_explain":
+        return planned_scoring(teacher, reviews, task, prompts, known)
+    return planned_thinking(teacher, reviews, task, prompts)
+
+
+def planned_thinking(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[Planned]:
+    train, test, explained = reviews.split("train"), reviews.split("test"), explained_reviews(teacher.config, reviews)
+    gold_of = gold_labels(teacher, train)
+
+    def thought(answer: Completion) -> bool:
+        return thinks(teacher, prompts, task, answer, label_only=False)
+
+    def label(answer: Completion) -> bool:
+        return thinks(teacher, prompts, task, answer, label_only=True)
+
+    for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
+        request = think_request(teacher, prompts, text, 0, greedy=True)
+        yield Planned("chain of thought of a held-out review", i, request, label)
+    for i, text in teacher.shown(train):
+        for s in range(teacher.config.samples):
+            yield Planned("chain of thought", i, think_request(teacher, prompts, text, s), thought)
+            if i in gold_of:
+                request = explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
+                yield Planned("rationale given the gold label", i, request, lambda answer: explains(teacher, prompts, answer))
+
+
+def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, known: Known) -> Iterator[Planned]:
+    train, test, explained = reviews.split("train"), reviews.split("test"), explained_reviews(teacher.config, reviews)
+    held_out = calibration_reviews(teacher.config, reviews)
+    parts = scored_reviews(held_out, test, train, explained)
+    # A place in `parts` for each review, as in score_then_explain.
+    scores = np.full(sum(map(len, parts)), np.nan)
+    unscored = np.zeros(len(scores), dtype=bool)  # not asked yet; what is neither scored nor this was refused
+    first, extra = len(parts[0]), len(parts[0]) + len(train)
+    place = {i: n for n, i in enumerate(parts[0]["id"])} | {i: n for n, i in enumerate(parts[2]["id"], extra)}
+
+    for block in batched(score_requests(teacher, task, prompts, parts), SCORES_AT_ONCE):
+        answers = known([request for _, request in block])
+        for (i, n), request in block:
+            if (answer := answers.get(request.key)) is None:
+                unscored[n] = True
+            elif not answer["error"]:
+                scores[n] = label_score(answer, task)
+            yield Planned("label score", i, request)
+    calibration = planned_calibration(teacher, task, held_out, scores[: len(held_out)], unscored[: len(held_out)])
+
+    def rationale(i: str, text: str, label: str, sample: int, certain: bool) -> Planned:
+        request = explain_request(teacher, prompts, text, label, sample)
+        given = "label" if certain else "label that may turn out to be the teacher's"
+        return Planned(f"rationale given a {given}", i, request, lambda answer: explains(teacher, prompts, answer), certain)
+
+    def own(n: int) -> list[str]:
+        """The labels that the teacher may give a review, by what is known."""
+        if calibration is None or unscored[n]:
+            return [task.positive, *(label for label in task.labels if label != task.positive)]
+        return [] if np.isnan(scores[n]) else [calibrated_label(task, calibration, scores[n])[0]]
+
+    for i, text in teacher.shown(explained):
+        for label in own(place[i])[:1]:
+            yield rationale(i, text, label, 0, certain=True)
+    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True), first):
+        possible = own(n)
+        certain = [gold] if gold else possible[:1]
+        certain += possible if len(possible) == 1 else []
+        uncertain = [label for label in possible if gold and label not in certain]
+        for s in range(teacher.config.samples):
+            for label in dict.fromkeys([*certain, *uncertain]):
+                yield rationale(i, text, label, s, label in certain)
+
+
+def planned_calibration(
+    teacher: Teacher, task: Task, held_out: pd.DataFrame, scores: np.ndarray, unscored: np.ndarray
+) -> Calibration | None:
+    """The calibration that a run is going to find, or None where scores that it takes are not known."""
+    if unscored.any():
+        return None
+    try:
+        return fitted_calibration(teacher.config, task, held_out, scores)
+    except CotdError:  # the run says so
+        return None

@@ -1,0 +1,133 @@
+"""What a study has come to, read from its folders, and what is said of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cotd.config import load_config
+from cotd.errors import CotdError
+from cotd.statistics import accuracy_interval
+from pipelines.report.claims import compare_methods
+from pipelines.report.results import group_trials, plan_so_far
+from tests.pipelines.report.conftest import N, Study
+
+Make = Callable[..., Study]
+RIGHT = {("finetune", 0.1): 0.6, ("finetune", 1.0): 0.9, ("distill", 0.1): 0.6, ("distill", 1.0): 0.7}
+
+
+def test_groups_are_means_over_seeds(study: Make) -> None:
+    made = study()
+    made.accuracy = lambda method, fraction, size: RIGHT[method, fraction]
+    groups = {(g["method"], g["fraction"]): g for g in group_trials(made.finish_all().results())}
+    assert groups.keys() == RIGHT.keys()
+    for key, group in groups.items():
+        assert group["seeds"] == 2
+        assert group["accuracy"] == group["teacher_agreement"] == pytest.approx(RIGHT[key])
+        assert group["ci_low"] < group["accuracy"] < group["ci_high"]
+        assert group["train_seconds"] == 10.0
+        assert group["parameters"] == 8_000_000
+
+
+def test_one_seed_has_the_wilson_interval(study: Make) -> None:
+    made = study(method=["finetune"], fraction=[1.0], seed=[3])
+    results = made.finish_all().results()
+    (group,) = group_trials(results)
+    assert (group["accuracy"], group["ci_low"], group["ci_high"]) == accuracy_interval(results.correct[0])
+
+
+def test_teacher_tokens_are_those_that_the_method_learns_from(study: Make) -> None:
+    groups = group_trials(study(method=["finetune", "distill", "cot_labelled"]).finish_all().results())
+    tokens = {(g["method"], g["fraction"]): g["teacher_tokens"] for g in groups}
+    assert tokens == {
+        ("finetune", 0.1): 0, ("finetune", 1.0): 0, ("distill", 0.1): 200, ("distill", 1.0): 2000,
+        ("cot_labelled", 0.1): 200, ("cot_labelled", 1.0): 2000,
+    }  # fmt: skip
+
+
+def test_an_unfinished_study_says_what_is_missing_and_why(study: Make) -> None:
+    made = study()
+    done, failed, stopped, damaged, foreign, *rest = made.trials
+    plan = made.plan()
+    for trial in (done, damaged, foreign):
+        made.finish(trial)
+    plan.folder(failed).path.mkdir(parents=True)
+    plan.folder(failed).error.write_text("Traceback …\nRuntimeError: out of memory")
+    plan.folder(stopped).path.mkdir(parents=True)
+    plan.folder(stopped).metrics.write_text('{"step": 25, "validation_accuracy": 0.6}\n')
+    plan.folder(damaged).predictions.write_bytes(b"PAR1")
+    table = pd.read_parquet(plan.folder(foreign).predictions)
+    table.assign(review_id=table["review_id"] + "x").to_parquet(plan.folder(foreign).predictions)
+
+    results = made.results()
+    assert [t["trial_id"] for t in results.trials] == [done.id]
+    missing = {m["title"]: m for m in results.missing}
+    assert missing[failed.title]["state"] == "failed"
+    assert "RuntimeError: out of memory" in missing[failed.title]["why"]
+    assert missing[stopped.title]["why"] == "running, or stopped after step 25"
+    assert missing[damaged.title]["state"] == "unreadable"
+    assert "Delete" in missing[damaged.title]["why"]
+    assert f"has {N} reviews that are not the study's {N} test reviews" in missing[foreign.title]["why"]
+    assert {missing[t.title]["state"] for t in rest} == {"not started"}
+
+
+def test_with_no_trial_done_there_is_still_the_teacher(study: Make) -> None:
+    made = study()
+    results = made.results()
+    assert results.trials == group_trials(results) == []
+    assert results.teacher_correct is not None
+    assert results.teacher_correct.mean() == pytest.approx(0.8)
+    made.teacher = None
+    with pytest.raises(CotdError, match=r"no finished trial to report\. Run `cotd sweep CONFIG` first"):
+        made.results()
+
+
+def test_a_review_the_teacher_was_not_asked_about_is_not_a_wrong_one(study: Make) -> None:
+    made = study()
+    plan = made.plan()
+    assert plan.teacher_test is not None
+    table = pd.read_parquet(plan.teacher_test).sort_values("review_id")
+    refused = table.assign(predicted=table["predicted"].where(table["review_id"] != "r000"))
+    refused.iloc[:50].to_parquet(plan.teacher_test)
+    made.plan = lambda: plan  # type: ignore[method-assign]
+    row = made.results().teacher_correct
+    assert row is not None
+    assert row[0] == 0.0, "it refused, which is no right answer"
+    assert np.isnan(row[50:]).all()
+    assert not np.isnan(row[:50]).any()
+
+
+def test_methods_that_need_no_annotations_are_reported_before_there_are_any(write_study: Callable[..., object]) -> None:
+    grid = {"method": ["finetune", "distill", "cot_labelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
+    plan, notes = plan_so_far(load_config(write_study(grid=grid)))  # type: ignore[arg-type]
+    assert [t.method for t in plan.trials] == ["finetune"]
+    assert notes == [
+        "No annotations yet, which distill, cot_labelled need: run `cotd annotate CONFIG`, then `cotd sweep CONFIG`."
+    ]
+
+
+def test_a_trial_with_settings_of_its_own_is_a_group_of_its_own(study: Make) -> None:
+    made = study(method=["finetune", "cot_labelled"], fraction=[1.0], seed=[0])
+    heavier = [
+        type(t).from_dict(t.to_dict() | {"training": t.training.model_dump() | {"rationale_weight": weight, "steps": steps}})
+        for t in made.trials
+        if t.method == "cot_labelled"
+        for weight, steps in ((1.0, 300), (2.0, 300), (2.0, 600))
+    ]
+    made.trials += heavier
+    results = made.finish_all().results()
+    groups = group_trials(results)
+    assert [(g["method"], g["setting"]) for g in groups] == [
+        ("finetune", ""), ("cot_labelled", ""), ("cot_labelled", "rationale_weight 1"), ("cot_labelled", "rationale_weight 2"),
+        ("cot_labelled", "steps 600, rationale_weight 2"),
+    ]  # fmt: skip
+    compared = {(c["a"], c["b"]) for c in compare_methods(results, groups)}
+    assert compared == {
+        ("cot_labelled", "finetune"), ("cot_labelled", "cot_labelled (rationale_weight 1)"),
+        ("cot_labelled", "cot_labelled (rationale_weight 2)"),
+        ("cot_labelled (rationale_weight 1)", "cot_labelled (rationale_weight 2)"),
+        ("cot_labelled (rationale_weight 2)", "cot_labelled (steps 600, rationale_weight 2)"),
+    }  # fmt: skip
