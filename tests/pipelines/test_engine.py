@@ -74,7 +74,7 @@ def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
 
 
 # The tolerances that the README states.
-@pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.03)])
+@pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.05)])
 def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows: int, tolerance: float) -> None:
     texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:rows])
     plain = EngineConfig(backend="in_process", dtype=dtype, max_model_len=256, kv_cache_gb=1, batch_size=rows)  # type: ignore[arg-type]
