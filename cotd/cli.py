@@ -231,7 +231,7 @@ def serve_command(
     runtime: Annotated[
         str,
         typer.Option(
-            help="what computes the label: torch, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
+            help="what computes the label: torch, torch-bf16, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
             "each is checked against the student when it loads"
         ),
     ] = "torch",

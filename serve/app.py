@@ -114,7 +114,7 @@ def why_not_started(error: RuntimeError) -> str:
     """The reason why replicas did not start: the message of our own error in what they left, else what Ray says."""
     application = serve.status().applications.get(APP)
     left = "\n".join(d.message for d in application.deployments.values()) if application else ""
-    ours = re.findall(r"CotdError: (.+)", left)
+    ours = re.findall(r"(?:CotdError|Unfit): (.+)", left)
     return f"the endpoint did not start: {ours[-1] if ours else str(error).strip()}"
 
 

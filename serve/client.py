@@ -47,8 +47,7 @@ class Policy:
             CotdError: making it again would not help, or it was made often enough.
         """
         last = attempt >= self.retries
-        # Clients that were turned away together shall not come back together.
-        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+        wait = backoff(attempt)
         if isinstance(outcome, httpx.TransportError):
             # A refused connection at once: it is more likely that nothing was started than that it restarts.
             if last or (attempt == 0 and isinstance(outcome, httpx.ConnectError)):
@@ -56,12 +55,12 @@ class Policy:
                     f"no answer from {self.url} ({outcome or type(outcome).__name__}). "
                     "Start the endpoint with `cotd serve`, or name it: --url"
                 ) from outcome
-            return backoff
+            return wait
         if outcome.status_code == 200:
             return PredictResponse.model_validate_json(outcome.content)
         if last or outcome.status_code not in PASSING:
             raise CotdError(f"{self.url} answered {outcome.status_code}: {explain_refusal(outcome)}")
-        return wait_seconds(outcome, backoff)
+        return wait_seconds(outcome, wait)
 
 
 class Client:
@@ -200,6 +199,12 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after a request was made `attempt` times before and failed once more."""
+    # Clients that were turned away together shall not come back together.
+    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
 
 
 def body(texts: list[str], rationale: bool) -> dict[str, object]:

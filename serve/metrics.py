@@ -45,7 +45,7 @@ class Metrics:
             **made,
         )  # fmt: skip
         self.swaps = Counter("cotd_model_swaps", "Looks at a moved alias, by outcome", ["outcome"], **made)
-        for outcome in ("swapped", "refused", "registry_unreachable"):
+        for outcome in ("swapped", "refused", "not_loaded", "registry_unreachable"):
             self.swaps.labels(outcome)
 
     def render(self) -> tuple[bytes, str]:
@@ -57,8 +57,18 @@ class Metrics:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         for path in self.folder.glob("gauge_live*.db"):
             pid = int(path.stem.rsplit("_", 1)[1])
-            if not Path(f"/proc/{pid}").exists():  # a replica that was killed: its queue is gone
+            if not alive(pid):  # a replica that was killed: its queue is gone
                 mark_process_dead(pid, str(self.folder))
         everything = CollectorRegistry()
         MultiProcessCollector(everything, path=str(self.folder))
         return generate_latest(everything), CONTENT_TYPE_LATEST
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and that its parent has not asked about yet."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

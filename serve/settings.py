@@ -29,6 +29,7 @@ class Settings(BaseModel):
     max_texts: Count = Field(256, description="texts a request; more is answered with 413")
     max_characters: Count = Field(20_000, description="characters a text; more is answered with 413")
     max_body_bytes: Count = Field(8 * 2**20, description="bytes a request's body; more is answered with 413, unread")
+    max_body_seconds: float = Field(30.0, gt=0, description="seconds a body may take to arrive; then 408")
     max_batch: Count = Field(32, description="texts the runtime is given at once")
     max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; beyond it 503 with Retry-After")
     max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,9 @@ class Registry:
         spoil(copy)
         return str(self.client.create_model_version(NAME, copy.as_uri()).version)
 
+    def folder_of(self, version: str) -> Path:
+        return Path(self.client.get_model_version(NAME, version).source.removeprefix("file://"))
+
     def crown(self, version: str) -> None:
         self.client.set_registered_model_alias(NAME, "champion", version)
 
@@ -79,3 +84,26 @@ def with_endpoint() -> Callable[..., Any]:
         return asyncio.run(serve())
 
     return run
+
+
+@pytest.fixture
+def serve_http() -> Iterator[Callable[[Settings], str]]:
+    """Serves an endpoint over HTTP from a thread; returns its address."""
+    import uvicorn
+
+    servers: list[Any] = []
+
+    def serve(settings: Settings) -> str:
+        api = build_api(Endpoint(settings))
+        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        servers.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+
+    yield serve
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(10)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve.api import build_api
-from serve.endpoint import Endpoint
 from serve.settings import Settings, digest
 
 pytestmark = pytest.mark.browser
@@ -31,29 +27,6 @@ def browser() -> Iterator[Any]:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
-
-
-@pytest.fixture
-def serve_page() -> Iterator[Callable[[Settings], str]]:
-    """Serves an endpoint over HTTP from a thread; returns its address."""
-    import uvicorn
-
-    servers: list[Any] = []
-
-    def serve(settings: Settings) -> str:
-        api = build_api(Endpoint(settings))
-        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        servers.append((server, thread))
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-
-    yield serve
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture
@@ -84,9 +57,9 @@ def settings(student_folder: Path) -> Settings:
 
 
 def test_reviews_are_classified_and_explained_by_keyboard(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
-    page = open_page(serve_page(settings))
+    page = open_page(serve_http(settings))
     page.get_by_label("Reviews").press_sequentially("A warm film.")  # it has the focus from the start
     page.keyboard.press("Enter")
     page.keyboard.type("Dull <b>and</b> lifeless.")
@@ -110,9 +83,9 @@ def test_reviews_are_classified_and_explained_by_keyboard(
 
 
 def test_refusals_are_said_and_a_token_is_asked_for(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
-    page = open_page(serve_page(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
+    page = open_page(serve_http(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_label("Token").press("Tab")
     page.wait_for_function("document.getElementById('model').textContent.includes('version')")
@@ -127,9 +100,9 @@ def test_refusals_are_said_and_a_token_is_asked_for(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_the_page_fits_and_can_be_read(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, scheme: str, width: int
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, scheme: str, width: int
 ) -> None:
-    page = open_page(serve_page(settings), color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = open_page(serve_http(settings), color_scheme=scheme, viewport={"width": width, "height": 800})
     page.get_by_role("button", name="Try an example").click()
     page.get_by_role("listitem").nth(2).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
