@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from cotd import assets
+from cotd.sources import FILE_TYPES
 from cotd.student import Prediction, Student, resolve_model
 from serve.batcher import Batcher, QueueFull
 from serve.last_good import LastGood
@@ -57,10 +59,10 @@ class Served:
 
     @property
     def licences(self) -> dict[str, str]:
-        """Of the embedded reviews, teacher and base model that the student comes from: source → licence."""
+        """Of the reviews, the teacher and the base model that the student comes from: source → licence, where it is known."""
         card = self.student.card
         sources = [card.get("base"), (card.get("data") or {}).get("source"), (card.get("teacher") or {}).get("model")]
-        return {s: assets.get_asset(s).licence for s in sources if isinstance(s, str) and assets.is_embedded(s)}
+        return {s: licence_of(s) for s in sources if isinstance(s, str)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ class Setback:
     def after(cls, version: str, earlier: Setback | None) -> Setback:
         attempts = earlier.attempts + 1 if earlier and earlier.version == version else 1
         return cls(version, attempts, time.monotonic() + min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(attempts - 1, 30)))
+
+
+def licence_of(source: str) -> str:
+    """The licence of an embedded asset; of anything else, where to look."""
+    if assets.is_embedded(source):
+        return assets.get_asset(source).licence
+    here = Path(source).suffix in FILE_TYPES or Path(source).is_absolute()
+    return "unknown: a file of its owner's" if here else f"unknown: see hub:{source}"
 
 
 class Endpoint:

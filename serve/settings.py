@@ -36,7 +36,9 @@ class Settings(BaseModel):
     poll_seconds: float = Field(10.0, ge=0, description="how often the alias is looked at; 0 never swaps")
     token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself stays where it was read")
     log_texts: bool = Field(False, description="write the reviews themselves to the log")
-    metrics_folder: str | None = Field(None, description="where replicas of one machine share their metrics")
+    metrics_folder: str | None = Field(
+        None, description="where replicas of one machine share their metrics, and note what they serve"
+    )
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:
