@@ -18,7 +18,7 @@ from serve.batcher import QueueFull
 from serve.endpoint import LOG, Aloud, Endpoint, Served
 from serve.errors import HANDLERS, Refused, documented, failed
 from serve.guard import Guard
-from serve.page import page_response
+from serve.page import DOCS, page_response
 from serve.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
 
 DESCRIPTION = "Sentiment of reviews, from a student distilled from a large language model."
@@ -40,11 +40,12 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             watching.cancel()
         endpoint.close()
 
-    api = FastAPI(title="cotd", description=DESCRIPTION, version=__version__, lifespan=lifespan, redoc_url=None)
+    api = FastAPI(title="cotd", description=DESCRIPTION, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, endpoint=endpoint, proxied=proxied)
     for kind, answer in HANDLERS.items():
         api.add_exception_handler(kind, answer)
-    bearer = [Security(HTTPBearer(auto_error=False))]  # for the documentation: the guard has checked before
+    # For the documentation: the guard has checked before.
+    bearer = [Security(HTTPBearer(auto_error=False))] if endpoint.settings.token_sha256 else []
 
     @api.post(
         "/v1/predict",
@@ -112,6 +113,10 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         return page_response()
+
+    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return page_response(DOCS)
 
     return api
 

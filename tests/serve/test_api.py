@@ -170,6 +170,19 @@ def test_a_full_queue_answers_503_and_when_to_come_back(with_endpoint: Any, sett
     with_endpoint(settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8, "max_batch": 4}), use)
 
 
+def test_readiness_is_of_a_queue_that_would_take_a_request(with_endpoint: Any, settings: Settings) -> None:
+    async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+        endpoint.labels.queued = 5
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert refusal(answer)["code"] == "queue_full"
+        assert int(answer.headers["Retry-After"]) >= 1
+        endpoint.labels.queued = 0
+
+    with_endpoint(settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8}), use)
+
+
 def test_no_more_streams_are_taken_than_may_wait(with_endpoint: Any, settings: Settings) -> None:
     body = {"texts": ["A warm and funny film."], "rationale": True}
 
@@ -299,7 +312,8 @@ def test_the_dashboard_asks_for_metrics_that_there_are(ask: Ask, settings: Setti
 
 
 def test_the_documentation_has_examples_and_errors(ask: Ask, settings: Settings) -> None:
-    document = ask(settings, path="/openapi.json").json()
+    assert "security" not in ask(settings, path="/openapi.json").text
+    document = ask(settings.model_copy(update={"token_sha256": digest(TOKEN)}), path="/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
     assert set(predict["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
     for status in ("401", "413", "422", "503"):

@@ -1,4 +1,4 @@
-"""The page in headless Chromium. Needs `pip install playwright` and a Chromium; run it with `pytest -m browser`."""
+"""The pages in headless Chromium, where there is one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from serve.settings import Settings, digest
-
-pytestmark = pytest.mark.browser
 
 TOKEN = "a-token-long-enough"
 CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -48,7 +46,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for page, url, asked, failures in opened:
         page.context.close()
         assert failures == []
-        assert [a for a in asked if not a.startswith((url, "data:"))] == []
+        own = url.removesuffix("docs")
+        assert [a for a in asked if not a.startswith((own, "data:"))] == []
 
 
 @pytest.fixture
@@ -97,6 +96,17 @@ def test_refusals_are_said_and_a_token_is_asked_for(
     page.get_by_role("listitem").wait_for()
 
 
+def test_the_documentation_needs_nobody_else(
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+) -> None:
+    url = serve_http(settings)
+    page = open_page(f"{url}docs")
+    page.get_by_role("heading", name="POST /v1/predict").wait_for()
+    said = page.inner_text("main")
+    for part in (f"{url}v1/predict", "A warm and funny film.", "too_many_texts", "GET /readyz", "503"):
+        assert part in said
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_the_page_fits_and_can_be_read(
@@ -108,6 +118,19 @@ def test_the_page_fits_and_can_be_read(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for selector in ("h1", ".hint", "#model", "#status", ".verdict strong", ".bars", "button.main", "footer"):
         assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector  # WCAG 2.2, 1.4.3
+
+
+def test_a_picture_of_the_page(
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, tmp_path: Path
+) -> None:
+    """README's: COTD_SCREENSHOT=docs/page.png COTD_SCREENSHOT_STUDENT=FOLDER pytest tests/serve/test_page.py -k picture"""
+    student = os.environ.get("COTD_SCREENSHOT_STUDENT", settings.student)
+    page = open_page(serve_http(settings.model_copy(update={"student": student})), viewport={"width": 860, "height": 800})
+    page.get_by_role("button", name="Try an example").click()
+    page.get_by_role("listitem").nth(2).wait_for()
+    picture = Path(os.environ.get("COTD_SCREENSHOT", tmp_path / "page.png"))
+    page.screenshot(path=picture, full_page=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 # The contrast of an element's text against the nearest opaque background behind it.
