@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +30,7 @@ TOLERANCES = {
     "torch": 1e-3, "torch-bf16": 0.02, "transformers": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.05,
     "ctranslate2-int8": 0.05,
 }  # fmt: skip
-# What is not part of the pinned set-up, by runtime: the packages as pip calls them, which is also how they are imported.
+# What a runtime needs beyond cotd itself, of the extra `export`: as pip calls it, which is also how it is imported.
 PACKAGES = {
     "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
     "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
@@ -125,8 +127,20 @@ def require_runtime(name: str) -> None:
 def require_packages(what: str, packages: Sequence[str]) -> None:
     """Raises a CotdError with the pip command if any of the packages is not installed."""
     if any(importlib.util.find_spec(package) is None for package in packages):
-        needed = " ".join(packages)
+        needed = shlex.join(bounded(packages))
         raise CotdError(f"{what} needs packages that are not installed. Run: {sys.executable} -m pip install {needed}")
+
+
+def bounded(packages: Sequence[str]) -> list[str]:
+    """The packages with the bounds that cotd gives their versions; bare where cotd itself is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in importlib.metadata.requires("cotd") or []]
+    except importlib.metadata.PackageNotFoundError:
+        declared = []
+    bounds = {requirement.name: str(requirement.specifier) for requirement in declared}
+    return [name + bounds.get(name, "") for name in packages]
 
 
 def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
