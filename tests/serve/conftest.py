@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
 from serve.api import build_api
 from serve.endpoint import Endpoint
+from serve.metrics import FOLDER_VARIABLE
 from serve.settings import Settings
 
 NAME = "cotd-student"
@@ -81,7 +83,12 @@ def with_endpoint() -> Callable[..., Any]:
             async with api.router.lifespan_context(api), client:
                 return await use(client, endpoint)
 
-        return asyncio.run(serve())
+        import prometheus_client  # noqa: F401 - reads the variable now, not when an endpoint has named its folder by it
+
+        try:
+            return asyncio.run(serve())
+        finally:
+            os.environ.pop(FOLDER_VARIABLE, None)
 
     return run
 
