@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,9 @@ assets_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Embedded models and reviews, from ordinary packages."
 )
 app.add_typer(assets_app, name="assets")
+
+ENDPOINT = "http://127.0.0.1:8000"
+CHAMPION = "models:/cotd-student@champion"
 
 Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
 Overrides = Annotated[
@@ -243,7 +247,7 @@ TrackingUri = Annotated[
 
 @app.command("serve")
 def serve_command(
-    student: Student = "models:/cotd-student@champion",
+    student: Student = CHAMPION,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1)] = 1,
@@ -251,7 +255,7 @@ def serve_command(
     runtime: Annotated[
         str,
         typer.Option(
-            help="what computes the label: torch, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
+            help="what computes the label: torch, torch-bf16, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
             "each is checked against the student when it loads"
         ),
     ] = "torch",
@@ -273,6 +277,7 @@ def serve_command(
 
     prefer_haproxy()  # before Ray is imported
 
+    from cotd.progress import say
     from pipelines.cluster import ray_session
     from serve.app import require_port, serving
     from serve.runtime import require_runtime
@@ -285,9 +290,12 @@ def serve_command(
         lambda: token_digest(token_file),
         lambda: check_student(student, uri),
     )
+    digest = token_digest(token_file)
+    if digest is None and host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"warning: whoever reaches {host}:{port} may use this endpoint. Set a token: --token-file.")
     settings = Settings(
         student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
-        max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=token_digest(token_file), log_texts=log_texts,
+        max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,
     )  # fmt: skip
     with ray_session(), serving(settings, host, port, replicas, cpus) as url:
         print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
@@ -304,15 +312,18 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(help="reviews; from standard input, a line each, if none is given")
     ] = None,
-    url: Annotated[str, typer.Option(help="the endpoint")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; by default {ENDPOINT}")] = None,
     local: Annotated[
         bool, typer.Option("--local", help="load the student in this process instead of asking an endpoint")
     ] = False,
-    student: Student = "models:/cotd-student@champion",
+    student: Annotated[
+        str | None, typer.Option(help=f"of --local and --input: models:/NAME@ALIAS, a folder, or a hub id; default: {CHAMPION}")
+    ] = None,
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     input: Annotated[
-        str | None, typer.Option(help="a .parquet, .csv or .jsonl file to predict with Ray Data; needs no endpoint")
+        str | None,
+        typer.Option(help="a .parquet, .csv or .jsonl file to predict: with Ray Data, or with --url by that endpoint"),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the file for --input's rows with their predictions")] = None,
     text: Annotated[str, typer.Option(help="--input's text column")] = "text",
@@ -324,25 +335,63 @@ def predict(
       cotd predict "A warm and funny film."
       cotd predict --local --rationale < reviews.txt
       cotd predict --input reviews.parquet --output scored.parquet
+      cotd predict --input reviews.parquet --output scored.parquet --url http://127.0.0.1:8000
     """
-    if input or output:
-        if not (input and output) or texts:
-            raise CotdError("a file is predicted by --input and --output together, without reviews as arguments.")
-        predict_file(input, output, text, student, rationale, tracking_uri)
-        return
-    reviews = texts or [line.strip() for line in sys.stdin if line.strip()]
-    if not reviews:
-        raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
-    rows = predict_locally(student, reviews, rationale, tracking_uri) if local else predict_remotely(url, reviews, rationale)
-    for text, row in zip(reviews, rows, strict=True):
-        if as_json:
-            print(json.dumps({"text": text, **row}, ensure_ascii=False))
+    of_student = student is not None or tracking_uri is not None
+    refuse(
+        (bool(input) != bool(output) or bool(input and texts),
+         "a file is predicted by --input and --output together, without reviews as arguments."),
+        (bool(input and as_json), "--json is of reviews that are printed: the name of --output says what is written into it."),
+        (bool(input and local), "--input loads the student without --local already: leave one of them out."),
+        (bool(url and local), "--local asks no endpoint: leave out --url, or --local."),
+        (of_student and not (local or (input and not url)),
+         "--student and --tracking-uri name what --local or --input load: an endpoint answers with the student that it serves."),
+    )  # fmt: skip
+    model = student or CHAMPION
+    if input and output:
+        if url:
+            predict_file_by_endpoint(input, output, text, url, rationale)
         else:
-            explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
-            print(f"{row['label']:8} {row['score']:6.1%}  {text}{explanation}")
+            predict_file(input, output, text, model, rationale, tracking_uri)
+        return
+    reviews = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
+    with contextlib.ExitStack() as stack:
+        answer = local_student(model, rationale, tracking_uri) if local else endpoint_at(url or ENDPOINT, rationale, stack)
+        if not print_predictions(reviews, answer, as_json, 4 if rationale else 32):
+            raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
 
 
-def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_uri: str | None) -> list[dict[str, Any]]:
+def refuse(*problems: tuple[bool, str]) -> None:
+    """Raises a CotdError of the problems that there are."""
+    if found := [message for there, message in problems if there]:
+        raise CotdError(*found)
+
+
+Rows = Callable[[list[str]], list[dict[str, Any]]]
+
+
+def print_predictions(reviews: Iterator[str], answer: Rows, as_json: bool, size: int) -> int:
+    """Prints each review's prediction as soon as the few that it is asked with are answered; returns how many there were."""
+    from cotd.completions import batched
+    from cotd.progress import say
+
+    count = 0
+    for part in batched(reviews, size):
+        for review, row in zip(part, answer(part), strict=True):
+            if as_json:
+                print(json.dumps({"text": review, **row}, ensure_ascii=False))
+            else:
+                explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
+                print(f"{row['label']:8} {row['score']:6.1%}  {review}{explanation}")
+        sys.stdout.flush()
+        count += len(part)
+        if not sys.stdout.isatty() and count // 1000 > (count - len(part)) // 1000:
+            say(f"  {count:,} reviews")
+    return count
+
+
+def local_student(student: str, rationale: bool, tracking_uri: str | None) -> Rows:
+    """The student, loaded into this process."""
     from dataclasses import asdict
 
     from cotd.student import Student as Model
@@ -351,10 +400,22 @@ def predict_locally(student: str, reviews: list[str], rationale: bool, tracking_
     model = Model.load(student)
     if rationale and not model.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
-    rows = [asdict(p) for p in model.predict(reviews)]
-    for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
-        row["rationale"] = why
-    return rows
+
+    def answer(reviews: list[str]) -> list[dict[str, Any]]:
+        rows = [asdict(p) for p in model.predict(reviews)]
+        for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
+            row["rationale"] = why
+        return rows
+
+    return answer
+
+
+def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Rows:
+    """The endpoint at an address, for as long as the stack is open."""
+    from serve.client import Client
+
+    client = stack.enter_context(Client(url))
+    return lambda reviews: [p.model_dump() for p in client.predict(reviews, rationale)]
 
 
 def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
@@ -374,11 +435,26 @@ def predict_file(source: str, target: str, text: str, student: str, rationale: b
         say(sentence)
 
 
-def predict_remotely(url: str, reviews: list[str], rationale: bool) -> list[dict[str, Any]]:
-    from serve.client import Client
+def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rationale: bool) -> None:
+    from cotd.progress import say
+    from pipelines.score import RowRefused, require_columns, require_output, score_file_by
+    from serve.client import Rejected
 
-    with Client(url) as client:
-        return [p.model_dump() for p in client.predict(reviews, rationale)]
+    require_all(lambda: require_columns(source, text), lambda: require_output(target))
+    with contextlib.ExitStack() as stack:
+        answer = endpoint_at(url, rationale, stack)
+
+        def predict(texts: list[str]) -> list[dict[str, Any]]:
+            try:
+                return answer(texts)
+            except Rejected as error:
+                if error.code == "no_rationales":
+                    raise
+                raise RowRefused(str(error)) from error
+
+        summary = score_file_by(source, target, predict, text, rationale)
+    for sentence in summary.sentences:
+        say(sentence)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cotd.annotation_metrics import annotation_metrics, reliability_figure
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
+from cotd.model_cache import fetch_version
 from cotd.trials import Trial, TrialFolder
 
 if TYPE_CHECKING:
@@ -352,7 +353,7 @@ def download_student(uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        folder = fetch_version(uri)
     except MlflowException as error:
         raise CotdError(
             f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} Run `cotd promote CONFIG` first."

@@ -1,31 +1,24 @@
-"""A file of texts to a file of predictions, through Ray Data: for users who do not want an endpoint."""
+"""A file of texts to a file of predictions: through Ray Data for who wants no endpoint, or by one that runs."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
-import pyarrow.parquet
 
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
 from cotd.source_files import FILE_TYPES, NO_OBJECT, parse_line, text_problem
+from pipelines.files import LINE, FileWriter, column_names, count_rows, csv_options, read_pieces
 
 BATCH = 256
-LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
-# The column of JSON lines as they are: no schema would hold them all, and none may change what it does not understand.
-LINE = "__line__"
 REASON = "quarantine_reason"
 ADDED = {
     "predicted_label": pa.string(),
@@ -37,12 +30,8 @@ ADDED = {
 Predict = Callable[[list[str]], Sequence[dict[str, Any]]]
 
 
-class Writer(Protocol):
-    """One file, written piece by piece."""
-
-    def write(self, table: pa.Table) -> None: ...
-
-    def close(self) -> None: ...
+class RowRefused(Exception):
+    """Why texts are not predicted though all is well but for them: a row is quarantined with that reason."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +81,43 @@ def score_file(
 
     require_columns(source, text)
     require_output(target)
-    started = time.monotonic()
     context = ray.data.DataContext.get_current()
     in_order = context.execution_options.preserve_order
     context.execution_options.preserve_order = True
+    try:
+        return write_scored(
+            source, target, scored_batches(source, pinned(student, tracking_uri), tracking_uri, text, rationale)
+        )
+    finally:
+        context.execution_options.preserve_order = in_order
+
+
+def score_file_by(source: str, target: str, predict: Predict, text: str = "text", rationale: bool = False) -> ScoreSummary:
+    """`score_file` by whatever predicts, an endpoint for one, from this process and without Ray.
+
+    Args:
+        predict: texts → `label`, `score`, `truncated` and, if asked for, `rationale` of each. Raises RowRefused if one of
+            the texts is at fault: then each is asked about by itself.
+
+    Raises:
+        CotdError: as `score_file`, and whatever `predict` raises.
+    """
+    require_columns(source, text)
+    require_output(target)
+    tables = read_pieces(source, BATCH)
+    return write_scored(source, target, (with_predictions(table, text, predict, rationale) for table in tables))
+
+
+def write_scored(source: str, target: str, tables: Iterator[pa.Table]) -> ScoreSummary:
+    """Writes rows with the columns of `ADDED` to the output and to the quarantine."""
+    started = time.monotonic()
     labels: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     aside = quarantine_path(Path(target))
     try:
         with FileWriter(Path(target)) as scored, FileWriter(aside) as quarantine:
             with track("predicting", count_rows(source), "rows") as advance:
-                for table in scored_batches(source, pinned(student, tracking_uri), tracking_uri, text, rationale):
+                for table in tables:
                     bad = table[REASON].is_valid()
                     good = table.filter(pa.compute.invert(bad)).drop_columns([REASON])
                     scored.write(good)
@@ -121,8 +136,6 @@ def score_file(
                 aside.unlink(missing_ok=True)  # an earlier run's
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise CotdError(f"cannot write '{target}': {error}. A .jsonl file takes columns of any kind.") from error
-    finally:
-        context.execution_options.preserve_order = in_order
     return ScoreSummary(dict(labels), dict(reasons), aside if reasons else None, time.monotonic() - started)
 
 
@@ -154,7 +167,7 @@ def scored_batches(source: str, student: str, tracking_uri: str | None, text: st
 
 
 def read(source: str) -> Any:
-    """The file as a Ray dataset. CSV cells stay the strings that they are: 007 is not 7. JSON stays lines, in `LINE`."""
+    """The file as a Ray dataset."""
     import ray
 
     path = str(Path(source).expanduser().absolute())
@@ -162,25 +175,7 @@ def read(source: str) -> Any:
     how: dict[str, Any] = {"partitioning": None, "file_extensions": None}
     if source.endswith(".parquet"):
         return ray.data.read_parquet(path, **how)
-    # A row must fit into a block.
-    blocks = {"block_size": LONGEST_ROW, "use_threads": False}
-    if source.endswith(".jsonl"):
-        # As a table of one column, whose delimiter no JSON may hold. `ray.data.read_text` breaks lines where JSON has
-        # none, at U+2028 for one, and reads the file as a whole.
-        return ray.data.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(column_names=[LINE], **blocks),
-            parse_options=pa.csv.ParseOptions(delimiter="\x1f", quote_char=False),
-            convert_options=pa.csv.ConvertOptions(column_types={LINE: pa.string()}),
-            **how,
-        )
-    return ray.data.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(**blocks),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(column_names(source), pa.string())),
-        **how,
-    )
+    return ray.data.read_csv(path, **csv_options(source), **how)
 
 
 class ScoreActor:
@@ -214,7 +209,7 @@ class ScoreActor:
 def with_predictions(table: pa.Table, text: str, predict: Predict, rationale: bool) -> pa.Table:
     """The table with the columns of `ADDED`; a row that has a `quarantine_reason` has nothing in the others.
 
-    A batch that fails is predicted row by row, so that one bad row costs no other.
+    A batch that fails is predicted row by row, so that one bad row costs no other. A CotdError is no row's fault.
     """
     if LINE in table.column_names:
         values, reasons = texts_of_lines(table[LINE].to_pylist(), text)
@@ -226,10 +221,16 @@ def with_predictions(table: pa.Table, text: str, predict: Predict, rationale: bo
     try:
         for i, row in zip(good, predict([values[i] for i in good]) if good else [], strict=True):
             rows[i] = row
+    except CotdError:
+        raise
     except Exception:  # noqa: BLE001 - whatever a text can do to a tokenizer or a model
         for i in good:
             try:
                 rows[i] = predict([values[i]])[0]
+            except CotdError:
+                raise
+            except RowRefused as error:
+                reasons[i] = str(error)
             except Exception as error:  # noqa: BLE001
                 reasons[i] = f"prediction failed: {type(error).__name__}"
     for name, kind in ADDED.items():
@@ -249,74 +250,6 @@ def texts_of_lines(lines: list[str], text: str) -> tuple[list[Any], list[str | N
         values.append(row.get(text) if row is not None else None)
         reasons.append(text_problem(values[-1]) if row is not None else NO_OBJECT)
     return values, reasons
-
-
-class FileWriter:
-    """A Parquet, CSV or JSON-lines file, written piece by piece to a temporary name; `finish` puts it in place."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.writer: Writer | None = None
-        self.schema: pa.Schema | None = None
-
-    def __enter__(self) -> FileWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer:
-            self.writer.close()
-        self.scratch.unlink(missing_ok=True)
-
-    def write(self, table: pa.Table) -> None:
-        """Appends rows; those that came as lines of JSON get back the columns they had."""
-        if self.path.suffix == ".jsonl":
-            self.writer = self.writer or LinesWriter(self.scratch)
-        elif LINE in table.column_names:
-            table = pa.Table.from_pylist([plain_row(row) for row in table.to_pylist()])
-        if self.writer is None:
-            if not len(table):
-                return  # its columns may have no type yet
-            self.schema = table.schema
-            self.writer = self._open(table.schema)
-        self.writer.write(table.cast(self.schema) if self.schema and len(table) else table)
-
-    def _open(self, schema: pa.Schema) -> Writer:
-        if self.path.suffix == ".parquet":
-            return pa.parquet.ParquetWriter(self.scratch, schema)
-        return pa.csv.CSVWriter(self.scratch, schema)
-
-    def finish(self) -> None:
-        """Puts the file in place."""
-        if self.writer is None:  # not a row
-            self.scratch.touch()
-        else:
-            self.writer.close()
-        self.writer = None
-        self.scratch.rename(self.path)
-
-
-class LinesWriter:
-    """JSON, a line a row."""
-
-    def __init__(self, path: Path):
-        self.file = path.open("w", encoding="utf-8")
-
-    def write(self, table: pa.Table) -> None:
-        for row in table.to_pylist():
-            self.file.write(json.dumps(plain_row(row), ensure_ascii=False, default=str) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the columns of the JSON line it came from, if it came from one; a line that is no object stays a string."""
-    if LINE not in row:
-        return row
-    line = row.pop(LINE)
-    was = parse_line(line)
-    return {**(was if was is not None else {"line": line}), **row}
 
 
 def quarantine_path(target: Path) -> Path:
@@ -339,39 +272,6 @@ def require_output(target: str) -> None:
         raise CotdError(f"--output '{target}' is not a {', '.join(FILE_TYPES)} file.")
     if not path.absolute().parent.is_dir():
         raise CotdError(f"--output '{target}': there is no folder {path.absolute().parent}.")
-
-
-def column_names(source: str) -> list[str]:
-    """The file's columns: of JSON lines, those of the first.
-
-    Raises:
-        CotdError: it is not there, of another type, or cannot be read.
-    """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise CotdError(f"no file '{source}' (looked in {path.absolute().parent}).")
-    try:
-        if path.suffix == ".parquet":
-            return list(pa.parquet.read_schema(path).names)
-        if path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return next(csv.reader(file), [])
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                return list(json.loads(file.readline() or "{}"))
-    except (OSError, ValueError, TypeError, csv.Error) as error:  # ArrowInvalid and JSON's errors are ValueErrors
-        raise CotdError(f"cannot read '{source}': {error}") from error
-    raise CotdError(f"'{source}' is not a {', '.join(FILE_TYPES)} file.")
-
-
-def count_rows(source: str) -> int:
-    """How many rows a file has, at least one; of text files, how many lines, which is as good for a progress bar."""
-    path = Path(source).expanduser()
-    if path.suffix == ".parquet":
-        return max(1, int(pa.parquet.read_metadata(path).num_rows))
-    with path.open("rb") as file:
-        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-    return max(1, lines - (path.suffix == ".csv"))
 
 
 def pinned(student: str, tracking_uri: str | None) -> str:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
+from starlette.types import Receive, Scope, Send
 
 from cotd import __version__
 from cotd.student import Prediction
 from serve.batcher import QueueFull
-from serve.endpoint import LOG, Endpoint, Served
-from serve.errors import HANDLERS, Refused, documented
+from serve.endpoint import LOG, Aloud, Endpoint, Served
+from serve.errors import HANDLERS, Refused, documented, failed
 from serve.guard import Guard
-from serve.page import page_response
+from serve.page import DOCS, page_response
 from serve.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
 
 DESCRIPTION = "Sentiment of reviews, from a student distilled from a large language model."
@@ -39,24 +40,25 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             watching.cancel()
         endpoint.close()
 
-    api = FastAPI(title="cotd", description=DESCRIPTION, version=__version__, lifespan=lifespan, redoc_url=None)
+    api = FastAPI(title="cotd", description=DESCRIPTION, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, endpoint=endpoint, proxied=proxied)
     for kind, answer in HANDLERS.items():
         api.add_exception_handler(kind, answer)
-    bearer = [Security(HTTPBearer(auto_error=False))]  # for the documentation: the guard has checked before
+    # For the documentation: the guard has checked before.
+    bearer = [Security(HTTPBearer(auto_error=False))] if endpoint.settings.token_sha256 else []
 
     @api.post(
         "/v1/predict",
         dependencies=bearer,
         response_model=PredictResponse,
         response_model_exclude_none=True,
-        responses={200: {"content": {LINES: {"schema": {"type": "string"}}}}, **documented(400, 401, 413, 422, 500, 503)},
+        responses={200: {"content": {LINES: {"schema": {"type": "string"}}}}, **documented(400, 401, 408, 413, 422, 500, 503)},
     )
     async def predict(body: PredictRequest, request: Request) -> Any:
         """Classifies one or many reviews; with `"rationale": true` the student also explains.
 
         With `"stream": true` the answer is a line of JSON each: the predictions, then `{"index", "rationale"}` with the
-        next piece of a text's rationale.
+        next piece of a text's rationale. A stream that cannot go on ends with a line `{"error"}`, of the shape of all errors.
         """
         served = endpoint.served
         state = request.scope["state"]
@@ -66,11 +68,14 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         check_limits(endpoint, served, body)
         if body.stream:
             pieces = endpoint.explain_aloud(served, body.texts) if body.rationale else None
-            answer = make_answer(served, await endpoint.predict(served, body.texts), None)
-            return StreamingResponse(lines(answer, pieces), media_type=LINES)
-        # First the rationales: if their queue is full, nothing needs to be classified.
-        rationales = await endpoint.explain(served, body.texts) if body.rationale else None
-        return make_answer(served, await endpoint.predict(served, body.texts), rationales)
+            with giving_back(pieces):
+                answer = make_answer(served, await endpoint.predict(served, body.texts), None)
+            return Lines(request, answer, pieces)
+        if body.rationale:
+            endpoint.require_room(body.texts)
+        # First the labels: if their queue is full, no rationale, which takes far longer, has been written for nothing.
+        predictions = await endpoint.predict(served, body.texts)
+        return make_answer(served, predictions, await endpoint.explain(served, body.texts) if body.rationale else None)
 
     @api.get("/v1/model", dependencies=bearer, responses=documented(401))
     async def model() -> ModelResponse:
@@ -109,6 +114,10 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
     async def page() -> HTMLResponse:
         return page_response()
 
+    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return page_response(DOCS)
+
     return api
 
 
@@ -139,9 +148,37 @@ def make_answer(served: Served, predictions: list[Prediction], rationales: list[
     return PredictResponse(model=served.name, predictions=rows)
 
 
-async def lines(answer: PredictResponse, pieces: AsyncIterator[tuple[int, str]] | None) -> AsyncIterator[str]:
-    """A streamed answer: JSON, a line each."""
-    yield answer.model_dump_json(exclude_none=True) + "\n"
-    if pieces:
-        async for index, rationale in pieces:
-            yield RationalePiece(index=index, rationale=rationale).model_dump_json() + "\n"
+@contextlib.contextmanager
+def giving_back(pieces: Aloud | None) -> Iterator[None]:
+    """Closes what has been reserved if the block, which is to come before it, fails."""
+    try:
+        yield
+    except BaseException:
+        if pieces:
+            pieces.close()
+        raise
+
+
+class Lines(StreamingResponse):
+    """A streamed answer: JSON, a line each. However it ends, the room of its rationales is given back."""
+
+    def __init__(self, request: Request, answer: PredictResponse, pieces: Aloud | None):
+        super().__init__(self._lines(request, answer, pieces), media_type=LINES)
+        self.pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self.pieces:
+                self.pieces.close()
+
+    async def _lines(self, request: Request, answer: PredictResponse, pieces: Aloud | None) -> AsyncIterator[str]:
+        yield answer.model_dump_json(exclude_none=True) + "\n"
+        if pieces is None:
+            return
+        try:
+            async for index, rationale in pieces:
+                yield RationalePiece(index=index, rationale=rationale).model_dump_json() + "\n"
+        except Exception as error:  # noqa: BLE001 - the status has been sent: what is left is to say it in the body
+            yield failed(request, error).model_dump_json() + "\n"

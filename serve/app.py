@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -34,7 +35,7 @@ QUIET = {"log_level": "ERROR", "enable_access_log": False}
     max_ongoing_requests=2048,
     max_queued_requests=2048,
     backpressure_config={"retry_after_s": 1},
-    graceful_shutdown_timeout_s=5,
+    graceful_shutdown_timeout_s=60,  # a full queue of rationales takes as long, when replicas are taken away
     max_constructor_retry_count=2,  # a student that fails its check fails it again
 )
 @serve.ingress()
@@ -43,6 +44,9 @@ class StudentServer:
 
     def __init__(self, settings: Settings):
         LOG.setLevel(logging.INFO)
+        if settings.metrics_folder:  # applications of one machine may have been given the same
+            own = Path(settings.metrics_folder) / re.sub(r"[^\w.-]", "_", serve.get_replica_context().app_name)
+            settings = settings.model_copy(update={"metrics_folder": str(own)})
         self.endpoint = Endpoint(settings)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -94,7 +98,11 @@ def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, repli
         )
     folder = settings.metrics_folder or tempfile.mkdtemp(prefix="cotd-metrics-")
     settings = settings.model_copy(update={"metrics_folder": folder})
-    deployment = StudentServer.options(num_replicas=replicas, ray_actor_options={"num_cpus": cpus})  # type: ignore[attr-defined]
+    deployment = StudentServer.options(  # type: ignore[attr-defined]
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus},
+        graceful_shutdown_timeout_s=5,  # who presses Ctrl-C does not wait for rationales
+    )
     found_serve = serve_runs()
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
@@ -114,7 +122,7 @@ def why_not_started(error: RuntimeError) -> str:
     """The reason why replicas did not start: the message of our own error in what they left, else what Ray says."""
     application = serve.status().applications.get(APP)
     left = "\n".join(d.message for d in application.deployments.values()) if application else ""
-    ours = re.findall(r"CotdError: (.+)", left)
+    ours = re.findall(r"(?:CotdError|Unfit): (.+)", left)
     return f"the endpoint did not start: {ours[-1] if ours else str(error).strip()}"
 
 

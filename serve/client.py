@@ -22,6 +22,23 @@ FIRST_WAIT = 0.2
 # A rationale takes a thousand times as long as a label, and fewer may wait at once.
 MAX_EXPLAINED = 16
 PASSING = (429, 500, 502, 503, 504)
+# What an endpoint says that takes fewer texts, or shorter bodies, than this client sends.
+TOO_MUCH = ("too_many_texts", "body_too_large")
+
+
+class Rejected(CotdError):
+    """The endpoint answers, and does not take these texts: one of them is at fault, or there are too many.
+
+    Attributes:
+        code: what the endpoint calls it.
+    """
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[Rejected], tuple[str, str]]:
+        return type(self), (str(self), self.code)
 
 
 class Policy:
@@ -32,10 +49,21 @@ class Policy:
         self.retries = retries
         token = token or os.environ.get(TOKEN_VARIABLE, "").strip()
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.most = {False: MAX_TEXTS, True: MAX_EXPLAINED}  # texts a request, without and with rationales
 
     def split(self, texts: Sequence[str], rationale: bool) -> list[list[str]]:
-        size = MAX_EXPLAINED if rationale else MAX_TEXTS
+        size = self.most[rationale]
         return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+    def learn(self, error: Rejected, texts: Sequence[str], rationale: bool) -> None:
+        """Sends less at once from now on, if it is that which was rejected.
+
+        Raises:
+            Rejected: it was something else, or it was one text.
+        """
+        if error.code not in TOO_MUCH or len(texts) == 1:
+            raise error
+        self.most[rationale] = min(self.most[rationale], len(texts) // 2)
 
     def settle(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> PredictResponse | float:
         """What to do about a request's outcome: the answer it holds, or the seconds to wait before it is made again.
@@ -45,10 +73,10 @@ class Policy:
 
         Raises:
             CotdError: making it again would not help, or it was made often enough.
+            Rejected: it is the texts that the endpoint does not take.
         """
         last = attempt >= self.retries
-        # Clients that were turned away together shall not come back together.
-        backoff = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+        wait = backoff(attempt)
         if isinstance(outcome, httpx.TransportError):
             # A refused connection at once: it is more likely that nothing was started than that it restarts.
             if last or (attempt == 0 and isinstance(outcome, httpx.ConnectError)):
@@ -56,19 +84,22 @@ class Policy:
                     f"no answer from {self.url} ({outcome or type(outcome).__name__}). "
                     "Start the endpoint with `cotd serve`, or name it: --url"
                 ) from outcome
-            return backoff
+            return wait
         if outcome.status_code == 200:
             return PredictResponse.model_validate_json(outcome.content)
         if last or outcome.status_code not in PASSING:
-            raise CotdError(f"{self.url} answered {outcome.status_code}: {explain_refusal(outcome)}")
-        return wait_seconds(outcome, backoff)
+            code, message = explain_refusal(outcome)
+            said = f"{self.url} answered {outcome.status_code}: {message}"
+            raise Rejected(said, code) if outcome.status_code in (413, 422) else CotdError(said)
+        return wait_seconds(outcome, wait)
 
 
 class Client:
     """Asks a running endpoint; keeps its connection, and splits long lists into several requests.
 
-    A request that finds the queue full is made again after the time that the endpoint names, one that finds the
-    endpoint away after a little: predictions have no side effect.
+    How many texts the endpoint takes at once it learns when it is told that they were too many. A request that finds the
+    queue full is made again after the time that the endpoint names, one that finds the endpoint away after a little:
+    predictions have no side effect.
 
     >>> with Client("http://127.0.0.1:8000") as client:
     ...     client.predict(["A warm and funny film."])[0].label
@@ -97,8 +128,16 @@ class Client:
 
         Raises:
             CotdError: the endpoint cannot be reached, or refuses the request.
+            Rejected: it does not take one of the texts.
         """
-        return [p for part in self.policy.split(texts, rationale) for p in self.request(part, rationale).predictions]
+        predictions: list[TextPrediction] = []
+        while rest := texts[len(predictions) :]:
+            part = list(rest[: self.policy.most[rationale]])
+            try:
+                predictions += self.request(part, rationale).predictions
+            except Rejected as error:
+                self.policy.learn(error, part, rationale)
+        return predictions
 
     def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
         """One request, with the model that answered it.
@@ -161,13 +200,21 @@ class AsyncClient:
 
         Raises:
             CotdError: the endpoint cannot be reached, or refuses one of the requests; the others are given up.
+            Rejected: it does not take one of the texts.
         """
-        asked = [asyncio.ensure_future(self.request(part, rationale)) for part in self.policy.split(texts, rationale)]
+        asked = [asyncio.ensure_future(self._part(part, rationale)) for part in self.policy.split(texts, rationale)]
         try:
-            return [p for answer in await asyncio.gather(*asked) for p in answer.predictions]
+            return [p for answer in await asyncio.gather(*asked) for p in answer]
         finally:
             for request in asked:
                 request.cancel()
+
+    async def _part(self, texts: list[str], rationale: bool) -> list[TextPrediction]:
+        try:
+            return (await self.request(texts, rationale)).predictions
+        except Rejected as error:
+            self.policy.learn(error, texts, rationale)
+        return await self.predict(texts, rationale)  # in smaller parts
 
     async def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
         """One request, with the model that answered it.
@@ -202,6 +249,12 @@ class AsyncClient:
         await self.close()
 
 
+def backoff(attempt: int) -> float:
+    """Seconds to wait after a request was made `attempt` times before and failed once more."""
+    # Clients that were turned away together shall not come back together.
+    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
+
+
 def body(texts: list[str], rationale: bool) -> dict[str, object]:
     return {"texts": texts, "rationale": rationale}
 
@@ -219,9 +272,10 @@ def wait_seconds(response: httpx.Response, default: float) -> float:
     return min(max(0.0, (until - datetime.now(UTC)).total_seconds()), LONGEST_WAIT)
 
 
-def explain_refusal(response: httpx.Response) -> str:
-    """The message in an error response's body."""
+def explain_refusal(response: httpx.Response) -> tuple[str, str]:
+    """The code and the message in an error response's body; a body of another shape is its own message."""
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:200]
+        error = response.json()["error"]
+        return str(error.get("code", "")), str(error["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", response.text[:200]

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from cotd import assets
-from cotd.errors import CotdError
-from cotd.student import Prediction, Student
+from cotd.sources import FILE_TYPES
+from cotd.student import Prediction, Student, resolve_model
 from serve.batcher import Batcher, QueueFull
+from serve.last_good import LastGood
 from serve.metrics import Metrics
-from serve.runtime import Runtime, make_runtime
+from serve.runtime import Runtime, Unfit, make_runtime
 from serve.schemas import ModelName
 from serve.settings import Settings
 
 LOG = logging.getLogger("ray.serve.cotd")  # Serve writes what its children log to the replica's file
+# Seconds until a version that could not be loaded is tried again: doubled each time.
+FIRST_RETRY, LONGEST_RETRY = 5.0, 600.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +36,7 @@ class Served:
     name: ModelName
     student: Student
     runtime: Runtime
+    folder: str
     loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -36,10 +44,12 @@ class Served:
         """Loads and checks a student.
 
         Raises:
-            CotdError: it cannot be loaded, or does not pass its check.
+            CotdError: it cannot be loaded.
+            Unfit: it does not pass its check.
         """
-        student = Student.load(source)
-        return cls(name, student, make_runtime(runtime, student))
+        folder = resolve_model(source)
+        student = Student.load(folder)
+        return cls(name, student, make_runtime(runtime, student), folder)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         return self.student.predictions(*self.runtime.label_logits(texts))
@@ -49,10 +59,37 @@ class Served:
 
     @property
     def licences(self) -> dict[str, str]:
-        """Of the embedded reviews, teacher and base model that the student comes from: source → licence."""
+        """Of the reviews, the teacher and the base model that the student comes from: source → licence, where it is known."""
         card = self.student.card
         sources = [card.get("base"), (card.get("data") or {}).get("source"), (card.get("teacher") or {}).get("model")]
-        return {s: assets.get_asset(s).licence for s in sources if isinstance(s, str) and assets.is_embedded(s)}
+        return {s: licence_of(s) for s in sources if isinstance(s, str)}
+
+
+@dataclass(frozen=True)
+class Setback:
+    """A version that could not be loaded, which may be nobody's fault: a download that broke, a disk that was full.
+
+    Attributes:
+        attempts: how often it was tried.
+        until: when it may be tried again, on the monotonic clock.
+    """
+
+    version: str
+    attempts: int
+    until: float
+
+    @classmethod
+    def after(cls, version: str, earlier: Setback | None) -> Setback:
+        attempts = earlier.attempts + 1 if earlier and earlier.version == version else 1
+        return cls(version, attempts, time.monotonic() + min(LONGEST_RETRY, FIRST_RETRY * 2 ** min(attempts - 1, 30)))
+
+
+def licence_of(source: str) -> str:
+    """The licence of an embedded asset; of anything else, where to look."""
+    if assets.is_embedded(source):
+        return assets.get_asset(source).licence
+    here = Path(source).suffix in FILE_TYPES or Path(source).is_absolute()
+    return "unknown: a file of its owner's" if here else f"unknown: see hub:{source}"
 
 
 class Endpoint:
@@ -60,14 +97,16 @@ class Endpoint:
 
     Attributes:
         served: what new requests are answered with.
-        refused: the version that was last found wanting; not tried again until the alias moves on.
+        refused: the version that was last found unfit; not tried again until the alias moves on.
+        setback: the version that could last not be loaded; tried again after a while, and then after a longer one.
+        streaming: texts whose rationales are being streamed, or are about to be.
     """
 
     def __init__(self, settings: Settings):
-        """Loads the student that the settings name.
+        """Loads the student that the settings name, or else the one that this machine's replicas served last for that name.
 
         Raises:
-            CotdError: it cannot be loaded, or does not pass its check.
+            CotdError: it cannot be loaded or does not pass its check, and there is none to fall back to.
         """
         import torch
 
@@ -77,11 +116,12 @@ class Endpoint:
         use_tracking(settings.tracking_uri)
         self.settings = settings
         self.metrics = Metrics(settings.metrics_folder)
-        name, pinned = pin(settings.student)
-        self.served = Served.load(pinned, name, settings.runtime)
-        self._count_replica(self.served, 1)
         self.refused: str | None = None
+        self.setback: Setback | None = None
         self.streaming = 0
+        self.served = self._first()
+        self._remember(self.served)
+        self._count_replica(self.served, 1)
         self.labels = self._batcher("label", Served.predict, settings.max_queued_texts)
         self.rationales = self._batcher("rationale", Served.explain, settings.max_queued_rationales)
         self.loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
@@ -118,30 +158,22 @@ class Endpoint:
         Raises:
             QueueFull: too many texts wait already.
         """
+        self.require_room(texts)
         return await self.rationales.submit(served, texts)
 
-    def explain_aloud(self, served: Served, texts: Sequence[str]) -> AsyncIterator[tuple[int, str]]:
-        """Pieces of the rationales as they are written: (position in `texts`, piece), one text after another.
-
-        Raises:
-            QueueFull: too many rationales are being written already; raised by the call, not by the iterator.
-        """
+    def require_room(self, texts: Sequence[str]) -> None:
+        """Raises QueueFull if the rationales of so many texts more may not wait."""
         if self.streaming + self.rationales.queued + len(texts) > self.settings.max_queued_rationales:
             raise QueueFull(self.rationales.seconds_to_empty())
-        return self._pieces(served, texts)
 
-    async def _pieces(self, served: Served, texts: Sequence[str]) -> AsyncIterator[tuple[int, str]]:
-        self.streaming += len(texts)
-        loop = asyncio.get_running_loop()
-        try:
-            for position, text in enumerate(texts):
-                pieces: asyncio.Queue[str | None] = asyncio.Queue()
-                writing = loop.run_in_executor(self.rationales.worker, write_aloud, served.student, text, loop, pieces)
-                while (piece := await pieces.get()) is not None:
-                    yield position, piece
-                await writing
-        finally:
-            self.streaming -= len(texts)
+    def explain_aloud(self, served: Served, texts: Sequence[str]) -> Aloud:
+        """The rationales of texts, piece by piece.
+
+        Raises:
+            QueueFull: too many rationales wait or are being written already; raised by the call, not by the iterator.
+        """
+        self.require_room(texts)
+        return Aloud(self, served, texts)
 
     # --- the champion -------------------------------------------------------------------------------------------
 
@@ -154,8 +186,9 @@ class Endpoint:
     async def refresh(self) -> None:
         """Looks at the alias once. Another version is loaded aside and checked; then one reference is exchanged.
 
-        Requests that came in before end on the student they began with. A version that cannot be loaded, fails its
-        check or has other labels is refused: a line in the log, a count in the metrics, and the old one stays.
+        Requests that came in before end on the student they began with. A version that fails its check or has other
+        labels is refused: a line in the log, a count in the metrics, and the old one stays. One that cannot be loaded is
+        tried again later.
         """
         pinned, error = await self._aside(pin, self.settings.student)
         if error is not None:
@@ -166,22 +199,69 @@ class Endpoint:
             return
         name, source = pinned
         if name == self.served.name:
-            self.refused = None
-        if name == self.served.name or name.version == self.refused:
+            self.refused = self.setback = None
+        if name == self.served.name or name.version == self.refused or self._waits(name.version):
             return
         new, error = await self._aside(Served.load, source, name, self.settings.runtime)
         if error is None and new.student.task.labels != self.served.student.task.labels:
-            error = CotdError(f"its labels are {', '.join(new.student.task.labels)}; start another endpoint for another task")
+            error = Unfit(f"its labels are {', '.join(new.student.task.labels)}; start another endpoint for another task")
         if error is not None:
-            LOG.error("version %s is refused, still serving version %s: %s", name.version, self._version, first_line(error))
-            self.metrics.swaps.labels("refused").inc()
-            self.refused = name.version
+            self._put_off(name.version, error, self._version)
             return
-        old, self.served, self.refused = self.served, new, None
+        self._remember(new)
+        old, self.served, self.refused, self.setback = self.served, new, None, None
         self._count_replica(old, 0)
         self._count_replica(new, 1)
         self.metrics.swaps.labels("swapped").inc()
         LOG.info("serving version %s instead of version %s", name.version, old.name.version)
+
+    def _first(self) -> Served:
+        """The student to begin with."""
+        settings = self.settings
+        version = None
+        try:
+            name, pinned = pin(settings.student)
+            version = name.version
+            return Served.load(pinned, name, settings.runtime)
+        except Exception as error:
+            before = LastGood.read(self.metrics.folder, settings.student) if self.metrics.folder else None
+            if before is None or before.version == version:
+                raise
+            served = Served.load(before.folder, ModelName(name=before.name, version=before.version), settings.runtime)
+            if version is None:
+                LOG.warning(
+                    "cannot look up %s, serving version %s again: %s", settings.student, before.version, first_line(error)
+                )
+                self.metrics.swaps.labels("registry_unreachable").inc()
+            else:
+                self._put_off(version, error, before.version)
+            return served
+
+    def _remember(self, served: Served) -> None:
+        """Notes a student that passed its check, for replicas that start when the alias has moved on to one that does not."""
+        if self.metrics.folder is None or served.name.version == "local":
+            return
+        try:
+            LastGood(self.settings.student, served.name.name, served.name.version, served.folder).write(self.metrics.folder)
+        except OSError as error:  # a full disk is no reason to stop answering
+            LOG.warning("cannot note which version is served in %s: %s", self.metrics.folder, error)
+
+    def _put_off(self, version: str, error: BaseException, serving: str) -> None:
+        """Notes that a version is not to be served: for good if it is unfit, for a while if it could not be loaded."""
+        if isinstance(error, Unfit):
+            LOG.error("version %s is refused, still serving version %s: %s", version, serving, first_line(error))
+            self.metrics.swaps.labels("refused").inc()
+            self.refused = version
+            return
+        self.setback = Setback.after(version, self.setback)
+        LOG.error(
+            "version %s cannot be loaded, still serving version %s, next try in %.0f s: %s",
+            version, serving, self.setback.until - time.monotonic(), first_line(error),
+        )  # fmt: skip
+        self.metrics.swaps.labels("not_loaded").inc()
+
+    def _waits(self, version: str) -> bool:
+        return self.setback is not None and self.setback.version == version and time.monotonic() < self.setback.until
 
     async def _aside(self, work: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
         """Runs work in the loader's thread: (its result, None), or (None, whatever it raised)."""
@@ -210,16 +290,50 @@ def pin(source: str) -> tuple[ModelName, str]:
     return ModelName(name=name, version=version), f"models:/{name}/{version}" if version != "local" else source
 
 
-def write_aloud(student: Student, text: str, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
-    """Writes a rationale in this thread, and puts its pieces, then None, into a queue of the event loop's."""
+class Aloud:
+    """Pieces of rationales as they are written: (position in the texts, piece), one text after another.
 
-    def put(piece: str | None) -> None:
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+    Its texts have their room in the queue from the start until `close`.
+    """
 
-    try:
-        student.explain_aloud(text, put)
-    finally:
-        put(None)
+    def __init__(self, endpoint: Endpoint, served: Served, texts: Sequence[str]):
+        self.endpoint, self.served, self.texts = endpoint, served, texts
+        self.closed = threading.Event()
+        endpoint.streaming += len(texts)
+
+    def close(self) -> None:
+        """Gives the room back, and has the student stop writing; may be called again."""
+        if not self.closed.is_set():
+            self.closed.set()
+            self.endpoint.streaming -= len(self.texts)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
+        loop = asyncio.get_running_loop()
+        for position, text in enumerate(self.texts):
+            pieces: asyncio.Queue[str | None] = asyncio.Queue()
+            writing = loop.run_in_executor(self.endpoint.rationales.worker, self._write, text, loop, pieces)
+            while (piece := await pieces.get()) is not None:
+                yield position, piece
+            await writing
+
+    def _write(self, text: str, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
+        """Writes a rationale in this thread, and puts its pieces, then None, into a queue of the event loop's."""
+
+        def put(piece: str | None) -> None:
+            if self.closed.is_set():
+                raise Abandoned
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        with contextlib.suppress(Abandoned):  # nobody listens any more
+            if not self.closed.is_set():
+                try:
+                    self.served.student.explain_aloud(text, put)
+                finally:
+                    put(None)
+
+
+class Abandoned(Exception):
+    """The client has gone while a rationale was written for it."""
 
 
 def first_line(error: BaseException) -> str:

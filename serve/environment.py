@@ -41,5 +41,8 @@ def prefer_haproxy() -> None:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # Seconds for which a client may be silent where it is its turn: with half a request head, for one. An hour
+        # otherwise. While the student writes, it is not the client's turn.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     }.items():
         os.environ.setdefault(name, value)

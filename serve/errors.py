@@ -20,8 +20,8 @@ MOST_DETAILS = 20
 class Refused(HTTPException):
     """A request that is not answered: an HTTP status, and what `ErrorResponse` says."""
 
-    def __init__(self, status: int, code: str, message: str):
-        super().__init__(status, message)
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None):
+        super().__init__(status, message, headers)
         self.code = code
 
 
@@ -33,11 +33,15 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def problem(
     request: Request, status: int, code: str, message: str, details: list[Detail] | None = None, headers: Any = None
 ) -> JSONResponse:
+    return JSONResponse(described(request, code, message, details).model_dump(), status, headers)
+
+
+def described(request: Request, code: str, message: str, details: list[Detail] | None = None) -> ErrorResponse:
+    """An error in the one shape, noted for the log."""
     request.scope["state"]["error"] = code
-    body = ErrorResponse(
+    return ErrorResponse(
         error=Problem(code=code, message=message, request_id=request.scope["state"]["request_id"], details=details or [])
     )
-    return JSONResponse(body.model_dump(), status, headers)
 
 
 async def answer_refusal(request: Request, error: Any) -> Response:
@@ -67,9 +71,13 @@ async def answer_queue_full(request: Request, error: Any) -> Response:
 
 
 async def answer_failure(request: Request, error: Exception) -> Response:
+    return JSONResponse(failed(request, error).model_dump(), 500)
+
+
+def failed(request: Request, error: Exception) -> ErrorResponse:
     """A defect: the traceback is in the log under the request's id."""
     LOG.error("%s failed", request.scope["state"]["request_id"], exc_info=error)
-    return problem(request, 500, "internal_error", "the endpoint failed; its log has the reason under this request's id")
+    return described(request, "internal_error", "the endpoint failed; its log has the reason under this request's id")
 
 
 def unauthorized(request: Request) -> Response:

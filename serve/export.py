@@ -13,7 +13,7 @@ from serve.runtime import PROBES, Runtime, check_parity, require_packages
 
 # Rounding alone: nothing is quantised on the way out.
 TOLERANCE = 1e-3
-# What is needed beyond the pinned set-up, by format.
+# What is needed beyond cotd itself, by format.
 PACKAGES = {"hf": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "ctranslate2": ("ctranslate2",)}
 
 HF = """

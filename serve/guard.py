@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
@@ -66,14 +67,27 @@ class Guard:
             self._record(scope, status, time.perf_counter() - started)
 
     def limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, but a body that is larger than allowed, or says it will be, is refused while it arrives."""
-        limit = self.endpoint.settings.max_body_bytes
+        """`receive`, but a body that is larger than allowed, or says it will be, or takes too long is refused as it arrives."""
+        limit, seconds = self.endpoint.settings.max_body_bytes, self.endpoint.settings.max_body_seconds
         announced = headers.get("content-length", "")
-        seen = 0
+        deadline = asyncio.get_running_loop().time() + seconds
+        seen, complete = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            if complete:  # what comes now is that the client has gone, and that may take as long as the answer
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(
+                    408,
+                    "request_timeout",
+                    f"the body was not there after {seconds:g} s. Send it again.",
+                    {"Connection": "close"},
+                ) from None
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > limit or (announced.isdecimal() and int(announced[:18]) > limit):
                 raise Refused(413, "body_too_large", f"the body is larger than {limit:,} bytes. Send several requests.")

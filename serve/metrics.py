@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+HERE = ".here"  # what the file is called by which a replica says that it is there
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -18,13 +19,15 @@ class Metrics:
     files of a common folder (prometheus_client's multiprocess mode), which any of them adds up.
 
     Args:
-        folder: the common folder, made where there is none. Without one the figures are this process's own.
+        folder: the common folder, of one application. Made where there is none; emptied of figures where all processes
+            that they are of have ended. Without one the figures are this process's own.
     """
 
     def __init__(self, folder: str | None = None):
         self.folder = Path(folder) if folder else None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._join(self.folder)
             os.environ[FOLDER_VARIABLE] = str(self.folder)  # read once, when prometheus_client is imported
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -45,8 +48,19 @@ class Metrics:
             **made,
         )  # fmt: skip
         self.swaps = Counter("cotd_model_swaps", "Looks at a moved alias, by outcome", ["outcome"], **made)
-        for outcome in ("swapped", "refused", "registry_unreachable"):
+        for outcome in ("swapped", "refused", "not_loaded", "registry_unreachable"):
             self.swaps.labels(outcome)
+
+    def _join(self, folder: Path) -> None:
+        """Begins anew if nobody is left: else every replica that ever was would have its files added up at each scrape."""
+        from filelock import FileLock
+
+        with FileLock(folder / ".lock"):
+            files = [*folder.glob("*_*.db"), *folder.glob(f"*_*{HERE}")]
+            if not any(alive(pid_of(path)) for path in files):
+                for path in files:
+                    path.unlink(missing_ok=True)
+            (folder / f"replica_{os.getpid()}{HERE}").touch()  # counted as living before its figures are there
 
     def render(self) -> tuple[bytes, str]:
         """Every replica's figures in Prometheus's text format, and its content type."""
@@ -56,9 +70,25 @@ class Metrics:
         if self.folder is None:
             return generate_latest(self.registry), CONTENT_TYPE_LATEST
         for path in self.folder.glob("gauge_live*.db"):
-            pid = int(path.stem.rsplit("_", 1)[1])
-            if not Path(f"/proc/{pid}").exists():  # a replica that was killed: its queue is gone
+            pid = pid_of(path)
+            if not alive(pid):  # a replica that was killed: its queue is gone
                 mark_process_dead(pid, str(self.folder))
         everything = CollectorRegistry()
         MultiProcessCollector(everything, path=str(self.folder))
         return generate_latest(everything), CONTENT_TYPE_LATEST
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, other than one that has ended and that its parent has not asked about yet."""
+    import psutil
+
+    try:
+        return pid > 0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def pid_of(path: Path) -> int:
+    """The process that a file is of, as prometheus_client names them: gauge_livesum_PID.db; 0 for another's file."""
+    number = path.stem.rsplit("_", 1)[1]
+    return int(number) if number.isdecimal() else 0

@@ -1,4 +1,4 @@
-"""The page at `/`: one file, no build step, nothing from elsewhere."""
+"""The pages at `/` and `/docs`: a file each, no build step, nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from starlette.responses import HTMLResponse
 
 PAGE = Path(__file__).with_name("page.html")
+DOCS = Path(__file__).with_name("docs.html")
 
 
 @cache
-def page_response() -> HTMLResponse:
-    """The page, with a policy that lets it run its own script and style only, and speak to its own endpoint only."""
-    html = PAGE.read_text(encoding="utf-8")
+def page_response(file: Path = PAGE) -> HTMLResponse:
+    """A page, with a policy that lets it run its own script and style only, and speak to its own endpoint only."""
+    html = file.read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",
         "script-src": inline_hash(html, "script"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,16 +25,23 @@ PROBES = [
     "¿Qué película más rara? 这部电影很好。 🎬",
     "It stopped working after a week, and nobody answered when I wrote to ask for my money back. " * 40,
 ]
-# How far a probability may be from what the student says, by runtime: rounding alone, or weights of eight bits too.
-TOLERANCES = {"torch": 1e-3, "transformers": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.05, "ctranslate2-int8": 0.05}
-# What is not part of the pinned set-up, by runtime: the packages as pip calls them, which is also how they are imported.
+# How far a probability may be from what the student says, by runtime: rounding alone, or numbers of 16 or 8 bits too.
+TOLERANCES = {
+    "torch": 1e-3, "torch-bf16": 0.02, "transformers": 1e-3, "onnxruntime": 1e-3, "onnxruntime-int8": 0.05,
+    "ctranslate2-int8": 0.05,
+}  # fmt: skip
+# What a runtime needs beyond cotd itself, of the extra `export`: as pip calls it, which is also how it is imported.
 PACKAGES = {
     "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
     "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
     "ctranslate2-int8": ("ctranslate2",),
 }
 # Runtimes that compute one decoder step and no more.
-LABEL_ONLY = ("onnxruntime", "onnxruntime-int8", "ctranslate2-int8")
+LABEL_ONLY = ("torch-bf16", "onnxruntime", "onnxruntime-int8", "ctranslate2-int8")
+
+
+class Unfit(CotdError):
+    """A student that was loaded and must not be served: to load it again would change nothing."""
 
 
 class Runtime(Protocol):
@@ -50,6 +59,19 @@ def torch_runtime(student: Student) -> Runtime:
     return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.reasons_first else student
 
 
+def bf16_runtime(student: Student) -> Runtime:
+    """`torch` in bfloat16: fast where the processor or the GPU multiplies it in hardware, and very slow elsewhere."""
+    import torch
+
+    from serve.t5 import T5LabelScorer
+
+    if student.model.config.model_type != "t5":
+        raise Unfit(
+            f"the runtime 'torch-bf16' computes T5, and this student is a {student.model.config.model_type}. Use torch."
+        )
+    return T5LabelScorer(student, torch.bfloat16)
+
+
 def onnxruntime(student: Student, int8: bool = False) -> Runtime:
     from serve.onnx_runtime import onnx_runtime
 
@@ -64,6 +86,7 @@ def ctranslate2(student: Student) -> Runtime:
 
 RUNTIMES: dict[str, Callable[[Student], Runtime]] = {
     "torch": torch_runtime,
+    "torch-bf16": bf16_runtime,
     "transformers": lambda student: student,
     "onnxruntime": onnxruntime,
     "onnxruntime-int8": partial(onnxruntime, int8=True),
@@ -75,16 +98,17 @@ def make_runtime(name: str, student: Student) -> Runtime:
     """The runtime called `name` for a student, checked.
 
     Raises:
-        CotdError: there is no such runtime, its packages are missing, or it does not compute what the student does.
+        CotdError: there is no such runtime, or its packages are missing.
+        Unfit: the runtime does not compute what the student does, or cannot.
     """
     require_runtime(name)
     if student.reads_rationales:
-        raise CotdError(
+        raise Unfit(
             f"this student was trained by '{student.card.get('method')}': it reads the teacher's rationale beside each review, "
             "and cannot be served. Serve a student of another method."
         )
     if student.reasons_first and name in LABEL_ONLY:
-        raise CotdError(
+        raise Unfit(
             f"this student was trained by '{student.card.get('method')}': it writes a rationale before its label, which the "
             f"runtime '{name}' cannot. Use the runtime torch."
         )
@@ -103,12 +127,24 @@ def require_runtime(name: str) -> None:
 def require_packages(what: str, packages: Sequence[str]) -> None:
     """Raises a CotdError with the pip command if any of the packages is not installed."""
     if any(importlib.util.find_spec(package) is None for package in packages):
-        needed = " ".join(packages)
+        needed = shlex.join(bounded(packages))
         raise CotdError(f"{what} needs packages that are not installed. Run: {sys.executable} -m pip install {needed}")
 
 
+def bounded(packages: Sequence[str]) -> list[str]:
+    """The packages with the bounds that cotd gives their versions; bare where cotd itself is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in importlib.metadata.requires("cotd") or []]
+    except importlib.metadata.PackageNotFoundError:
+        declared = []
+    bounds = {requirement.name: str(requirement.specifier) for requirement in declared}
+    return [name + bounds.get(name, "") for name in packages]
+
+
 def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
-    """Raises a CotdError unless the runtime, given all probes at once, predicts what the student does for each alone.
+    """Raises Unfit unless the runtime, given all probes at once, predicts what the student does for each alone.
 
     Probabilities must be numbers and within `tolerance`; labels must be equal, but where the student's two likeliest
     are closer to each other than that.
@@ -128,4 +164,4 @@ def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
         elif ours.truncated != theirs.truncated:
             problems.append(f"'{shown}': truncated in one and not in the other")
     if problems:
-        raise CotdError(f"the student does not pass its check ({len(problems)} of {len(PROBES)} probes): {problems[0]}")
+        raise Unfit(f"the student does not pass its check ({len(problems)} of {len(PROBES)} probes): {problems[0]}")

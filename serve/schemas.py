@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, WithJsonSchema, field_validator, model_validator
 
 # What a client may take for granted of an endpoint that it knows nothing of.
 MAX_TEXTS = 256
+MOST_FIELDS = 10
+# A character that is not blank, in every dialect of regular expressions: they differ in what \s has beside spaces.
+NOT_BLANK = re.compile(r"[^\s\u001c-\u001f\u0085\ufeff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
+
+TEXT_SCHEMA = {"type": "string", "minLength": 1, "pattern": NOT_BLANK.pattern}
+TEXTS_SCHEMA = {"anyOf": [{"type": "array", "items": TEXT_SCHEMA, "minItems": 1}, TEXT_SCHEMA]}
 
 
 class PredictRequest(BaseModel):
@@ -25,12 +31,23 @@ class PredictRequest(BaseModel):
         },
     )
 
-    texts: list[str] = Field(min_length=1, description="reviews; a single string counts as a list of one")
-    rationale: bool = Field(False, description="also return the student's own explanation; slower, as it is generated")
-    stream: bool = Field(
+    # Fails at the first that is wrong: a body of a million numbers would be a million errors.
+    texts: Annotated[list[str], FailFast(), WithJsonSchema(TEXTS_SCHEMA, mode="validation")] = Field(
+        min_length=1, description="reviews; a single string counts as a list of one"
+    )
+    rationale: StrictBool = Field(False, description="also return the student's own explanation; slower, as it is generated")
+    stream: StrictBool = Field(
         False,
         description="answer with one JSON object a line: the predictions at once, then pieces of each rationale as written",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def few_fields(cls, body: object) -> object:
+        """Else each field that is too many is an error of its own."""
+        if isinstance(body, dict) and len(body) > MOST_FIELDS:
+            raise ValueError(f"{len(body):,} fields; it takes {', '.join(cls.model_fields)}")
+        return body
 
     @field_validator("texts", mode="before")
     @classmethod
@@ -41,7 +58,7 @@ class PredictRequest(BaseModel):
     @classmethod
     def readable(cls, texts: list[str]) -> list[str]:
         for i, text in enumerate(texts):
-            if not text.strip():
+            if not NOT_BLANK.search(text):
                 raise ValueError(f"texts[{i}] is empty")
             if not text.isascii() and SURROGATE.search(text):  # JSON can write what no UTF-8 can, and no tokenizer takes
                 raise ValueError(f"texts[{i}] holds half of a surrogate pair, which is no character")

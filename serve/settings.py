@@ -29,13 +29,16 @@ class Settings(BaseModel):
     max_texts: Count = Field(256, description="texts a request; more is answered with 413")
     max_characters: Count = Field(20_000, description="characters a text; more is answered with 413")
     max_body_bytes: Count = Field(8 * 2**20, description="bytes a request's body; more is answered with 413, unread")
+    max_body_seconds: float = Field(30.0, gt=0, description="seconds a body may take to arrive; then 408")
     max_batch: Count = Field(32, description="texts the runtime is given at once")
     max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; beyond it 503 with Retry-After")
     max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")
     poll_seconds: float = Field(10.0, ge=0, description="how often the alias is looked at; 0 never swaps")
     token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself stays where it was read")
     log_texts: bool = Field(False, description="write the reviews themselves to the log")
-    metrics_folder: str | None = Field(None, description="where replicas of one machine share their metrics")
+    metrics_folder: str | None = Field(
+        None, description="where replicas of one machine share their metrics, and note what they serve"
+    )
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:

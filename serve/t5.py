@@ -7,6 +7,7 @@ This is the same arithmetic (Raffel et al. 2020, section 2.1) over the same weig
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,16 @@ from cotd.student import Student
 
 
 class T5LabelScorer:
-    """Computes what `Student.label_logits` does, for a student whose model is a T5 (v1.0 or v1.1). Shares its weights."""
+    """Computes what `Student.label_logits` does, for a student whose model is a T5 (v1.0 or v1.1).
 
-    def __init__(self, student: Student):
+    Args:
+        dtype: what to compute in, with a copy of the weights; by default as the student does, with its own.
+    """
+
+    def __init__(self, student: Student, dtype: torch.dtype | None = None):
         model, config = student.model, student.model.config
+        if dtype is not None:
+            model = copy.deepcopy(model).to(dtype)
         self.student = student
         self.device = model.device
         self.heads, self.head_size = config.num_heads, config.d_kv

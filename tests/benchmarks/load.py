@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from serve.client import LONGEST_WAIT, PASSING, backoff
+
+PATIENCE = 30.0  # seconds for one answer
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -27,8 +30,8 @@ class Load:
 
     Attributes:
         rate: requests a second, over all clients; None sends the next as soon as the last is answered.
-        seconds: how long; None until standard input closes.
-        retries: how often a request that is not answered with 200 is sent again.
+        seconds: how long; None until standard input closes, or `count` requests have been sent.
+        retries: how often a request that is not answered with 200 is sent again, when and after what as `serve.client` does.
     """
 
     url: str
@@ -37,6 +40,7 @@ class Load:
     clients: int = 1
     rate: float | None = None
     seconds: float | None = None
+    count: int | None = None
     retries: int = 0
     milliseconds: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -57,26 +61,31 @@ class Load:
     async def client(self, requests: list[bytes], began: float) -> None:
         place = urlsplit(self.url)
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        while not self.stop:
+        while not self.stop and (self.count is None or self.sent < self.count):
             number, self.sent = self.sent, self.sent + 1
             if self.rate:
                 await asyncio.sleep(max(0.0, began + number / self.rate - time.perf_counter()))
             started, answered = time.perf_counter(), False
-            for _ in range(self.retries + 1):
-                wait = 0.2
+            for attempt in range(self.retries + 1):
+                wait = None
                 try:
-                    if streams is None or streams[0].at_eof():  # as any client does: nothing was sent on it
-                        streams = await asyncio.open_connection(place.hostname, place.port)
-                    status, wait, goes_on = await self.exchange(*streams, requests[number % len(requests)])
+                    async with asyncio.timeout(PATIENCE):
+                        if streams is None or streams[0].at_eof():  # as any client does: nothing was sent on it
+                            streams = await asyncio.open_connection(place.hostname, place.port)
+                        status, wait, goes_on = await self.exchange(*streams, requests[number % len(requests)])
                     streams = streams if goes_on else None
-                except (OSError, EOFError) as error:  # EOFError: the server closed the connection half way
-                    status, streams = type(error).__name__, None
+                except (OSError, EOFError) as error:  # EOFError: the server closed the connection; TimeoutError is an OSError
+                    status = type(error).__name__
+                    if streams:
+                        streams[1].close()
+                    streams = None
                 self.statuses[status] += 1
-                if status == "200":
-                    answered = True
+                answered = status == "200"
+                # A connection that is refused at once, and a status that is no passing one, are not tried again.
+                passing = int(status) in PASSING if status.isdecimal() else (attempt > 0 or status != "ConnectionRefusedError")
+                if answered or attempt == self.retries or not passing:
                     break
-                if self.retries:
-                    await asyncio.sleep(wait)
+                await asyncio.sleep(backoff(attempt) if wait is None else min(wait, LONGEST_WAIT))
             self.failed += not answered
             self.milliseconds.append((time.perf_counter() - started) * 1000)
         if streams:
@@ -84,8 +93,8 @@ class Load:
 
     async def exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
-    ) -> tuple[str, float, bool]:
-        """(status, seconds that a refusal asks to wait, whether the connection stays open)."""
+    ) -> tuple[str, float | None, bool]:
+        """(status, seconds that a refusal asks to wait, if it does, whether the connection stays open)."""
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         found = LENGTH.search(head)
@@ -98,17 +107,17 @@ class Load:
         goes_on = CLOSES.search(head) is None
         if not goes_on:
             writer.close()
-        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else 0.2, goes_on
+        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else None, goes_on
 
     async def run(self) -> dict[str, Any]:
         requests, began = self.requests(), time.perf_counter()
-        clients = [asyncio.create_task(self.client(requests, began)) for _ in range(self.clients)]
-        if self.seconds is None:
+        clients = asyncio.gather(*(self.client(requests, began) for _ in range(self.clients)))
+        if self.seconds is not None:
+            await asyncio.wait([clients], timeout=self.seconds)
+        elif self.count is None:
             await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        else:
-            await asyncio.sleep(self.seconds)
-        self.stop = True
-        await asyncio.gather(*clients)
+        self.stop = self.seconds is not None or self.count is None
+        await clients
         took = time.perf_counter() - began
         figures = {"seconds": took, "failed": self.failed, "milliseconds": [round(m, 3) for m in self.milliseconds]}
         return {**figures, "statuses": dict(self.statuses), "versions": dict(self.versions)}

@@ -14,18 +14,20 @@ import torch
 from cotd.errors import CotdError
 from cotd.student import Student
 from serve.runtime import RUNTIMES, TOLERANCES, check_parity
-from tests.benchmarks.serving import milliseconds_each
+from tests.benchmarks.serving import BATCH, milliseconds_each, texts_per_second
 
-BATCH = 32
+AGREED = 30.0  # seconds that the comparison of labels may take
 
 
 def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: float, latency_texts: int) -> dict[str, Any]:
     """Latency, throughput, load time, memory and agreement with `Student.predict`, over the same texts.
 
     Returns:
-        `median_ms` and `p99_ms` of one text; `texts_per_second` in batches of 32; `load_seconds` of the runtime, the
-        student being loaded, without its check; `rss_mb` of the process, in MiB, once warm; `labels_equal`, a share;
-        `apart`, the largest difference of a probability; and `refused`, why the endpoint would not take it, or None.
+        `median_ms` and `p99_ms` of one text, over `latency_texts` of them; `texts_per_second` in batches of 32;
+        `load_seconds` of the runtime, the student being loaded, without its check; `rss_mb` of the process, in MiB, once
+        warm, with the student as transformers has it; `labels_equal`, a share of `compared` texts; `apart`, the largest
+        difference of a probability; and `refused`, why the endpoint would not take it, or None. A runtime that is very
+        slow here is asked about fewer texts.
     """
     torch.set_num_threads(threads)
     student = Student.load(folder)
@@ -36,18 +38,16 @@ def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: 
         check_parity(made, student, TOLERANCES[runtime])
     except CotdError as error:
         found["refused"] = str(error)
-    made.label_logits(texts[:BATCH])
-    found["median_ms"], found["p99_ms"] = milliseconds_each(lambda text: made.label_logits([text]), texts[:latency_texts])
-    done, started = 0, time.perf_counter()
-    while (took := time.perf_counter() - started) < seconds:
-        start = done % (len(texts) - BATCH)
-        made.label_logits(texts[start : start + BATCH])
-        done += BATCH
-    found["texts_per_second"] = done / took
+    made.label_logits(texts[:1])
+    each = milliseconds_each(lambda text: made.label_logits([text]), texts[:latency_texts], seconds)
+    found["median_ms"], found["p99_ms"], found["latency_texts"] = each
+    found["texts_per_second"] = texts_per_second(made.label_logits, texts, seconds)
     found["rss_mb"] = psutil.Process().memory_info().rss / 2**20
-    chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+    compared = max(1, min(len(texts), int(AGREED * found["texts_per_second"]) // BATCH * BATCH))
+    chunks = [texts[start : min(start + BATCH, compared)] for start in range(0, compared, BATCH)]
     ours = [p for chunk in chunks for p in student.predictions(*made.label_logits(chunk))]
-    theirs = student.predict(texts)
+    theirs = student.predict(texts[:compared])
+    found["compared"] = compared
     found["labels_equal"] = float(np.mean([a.label == b.label for a, b in zip(ours, theirs, strict=True)]))
     found["apart"] = max(
         abs(a.probabilities[k] - b.probabilities[k]) for a, b in zip(ours, theirs, strict=True) for k in a.probabilities

@@ -1,8 +1,8 @@
-"""Failed requests during hot swaps and kills of replicas: `python -m tests.benchmarks.serve_swap`; six minutes.
+"""Failed requests during hot swaps and kills of replicas: `python -m tests.benchmarks.serve_swap`; nine minutes.
 
-Two replicas of the embedded student under steady load at half of what they can take. First the alias moves to and
-fro, each time until both replicas answer with the new version; these requests are sent once. Then replicas are killed
-with SIGKILL, each time until there are two again; here clients try again, as `serve.client` does.
+Two replicas of each student under steady load at half of what they can take. First the alias moves to and fro, each time
+until both replicas answer with the new version; these requests are sent once. Then replicas are killed with SIGKILL,
+each time until there are two again; here clients try again as `serve.client` does by default.
 """
 
 from __future__ import annotations
@@ -12,34 +12,54 @@ import re
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import httpx
 import mlflow
 import psutil
 
 from cotd.tracking import use_tracking
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import endpoint, finish_load, load, review_texts, start_load, student_folders
+from tests.benchmarks.serving import (
+    descendants,
+    endpoint,
+    finish_load,
+    load,
+    metrics,
+    review_texts,
+    start_load,
+    student_folders,
+    summarised,
+)
 
 NAME = "cotd-student"
 REPLICAS = 2
+RETRIES = 3  # the default of serve.client
 
 
 def serving_replicas(url: str) -> dict[str, float]:
-    """version → how many replicas say that they serve it."""
-    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=30).text
-    found = re.findall(r'^cotd_model_replicas\{.*version="(\w+)"\} ([\d.]+)', text, re.MULTILINE)
-    return {version: float(count) for version, count in found}
+    """version → how many replicas say that they serve it; nothing while the endpoint cannot be asked."""
+    counts = {}
+    for name, count in metrics(url).items():
+        if found := re.match(r'cotd_model_replicas\{.*version="(\w+)"\}', name):
+            counts[found[1]] = count
+    return counts
 
 
-def replica_processes() -> list[psutil.Process]:
+def replica_pids() -> set[int]:
     """Ray names a replica's process after its actor; only this process's own descendants count."""
-    descendants = psutil.Process().children(recursive=True)
-    return [p for p in descendants if p.is_running() and any("ServeReplica" in part for part in p.cmdline())]
+    found = set()
+    for process in descendants():
+        try:
+            if any("ServeReplica" in part for part in process.cmdline()):
+                found.add(process.pid)
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return found
 
 
-def wait_until(what: str, seconds: float, holds) -> None:  # type: ignore[no-untyped-def]
+def wait_until(what: str, seconds: float, holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -47,50 +67,72 @@ def wait_until(what: str, seconds: float, holds) -> None:  # type: ignore[no-unt
         time.sleep(0.1)
 
 
+def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float) -> dict[str, Any]:
+    """Swaps, then kills, of an endpoint of one student; what the load generator saw of each."""
+    texts = review_texts()
+    uri = f"sqlite:///{scratch / 'mlflow.db'}"
+    use_tracking(uri)
+    client = mlflow.MlflowClient(uri, uri)
+    client.create_registered_model(NAME)
+    versions = [str(client.create_model_version(NAME, folder.as_uri()).version) for _ in range(2)]
+    client.set_registered_model_alias(NAME, "champion", versions[0])
+    options = ["--replicas", str(REPLICAS), "--cpus", "1", "--poll-seconds", "0.5", "--tracking-uri", uri]
+    with endpoint(f"models:/{NAME}@champion", *options) as url:
+        wait_until("there are two replicas", 60, lambda: sum(serving_replicas(url).values()) >= REPLICAS)
+        saturation = load(url, texts, clients=32, seconds=seconds)["rate"]
+        steady = {"clients": 16, "rate": saturation / 2}
+        sending = start_load(url, texts, **steady)
+        for number in range(1, swaps + 1):
+            version = versions[number % 2]
+            client.set_registered_model_alias(NAME, "champion", version)
+            wait_until("all replicas have changed", 120, lambda v=version: serving_replicas(url).get(v) == REPLICAS)  # type: ignore[misc]
+            time.sleep(0.5)
+        swapped = summarised(finish_load(sending))
+        sending = start_load(url, texts, retries=RETRIES, **steady)
+        for _ in range(kills):
+            time.sleep(1)
+            victim = min(replica_pids())
+            os.kill(victim, signal.SIGKILL)
+            # Both must serve again before the next one dies.
+            wait_until("the replica is replaced", 120, lambda v=victim: len(replica_pids() - {v}) >= REPLICAS)  # type: ignore[misc]
+            wait_until("both replicas serve", 120, lambda: sum(serving_replicas(url).values()) >= REPLICAS)
+        killed = summarised(finish_load(sending))
+    return {"asked": saturation / 2, "swapped": swapped, "killed": killed}
+
+
 def main() -> None:
     small = arguments(__doc__ or "").small
     swaps, kills = (2, 1) if small else (20, 5)
-    texts = review_texts()
+    figures, all_seen = [], []
     with student_folders() as folders, tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
-        uri = f"sqlite:///{Path(scratch) / 'mlflow.db'}"
-        use_tracking(uri)
-        client = mlflow.MlflowClient(uri, uri)
-        client.create_registered_model(NAME)
-        versions = [str(client.create_model_version(NAME, folders["embedded"].as_uri()).version) for _ in range(2)]
-        client.set_registered_model_alias(NAME, "champion", versions[0])
-        options = ["--replicas", str(REPLICAS), "--cpus", "1", "--poll-seconds", "0.5", "--tracking-uri", uri]
-        with endpoint(f"models:/{NAME}@champion", *options) as url:
-            saturation = load(url, texts, clients=32, seconds=2 if small else 10)["rate"]
-            steady = {"clients": 16, "rate": saturation / 2}
-            sending = start_load(url, texts, **steady)
-            for number in range(1, swaps + 1):
-                version = versions[number % 2]
-                client.set_registered_model_alias(NAME, "champion", version)
-                wait_until("all replicas have changed", 60, lambda v=version: serving_replicas(url).get(v) == REPLICAS)
-                time.sleep(1)
-            swapped = finish_load(sending)
-            sending = start_load(url, texts, retries=5, **steady)
-            for _ in range(kills):
-                time.sleep(2)
-                victim = replica_processes()[0]
-                os.kill(victim.pid, signal.SIGKILL)
-                # Both must serve again before the next one dies.
-                wait_until("the replica is replaced", 120, lambda v=victim: not v.is_running() or v.status() == "zombie")
-                wait_until("there are two replicas", 120, lambda: sum(serving_replicas(url).values()) >= REPLICAS)
-            killed = finish_load(sending)
-    note = f"{saturation / 2:.0f} requests a second, half of saturation"
-    seen = f"first answers: {killed['statuses']}"
-    write(
-        "serve_swap",
-        [
-            figure("swaps", swaps, "swaps", note=f"versions answered: {swapped['versions']}"),
-            figure("swap_requests", len(swapped["milliseconds"]), "requests", note=note),
-            figure("swap_failed", swapped["failed"], "requests", note=f"statuses: {swapped['statuses']}"),
-            figure("replica_kills", kills, "kills", note=f"{len(killed['milliseconds'])} requests, {seen}"),
-            figure("kill_failed_after_retry", killed["failed"], "requests", note="at most 5 retries each"),
-        ],
-        small,
-    )
+        for size, folder in folders.items():
+            (place := Path(scratch) / size).mkdir()
+            seen = measure(folder, place, swaps, kills, 2 if small else 10)
+            all_seen.append(seen)
+            swapped, killed = seen["swapped"], seen["killed"]
+            rate = ("half of saturation", seen["asked"])
+            waits = f"median {swapped['median']:.0f} ms, 99th percentile {swapped['p99']:.0f} ms"
+            figures += [
+                figure(f"swaps_{size}", swaps, "swaps", note=f"versions answered: {swapped['versions']}"),
+                figure(f"swap_requests_{size}", len(swapped["milliseconds"]), "requests", note=waits),
+                figure(f"swap_rate_{size}", swapped["rate"], "1/s", rate, note="reached while the alias moved"),
+                figure(f"swap_failed_{size}", swapped["failed"], "requests", note=f"sent once; statuses: {swapped['statuses']}"),
+                figure(f"replica_kills_{size}", kills, "kills", note=f"{len(killed['milliseconds'])} requests"),
+                figure(f"kill_rate_{size}", killed["rate"], "1/s", rate, note="reached while replicas died"),
+                figure(
+                    f"kill_failed_after_retry_{size}", killed["failed"], "requests",
+                    note=f"retried as serve.client does, {RETRIES} times at most; every attempt: {killed['statuses']}",
+                ),
+            ]  # fmt: skip
+    both = "of both students"
+    totals = [
+        figure("swaps", swaps * len(all_seen), "swaps", note=both),
+        figure("swap_requests", sum(len(s["swapped"]["milliseconds"]) for s in all_seen), "requests", note=both),
+        figure("swap_failed", sum(s["swapped"]["failed"] for s in all_seen), "requests", note=both),
+        figure("replica_kills", kills * len(all_seen), "kills", note=both),
+        figure("kill_failed_after_retry", sum(s["killed"]["failed"] for s in all_seen), "requests", note=both),
+    ]
+    write("serve_swap", totals + figures, small)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from cotd.errors import CotdError
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
 from pipelines.cluster import ray_session
-from pipelines.score import LINE, FileWriter, require_columns, require_output, score_file, with_predictions
+from pipelines.files import LINE, FileWriter
+from pipelines.score import RowRefused, require_columns, require_output, score_file, score_file_by, with_predictions
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,39 @@ def test_one_bad_row_costs_no_other() -> None:
     table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), "text", predict, rationale=False)
     assert table["predicted_label"].to_pylist() == ["positive", None, "positive"]
     assert table["quarantine_reason"].to_pylist() == [None, "prediction failed: MemoryError", None]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
+    """As `score_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
+    source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
+    frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "review": [f"review {i}" for i in range(600)]})
+    frame.loc[300, "review"] = "poison"
+    {"parquet": frame.to_parquet, "csv": lambda p: frame.to_csv(p, index=False),
+     "jsonl": lambda p: frame.to_json(p, orient="records", lines=True)}[kind](source)  # fmt: skip
+    asked = []
+
+    def predict(texts: list[str]) -> list[dict[str, Any]]:
+        asked.append(len(texts))
+        if "poison" in texts:
+            raise RowRefused("too long for the endpoint")
+        return [{"label": "positive", "score": 0.9, "truncated": False, "rationale": None} for _ in texts]
+
+    summary = score_file_by(str(source), str(target), predict, "review")
+    read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str),
+            "jsonl": lambda p: pd.read_json(p, lines=True, dtype=False)}[kind]  # fmt: skip
+    out, aside = read(target), read(tmp_path / f"out.quarantine.{kind}")
+    assert out["id"].tolist() == [i for i in frame["id"] if i != "300"]
+    assert aside[["id", "quarantine_reason"]].values.tolist() == [["300", "too long for the endpoint"]]
+    assert summary.labels == {"positive": 599}
+    assert max(asked) <= 256
+
+    def gone(texts: list[str]) -> list[dict[str, Any]]:
+        raise CotdError("no answer")
+
+    with pytest.raises(CotdError, match="no answer"):
+        score_file_by(str(source), str(target), gone, "review")
+    assert len(read(target)) == 599, "the file that was there stays"
 
 
 def test_lines_of_json_become_columns_where_there_are_columns(tmp_path: Path) -> None:

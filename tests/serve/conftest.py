@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
-from collections.abc import Awaitable, Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
 from serve.api import build_api
 from serve.endpoint import Endpoint
+from serve.metrics import FOLDER_VARIABLE
 from serve.settings import Settings
 
 NAME = "cotd-student"
@@ -54,6 +58,9 @@ class Registry:
         spoil(copy)
         return str(self.client.create_model_version(NAME, copy.as_uri()).version)
 
+    def folder_of(self, version: str) -> Path:
+        return Path(self.client.get_model_version(NAME, version).source.removeprefix("file://"))
+
     def crown(self, version: str) -> None:
         self.client.set_registered_model_alias(NAME, "champion", version)
 
@@ -76,6 +83,34 @@ def with_endpoint() -> Callable[..., Any]:
             async with api.router.lifespan_context(api), client:
                 return await use(client, endpoint)
 
-        return asyncio.run(serve())
+        import prometheus_client  # noqa: F401 - reads the variable now, not when an endpoint has named its folder by it
+
+        try:
+            return asyncio.run(serve())
+        finally:
+            os.environ.pop(FOLDER_VARIABLE, None)
 
     return run
+
+
+@pytest.fixture
+def serve_http() -> Iterator[Callable[[Settings], str]]:
+    """Serves an endpoint over HTTP from a thread; returns its address."""
+    import uvicorn
+
+    servers: list[Any] = []
+
+    def serve(settings: Settings) -> str:
+        api = build_api(Endpoint(settings))
+        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        servers.append((server, thread))
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+
+    yield serve
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(10)

@@ -7,16 +7,20 @@ import json
 import logging
 import re
 import shutil
+import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 import serve.api
 from cotd.student import Student
 from serve.endpoint import LOG, Endpoint
+from serve.schemas import PredictRequest
 from serve.settings import Settings, digest
 
 TEXTS = ["A warm and funny film.", "Dull.", "word " * 200]
@@ -117,6 +121,22 @@ def test_no_body_breaks_the_endpoint(with_endpoint: Any, settings: Settings) -> 
     with_endpoint(settings, use)
 
 
+@pytest.mark.parametrize(
+    "body", [{"texts": [1] * 1_000_000}, {str(key): 1 for key in range(200_000)}, {"texts": [[]] * 100_000, "x": {}}]
+)
+def test_a_body_of_many_errors_costs_no_more_than_one(ask: Ask, settings: Settings, body: Any) -> None:
+    response = ask(settings, body)
+    assert response.status_code == 422
+    assert len(refusal(response)["details"]) <= 2
+    assert len(response.content) < 1000
+    tracemalloc.start()
+    with pytest.raises(ValidationError):
+        PredictRequest.model_validate(body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
 def test_odd_texts_are_classified(ask: Ask, settings: Settings) -> None:
     texts = ["\x00", "\u202e\u200b", "🎬" * 50, "<script>", "a" * 5000, "\U0010ffff"]
     answer = ask(settings, {"texts": texts})
@@ -148,6 +168,63 @@ def test_a_full_queue_answers_503_and_when_to_come_back(with_endpoint: Any, sett
         assert endpoint.labels.queued == 0
 
     with_endpoint(settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8, "max_batch": 4}), use)
+
+
+def test_readiness_is_of_a_queue_that_would_take_a_request(with_endpoint: Any, settings: Settings) -> None:
+    async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
+        endpoint.labels.queued = 5
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        assert refusal(answer)["code"] == "queue_full"
+        assert int(answer.headers["Retry-After"]) >= 1
+        endpoint.labels.queued = 0
+
+    with_endpoint(settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8}), use)
+
+
+def test_no_more_streams_are_taken_than_may_wait(with_endpoint: Any, settings: Settings) -> None:
+    body = {"texts": ["A warm and funny film."], "rationale": True}
+
+    async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        streams = [client.post("/v1/predict", json={**body, "stream": True}) for _ in range(12)]
+        answers = await asyncio.gather(*streams)
+        assert sorted(a.status_code for a in answers) == [200] * 2 + [503] * 10
+        assert endpoint.streaming == 0
+        whole, *streams = [client.post("/v1/predict", json={**body, "stream": stream}) for stream in (False, True, True, True)]
+        answers = await asyncio.gather(*streams, whole)
+        assert [a.status_code for a in answers] == [200, 200, 503, 503], "what is not streamed counts too"
+        endpoint.labels.max_queued = 0
+        assert (await client.post("/v1/predict", json={**body, "stream": True})).status_code == 503
+        assert endpoint.streaming == 0
+
+    with_endpoint(settings.model_copy(update={"max_queued_rationales": 2}), use)
+
+
+def test_a_stream_that_fails_says_so_in_its_last_line(ask: Ask, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explain_aloud(student: Student, text: str, hear: Callable[[str], None]) -> None:
+        hear("The reviewer")
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(Student, "explain_aloud", explain_aloud)
+    response = ask(settings, {"texts": TEXTS, "rationale": True, "stream": True})
+    predictions, piece, last = [json.loads(line) for line in response.text.splitlines()]
+    assert "predictions" in predictions
+    assert piece == {"index": 0, "rationale": "The reviewer"}
+    assert last["error"]["code"] == "internal_error"
+    assert last["error"]["request_id"] == response.headers["X-Request-ID"]
+
+
+def test_half_a_body_is_not_waited_for(settings: Settings, serve_http: Callable[[Settings], str]) -> None:
+    url = httpx.URL(serve_http(settings.model_copy(update={"max_body_seconds": 0.3})))
+    with socket.create_connection((url.host, url.port or 0), timeout=10) as connection:
+        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(f'{head}{{"texts": '.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # to the end: the connection is closed
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["code"] == "request_timeout"
+    slow = {"texts": ["A warm and funny film."], "rationale": True}
+    assert httpx.post(url.join("v1/predict"), json=slow, trust_env=False).status_code == 200
 
 
 def test_the_token_guards_what_is_worth_guarding(with_endpoint: Any, settings: Settings) -> None:
@@ -235,9 +312,10 @@ def test_the_dashboard_asks_for_metrics_that_there_are(ask: Ask, settings: Setti
 
 
 def test_the_documentation_has_examples_and_errors(ask: Ask, settings: Settings) -> None:
-    document = ask(settings, path="/openapi.json").json()
+    assert "security" not in ask(settings, path="/openapi.json").text
+    document = ask(settings.model_copy(update={"token_sha256": digest(TOKEN)}), path="/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert set(predict["responses"]) == {"200", "400", "401", "413", "422", "500", "503"}
+    assert set(predict["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
     for status in ("401", "413", "422", "503"):
         assert predict["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorResponse")
     for name in ("PredictRequest", "PredictResponse", "ErrorResponse"):

@@ -27,7 +27,8 @@ TOKEN = "a-token-long-enough"
 def environment(tmp_path: Path) -> dict[str, str]:
     """A mark that every process started below inherits, and a Ray of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "COTD_SERVE"))}
-    return {**inherited, "RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex}
+    short = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "2"}  # a minute otherwise
+    return {**inherited, **short, "RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex}
 
 
 def free_port() -> int:
@@ -106,6 +107,11 @@ def test_a_champion_changes_under_load_and_the_end_is_clean(
     )  # fmt: skip
     assert answer.headers.get_list("X-Request-ID") == ["abc"]
     assert len(answer.text.splitlines()) > 1
+
+    place = httpx.URL(url)
+    with socket.create_connection((place.host, place.port or 0), timeout=20) as half:
+        half.sendall(b"POST /v1/predict HTTP/1.1\r\nHos")
+        assert half.recv(100).startswith(b"HTTP/1.1 408 "), "half a head is not waited for without end"
 
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal sends, to Ray's processes too
     output, _ = process.communicate(timeout=60)

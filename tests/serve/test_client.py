@@ -19,7 +19,7 @@ import pytest
 from cotd.errors import CotdError
 from cotd.student import Student
 from serve.api import build_api
-from serve.client import AsyncClient, Client, Policy, wait_seconds
+from serve.client import LONGEST_WAIT, AsyncClient, Client, Policy, Rejected, backoff, wait_seconds
 from serve.endpoint import Endpoint
 from serve.schemas import MAX_TEXTS, TextPrediction
 from serve.settings import Settings
@@ -124,6 +124,18 @@ def test_long_lists_are_split_and_the_token_is_sent(
 
 
 @both
+def test_an_endpoint_that_takes_less_at_once_is_asked_for_less(server: Callable[..., Any], predict: Predict) -> None:
+    url, seen = server(*[refusal(413, "too_many_texts")] * 2)
+    assert len(predict(url, ["fine"] * 150)) == 150
+    assert [len(request["texts"]) for request in seen[:2]] == [150, 75]
+    assert all(len(request["texts"]) <= 75 for request in seen[2:])
+    url, seen = server(refusal(413, "too_many_texts"))
+    with pytest.raises(Rejected, match="because of too_many_texts"):
+        predict(url, ["fine"])
+    assert len(seen) == 1
+
+
+@both
 def test_an_endpoint_that_is_away(predict: Predict) -> None:
     with pytest.raises(CotdError, match="Start the endpoint with `cotd serve`"):
         predict("http://127.0.0.1:9", ["fine"])
@@ -138,6 +150,7 @@ def test_the_wait_is_what_was_asked_for_within_reason() -> None:
 
 def test_waits_grow_and_differ() -> None:
     policy = Policy("http://127.0.0.1:9", None, retries=5)
+    assert backoff(5000) <= LONGEST_WAIT
     waits = [[policy.settle(attempt, httpx.ReadTimeout("")) for _ in range(20)] for attempt in range(4)]
     assert all(max(earlier) <= min(later) for earlier, later in pairwise(waits))
     assert len(set(waits[0])) > 1

@@ -1,22 +1,16 @@
-"""The page in headless Chromium. Needs `pip install playwright` and a Chromium; run it with `pytest -m browser`."""
+"""The pages in headless Chromium, where there is one."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve.api import build_api
-from serve.endpoint import Endpoint
 from serve.settings import Settings, digest
-
-pytestmark = pytest.mark.browser
 
 TOKEN = "a-token-long-enough"
 CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -31,29 +25,6 @@ def browser() -> Iterator[Any]:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
-
-
-@pytest.fixture
-def serve_page() -> Iterator[Callable[[Settings], str]]:
-    """Serves an endpoint over HTTP from a thread; returns its address."""
-    import uvicorn
-
-    servers: list[Any] = []
-
-    def serve(settings: Settings) -> str:
-        api = build_api(Endpoint(settings))
-        server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        servers.append((server, thread))
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-
-    yield serve
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture
@@ -75,7 +46,8 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for page, url, asked, failures in opened:
         page.context.close()
         assert failures == []
-        assert [a for a in asked if not a.startswith((url, "data:"))] == []
+        own = url.removesuffix("docs")
+        assert [a for a in asked if not a.startswith((own, "data:"))] == []
 
 
 @pytest.fixture
@@ -84,9 +56,9 @@ def settings(student_folder: Path) -> Settings:
 
 
 def test_reviews_are_classified_and_explained_by_keyboard(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
-    page = open_page(serve_page(settings))
+    page = open_page(serve_http(settings))
     page.get_by_label("Reviews").press_sequentially("A warm film.")  # it has the focus from the start
     page.keyboard.press("Enter")
     page.keyboard.type("Dull <b>and</b> lifeless.")
@@ -110,9 +82,9 @@ def test_reviews_are_classified_and_explained_by_keyboard(
 
 
 def test_refusals_are_said_and_a_token_is_asked_for(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
-    page = open_page(serve_page(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
+    page = open_page(serve_http(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_label("Token").press("Tab")
     page.wait_for_function("document.getElementById('model').textContent.includes('version')")
@@ -124,17 +96,41 @@ def test_refusals_are_said_and_a_token_is_asked_for(
     page.get_by_role("listitem").wait_for()
 
 
+def test_the_documentation_needs_nobody_else(
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
+) -> None:
+    url = serve_http(settings)
+    page = open_page(f"{url}docs")
+    page.get_by_role("heading", name="POST /v1/predict").wait_for()
+    said = page.inner_text("main")
+    for part in (f"{url}v1/predict", "A warm and funny film.", "too_many_texts", "GET /readyz", "503"):
+        assert part in said
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
 def test_the_page_fits_and_can_be_read(
-    serve_page: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, scheme: str, width: int
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, scheme: str, width: int
 ) -> None:
-    page = open_page(serve_page(settings), color_scheme=scheme, viewport={"width": width, "height": 800})
+    page = open_page(serve_http(settings), color_scheme=scheme, viewport={"width": width, "height": 800})
     page.get_by_role("button", name="Try an example").click()
     page.get_by_role("listitem").nth(2).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for selector in ("h1", ".hint", "#model", "#status", ".verdict strong", ".bars", "button.main", "footer"):
         assert page.locator(selector).first.evaluate(CONTRAST) >= 4.5, selector  # WCAG 2.2, 1.4.3
+
+
+def test_a_picture_of_the_page(
+    serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, tmp_path: Path
+) -> None:
+    """README's: COTD_SCREENSHOT=docs/page.png COTD_SCREENSHOT_STUDENT=FOLDER pytest tests/serve/test_page.py -k picture"""
+    student = os.environ.get("COTD_SCREENSHOT_STUDENT", settings.student)
+    page = open_page(serve_http(settings.model_copy(update={"student": student})), viewport={"width": 860, "height": 800})
+    page.get_by_role("button", name="Try an example").click()
+    page.get_by_role("listitem").nth(2).wait_for()
+    picture = Path(os.environ.get("COTD_SCREENSHOT", tmp_path / "page.png"))
+    page.screenshot(path=picture, full_page=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 # The contrast of an element's text against the nearest opaque background behind it.

@@ -54,4 +54,4 @@ def test_what_is_refused_says_why(body: dict[str, object], message: str) -> None
     ],
 )
 def test_the_client_tells_why_it_was_refused(response: httpx.Response, message: str) -> None:
-    assert explain_refusal(response) == message
+    assert explain_refusal(response)[1] == message

@@ -6,6 +6,9 @@ import asyncio
 import json
 import logging
 import math
+import re
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import httpx
 import pytest
 import torch
 
+from cotd.errors import CotdError
 from serve.endpoint import LOG, Endpoint
 from serve.settings import Settings
 
@@ -97,8 +101,8 @@ def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: An
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(spoil_weights, "a probability is not a number"), (cut_weights, "version 2 is refused"), (other_task, "its labels are bad, good")],
-)  # fmt: skip
+    [(spoil_weights, "a probability is not a number"), (other_task, "its labels are bad, good")],
+)
 def test_a_champion_that_is_no_good_is_refused(
     with_endpoint: Any,
     registry: Any,
@@ -125,6 +129,69 @@ def test_a_champion_that_is_no_good_is_refused(
     with_endpoint(settings_for(registry), use)
     assert reason in caplog.text
     assert f"version {bad} is refused, still serving version {first}" in caplog.text
+
+
+def test_a_champion_that_cannot_be_loaded_is_tried_again(
+    with_endpoint: Any, registry: Any, student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, broken = registry.add(student_folder), registry.add(student_folder, cut_weights)
+    registry.crown(first)
+
+    async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        registry.crown(broken)
+        for _ in range(3):
+            await endpoint.refresh()
+            assert await version(client) == first
+        assert outcomes(await client.get("/metrics")) == {"not_loaded": 1}, "not at every look"
+        monkeypatch.setattr("serve.endpoint.time.monotonic", lambda now=time.monotonic: now() + 5)
+        await endpoint.refresh()
+        await endpoint.refresh()
+        assert outcomes(await client.get("/metrics")) == {"not_loaded": 2}, "the second wait is longer"
+        monkeypatch.setattr("serve.endpoint.time.monotonic", lambda now=time.monotonic: now() + 5000)
+        shutil.copy(student_folder / "model.safetensors", registry.folder_of(broken))
+        await endpoint.refresh()
+        assert await version(client) == broken
+
+    with_endpoint(settings_for(registry), use)
+
+
+def outcomes(metrics: httpx.Response) -> dict[str, float]:
+    """Looks at a moved alias, by outcome, those that happened."""
+    found = re.findall(r'^cotd_model_swaps_total\{outcome="(\w+)"\} ([\d.]+)', metrics.text, re.MULTILINE)
+    return {outcome: float(count) for outcome, count in found if float(count)}
+
+
+async def nothing(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+    pass
+
+
+@pytest.mark.parametrize("spoil", [spoil_weights, cut_weights, None])
+def test_a_replica_that_starts_falls_back_to_what_was_served(
+    with_endpoint: Any, registry: Any, student_folder: Path, tmp_path: Path, spoil: Callable[[Path], None] | None
+) -> None:
+    """The alias has moved on to a student that is no good, or (None) the registry is away."""
+    settings = settings_for(registry).model_copy(update={"metrics_folder": str(tmp_path / "metrics")})
+    first = registry.add(student_folder)
+    registry.crown(first)
+    with pytest.raises(CotdError, match="no model"):
+        with_endpoint(settings.model_copy(update={"student": "models:/another@champion"}), nothing)
+    with_endpoint(settings, nothing)
+    if spoil:
+        registry.crown(registry.add(student_folder, spoil))
+    else:
+        registry.client.delete_registered_model_alias("cotd-student", "champion")
+
+    async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
+        assert await version(client) == first
+        await endpoint.refresh()
+        assert await version(client) == first
+        registry.crown(good := registry.add(student_folder))
+        await endpoint.refresh()
+        assert await version(client) == good
+
+    with_endpoint(settings, use)
+    with pytest.raises(CotdError, match="no model"):
+        with_endpoint(settings.model_copy(update={"student": "models:/another@champion"}), nothing)
 
 
 def test_a_registry_that_is_away_changes_nothing(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
