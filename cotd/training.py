@@ -257,7 +257,7 @@ def make_trainer(
             point = {"step": self.state.global_step, "validation_accuracy": accuracy}
             point |= {"train_loss": losses[-1]} if losses else {}
             with folder.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
+                file.write(json.dumps({**point, "time": round(time.time(), 3)}) + "\n")
             if on_score:
                 on_score(point)
             metrics = {"eval_accuracy": accuracy}

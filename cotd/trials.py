@@ -5,6 +5,7 @@ study's storage is the truth:
 
     trial.json           what the trial is (and the study's resolved configuration)
     metrics.jsonl        one line for each validation score, as it is made
+    system_metrics.jsonl one line for each sample of the worker's load
     checkpoints/         while training; removed when done
     student/             the selected student
     predictions.parquet  on the test split
@@ -74,6 +75,7 @@ class TrialFolder:
     def __init__(self, path: Path):
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self.system_metrics = path / "system_metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
         self.predictions = path / "predictions.parquet"
@@ -87,6 +89,13 @@ class TrialFolder:
 
     def result(self) -> dict[str, Any]:
         return json.loads(self._result.read_text(encoding="utf-8"))
+
+    def period(self) -> tuple[int | None, int | None]:
+        """When the attempt that finished began and ended, in milliseconds since 1970; None and None where none has."""
+        if not self.done:
+            return None, None
+        ended = self._result.stat().st_mtime
+        return int((ended - self.result().get("seconds", 0)) * 1000), int(ended * 1000)
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self._result, result)

@@ -37,6 +37,7 @@ from cotd.trials import write_json
 from pipelines.asking import Asker, Budget, Complete
 from pipelines.browse import annotations_page
 from pipelines.locking import only_one
+from pipelines.runtime_env import require_lasting
 
 SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]”’]*(?=\s|$)")
 # From this share of set-aside rows on, something other than a few bad rows is wrong.
@@ -103,6 +104,7 @@ def annotate(
         CotdError: bad input, before any worker starts; another process annotates this study; the price was declined.
     """
     started = time.perf_counter()
+    require_lasting(config.storage)
     job = prepare(config)
     files = AnnotationFiles.of(config)
     for warning in job.warnings:

@@ -15,11 +15,13 @@ from ray import tune
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.progress import say, track
+from cotd.system_metrics import sample_load
 from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotate import read_annotations, read_rationales, read_teacher_test
-from pipelines.cluster import ignore_interrupts, ray_session
+from pipelines.cluster import ignore_interrupts, ray_session, require_shared
 from pipelines.locking import only_one
+from pipelines.runtime_env import require_lasting
 from pipelines.study import Plan, plan_study
 
 
@@ -32,6 +34,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     Raises:
         CotdError: bad input, before any worker starts.
     """
+    require_lasting(config.storage)
     with only_one(config.directory, f"sweeping {config.name}", "finished trials are kept and will not be trained again."):
         return sweep_alone(config)
 
@@ -52,6 +55,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
         say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
         if pending:
             with ray_session():
+                require_shared(plan.reviews)
                 run_trials(plan, pending, tracker)
         failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
         status = "FAILED" if failed else "FINISHED"
@@ -74,7 +78,6 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
     resources = trial_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
-        tracker.reopen(trial)
     with track(f"training {len(pending)} students", sum(t.training.steps for t in pending), "steps") as advance:
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
@@ -136,7 +139,10 @@ def run_trial(params: dict[str, Any]) -> None:
     try:
         teacher_test = read_teacher_test(params["teacher_test"])
         rationales = read_rationales(params["held_out_rationales"])
-        result = train_trial(trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test, rationales)
+        with sample_load(folder.system_metrics):
+            result = train_trial(
+                trial, folder, reviews, annotations, params["provenance"], tune.report, teacher_test, rationales
+            )
     except Exception:
         folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise
@@ -156,6 +162,9 @@ class TrialWatcher(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks to restore an experiment; ours is restored from the trials' folders."""
         return {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self._tell_mlflow(lambda: self.tracker.reopen(self._of(trial)[0]))  # only now, so that its duration is its own
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
         ours, folder = self._of(trial)

@@ -1,0 +1,61 @@
+"""What travels to the workers of a Ray cluster that is joined: this very code, and what its processes want set."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cotd.errors import CotdError
+
+PACKAGES = ("cotd", "pipelines", "serve")
+ROOT = Path(__file__).parent.parent
+# Ray's name for the configuration of a submitted job, in the environment of its entrypoint.
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def runtime_env(address: str, variables: dict[str, str]) -> dict[str, Any] | None:
+    """Ray's runtime environment for a driver: None for a Ray of its own, whose workers are this machine's.
+
+    A cluster's workers get the packages that this process would import, whether the nodes have others or none. A job
+    submitted with a working folder has them already, and Ray refuses to be told twice.
+
+    Args:
+        address: of the Ray that is joined, or "local".
+        variables: environment variables for the workers.
+
+    Raises:
+        CotdError: the address is one that a driver cannot join.
+    """
+    if address == "local":
+        return None
+    if address.startswith("ray://"):
+        raise CotdError(
+            f"RAY_ADDRESS {address} is Ray Client's, which a study cannot use: its driver writes MLflow and follows the "
+            "trials' folders. Run it on the cluster: `ray job submit --working-dir . -- cotd …`, or there with RAY_ADDRESS=auto."
+        )
+    if address.startswith(("http://", "https://")):
+        raise CotdError(
+            f"RAY_ADDRESS {address} is a dashboard's, which takes jobs: `ray job submit --working-dir . -- cotd …`. "
+            "To join the cluster from one of its machines, set RAY_ADDRESS=auto."
+        )
+    job = (json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}) if JOB in os.environ else {}
+    given = job.get("env_vars") or {}
+    env: dict[str, Any] = {"env_vars": {k: v for k, v in variables.items() if k not in given}}
+    if not {"working_dir", "py_modules"} & set(job):
+        env["py_modules"] = [str(ROOT / package) for package in PACKAGES]
+    return env
+
+
+def require_lasting(storage: str) -> None:
+    """Refuses storage inside the working folder of a submitted job, which Ray deletes after it.
+
+    Raises:
+        CotdError: it is there.
+    """
+    if "working_dir_files" in Path(storage).expanduser().absolute().parts:
+        raise CotdError(
+            f"storage '{storage}' is in the submitted job's own folder, which Ray deletes after it. "
+            "Name a folder that every node shares: storage=/shared/runs"
+        )
