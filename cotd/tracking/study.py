@@ -150,9 +150,8 @@ class StudyTracker:
         if folder.student.is_dir() and not logged_student(self.client, run_id):
             log_student(run_id, folder.student, trial_params(trial), METHODS[trial.method].reads_rationales)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}
-        values |= {
-            k: result[k] for k in ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")
-        }
+        kept = ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")
+        values |= {k: result[k] for k in kept if k in result}
         # Last values, so at no step of the training: MLflow draws them as bars, and compares runs by them.
         stamp = folder.period()[1] or now()
         metrics = [Metric(k, float(v), stamp, 0) for k, v in values.items()]

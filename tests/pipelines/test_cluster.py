@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from cotd.config import load_config
@@ -24,6 +20,7 @@ from cotd.errors import CotdError
 from pipelines.cluster import ray_session, require_shared
 from pipelines.runtime_env import JOB, PACKAGES, require_lasting, runtime_env
 from pipelines.study import plan_study
+from tests.processes import free_port, running, wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TRAINING = {"optimizer": "adamw", "steps": 4, "batch_size": 8, "eval_every": 2, "warmup_steps": 0}
@@ -56,40 +53,6 @@ def test_results_are_not_left_in_a_jobs_folder(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CotdError, match="Ray deletes after it"):
         require_lasting("runs")
     require_lasting(str(tmp_path / "runs"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path, **environment: str) -> Iterator[None]:
-    """A command in a session of its own, ended with all that it started."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH") and not k.startswith("MLFLOW_")}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd="/", env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(url: str, log: Path, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise AssertionError(f"nothing at {url}: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")
