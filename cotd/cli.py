@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cotd import __version__
 from cotd.errors import CotdError
+
+if TYPE_CHECKING:
+    from cotd.config import StudyConfig
+    from cotd.trials import TrialFolder
 
 app = typer.Typer(
     name="cotd",
@@ -132,15 +136,24 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
+    from cotd.config import load_config
+    from cotd.storage import on_storage
+
+    study = load_config(config, overrides)
+    folder = on_storage(train_first)(study)
+    print(json.dumps(folder.result(), indent=2))
+    print(f"student: {folder.student}")
+
+
+def train_first(study: StudyConfig) -> TrialFolder:
+    """The folder of a study's first trial, trained unless it is done."""
     import pandas as pd
 
-    from cotd.config import load_config
     from cotd.progress import track
     from cotd.training import train_trial
     from pipelines.annotate import read_rationales, read_teacher_test
     from pipelines.study import plan_study
 
-    study = load_config(config, overrides)
     plan = plan_study(study)
     trial = plan.trials[0]
     folder = plan.folder(trial)
@@ -158,8 +171,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
             reviews, teacher_test = pd.read_parquet(plan.reviews), read_teacher_test(plan.teacher_test)
             rationales = read_rationales(plan.held_out_rationales)
             train_trial(trial, folder, reviews, annotations, plan.provenance, on_score, teacher_test, rationales)
-    print(json.dumps(folder.result(), indent=2))
-    print(f"student: {folder.student}")
+    return folder
 
 
 @app.command()
@@ -195,7 +207,7 @@ def report(config: Config, overrides: Overrides = None) -> None:
 
     study = load_config(config, overrides)
     print(markdown(run(study)))
-    print(f"written to {study.directory}: report.md, accuracy.png, report.json")
+    print(f"written to {study.remote or study.directory}: report.md, accuracy.png, report.json")
 
 
 @app.command()

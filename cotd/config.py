@@ -17,6 +17,7 @@ from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
 from cotd.methods import METHODS
 from cotd.presets import apply_preset
+from cotd.storage import copy_folder, is_remote, open_remote
 from cotd.task import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -326,7 +327,7 @@ class StudyConfig(Block):
     training: TrainingConfig = TrainingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    storage: str = Field("runs", description="the folder that holds the study's folder")
+    storage: str = Field("runs", description="the folder that holds the study's folder, or an fsspec URL like s3://bucket/runs")
 
     @model_validator(mode="after")
     def sizes_are_known(self) -> StudyConfig:
@@ -336,15 +337,35 @@ class StudyConfig(Block):
                 raise ValueError(f"grid.size '{size}' is not in sizes ({known}).{nearest(size, list(self.sizes))}")
         return self
 
+    @field_validator("storage")
+    @classmethod
+    def storage_can_be_used(cls, storage: str) -> str:
+        if is_remote(storage):
+            try:
+                open_remote(storage)
+            except CotdError as error:
+                raise ValueError(str(error)) from error
+        return storage
+
+    @property
+    def remote(self) -> str | None:
+        """The fsspec URL of the study's folder, of which `directory` is a working copy; None where it is a folder itself."""
+        return f"{self.storage.rstrip('/')}/{self.name}" if is_remote(self.storage) else None
+
+    @property
+    def local_storage(self) -> Path:
+        """The folder for what is kept beside studies, absolute: `storage`, or `runs` where that is a URL."""
+        return Path("runs" if self.remote else self.storage).expanduser().absolute()
+
     @property
     def directory(self) -> Path:
         """The study's own folder, absolute: trials run in other working directories."""
-        return Path(self.storage).expanduser().absolute() / self.name
+        return copy_folder(self.remote) if self.remote else self.local_storage / self.name
 
     def tracking_uri(self) -> str:
         import os
 
-        default = f"sqlite:///{Path(self.storage).expanduser().absolute() / 'mlflow.db'}"
+        default = f"sqlite:///{self.local_storage / 'mlflow.db'}"
         return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 

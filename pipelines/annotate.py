@@ -30,6 +30,7 @@ from cotd.quality import label_quality, rationale_quality
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews, noun
 from cotd.statistics import accuracy_interval
+from cotd.storage import on_storage
 from cotd.strategies import STRATEGIES, Teacher, TeacherOutput, planned_requests, score_request
 from cotd.student import model_digest, resolve_model
 from cotd.task import Task, get_task
@@ -83,6 +84,7 @@ class AnnotationFiles:
         return cls(config.directory / "annotations")
 
 
+@on_storage
 def annotate(
     config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
 ) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def annotate(
         CotdError: bad input, before any worker starts; another process annotates this study; the price was declined.
     """
     started = time.perf_counter()
-    require_lasting(config.storage)
+    require_lasting(config)
     job = prepare(config)
     files = AnnotationFiles.of(config)
     for warning in job.warnings:
@@ -152,6 +154,11 @@ class Job:
     warnings: list[str]
 
 
+def completions_place(config: StudyConfig) -> Path | str:
+    """Where the studies of one storage keep what teachers answered, unless `teacher.store` names another place."""
+    return f"{config.storage.rstrip('/')}/completions" if config.remote else config.local_storage / "completions"
+
+
 def prepare(config: StudyConfig) -> Job:
     """Loads and checks all that a run needs, and starts nothing.
 
@@ -161,7 +168,7 @@ def prepare(config: StudyConfig) -> Job:
     check_gold(config, reviews := load_reviews(config.data))
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
-    store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
+    store = CompletionStore(config.teacher.store or completions_place(config))
     return Job(reviews, task, prompts, load_teacher(config.teacher), store, quarantine_warnings(reviews))
 
 

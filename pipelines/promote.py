@@ -11,6 +11,7 @@ from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.evaluation import predictions_table, score_predictions
 from cotd.methods import METHODS
+from cotd.storage import on_storage
 from cotd.student import Student
 from cotd.task import get_task
 from cotd.tracking import CHALLENGER, CHAMPION, StudyTracker
@@ -33,6 +34,7 @@ class Promotion:
     sentences: list[str]
 
 
+@on_storage
 def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 

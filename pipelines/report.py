@@ -16,6 +16,7 @@ from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.methods import METHODS
 from cotd.statistics import mcnemar, seeds_interval, share
+from cotd.storage import on_storage
 from cotd.tracking import StudyTracker
 from cotd.trials import write_json
 from pipelines.annotate import read_annotations
@@ -29,6 +30,7 @@ COLOURS = {
 }  # fmt: skip
 
 
+@on_storage
 def report(config: StudyConfig) -> dict[str, Any]:
     """Writes the report of a study, finished or not, and returns what `report.json` holds.
 

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cotd.config import StudyConfig
 from cotd.errors import CotdError
 
 PACKAGES = ("cotd", "pipelines", "serve")
 ROOT = Path(__file__).parent.parent
 # Ray's name for the configuration of a submitted job, in the environment of its entrypoint.
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB_FOLDER = "working_dir_files"  # Ray's name for the folder that holds the working folders of jobs
 
 
 def runtime_env(address: str, variables: dict[str, str]) -> dict[str, Any] | None:
@@ -48,14 +50,22 @@ def runtime_env(address: str, variables: dict[str, str]) -> dict[str, Any] | Non
     return env
 
 
-def require_lasting(storage: str) -> None:
-    """Refuses storage inside the working folder of a submitted job, which Ray deletes after it.
+def require_lasting(config: StudyConfig) -> None:
+    """Refuses results inside the working folder of a submitted job, which Ray deletes after it.
 
     Raises:
-        CotdError: it is there.
+        CotdError: the study's storage or its MLflow database is there.
     """
-    if "working_dir_files" in Path(storage).expanduser().absolute().parts:
-        raise CotdError(
-            f"storage '{storage}' is in the submitted job's own folder, which Ray deletes after it. "
-            "Name a folder that every node shares: storage=/shared/runs"
+    problems = []
+    if not config.remote and JOB_FOLDER in config.local_storage.parts:
+        problems.append(
+            f"storage '{config.storage}' is in the submitted job's own folder, which Ray deletes after it. "
+            "Name a folder that every node shares, as in storage=/shared/runs, or a URL."
         )
+    elif JOB_FOLDER in Path(config.tracking_uri()).parts:
+        problems.append(
+            "the MLflow database is in the submitted job's own folder, which Ray deletes after it. "
+            "Name a server, as in tracking.uri=http://mlflow:5000, or set MLFLOW_TRACKING_URI."
+        )
+    if problems:
+        raise CotdError(*problems)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from ray import tune
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.progress import say, track
+from cotd.storage import copy_of, in_working_copy, light, on_storage, open_remote
 from cotd.system_metrics import sample_load
 from cotd.tracking import StudyTracker, attempt
 from cotd.trials import Trial, TrialFolder
@@ -25,6 +26,7 @@ from pipelines.runtime_env import require_lasting
 from pipelines.study import Plan, plan_study
 
 
+@on_storage
 def sweep(config: StudyConfig) -> dict[str, Any]:
     """Trains every trial of the study that is not done.
 
@@ -34,7 +36,7 @@ def sweep(config: StudyConfig) -> dict[str, Any]:
     Raises:
         CotdError: bad input, before any worker starts.
     """
-    require_lasting(config.storage)
+    require_lasting(config)
     with only_one(config.directory, f"sweeping {config.name}", "finished trials are kept and will not be trained again."):
         return sweep_alone(config)
 
@@ -55,7 +57,8 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
         say(f"  {len(plan.trials)} trials: {len(done)} done before, {len(pending)} to train")
         if pending:
             with ray_session():
-                require_shared(plan.reviews)
+                if not config.remote:
+                    require_shared(plan.reviews)
                 run_trials(plan, pending, tracker)
         failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
         status = "FAILED" if failed else "FINISHED"
@@ -78,10 +81,14 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
     resources = trial_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
+    if config.remote:
+        copy_of(config.remote, config.directory).push()  # what workers pull
     with track(f"training {len(pending)} students", sum(t.training.steps for t in pending), "steps") as advance:
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={
+                "storage": config.remote,
+                "directory": str(config.directory),
                 "folder": tune.grid_search([str(plan.folder(t).path) for t in pending]),
                 "reviews": str(plan.reviews),
                 "annotations": str(plan.annotations) if plan.annotations else None,
@@ -94,14 +101,26 @@ def run_trials(plan: Plan, pending: list[Trial], tracker: StudyTracker) -> None:
             tune_config=tune.TuneConfig(max_concurrent_trials=config.resources.max_concurrent, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(config.directory),
+                **tune_storage(config),
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
                 callbacks=[TrialWatcher(plan, pending, tracker, advance)],
                 verbose=0,
             ),
         )
         tuner.fit()
-    shutil.rmtree(config.directory / "tune", ignore_errors=True)  # Tune's own state; ours is in the trials' folders
+    files, place = open_remote(config.remote or str(config.directory))
+    with contextlib.suppress(OSError):
+        files.rm(f"{place}/tune", recursive=True)  # Tune's own state; ours is in the trials' folders
+
+
+def tune_storage(config: StudyConfig) -> dict[str, Any]:
+    """Where Tune keeps its own state, which every node must reach: the study's storage."""
+    if config.remote is None:
+        return {"storage_path": str(config.directory)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files, place = open_remote(config.remote)
+    return {"storage_path": place, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
 def trial_resources(config: StudyConfig) -> dict[str, float]:
@@ -125,6 +144,7 @@ def trial_resources(config: StudyConfig) -> dict[str, float]:
     return {"cpu": config.resources.cpus, "gpu": gpus}
 
 
+@in_working_copy
 def run_trial(params: dict[str, Any]) -> None:
     """One trial, in a Ray worker. A failure leaves its traceback in the trial's folder."""
     import torch
@@ -190,7 +210,9 @@ class TrialWatcher(tune.Callback):
             say(f"  MLflow does not answer ({problem}); trials go on, and are logged at the end")
 
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
-        folder = trial.config["folder"]
+        folder, config = trial.config["folder"], self.tracker.config
+        if config.remote:
+            copy_of(config.remote, config.directory).pull(f"trials/{Path(folder).name}", light)
         return self.trials[folder], TrialFolder(Path(folder))
 
 

@@ -57,7 +57,8 @@ class StudyDatasets:
             name = " · ".join(filter(None, [self.config.data.source, split, part]))
             labels = {str(k): int(v) for k, v in rows["label"].value_counts().items()}
             profile = {"rows": len(rows), "labels": labels, "source": self.config.data.source}
-            self._known[key] = dataset(rows, file, name, digest([trial.reviews_digest, split, part]), profile, "label")
+            content = digest([trial.reviews_digest, split, part])
+            self._known[key] = dataset(rows, self._source(file), name, content, profile, "label")
         return self._known[key]
 
     def _annotations(self, file: Path) -> Any:
@@ -72,7 +73,7 @@ class StudyDatasets:
                 "strategy": self.config.teacher.strategy, "source": self.config.data.source,
             }  # fmt: skip
             name = f"annotations of {self.config.data.source} by {', '.join(profile['teacher'])}"
-            self._known[key] = dataset(table, file, name, digest_in(file), profile, "label")
+            self._known[key] = dataset(table, self._source(file), name, digest_in(file), profile, "label")
         return self._known[key]
 
     def _rationales(self, file: Path) -> Any:
@@ -80,8 +81,14 @@ class StudyDatasets:
         if key not in self._known:
             table = read_parquet(file)
             name = f"rationales of {self.config.data.source}, validation and test, by {self.config.teacher.model}"
-            self._known[key] = dataset(table, file, name, digest_in(file), {"rows": len(table)}) if table is not None else None
+            if table is None:
+                return None
+            self._known[key] = dataset(table, self._source(file), name, digest_in(file), {"rows": len(table)})
         return self._known[key]
+
+    def _source(self, file: Path) -> str:
+        """Where others find a file of the study's."""
+        return f"{self.config.remote}/data/{file.name}" if self.config.remote else str(file)
 
     def _annotation_files(self, wanted: str | None) -> tuple[Path | None, Path | None]:
         """The annotations, and the rationales read beside reviews, whose digest a trial's identity names."""
@@ -94,14 +101,16 @@ class StudyDatasets:
         return None, None
 
 
-def dataset(rows: pd.DataFrame, file: Path, name: str, content: str, profile: dict[str, Any], target: str | None = None) -> Any:
+def dataset(
+    rows: pd.DataFrame, source: str, name: str, content: str, profile: dict[str, Any], target: str | None = None
+) -> Any:
     """An MLflow Dataset of rows that are in a file, whole or in part."""
     import mlflow
     from mlflow.entities import Dataset
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a hint that integer columns cannot have missing values
-        made = mlflow.data.from_pandas(rows, source=str(file), name=name[:500], digest=content, targets=target).to_dict()
+        made = mlflow.data.from_pandas(rows, source=source, name=name[:500], digest=content, targets=target).to_dict()
     return Dataset(made["name"], made["digest"], made["source_type"], made["source"], made["schema"], json.dumps(profile))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from cotd.config import StudyConfig
 from cotd.methods import METHODS
+from cotd.storage import copy_of
 from cotd.system_metrics import read_samples
 from cotd.tracking.datasets import StudyDatasets
 from cotd.tracking.registry import Registry, log_student, logged_student
@@ -38,7 +38,7 @@ class StudyTracker:
                 self.client,
                 self.uri,
                 config.tracking.experiment or config.name,
-                Path(config.storage).expanduser().absolute(),
+                config.local_storage,
                 {NOTE_TAG: "Studies of cotd: a run a study, and in it a run a trial."},
             )
         self.registry = Registry(self.client, config.tracking.registered_model)
@@ -147,6 +147,8 @@ class StudyTracker:
         self.client.log_inputs(run_id, self.datasets.inputs(trial))
         self.client.log_dict(run_id, folder.config(), "config.json")
         self.client.log_artifact(run_id, str(folder.predictions))
+        if self.config.remote and not logged_student(self.client, run_id):
+            copy_of(self.config.remote, self.config.directory).pull(f"trials/{trial.id}/student")
         if folder.student.is_dir() and not logged_student(self.client, run_id):
             log_student(run_id, folder.student, trial_params(trial), METHODS[trial.method].reads_rationales)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}

@@ -46,13 +46,19 @@ def test_code_travels_to_a_cluster_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert "py_modules" in (runtime_env("10.0.0.1:6379", {}) or {})
 
 
-def test_results_are_not_left_in_a_jobs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_not_left_in_a_jobs_folder(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = tmp_path / "working_dir_files" / "_ray_pkg_0"
     job.mkdir(parents=True)
     monkeypatch.chdir(job)
-    with pytest.raises(CotdError, match="Ray deletes after it"):
-        require_lasting("runs")
-    require_lasting(str(tmp_path / "runs"))
+    path = write_study()
+    require_lasting(load_config(path))
+    with pytest.raises(CotdError, match="Name a folder that every node shares"):
+        require_lasting(load_config(path, ["storage=runs"]))
+    with pytest.raises(CotdError, match="Name a server"):
+        require_lasting(load_config(path, ["storage=memory://bucket/runs"]))
+    require_lasting(load_config(path, ["storage=memory://bucket/runs", "tracking.uri=http://mlflow:5000"]))
 
 
 @pytest.fixture(scope="module")
