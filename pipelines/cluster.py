@@ -66,7 +66,7 @@ def ray_session(**init: Any) -> Iterator[None]:
         try:
             with silenced_stderr():
                 ray.init(**{"address": address, **defaults, **init})
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise CotdError(
                 f"cannot join Ray at {address}: {error}. Start it, or unset RAY_ADDRESS for a local one."
             ) from error

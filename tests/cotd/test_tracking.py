@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotd.config import StudyConfig, load_config
+from cotd.config import StudyConfig, TrackingConfig, load_config
 from cotd.system_metrics import read_samples, sample_load
 from cotd.tracking import StudyTracker
 from cotd.tracking.datasets import CONTEXT
@@ -47,11 +46,17 @@ def study(tiny_t5: Path, review_rows: pd.DataFrame, tmp_path_factory: pytest.Tem
     return config, plan
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests: MLflow takes seconds to make its tables."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
 @pytest.fixture
-def tracker(study: tuple[StudyConfig, Plan], tmp_path: Path) -> StudyTracker:
-    config = study[0].model_copy(deep=True)
-    config.tracking.uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return StudyTracker(config)
+def tracker(study: tuple[StudyConfig, Plan], database: str, request: pytest.FixtureRequest) -> StudyTracker:
+    """The study's, in an experiment of the test's own."""
+    tracking = {"uri": database, "experiment": request.node.name, "registered_model": request.node.name}
+    return StudyTracker(study[0].model_copy(update={"tracking": TrackingConfig(**tracking)}))
 
 
 def test_a_trials_run_holds_what_its_folder_does(study: tuple[StudyConfig, Plan], tracker: StudyTracker) -> None:
@@ -170,7 +175,5 @@ def test_sampling_stops_nothing(tmp_path: Path) -> None:
     assert len(read_samples(tmp_path / "load.jsonl")) == 1  # however short
 
 
-def test_a_study_that_nobody_works_on_is_not_left_running(write_study: Callable[..., Path]) -> None:
-    config = load_config(write_study())
-    tracker = StudyTracker(config)
+def test_a_study_that_nobody_works_on_is_not_left_running(tracker: StudyTracker) -> None:
     assert tracker.client.get_run(tracker.parent_run).info.status == "FINISHED"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pipelines.study import plan_study
 from tests.processes import free_port, running, wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 TRAINING = {"optimizer": "adamw", "steps": 4, "batch_size": 8, "eval_every": 2, "warmup_steps": 0}
 
 
@@ -69,7 +71,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:  # sockets' paths have a limit
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
         command += [f"--dashboard-port={dashboard}", f"--temp-dir={short}", "--object-store-memory=200000000"]
-        with running(command, log, RAY_USAGE_STATS_ENABLED="0"):
+        with running(command, log, RAY_USAGE_STATS_ENABLED="0", **TOKEN):
             wait_for(f"http://127.0.0.1:{dashboard}/api/version", log)
             yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
 
@@ -94,28 +96,37 @@ def ended(config: Path) -> dict[str, str]:
     return {r.data.tags["cotd.trial_id"]: r.info.status for r in runs}
 
 
+# What a worker of the cluster says: where its cotd is from, and what is set for it.
+ORIGIN = """
+import os, ray
+from pathlib import Path
+from pipelines.cluster import ray_session, require_shared
+
+def origin():
+    import cotd
+    return cotd.__file__, os.environ.get("MALLOC_MMAP_THRESHOLD_")
+
+with ray_session():
+    require_shared(Path("/nowhere"))  # one node: nothing to share
+    print(*ray.get(ray.remote(origin).remote()))
+"""
+
+
 @pytest.mark.slow
-def test_a_sweep_joins_a_cluster_and_brings_its_code(
-    head: tuple[str, str], study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = {**os.environ, "RAY_ADDRESS": head[0], "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "cotd.cli", "sweep", str(study)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_a_sweep_joins_a_cluster_and_brings_its_code(head: tuple[str, str], study: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, **TOKEN, "RAY_ADDRESS": head[0], "PYTHONPATH": str(REPOSITORY)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "2 trials, 2 trained now, 0 failed" in run("-m", "cotd.cli", "sweep", str(study))
     assert set(ended(study).values()) == {"FINISHED"}
-    monkeypatch.setenv("RAY_ADDRESS", head[0])
-    with ray_session():
-        import ray
-
-        def origin() -> tuple[str, str | None]:
-            import cotd
-
-            return cotd.__file__, os.environ.get("MALLOC_MMAP_THRESHOLD_")
-
-        file, threshold = ray.get(ray.remote(origin).remote())
-        require_shared(tmp_path / "nowhere")  # one node: nothing to share
+    file, threshold = run("-c", ORIGIN).split()[-2:]
     assert "py_modules_files" in file
-    assert threshold
+    assert int(threshold) > 0
 
 
 @pytest.mark.slow
@@ -128,7 +139,7 @@ def test_a_submitted_job_writes_to_a_remote_mlflow(head: tuple[str, str], study:
         uri = f"tracking.uri=http://127.0.0.1:{port}"
         submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", head[1]]
         submit += ["--working-dir", str(REPOSITORY), "--", sys.executable, "-m", "cotd.cli", "sweep", str(study), uri]
-        done = subprocess.run(submit, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(submit, env={**os.environ, **TOKEN}, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 trials, 2 trained now, 0 failed" in done.stdout
         study.write_text(study.read_text() + f"tracking: {{uri: 'http://127.0.0.1:{port}'}}\n")
