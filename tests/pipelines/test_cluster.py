@@ -71,6 +71,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:  # sockets' paths have a limit
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
         command += [f"--dashboard-port={dashboard}", f"--temp-dir={short}", "--object-store-memory=200000000"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # jobs go through it; other Rays here have the usual one
         with running(command, log, RAY_USAGE_STATS_ENABLED="0", **TOKEN):
             wait_for(f"http://127.0.0.1:{dashboard}/api/version", log)
             yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
