@@ -8,12 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cotd import __version__
 from cotd.errors import CotdError, full_disk
+
+if TYPE_CHECKING:
+    from cotd.config import StudyConfig
+    from cotd.trials import TrialFolder
 
 app = typer.Typer(
     name="cotd",
@@ -155,12 +159,21 @@ def train(config: Config, overrides: Overrides = None) -> None:
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
     from cotd.config import load_config
+    from cotd.storage import on_storage
+
+    study = load_config(config, overrides)
+    folder = on_storage(train_first)(study)
+    print(json.dumps(folder.result(), indent=2))
+    print(f"student: {folder.student}")
+
+
+def train_first(study: StudyConfig) -> TrialFolder:
+    """The folder of a study's first trial, trained unless it is done."""
     from cotd.progress import track
     from cotd.training import train_trial
     from pipelines.annotation_files import read_rationales, read_teacher_test
     from pipelines.study import plan_study
 
-    study = load_config(config, overrides)
     plan = plan_study(study)
     trial = plan.trials[0]
     folder = plan.folder(trial)
@@ -178,8 +191,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
             train_trial(
                 trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
             )
-    print(json.dumps(folder.result(), indent=2))
-    print(f"student: {folder.student}")
+    return folder
 
 
 @app.command()
@@ -219,7 +231,7 @@ def report(config: Config, overrides: Overrides = None) -> None:
     content = run(study)
     print(terminal(content))
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
-    print(f"written to {study.directory}: {', '.join(files)}")
+    print(f"written to {study.remote or study.directory}: {', '.join(files)}")
 
 
 @app.command()

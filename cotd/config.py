@@ -13,6 +13,7 @@ from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
 from cotd.grid import GridConfig
 from cotd.search import SearchConfig
+from cotd.storage import copy_folder, is_remote, open_remote
 from cotd.task import TASKS
 from cotd.training_config import TrainingConfig
 from cotd.variants import all_variants, choose_variant
@@ -59,6 +60,11 @@ class DataConfig(Block):
         if name not in TASKS:
             raise ValueError(f"unknown task '{name}'; known: {', '.join(TASKS)}.{nearest(name, list(TASKS))}")
         return name
+
+    @property
+    def where(self) -> str:
+        """The source as one string, to name it by."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source.values())
 
 
 class CalibrationConfig(Block):
@@ -284,7 +290,7 @@ class StudyConfig(Block):
     search: SearchConfig | None = Field(None, description="training settings to try, in place of those of `training`")
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    storage: str = Field("runs", description="the folder that holds the study's folder")
+    storage: str = Field("runs", description="the folder that holds the study's folder, or an fsspec URL like s3://bucket/runs")
 
     @model_validator(mode="after")
     def parts_agree(self) -> StudyConfig:
@@ -307,15 +313,35 @@ class StudyConfig(Block):
             raise ValueError("; ".join(problems))
         return self
 
+    @field_validator("storage")
+    @classmethod
+    def storage_can_be_used(cls, storage: str) -> str:
+        if is_remote(storage):
+            try:
+                open_remote(storage)
+            except CotdError as error:
+                raise ValueError(str(error)) from error
+        return storage
+
+    @property
+    def remote(self) -> str | None:
+        """The fsspec URL of the study's folder, of which `directory` is a working copy; None where it is a folder itself."""
+        return f"{self.storage.rstrip('/')}/{self.name}" if is_remote(self.storage) else None
+
+    @property
+    def local_storage(self) -> Path:
+        """The folder for what is kept beside studies, absolute: `storage`, or `runs` where that is a URL."""
+        return Path("runs" if self.remote else self.storage).expanduser().absolute()
+
     @property
     def directory(self) -> Path:
         """The study's own folder, absolute: trials run in other working directories."""
-        return Path(self.storage).expanduser().absolute() / self.name
+        return copy_folder(self.remote) if self.remote else self.local_storage / self.name
 
     def tracking_uri(self) -> str:
         import os
 
-        default = f"sqlite:///{Path(self.storage).expanduser().absolute() / 'mlflow.db'}"
+        default = f"sqlite:///{self.local_storage / 'mlflow.db'}"
         return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 

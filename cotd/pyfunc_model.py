@@ -18,9 +18,13 @@ class StudentModel(mlflow.pyfunc.PythonModel):
 
     # Without type hints: MLflow would derive a signature from them, and a frame or a list of texts both count.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        texts = list(model_input["text"]) if isinstance(model_input, pd.DataFrame) else [str(t) for t in model_input]
-        read = self.student.reads_rationales and isinstance(model_input, pd.DataFrame) and "rationale" in model_input
-        predictions = self.student.predict(texts, list(model_input["rationale"]) if read else None)
+        frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame({"text": list(model_input)})
+        # MLflow makes a frame with a column 0 of a list; any other column might be ids.
+        column = "text" if "text" in frame else 0
+        if column not in frame:
+            raise ValueError(f"no column 'text' in {list(frame.columns)}; give a list of texts or a frame with that column.")
+        read = self.student.reads_rationales and "rationale" in frame
+        predictions = self.student.predict([str(t) for t in frame[column]], list(frame["rationale"]) if read else None)
         return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in predictions])
 
 

@@ -5,6 +5,7 @@ study's storage is the truth:
 
     trial.json           what the trial is (and the study's resolved configuration)
     metrics.jsonl        one line for each validation score, as it is made
+    system_metrics.jsonl one line for each sample of the worker's load
     checkpoints/         while training; removed when done
     student/             the selected student
     predictions.parquet  on the test split
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -104,6 +106,7 @@ class TrialFolder:
     def __init__(self, path: Path):
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self.system_metrics = path / "system_metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
         self.predictions = path / "predictions.parquet"
@@ -129,6 +132,13 @@ class TrialFolder:
     def result(self) -> dict[str, Any]:
         return json.loads(self._result.read_text(encoding="utf-8"))
 
+    def period(self) -> tuple[int | None, int | None]:
+        """When the attempt that finished began and ended, in milliseconds since 1970; None and None where none has."""
+        if not self.done:
+            return None, None
+        ended = self._result.stat().st_mtime
+        return int((ended - self.result().get("seconds", 0)) * 1000), int(ended * 1000)
+
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self._result, result)
 
@@ -144,10 +154,10 @@ class TrialFolder:
         write_json(self._trial, {"trial": trial.to_dict(), "config": config.model_dump()})
 
     def add_point(self, point: dict[str, float]) -> None:
-        """Appends a validation score, on a line of its own whatever a killed attempt left."""
+        """Appends a validation score and its time, on a line of its own whatever a killed attempt left."""
         whole = not self.metrics.is_file() or self.metrics.read_bytes()[-1:] in (b"", b"\n")
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(point) + "\n")
+            file.write(("" if whole else "\n") + json.dumps({**point, "time": round(time.time(), 3)}) + "\n")
 
     def curve(self) -> list[dict[str, float]]:
         """The validation scores so far, in the order of their steps; a line cut off by a kill is left out."""

@@ -20,6 +20,7 @@ from cotd.filters import REASON, FilterContext, apply_filters
 from cotd.memory import release_memory
 from cotd.planning import planned_requests
 from cotd.progress import say
+from cotd.storage import on_storage
 from cotd.strategies import STRATEGIES, Teacher, score_request
 from cotd.student import resolve_model
 from cotd.trials import write_json
@@ -29,10 +30,12 @@ from pipelines.annotation_summary import summarise, summary_lines
 from pipelines.asking import Asker, Budget, Complete
 from pipelines.browse import annotations_page
 from pipelines.locking import only_one
+from pipelines.runtime_env import require_lasting
 
 KEPT = "the other run's answers are kept and will not be asked again."
 
 
+@on_storage
 def annotate(
     config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
 ) -> dict[str, Any]:
@@ -56,6 +59,7 @@ def annotate(
             answers cannot be kept.
     """
     started = time.perf_counter()
+    require_lasting(config)
     job = prepare(config)
     files = AnnotationFiles.of(config)
     for warning in job.warnings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cotd.completions import CompletionStore
 from cotd.config import StudyConfig, TeacherConfig, digest
@@ -33,6 +34,11 @@ class Job:
     inputs: str  # see annotation_inputs
 
 
+def completions_place(config: StudyConfig) -> Path | str:
+    """Where the studies of one storage keep what teachers answered, unless `teacher.store` names another place."""
+    return f"{config.storage.rstrip('/')}/completions" if config.remote else config.local_storage / "completions"
+
+
 def prepare(config: StudyConfig) -> Job:
     """Loads and checks all that a run needs, and starts nothing. Gold labels are needed by Platt scaling alone.
 
@@ -46,7 +52,7 @@ def prepare(config: StudyConfig) -> Job:
         calibration_reviews(config.teacher, reviews)
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
-    store = CompletionStore(config.teacher.store or config.directory.parent / "completions")
+    store = CompletionStore(config.teacher.store or completions_place(config))
     teacher = load_teacher(config.teacher)
     check_context(config.teacher, teacher, task, prompts)
     warnings = quarantine_warnings(reviews)

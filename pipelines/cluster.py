@@ -9,51 +9,67 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
+from pipelines.runtime_env import runtime_env
 
 # Every process that Ray or vLLM starts inherits this variable, so that even one whose parent died can be found.
 MARKER = "COTD_SESSION"
 
-# What Ray's processes inherit, unless it is set already.
-ENVIRONMENT = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's core warns of every actor of Ray Data
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray runs its workers at niceness 15, so that anything else slows them
+# What workers want set, wherever they are.
+WORKER_ENVIRONMENT = {
     # glibc gives large tensors back to the kernel at once and faults them in again: a step of training takes 10 to 25 %
     # longer (measured). 32 MiB is the largest threshold it accepts.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
+# What Ray's processes inherit, unless it is set already.
+ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's core warns of every actor of Ray Data
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray runs its workers at niceness 15, so that anything else slows them
+    **WORKER_ENVIRONMENT,
+}
+# Within which each node must have started a worker that says what it sees.
+SHARED_SECONDS = 120.0
 
 
 @contextlib.contextmanager
 def ray_session(**init: Any) -> Iterator[None]:
     """Ray for the duration of a block: the cluster that RAY_ADDRESS names ("auto": one that runs here), else one of its own.
 
-    Ray itself would also join whatever another command started on this machine, and die with it.
+    Ray itself would also join whatever another command started on this machine, and die with it. Workers of a cluster that
+    is joined run this process's own code, which travels there.
 
     On the way out, whatever the reason, a local Ray is shut down and every process it left is ended. SIGTERM is
     turned into the same orderly end. Nested use joins the outer session.
+
+    Raises:
+        CotdError: RAY_ADDRESS names what cannot be joined.
     """
     import ray
 
     if ray.is_initialized():
         yield
         return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    travelling = runtime_env(address, WORKER_ENVIRONMENT)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     mark = os.environ[MARKER] = uuid.uuid4().hex
     previous = install_terminate_handler()
-    defaults: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    defaults: dict[str, Any] = {"runtime_env": travelling} if travelling else {}
+    defaults |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         try:
             with silenced_stderr():
-                ray.init(**{"address": os.environ.get("RAY_ADDRESS") or "local", **defaults, **init})
-        except ConnectionError as error:
-            where = os.environ.get("RAY_ADDRESS", "the running Ray")
-            raise CotdError(f"cannot join Ray at {where}: {error}. Start it, or unset RAY_ADDRESS for a local one.") from error
+                ray.init(**{"address": address, **defaults, **init})
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise CotdError(
+                f"cannot join Ray at {address}: {error}. Start it, or unset RAY_ADDRESS for a local one."
+            ) from error
         install_terminate_handler()  # Ray's core has put its own in place, which aborts
         quiet_ray_data()
         yield
@@ -149,3 +165,39 @@ def has_gpus() -> bool:
     import ray
 
     return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def require_shared(path: Path) -> None:
+    """Refuses a cluster of which a node that trials may run on does not see a file of the study's.
+
+    Raises:
+        CotdError: with the address of each such node.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return
+    task = ray.remote(num_cpus=0, max_retries=0)(file_is_there)
+    asked = {
+        n["NodeManagerAddress"]: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+        ).remote(str(path))
+        for n in nodes
+    }
+    blind = []
+    for node, answer in asked.items():
+        with contextlib.suppress(RayError):  # a node that has gone meanwhile is none of ours
+            if not ray.get(answer, timeout=SHARED_SECONDS):
+                blind.append(node)
+    if blind:
+        raise CotdError(
+            f"{path} is not seen from {', '.join(sorted(blind))}. Trials run there: set storage to a folder that every node "
+            "of the cluster shares."
+        )
+
+
+def file_is_there(path: str) -> bool:
+    return Path(path).is_file()

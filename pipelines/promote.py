@@ -11,9 +11,10 @@ from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.evaluation import predictions_table, score_predictions
 from cotd.methods import METHODS
+from cotd.storage import on_storage
 from cotd.student import Student
 from cotd.task import get_task
-from cotd.tracking import CHAMPION, StudyTracker
+from cotd.tracking import CHALLENGER, CHAMPION, StudyTracker
 from cotd.trials import Trial, write_json
 from pipelines.study import Plan, plan_study
 
@@ -33,6 +34,7 @@ class Promotion:
     sentences: list[str]
 
 
+@on_storage
 def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 
@@ -65,11 +67,14 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     run_id = tracker.sync_trial(trial, plan.folder(trial))
     tags = {
         "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
-        "seed": str(trial.seed), "study": config.name,
-        "validation_accuracy": f"{accuracy:.4f}", "test_accuracy": f"{result['test']['accuracy']:.4f}",
+        "seed": str(trial.seed), "study": config.name, "source": config.data.where,
+        "chosen_by": "validation_accuracy", "chosen_from": str(len(eligible)),
+        **{f"{split}_{k}": f"{result[split][k]:.4f}" for split in ("validation", "test") for k in ("accuracy", "ci_low", "ci_high")},
+        **{f"{split}_n": str(result[split]["n"]) for split in ("validation", "test")},
     }  # fmt: skip
-    incumbent = tracker.champion()
-    version = tracker.register(run_id, tags)
+    registry = tracker.registry
+    incumbent = registry.champion()
+    version = registry.register(run_id, tags)
     name = config.tracking.registered_model
     sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {result['validation']['n']} reviews."]
     sentences += [passed_over] if passed_over else []
@@ -80,15 +85,18 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
             moved = False
             sentences.append(
                 f"The present champion, version {incumbent.version}, has {incumbent_accuracy:.1%} on the same reviews: "
-                f"it stays. The new student is version {version.version}."
+                f"it stays. The new student is version {version.version}, models:/{name}@{CHALLENGER}."
             )
+            registry.challenge(version.version)
     elif incumbent is not None:
         moved = False
         sentences.append(f"It is the champion already: version {version.version}.")
     if moved:
-        tracker.crown(version.version)
+        registry.crown(version.version)
         sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
     sentences += gold_comparison(finished, trial, result)
+    if moved or incumbent is None or str(incumbent.version) != str(version.version):
+        registry.describe(version.version, justification(config, result, sentences))
     holder = incumbent if incumbent is not None and not moved else version
     champion = {
         **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
@@ -97,6 +105,16 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     }  # fmt: skip
     write_json(config.directory / "champion.json", champion)
     return Promotion(champion, moved, sentences)
+
+
+def justification(config: StudyConfig, result: dict[str, Any], sentences: list[str]) -> str:
+    """What a version's page says of it, in Markdown: its metrics with their intervals, and what was decided."""
+    rows = [
+        f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |"
+        for split, m in ((s, result[s]) for s in ("validation", "test"))
+    ]
+    table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|", *rows]
+    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.where}`."])
 
 
 def merit(result: dict[str, Any]) -> tuple[float, float]:

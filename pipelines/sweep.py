@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -16,18 +15,22 @@ from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.grid import MANY_TRIALS
 from cotd.progress import say, steady_stream
+from cotd.storage import copy_of, in_working_copy, light, on_storage, open_remote
+from cotd.system_metrics import sample_load
 from cotd.tracking import StudyTracker, attempt, friendly_errors
 from cotd.trials import Trial, TrialFolder
 from pipelines.annotation_files import AnnotationFiles, read_annotations, read_rationales, read_teacher_test
 from pipelines.board import Board
-from pipelines.cluster import ignore_interrupts, ray_session
+from pipelines.cluster import ignore_interrupts, ray_session, require_shared
 from pipelines.follower import MlflowFollower
 from pipelines.locking import only_one
 from pipelines.promote import merit
+from pipelines.runtime_env import require_lasting
 from pipelines.search import METRIC, scheduler
 from pipelines.study import Plan, plan_study
 
 
+@on_storage
 def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
     """Trains every trial of the study that is not done.
 
@@ -43,6 +46,7 @@ def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
         CotdError: bad input, before any worker starts.
     """
     check_size(config, yes)
+    require_lasting(config)
     with only_one(config.directory, f"sweeping {config.name}", "finished trials are kept and will not be trained again."):
         return sweep_alone(config)
 
@@ -83,6 +87,8 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
             say(f"  {len(plan.trials)} trials: {len(ended)} done before, {len(pending)} to train")
             if pending:
                 with ray_session():
+                    if not config.remote:
+                        require_shared(plan.reviews)
                     run_trials(plan, pending, follower)
             failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
             status = "FAILED" if failed else "FINISHED"
@@ -120,6 +126,8 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
     resources = trial_resources(config)
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
+    if config.remote:
+        copy_of(config.remote, config.directory).push()  # what workers pull
     waiting = {t.id for t in pending}
     earlier = [t for t in plan.trials if t.id not in waiting] if config.search else []
     best = best_done(plan)
@@ -127,6 +135,8 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
         tuner = tune.Tuner(
             tune.with_resources(run_trial, resources),
             param_space={
+                "storage": config.remote,
+                "directory": str(config.directory),
                 "folder": tune.grid_search([str(plan.folder(t).path) for t in pending]),
                 "reviews": plan.reviews,
                 "annotations": plan.annotations,
@@ -143,7 +153,7 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(config.directory),
+                **tune_storage(config),
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
                 callbacks=[TrialWatcher(plan, pending, follower, board)],
                 verbose=0,
@@ -151,8 +161,20 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
         )
         try:
             tuner.fit()
-        finally:
-            shutil.rmtree(config.directory / "tune", ignore_errors=True)  # Tune's own state; ours is in the trials' folders
+        finally:  # Tune's own state; ours is in the trials' folders
+            files, place = open_remote(config.remote or str(config.directory))
+            with contextlib.suppress(OSError):
+                files.rm(f"{place}/tune", recursive=True)
+
+
+def tune_storage(config: StudyConfig) -> dict[str, Any]:
+    """Where Tune keeps its own state, which every node must reach: the study's storage."""
+    if config.remote is None:
+        return {"storage_path": str(config.directory)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    files, place = open_remote(config.remote)
+    return {"storage_path": place, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
 def trial_resources(config: StudyConfig) -> dict[str, float]:
@@ -176,6 +198,7 @@ def trial_resources(config: StudyConfig) -> dict[str, float]:
     return {"cpu": config.resources.cpus, "gpu": gpus}
 
 
+@in_working_copy
 def run_trial(params: dict[str, Any]) -> None:
     """One trial, in a Ray worker. A failure leaves its traceback in the trial's folder."""
     import torch
@@ -187,10 +210,11 @@ def run_trial(params: dict[str, Any]) -> None:
     trial = folder.trial()
     folder.error.unlink(missing_ok=True)  # of the attempt before this one
     try:
-        result = train_trial(
-            trial, folder, params["reviews"], params["annotations"], params["provenance"], tune.report,
-            read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
-        )  # fmt: skip
+        with sample_load(folder.system_metrics):
+            result = train_trial(
+                trial, folder, params["reviews"], params["annotations"], params["provenance"], tune.report,
+                read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
+            )  # fmt: skip
     except Exception:
         with contextlib.suppress(OSError):  # on a full disk the driver is told all the same
             folder.error.write_text(traceback.format_exc(), encoding="utf-8")
@@ -256,7 +280,9 @@ class TrialWatcher(tune.Callback):
         return lines[-1] if any("Traceback" in line for line in lines) else f"its worker died: {lines[0]}"
 
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
-        folder = trial.config["folder"]
+        folder, config = trial.config["folder"], self.follower.tracker.config
+        if config.remote:
+            copy_of(config.remote, config.directory).pull(f"trials/{Path(folder).name}", light)
         return self.trials[folder], TrialFolder(Path(folder))
 
 

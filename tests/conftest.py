@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,18 @@ class FakeTeacher:
 @pytest.fixture
 def teacher_double() -> FakeTeacher:
     return FakeTeacher()
+
+
+CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, for tests marked `browser`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("no Chromium: apt-get install chromium, or name one by COTD_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -1,7 +1,17 @@
-"""The processes that commands under test leave behind, found by a mark in their environment."""
+"""Processes beside the tests: servers started and ended, and those that commands under test leave behind."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
 import psutil
 
 
@@ -15,3 +25,38 @@ def marked(environment: dict[str, str]) -> list[str]:
         except psutil.Error:
             continue
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, **environment: str) -> Iterator[None]:
+    """A command in a session of its own, ended with all that it started."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH") and not k.startswith("MLFLOW_")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd="/", env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(url: str, log: Path, seconds: float = 90) -> None:
+    """Waits until a server answers; fails with the end of its log."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url, trust_env=False).status_code < 500:  # 401: it is there, and asks for a token
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"nothing at {url}: {log.read_text()[-2000:]}")

@@ -7,6 +7,7 @@ from typing import Any
 from cotd.baselines import majority
 from cotd.comparisons import draws_for
 from cotd.config import StudyConfig
+from cotd.storage import on_storage
 from cotd.trials import write_json
 from pipelines.annotation_files import read_annotations
 from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
@@ -20,6 +21,7 @@ from pipelines.study import Plan
 __all__ = ["report", "terminal"]
 
 
+@on_storage
 def report(config: StudyConfig) -> Content:
     """Writes the report of a study, finished or not, and returns what `report.json` holds.
 
@@ -51,10 +53,9 @@ def content_of(plan: Plan, results: Results) -> Content:
     groups = group_trials(results)
     comparisons = compare_methods(results, groups)
     against_teacher = compare_with_teacher(results, groups)
-    source = config.data.source
     return {
         "study": config.name,
-        "source": source if isinstance(source, str) else ", ".join(source.values()),
+        "source": config.data.where,
         "test_reviews": len(results.gold),
         "trials": results.trials,
         "missing": results.missing,

@@ -1,0 +1,93 @@
+"""The load of the machine that a trial runs on, sampled beside it into a file; nothing here needs a network.
+
+Names and units are those of MLflow's own system metrics, so that its page shows them; `process_…` are the trial's alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+INTERVAL = 2.0  # seconds between samples at first
+# From then on a sample every hundredth of the time gone by: ten minutes give some 200 samples, ten hours some 600.
+SHARE = 0.01
+
+
+@contextlib.contextmanager
+def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
+    """Samples this process and its machine into a JSON-lines file for the duration of a block, and once at its end.
+
+    A file that is there is added to. One that cannot be written is no reason to stop what is sampled.
+
+    Args:
+        interval: seconds between samples at first.
+    """
+    import psutil
+
+    process, stop, began = psutil.Process(), threading.Event(), time.monotonic()
+    process.cpu_percent()  # the first call of either starts the period that the next one measures
+    psutil.cpu_percent()
+
+    def write() -> None:
+        with contextlib.suppress(OSError, psutil.Error), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sample(process)) + "\n")
+
+    def run() -> None:
+        while not stop.wait(max(interval, SHARE * (time.monotonic() - began))):
+            write()
+
+    thread = threading.Thread(target=run, name="sample_load", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        write()
+
+
+def sample(process: object) -> dict[str, float]:
+    """The load now, processor use being the mean since the last sample; `time` is in seconds since 1970."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    values = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "system_memory_usage_percentage": memory.percent,
+    }
+    if isinstance(process, psutil.Process):
+        values["process_cpu_utilization_percentage"] = process.cpu_percent()  # 100 is one core
+        values["process_memory_usage_megabytes"] = process.memory_info().rss / 1e6
+    return {"time": round(time.time(), 3), **{k: round(v, 1) for k, v in {**values, **gpu_load()}.items()}}
+
+
+def gpu_load() -> dict[str, float]:
+    """Memory and, where NVIDIA's library is installed, use and power of the GPUs that this process may use and has used."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():  # asking would make a context on each GPU
+        return {}
+    values: dict[str, float] = {}
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
+        values[f"gpu_{number}_memory_usage_percentage"] = (total - free) / total * 100
+        with contextlib.suppress(ImportError, RuntimeError):
+            values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
+            values[f"gpu_{number}_power_usage_watts"] = torch.cuda.power_draw(number) / 1000
+    return values
+
+
+def read_samples(path: Path) -> list[dict[str, float]]:
+    """The samples in a file, in their order; a line cut off by a kill is left out, a missing file has none."""
+    samples = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            plain = json.loads(line)
+            samples += [plain] if isinstance(plain, dict) and "time" in plain else []
+    return samples

@@ -1,0 +1,166 @@
+"""The registry: versions of the student, the aliases that point at them, and students logged as MLflow models."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from cotd.errors import CotdError
+from cotd.model_cache import fetch_version
+from cotd.tracking.store import quiet_mlflow
+
+CHAMPION = "champion"  # the version that is served
+CHALLENGER = "challenger"  # a newer version that was not better on validation
+# What a served student imports besides cotd.
+PYFUNC_PACKAGES = ("torch", "transformers", "pandas", "scipy", "sentencepiece")
+COTD = Path(__file__).parent.parent
+
+
+class Registry:
+    """The versions of one registered model, `tracking.registered_model`."""
+
+    def __init__(self, client: Any, name: str):
+        self.client = client
+        self.name = name
+
+    def champion(self) -> Any | None:
+        """The model version that the alias `champion` names, or None."""
+        return self.alias(CHAMPION)
+
+    def alias(self, alias: str) -> Any | None:
+        """The model version that an alias names, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(self.name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, or no such alias
+                return None
+            raise
+
+    def register(self, run_id: str, tags: dict[str, str]) -> Any:
+        """Registers the student of a run as a new version (or finds the one it already is), with tags."""
+        for version in self.client.search_model_versions(f"name = '{self.name}'"):
+            if version.run_id == run_id:
+                for key, value in tags.items():
+                    self.client.set_model_version_tag(self.name, version.version, key, value)
+                return self.client.get_model_version(self.name, version.version)  # with its tags
+        source = logged_student(self.client, run_id)
+        if source is None:
+            raise CotdError(f"run {run_id} has no student in MLflow; run `cotd sweep` again to log it.")
+        import mlflow
+
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what `cotd promote` says itself
+            made = mlflow.register_model(source, self.name, tags=tags)
+        return self.client.get_model_version(self.name, made.version)
+
+    def describe(self, version: str, text: str) -> None:
+        """Writes what a version is and why it holds its alias, as Markdown, where MLflow shows it."""
+        self.client.update_model_version(self.name, version, text)
+
+    def crown(self, version: str) -> None:
+        """Moves the alias `champion` to a version, which is a challenger no longer."""
+        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+        challenger = self.alias(CHALLENGER)
+        if challenger is not None and str(challenger.version) == str(version):
+            self.client.delete_registered_model_alias(self.name, CHALLENGER)
+
+    def challenge(self, version: str) -> None:
+        """Moves the alias `challenger` to a version that did not take the champion's place."""
+        self.client.set_registered_model_alias(self.name, CHALLENGER, version)
+
+
+def logged_student(client: Any, run_id: str) -> str | None:
+    """The URI of the student logged with a run, or None."""
+    outputs = client.get_run(run_id).outputs
+    models = outputs.model_outputs if outputs else []
+    return f"models:/{models[-1].model_id}" if models else None
+
+
+def log_student(run_id: str, directory: Path, params: dict[str, Any], reads_rationales: bool = False) -> None:
+    """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled.
+
+    Args:
+        params: what the student was trained with, shown beside it.
+        reads_rationales: whether it takes the teacher's rationale beside each text.
+    """
+    import mlflow
+    import pandas as pd
+
+    example = pd.DataFrame({"text": ["A warm and funny film."]})
+    if reads_rationales:
+        example["rationale"] = ["The reviewer finds the film warm and funny."]
+    # MLflow insists on a hint about type hints, whatever the warning filters say; errors are raised, not written.
+    with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        mlflow.pyfunc.log_model(
+            name="student",
+            python_model=str(COTD / "pyfunc_model.py"),
+            artifacts={"student": str(directory)},
+            code_paths=[str(COTD)],  # cotd itself: it is on no package index
+            pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],
+            signature=student_signature(reads_rationales),
+            input_example=example,
+            params=params,
+            model_type="student",
+        )
+    mlflow.MlflowClient().update_run(run_id, status="RUNNING")
+
+
+def student_signature(reads_rationales: bool) -> Any:
+    """What a student takes and gives: texts, and `label`, `score` in [0, 1] and `truncated`.
+
+    Texts have no column name unless rationales stand beside them: MLflow refuses a list of texts where one is named.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    names = ("text", "rationale") if reads_rationales else (None,)
+    outputs = {"label": DataType.string, "score": DataType.double, "truncated": DataType.boolean}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, name) for name in names]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
+    )
+
+
+def download_student(uri: str) -> Path:
+    """The local folder of the student that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        CotdError: no such model, alias or version.
+    """
+    quiet_mlflow()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        folder = fetch_version(uri)
+    except MlflowException as error:
+        raise CotdError(
+            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} Run `cotd promote CONFIG` first."
+        ) from error
+    student = folder / "artifacts" / "student"
+    return student if student.is_dir() else folder
+
+
+def model_version(uri: str) -> tuple[str, str]:
+    """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local"."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not match:
+        return Path(uri).name, "local"
+    name, alias, version = match.groups()
+    if alias:
+        try:
+            version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
+        except MlflowException as error:
+            raise CotdError(
+                f"no model '{name}' with the alias '{alias}' in {mlflow.get_tracking_uri()}. Run `cotd promote CONFIG` first, "
+                "or name the store: --tracking-uri."
+            ) from error
+    return name, str(version)
