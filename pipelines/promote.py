@@ -15,6 +15,7 @@ from cotd.storage import on_storage
 from cotd.student import Student
 from cotd.task import get_task
 from cotd.tracking import CHALLENGER, CHAMPION, StudyTracker
+from cotd.tracking.datasets import source_name
 from cotd.trials import Trial, write_json
 from pipelines.study import Plan, plan_study
 
@@ -67,7 +68,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     run_id = tracker.sync_trial(trial, plan.folder(trial))
     tags = {
         "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
-        "seed": str(trial.seed), "study": config.name, "source": config.data.source,
+        "seed": str(trial.seed), "study": config.name, "source": source_name(config),
         "chosen_by": "validation_accuracy", "chosen_from": str(len(eligible)),
         **{f"{split}_{k}": f"{result[split][k]:.4f}" for split in ("validation", "test") for k in ("accuracy", "ci_low", "ci_high")},
         **{f"{split}_n": str(result[split]["n"]) for split in ("validation", "test")},
@@ -114,7 +115,7 @@ def justification(config: StudyConfig, result: dict[str, Any], sentences: list[s
         for split, m in ((s, result[s]) for s in ("validation", "test"))
     ]
     table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|", *rows]
-    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.source}`."])
+    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{source_name(config)}`."])
 
 
 def merit(result: dict[str, Any]) -> tuple[float, float]:

@@ -54,9 +54,9 @@ class StudyDatasets:
                 return None
             rows = table[table["split"] == split]
             rows = select_fraction(rows, trial.fraction) if part else rows[rows["label"].notna()]
-            name = " · ".join(filter(None, [self.config.data.source, split, part]))
+            name = " · ".join(filter(None, [source_name(self.config), split, part]))
             labels = {str(k): int(v) for k, v in rows["label"].value_counts().items()}
-            profile = {"rows": len(rows), "labels": labels, "source": self.config.data.source}
+            profile = {"rows": len(rows), "labels": labels, "source": source_name(self.config)}
             content = digest([trial.reviews_digest, split, part])
             self._known[key] = dataset(rows, self._source(file), name, content, profile, "label")
         return self._known[key]
@@ -67,12 +67,13 @@ class StudyDatasets:
             table = read_parquet(file)
             if table is None:
                 return None
+            teachers = sorted(map(str, table["teacher"].dropna().unique()))
             profile = {
                 "rows": len(table), "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()),
                 **{k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")},
-                "strategy": self.config.teacher.strategy, "source": self.config.data.source,
+                "strategy": self.config.teacher.strategy, "source": source_name(self.config),
             }  # fmt: skip
-            name = f"annotations of {self.config.data.source} by {', '.join(profile['teacher'])}"
+            name = f"annotations of {source_name(self.config)} by {', '.join(teachers)}"
             self._known[key] = dataset(table, self._source(file), name, digest_in(file), profile, "label")
         return self._known[key]
 
@@ -80,7 +81,7 @@ class StudyDatasets:
         key = (file.name,)
         if key not in self._known:
             table = read_parquet(file)
-            name = f"rationales of {self.config.data.source}, validation and test, by {self.config.teacher.model}"
+            name = f"rationales of {source_name(self.config)}, validation and test, by {self.config.teacher.model}"
             if table is None:
                 return None
             self._known[key] = dataset(table, self._source(file), name, digest_in(file), {"rows": len(table)})
@@ -112,6 +113,12 @@ def dataset(
         warnings.simplefilter("ignore", UserWarning)  # a hint that integer columns cannot have missing values
         made = mlflow.data.from_pandas(rows, source=source, name=name[:500], digest=content, targets=target).to_dict()
     return Dataset(made["name"], made["digest"], made["source_type"], made["source"], made["schema"], json.dumps(profile))
+
+
+def source_name(config: StudyConfig) -> str:
+    """What a study's reviews are called; those with a file a split by all of these."""
+    source = config.data.source
+    return source if isinstance(source, str) else ", ".join(source.values())
 
 
 def digest_in(file: Path) -> str:

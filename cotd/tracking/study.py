@@ -10,7 +10,7 @@ from cotd.config import StudyConfig
 from cotd.methods import METHODS
 from cotd.storage import copy_of
 from cotd.system_metrics import read_samples
-from cotd.tracking.datasets import StudyDatasets
+from cotd.tracking.datasets import StudyDatasets, source_name
 from cotd.tracking.registry import Registry, log_student, logged_student
 from cotd.tracking.store import find_experiment, friendly_errors, log_metrics, open_store
 from cotd.trials import Trial, TrialFolder
@@ -80,7 +80,7 @@ class StudyTracker:
     def _make_run(self, trial: Trial, started: int | None) -> str:
         tags = {TRIAL_TAG: trial.id, PARENT_TAG: self.parent_run, "cotd.study": self.config.name, "cotd.kind": "trial"}
         tags |= {"method": trial.method, "size": trial.size, "fraction": f"{trial.fraction:g}", "seed": str(trial.seed)}
-        tags |= {"task": trial.task, "source": self.config.data.source}
+        tags |= {"task": trial.task, "source": source_name(self.config)}
         if METHODS[trial.method].needs_annotations:
             tags["teacher"] = self.config.teacher.model
         run = self.client.create_run(self.experiment_id, started, {**self.context, **tags}, trial.title)
@@ -238,7 +238,7 @@ def describe_study(config: StudyConfig) -> str:
     """The note on a study's run, in Markdown."""
     grid = "\n".join(f"- {key}: {', '.join(map(str, values))}" for key, values in config.grid.model_dump().items() if values)
     return (
-        f"Reviews: `{config.data.source}`. Teacher: `{config.teacher.model}`.\n\n{grid}\n\n"
+        f"Reviews: `{source_name(config)}`. Teacher: `{config.teacher.model}`.\n\n{grid}\n\n"
         "Runs are chosen by `best_validation_accuracy`; `test_accuracy` has its 95 % interval in `test_ci_low` and "
         "`test_ci_high`."
     )
