@@ -67,12 +67,13 @@ class StudyDatasets:
             table = read_parquet(file)
             if table is None:
                 return None
+            teachers = sorted(map(str, table["teacher"].dropna().unique()))
             profile = {
                 "rows": len(table), "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()),
                 **{k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")},
                 "strategy": self.config.teacher.strategy, "source": self.config.data.where,
             }  # fmt: skip
-            name = f"annotations of {self.config.data.where} by {', '.join(profile['teacher'])}"
+            name = f"annotations of {self.config.data.where} by {', '.join(teachers)}"
             self._known[key] = dataset(table, self._source(file), name, digest_in(file), profile, "label")
         return self._known[key]
 
