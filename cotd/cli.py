@@ -29,7 +29,9 @@ assets_app = typer.Typer(
 app.add_typer(assets_app, name="assets")
 
 Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides: training.steps=100, variant=embedded")
+]
 
 
 def main() -> None:
