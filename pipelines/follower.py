@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 
 from cotd.progress import say
 from cotd.tracking import StudyTracker, attempt
@@ -29,6 +31,7 @@ class MlflowFollower:
         self.opened: set[str] = set()
         self.ended: set[str] = set()
         self.away = False
+        self._noted: Counter[str] = Counter()  # how often: news that comes while a trial is written is written again
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._closing = False
@@ -42,6 +45,7 @@ class MlflowFollower:
         """A trial has started, was scored, or (`ended`) will not go on: its run in MLflow is to follow. Returns at once."""
         with self._lock:
             self.behind[trial.id] = trial
+            self._noted[trial.id] += 1
             if ended:
                 self.ended.add(trial.id)
         self._news.set()
@@ -53,7 +57,10 @@ class MlflowFollower:
             How many trials MLflow does not know all of, because it has not answered for `patience_seconds`.
         """
         with self._lock:
-            self.behind |= {t.id: t for t in trials if t.id not in self.ended or t.id in self.behind}
+            for trial in trials:
+                if trial.id not in self.ended:
+                    self.behind[trial.id] = trial
+                    self._noted[trial.id] += 1
             self._closing = True
         self._news.set()
         patience = time.monotonic() + patience_seconds
@@ -83,15 +90,19 @@ class MlflowFollower:
     def _deliver(self) -> bool:
         """Writes what is behind, the oldest first; whether the store answered."""
         with self._lock:
-            batch = list(self.behind.values())
-        for trial in batch:
+            batch = [(trial, self._noted[trial.id]) for trial in self.behind.values()]
+        for trial, noted in batch:
+            problem = attempt(self._writer(trial))
             with self._lock:
-                self.behind.pop(trial.id, None)
-            if problem := attempt(self._writer(trial)):
-                with self._lock:
-                    self.behind.setdefault(trial.id, trial)
+                if problem:  # to the end: what one run refuses must not hold up the others
+                    self.behind[trial.id] = self.behind.pop(trial.id)
+                elif self._noted[trial.id] == noted:
+                    del self.behind[trial.id]
+            if problem:
                 if not self.away:
-                    say(f"  MLflow does not answer ({problem}); trials go on, and their metrics are kept until it does")
+                    say(
+                        f"  MLflow does not answer ({shorten(problem, 120)}); trials go on, and their metrics are kept until it does"
+                    )
                 self.away = True
                 return False
             if self.away:
