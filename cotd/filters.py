@@ -33,7 +33,7 @@ class FilterContext:
     """
 
     task: Task
-    gold: Mapping[str, str]
+    gold: Mapping[str, str] | pd.Series
 
 
 def agrees_with_gold(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:

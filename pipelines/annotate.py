@@ -84,7 +84,7 @@ def annotate(
             f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test review. Raise it, or lower "
             "data.test_rows; what is done is kept."
         )
-    gold = job.reviews.table.set_index("id")["label"].dropna().to_dict()
+    gold = job.reviews.table.set_index("id")["label"].dropna()
     output.annotations, filtered = apply_filters(output.annotations, config.teacher.filters, FilterContext(job.task, gold))
     summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
     write_parquet(output.annotations, files.annotations, SCHEMA)

@@ -148,7 +148,7 @@ CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium, for tests marked `browser`."""
+    """Headless Chromium; what needs it is skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     if not CHROMIUM:
         pytest.skip("no Chromium: apt-get install chromium, or name one by COTD_CHROMIUM")

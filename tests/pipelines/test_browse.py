@@ -1,10 +1,7 @@
-"""The page of annotations in headless Chromium. Needs `pip install playwright` and a Chromium; `pytest -m browser` runs it."""
+"""The page of annotations in headless Chromium."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,6 @@ from cotd.task import SENTIMENT
 from pipelines import browse
 
 EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
-CHROMIUM = os.environ.get("COTD_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    if not CHROMIUM:
-        pytest.skip("no Chromium: apt-get install chromium, or name one by COTD_CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -46,7 +31,6 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     return annotations, reviews
 
 
-@pytest.mark.browser
 def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browse, "MOST_ROWS", 62)
     points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]

@@ -1,4 +1,4 @@
-"""MLflow's own pages of a study, in headless Chromium: what a user sees of eight trials. `pytest -m browser` runs it."""
+"""MLflow's own pages of a study, in headless Chromium: what a user sees of eight trials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cotd.config import load_config
 from pipelines.study import Plan, plan_study
 from tests.processes import free_port, running, wait_for
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.slow
 
 STUDY = """
 name: page
