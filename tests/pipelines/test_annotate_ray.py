@@ -54,6 +54,7 @@ def run(config: StudyConfig, engine: type, replicas: int = 1) -> dict[str, Any]:
         return annotate(config, complete)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_replicas(tmp_path: Path, embedded_student: Path) -> None:
     found = {}
     with ray_session(num_cpus=4):
