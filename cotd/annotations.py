@@ -103,6 +103,7 @@ class AnnotationRows:
     def table(self) -> pd.DataFrame:
         """The Annotation table of all rows, sorted by KEY; the columns of REPEATED are categorical."""
         self._pack()
+        release_memory()  # what asking took
         whole = pa.concat_tables(self._tables).unify_dictionaries()
         self._tables = []
         order = pc.sort_indices(whole, [(column, "ascending") for column in KEY])
