@@ -74,7 +74,7 @@ def test_a_trial_on_the_cache_is_the_trial_without_it(
 
 
 @pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])
 def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     method: str, fraction: float, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

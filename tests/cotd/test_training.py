@@ -66,7 +66,7 @@ def parameters(folder: TrialFolder) -> dict[str, torch.Tensor]:
 
 
 def timeless(result: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in result.items() if "seconds" not in k}
+    return {k: v for k, v in result.items() if "seconds" not in k and k != "time"}
 
 
 def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame) -> float:
@@ -149,7 +149,7 @@ def test_a_trial_trained_twice_gives_the_same(
     trial, folder, result = trained
     again = make_folder(tmp_path / "again")
     assert timeless(train_trial(trial, again, reviews, annotations)) == timeless(result)
-    assert again.curve() == folder.curve()
+    assert [*map(timeless, again.curve())] == [*map(timeless, folder.curve())]
     first, second = parameters(folder), parameters(again)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -234,7 +234,7 @@ def test_a_resumed_trial_is_the_trial_that_was_never_stopped(
     trial, whole, result = trained
     folder = make_folder(tmp_path / "killed")
     train_killed_and_resumed(6, trial, folder, reviews, annotations)
-    assert folder.curve() == whole.curve()
+    assert [*map(timeless, folder.curve())] == [*map(timeless, whole.curve())]
     assert timeless(folder.result()) == timeless(result)
 
 
