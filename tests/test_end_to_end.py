@@ -123,6 +123,7 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
     assert set(student.predict(["A warm and funny film."])["label"]) <= {"positive", "negative"}
 
 
+@pytest.mark.slow
 def test_a_second_demo_reuses_finished_work(demo: tuple[Path, str], environment: dict[str, str]) -> None:
     folders = sorted((demo[0] / "demo" / "trials").iterdir())
     before = {f: (f / "result.json").stat().st_mtime_ns for f in folders}
@@ -135,7 +136,7 @@ def test_a_second_demo_reuses_finished_work(demo: tuple[Path, str], environment:
     assert marked(environment) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_stopping_the_demo_leaves_nothing(tmp_path: Path, environment: dict[str, str], number: int, code: int) -> None:
     """Stopped while vLLM starts inside Ray: the moment with the most processes."""
     command = [*COTD, "demo", f"storage={tmp_path}", *SMALL]

@@ -80,10 +80,12 @@ def searched(
 Searched = tuple[StudyConfig, dict[str, Any], Spy, str]
 
 
+@pytest.mark.slow
 def test_four_trials_of_a_quarter_of_a_gpu_run_at_once(searched: Searched) -> None:
     assert searched[2].at_once == 4
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_work_since_its_last_checkpoint(searched: Searched) -> None:
     config, outcome, spy, _ = searched
     assert spy.killed is not None
@@ -97,6 +99,7 @@ def test_a_killed_worker_costs_the_work_since_its_last_checkpoint(searched: Sear
         assert len(steps) == len(set(steps)) + again - 1
 
 
+@pytest.mark.slow
 def test_a_search_gives_up_poor_samples_and_names_the_best(searched: Searched) -> None:
     config, outcome, _, _ = searched
     plan = plan_study(config)
@@ -114,6 +117,7 @@ def test_a_search_gives_up_poor_samples_and_names_the_best(searched: Searched) -
         assert plan.folder(trial).curve()[-1]["step"] < TRAINING["steps"]
 
 
+@pytest.mark.slow
 def test_mlflow_has_each_sample_once_and_none_running(searched: Searched) -> None:
     import mlflow
 
@@ -129,6 +133,7 @@ def test_mlflow_has_each_sample_once_and_none_running(searched: Searched) -> Non
         assert [m.step for m in curve] == list(range(4, int(curve[-1].step) + 1, 4))
 
 
+@pytest.mark.slow
 def test_a_finished_search_trains_nothing_again_and_a_longer_one_only_what_is_new(searched: Searched) -> None:
     config, outcome, _, path = searched
     plan = plan_study(config)
