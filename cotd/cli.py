@@ -268,9 +268,9 @@ def serve_command(
         str,
         typer.Option(
             help="what computes the label: torch, torch-bf16, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
-            "each is checked against the student when it loads"
+            "auto: onnxruntime for a T5 on CPUs, else torch. Each is checked against the student when it loads"
         ),
-    ] = "torch",
+    ] = "auto",
     poll_seconds: Annotated[float, typer.Option(min=0, help="how often to look whether the alias has moved; 0: never")] = 10,
     max_queue: Annotated[int, typer.Option(min=1, help="texts that may wait; beyond it 503 with Retry-After")] = 1024,
     token_file: Annotated[

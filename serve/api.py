@@ -85,7 +85,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         return ModelResponse(
             name=served.name.name,
             version=served.name.version,
-            runtime=settings.runtime,
+            runtime=served.computed_by,
             loaded_at=served.loaded_at.isoformat(timespec="seconds"),
             limits=limits,
             card=served.student.card,

@@ -20,7 +20,7 @@ from cotd.student import Prediction, Student, resolve_model
 from serve.batcher import Batcher, QueueFull
 from serve.last_good import LastGood
 from serve.metrics import Metrics
-from serve.runtime import Runtime, Unfit, make_runtime
+from serve.runtime import Runtime, Unfit, choose_runtime, make_runtime
 from serve.schemas import ModelName
 from serve.settings import Settings
 
@@ -31,11 +31,16 @@ FIRST_RETRY, LONGEST_RETRY = 5.0, 600.0
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A student, ready to answer. Requests hold on to the one they began with."""
+    """A student, ready to answer. Requests hold on to the one they began with.
+
+    Attributes:
+        computed_by: the runtime's name.
+    """
 
     name: ModelName
     student: Student
     runtime: Runtime
+    computed_by: str
     folder: str
     loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -49,7 +54,7 @@ class Served:
         """
         folder = resolve_model(source)
         student = Student.load(folder)
-        return cls(name, student, make_runtime(runtime, student), folder)
+        return cls(name, student, make_runtime(runtime, student), choose_runtime(runtime, student), folder)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         return self.student.predictions(*self.runtime.label_logits(texts))
@@ -275,7 +280,7 @@ class Endpoint:
         return self.served.name.version
 
     def _count_replica(self, served: Served, count: int) -> None:
-        self.metrics.model_replicas.labels(served.name.name, served.name.version, self.settings.runtime).set(count)
+        self.metrics.model_replicas.labels(served.name.name, served.name.version, served.computed_by).set(count)
 
 
 def pin(source: str) -> tuple[ModelName, str]:

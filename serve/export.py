@@ -14,7 +14,7 @@ from serve.runtime import PROBES, Runtime, check_parity, require_packages
 # Rounding alone: nothing is quantised on the way out.
 TOLERANCE = 1e-3
 # What is needed beyond cotd itself, by format.
-PACKAGES = {"hf": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "ctranslate2": ("ctranslate2",)}
+PACKAGES = {"hf": (), "onnx": ("onnx", "onnxruntime"), "ctranslate2": ("ctranslate2",)}
 
 HF = """
 import json, torch
@@ -126,9 +126,9 @@ def write(student: Student, folder: Path, format: str) -> None:
     if format == "hf":
         student.model.save_pretrained(folder)
     elif format == "onnx":
-        from serve.onnx_runtime import write_graph
+        from serve.label_graph import label_graph
 
-        write_graph(student, folder / "model.onnx")
+        (folder / "model.onnx").write_bytes(label_graph(student).SerializeToString())
     else:
         from serve.ctranslate2_runtime import convert
 
@@ -143,7 +143,7 @@ def load(student: Student, folder: Path, format: str) -> Runtime:
     if format == "onnx":
         from serve.onnx_runtime import OnnxScorer
 
-        return OnnxScorer(student, folder / "model.onnx")
+        return OnnxScorer(student, (folder / "model.onnx").read_bytes())
     from serve.ctranslate2_runtime import CTranslate2Scorer
 
     return CTranslate2Scorer(student, folder, "float32")

@@ -32,10 +32,12 @@ TOLERANCES = {
 }  # fmt: skip
 # What a runtime needs beyond cotd itself, of the extra `export`: as pip calls it, which is also how it is imported.
 PACKAGES = {
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "onnxruntime-int8": ("onnx", "onnxscript", "onnxruntime"),
+    "onnxruntime": ("onnx", "onnxruntime"),
+    "onnxruntime-int8": ("onnx", "onnxruntime"),
     "ctranslate2-int8": ("ctranslate2",),
 }
+# Stands for the one that `choose_runtime` names.
+AUTO = "auto"
 # Runtimes that compute one decoder step and no more.
 LABEL_ONLY = ("torch-bf16", "onnxruntime", "onnxruntime-int8", "ctranslate2-int8")
 
@@ -94,6 +96,18 @@ RUNTIMES: dict[str, Callable[[Student], Runtime]] = {
 }
 
 
+def choose_runtime(name: str, student: Student) -> str:
+    """What AUTO stands for: of the runtimes that compute in float32, the fastest that can compute this student."""
+    if name != AUTO:
+        return name
+    packages = PACKAGES["onnxruntime"]
+    if student.reasons_first or student.model.device.type != "cpu" or not all(map(importlib.util.find_spec, packages)):
+        return "torch"
+    from serve.label_graph import obstacle
+
+    return "torch" if obstacle(student) else "onnxruntime"
+
+
 def make_runtime(name: str, student: Student) -> Runtime:
     """The runtime called `name` for a student, checked.
 
@@ -102,6 +116,7 @@ def make_runtime(name: str, student: Student) -> Runtime:
         Unfit: the runtime does not compute what the student does, or cannot.
     """
     require_runtime(name)
+    name = choose_runtime(name, student)
     if student.reads_rationales:
         raise Unfit(
             f"this student was trained by '{student.card.get('method')}': it reads the teacher's rationale beside each review, "
@@ -119,8 +134,9 @@ def make_runtime(name: str, student: Student) -> Runtime:
 
 def require_runtime(name: str) -> None:
     """Raises a CotdError if there is no such runtime, or if it needs packages that are not installed."""
-    if name not in RUNTIMES:
-        raise CotdError(f"unknown runtime '{name}'; known: {', '.join(RUNTIMES)}.{nearest(name, list(RUNTIMES))}")
+    known = [AUTO, *RUNTIMES]
+    if name not in known:
+        raise CotdError(f"unknown runtime '{name}'; known: {', '.join(known)}.{nearest(name, known)}")
     require_packages(f"the runtime '{name}'", PACKAGES.get(name, ()))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from cotd.student import Student
-from serve.runtime import make_runtime
+from serve.runtime import AUTO, make_runtime
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import CORES, endpoint, load, milliseconds_each, review_texts, student_folders, usual_alternative
 
@@ -25,7 +25,7 @@ def main() -> None:
     with student_folders() as folders:
         for size, folder in folders.items():
             student = Student.load(folder, device="cpu")
-            runtime = make_runtime("torch", student)
+            runtime = make_runtime(AUTO, student)
             student.predict(texts[:5])
             inside, inside_p99, _ = milliseconds_each(lambda text, s=student: s.predict([text]), some)
             bare_model, bare_p99, _ = milliseconds_each(lambda text, r=runtime: r.label_logits([text]), some)

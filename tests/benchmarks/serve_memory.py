@@ -1,4 +1,4 @@
-"""Memory after 100,000 requests against after 1,000: `python -m tests.benchmarks.serve_memory`; at most ten minutes.
+"""Memory after 100,000 requests against after 1,000: `python -m tests.benchmarks.serve_memory`; at most 20 minutes.
 
 32 clients, a short text each, the embedded student. Counted are Serve's replica, proxy and controller and HAProxy, which
 is everything that a request passes through; shared pages are divided among the processes that have them (PSS). A machine
@@ -17,7 +17,7 @@ from tests.benchmarks.serving import descendants, endpoint, load, student_folder
 
 TEXTS = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all.", "I would see it again."]
 WARM, WHOLE = 1_000, 100_000
-BUDGET = 540.0  # seconds for all requests
+BUDGET = 1200.0  # seconds for all requests
 # What a process's command line has in it, by what it is.
 ROLES = {
     "ServeReplica": "replica",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cotd.student import Student
-from serve.runtime import make_runtime
+from serve.runtime import AUTO, make_runtime
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import (
     BATCH,
@@ -60,7 +60,7 @@ def in_process(folder: Any, texts: list[str], seconds: float) -> dict[str, float
     """Texts a second in batches of 32, by the endpoint's runtime and by `Student.predict`; tokenising's share of the first."""
     torch.set_num_threads(CORES)
     student = Student.load(folder, device="cpu")
-    runtime = make_runtime("torch", student)
+    runtime = make_runtime(AUTO, student)
     limit = texts_per_second(runtime.label_logits, texts, seconds)
     predict = texts_per_second(lambda some: student.predict(some, batch_size=BATCH), texts, seconds)
     prefix = student.task.label_prefix

@@ -272,7 +272,7 @@ def test_the_log_names_requests_and_keeps_reviews_to_itself(
 
 def test_the_model_is_described(ask: Ask, settings: Settings) -> None:
     model = ask(settings, path="/v1/model").json()
-    assert (model["name"], model["version"], model["runtime"]) == ("first", "local", "torch")
+    assert (model["name"], model["version"], model["runtime"]) == ("first", "local", "onnxruntime")
     assert model["card"]["method"] == "cot_labelled"
     assert model["limits"]["max_texts"] == 256
     assert set(model["licences"]) == {"embedded:rotten-tomatoes", "embedded:smollm2-135m-instruct"}
@@ -294,7 +294,7 @@ def test_metrics_count_what_happened(with_endpoint: Any, settings: Settings) -> 
         'cotd_batch_texts_sum{work="label"} 3.0',
         'cotd_queued_texts{work="label"} 0.0',
         "cotd_truncated_texts_total 1.0",
-        'cotd_model_replicas{name="first",runtime="torch",version="local"} 1.0',
+        'cotd_model_replicas{name="first",runtime="onnxruntime",version="local"} 1.0',
         'cotd_model_swaps_total{outcome="refused"} 0.0',
     ):
         assert line in lines

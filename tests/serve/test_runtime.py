@@ -13,7 +13,18 @@ import torch
 from cotd.errors import CotdError
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
-from serve.runtime import LABEL_ONLY, PACKAGES, PROBES, RUNTIMES, TOLERANCES, check_parity, make_runtime
+from serve.onnx_runtime import OnnxScorer
+from serve.runtime import (
+    AUTO,
+    LABEL_ONLY,
+    PACKAGES,
+    PROBES,
+    RUNTIMES,
+    TOLERANCES,
+    check_parity,
+    choose_runtime,
+    make_runtime,
+)
 from serve.t5 import T5LabelScorer
 
 
@@ -51,8 +62,9 @@ def test_numbers_of_fewer_bits_change_little(embedded_student: Path, name: str) 
     assert not torch.allclose(logits, expected, atol=1e-5), "nothing was rounded"
 
 
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("variant", [{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {"num_layers": 3}])
-def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, Any]) -> None:
+def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, Any], name: str) -> None:
     """T5 1.0 ties its embeddings and has one feed-forward matrix; 1.1 does neither (Shazeer 2020)."""
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -64,9 +76,21 @@ def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, An
     for parameter in model.parameters():  # far from the start, where some terms are too small to be seen
         torch.nn.init.normal_(parameter, std=0.5)
     other = Student(model, student.tokenizer, student.task, {"max_input_tokens": 32})
-    scorer = make_runtime("torch", other)
-    assert isinstance(scorer, T5LabelScorer)
+    scorer = make_runtime(name, other)
+    assert isinstance(scorer, T5LabelScorer | OnnxScorer)
     assert torch.allclose(scorer.label_logits(PROBES)[0], other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)
+
+
+def test_the_default_is_what_is_fastest_and_can_compute_the_student(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnxruntime")
+    assert isinstance(make_runtime(AUTO, student), OnnxScorer)
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    assert choose_runtime(AUTO, reasoning) == "torch"
+    monkeypatch.setattr(student.model.config, "dense_act_fn", "silu")
+    assert choose_runtime(AUTO, student) == "torch"
+    monkeypatch.undo()
+    monkeypatch.setattr("serve.runtime.importlib.util.find_spec", lambda name: None)
+    assert choose_runtime(AUTO, student) == "torch"
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - set(LABEL_ONLY)))
@@ -97,7 +121,7 @@ def test_a_runtime_that_is_off_is_refused(student: Student) -> None:
 
 
 def test_an_unknown_runtime(student: Student) -> None:
-    with pytest.raises(CotdError, match=r"unknown runtime 'torsh'; known: torch.*Did you mean 'torch'\?"):
+    with pytest.raises(CotdError, match=r"unknown runtime 'torsh'; known: auto, torch.*Did you mean 'torch'\?"):
         make_runtime("torsh", student)
 
 

@@ -69,8 +69,8 @@ def test_the_alias_decides_who_answers(with_endpoint: Any, registry: Any, studen
         assert await version(client) == first
         metrics = (await client.get("/metrics")).text
         assert 'cotd_model_swaps_total{outcome="swapped"} 2.0' in metrics
-        assert f'cotd_model_replicas{{name="cotd-student",runtime="torch",version="{first}"}} 1.0' in metrics
-        assert f'cotd_model_replicas{{name="cotd-student",runtime="torch",version="{second}"}} 0.0' in metrics
+        assert f'cotd_model_replicas{{name="cotd-student",runtime="onnxruntime",version="{first}"}} 1.0' in metrics
+        assert f'cotd_model_replicas{{name="cotd-student",runtime="onnxruntime",version="{second}"}} 0.0' in metrics
 
     with_endpoint(settings_for(registry), use)
 
