@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,11 @@ class Endpoint:
         self.refused: str | None = None
         self.setback: Setback | None = None
         self.streaming = 0
-        self.served = self._first()
+        self.served = in_passing(self._first)
         self._remember(self.served)
         self._count_replica(self.served, 1)
         self.labels = self._batcher("label", Served.predict, settings.max_queued_texts)
         self.rationales = self._batcher("rationale", Served.explain, settings.max_queued_rationales)
-        self.loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
 
     def _batcher(self, work: str, compute: Callable[[Served, list[str]], Sequence[Any]], max_queued: int) -> Batcher:
         def on_batch(texts: int, seconds: float) -> None:
@@ -139,7 +139,7 @@ class Endpoint:
         return Batcher(compute, self.settings.max_batch, max_queued, on_batch, self.metrics.queued.labels(work).set)
 
     def close(self) -> None:
-        for worker in (self.labels.worker, self.rationales.worker, self.loader):
+        for worker in (self.labels.worker, self.rationales.worker):
             worker.shutdown(wait=False, cancel_futures=True)
         self._count_replica(self.served, 0)
 
@@ -269,8 +269,8 @@ class Endpoint:
         return self.setback is not None and self.setback.version == version and time.monotonic() < self.setback.until
 
     async def _aside(self, work: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
-        """Runs work in the loader's thread: (its result, None), or (None, whatever it raised)."""
-        running = asyncio.get_running_loop().run_in_executor(self.loader, work, *arguments)
+        """Runs work in a thread of its own: (its result, None), or (None, whatever it raised)."""
+        running = asyncio.get_running_loop().run_in_executor(None, in_passing, partial(work, *arguments))
         await asyncio.wait([running])
         error = running.exception()
         return (None, error) if error is not None else (running.result(), None)
@@ -281,6 +281,16 @@ class Endpoint:
 
     def _count_replica(self, served: Served, count: int) -> None:
         self.metrics.model_replicas.labels(served.name.name, served.name.version, served.computed_by).set(count)
+
+
+def in_passing(work: Callable[[], Any]) -> Any:
+    """Runs work in a thread that ends with it, as do the threads that PyTorch computes with for it.
+
+    OpenMP keeps some for every thread that has computed, and once there are more of them than CPUs, those that wait for
+    work sleep instead of spinning: from then on a text takes half as long again.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as thread:
+        return thread.submit(work).result()
 
 
 def pin(source: str) -> tuple[ModelName, str]:
