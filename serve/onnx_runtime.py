@@ -12,6 +12,7 @@ import torch
 
 from cotd.student import Student
 from serve.label_graph import INPUTS, OUTPUT, label_graph
+from serve.t5 import texts_together
 
 
 def quantized(graph: Any) -> Any:
@@ -58,7 +59,8 @@ class OnnxScorer:
         """Scores of the label words, on the CPU: (len(texts), labels), and whether each text was truncated."""
         scores = torch.empty(len(texts), len(self.student.task.labels))
         truncated = [False] * len(texts)
-        for indices, batch, cut in self.student.batches(texts, self.student.task.label_prefix, max(1, len(texts))):
+        together = texts_together(self.student, len(texts))
+        for indices, batch, cut in self.student.batches(texts, self.student.task.label_prefix, together):
             feed = {name: batch[name].cpu().numpy() for name in INPUTS}
             scores[indices] = torch.from_numpy(self.session.run([OUTPUT], feed)[0])
             for i, was_cut in zip(indices, cut, strict=True):

@@ -16,6 +16,15 @@ import torch.nn.functional as F
 
 from cotd.student import Student
 
+# Of a batch's texts, which come in any length, so many of like length are computed together on a processor: what is computed
+# for padding costs more than a larger product saves.
+ON_CPU = 8
+
+
+def texts_together(student: Student, texts: int) -> int:
+    """How many of a batch's texts to compute together; a GPU is best given all."""
+    return ON_CPU if student.model.device.type == "cpu" else max(1, texts)
+
 
 class T5LabelScorer:
     """Computes what `Student.label_logits` does, for a student whose model is a T5 (v1.0 or v1.1).
@@ -50,7 +59,8 @@ class T5LabelScorer:
         """Scores of the label words, on the CPU: (len(texts), labels), and whether each text was truncated."""
         scores = torch.empty(len(texts), len(self.words))
         truncated = [False] * len(texts)
-        for indices, batch, cut in self.student.batches(texts, self.student.task.label_prefix, max(1, len(texts))):
+        together = texts_together(self.student, len(texts))
+        for indices, batch, cut in self.student.batches(texts, self.student.task.label_prefix, together):
             scores[indices] = self.score(batch["input_ids"], batch["attention_mask"]).float().cpu()
             for i, was_cut in zip(indices, cut, strict=True):
                 truncated[i] = was_cut
