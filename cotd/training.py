@@ -1,14 +1,10 @@
-"""Trains one student: the multi-task objective, the loop (transformers' Trainer), selection and scoring.
-
-L = L_label + λ L_rationale, both the mean token cross-entropy of the target sequence (Hsieh et al. 2023, equation 3;
-λ is `training.rationale_weight`).
-"""
+"""Trains one student: the loop (transformers' Trainer), selection on validation, and scoring on test."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from math import isfinite
@@ -17,7 +13,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 
-from cotd.encoding import TASKS_TRAINED, EncodedPairs, cached_pairs, encode_trial
+from cotd.batches import collate, multi_task_loss
+from cotd.encoding import EncodedPairs, cached_pairs, encode_trial
 from cotd.errors import CotdError, full_disk
 from cotd.evaluation import beside, fit_temperature, predictions_table, score_predictions
 from cotd.hardware import choose_dtype
@@ -166,51 +163,6 @@ def train_trial(
     return result
 
 
-def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """A batch of reviews: for each task its padded pairs, or no key where no review has one.
-
-    Returns:
-        task → {input_ids (B, S), attention_mask (B, S), labels (B, T) padded with -100, weight: the task's weight}, and
-        `review_ids`, a list of strings.
-    """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    batch: dict[str, Any] = {"review_ids": [row["review_id"] for row in rows]}
-    for task in TASKS_TRAINED:
-        pairs = [pair for row in rows for pair in row[task]]
-        if not pairs:
-            continue
-        inputs = pad_sequence([torch.tensor(p[0]) for p in pairs], batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(p[0]) for p in pairs])
-        batch[task] = {
-            "input_ids": inputs,
-            "attention_mask": (torch.arange(inputs.shape[1]) < lengths[:, None]).long(),
-            "labels": pad_sequence([torch.tensor(p[1]) for p in pairs], batch_first=True, padding_value=-100),
-            "weight": torch.tensor([p[2] for p in pairs]).mean(),
-        }
-    return batch
-
-
-def multi_task_loss(model: Any, batch: dict[str, Any], label_smoothing: float = 0.0) -> Any:
-    """L_label + λ L_rationale of one collated batch: each task's mean token cross-entropy times its weight.
-
-    Rationale and label as one target have the one loss of that sequence.
-    """
-    import torch
-
-    total = torch.zeros(())
-    for pairs in (batch[task] for task in TASKS_TRAINED if task in batch):
-        logits = model(
-            input_ids=pairs["input_ids"], attention_mask=pairs["attention_mask"], labels=pairs["labels"]
-        ).logits  # (B, T, V)
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), pairs["labels"].flatten(), ignore_index=-100, label_smoothing=label_smoothing
-        )
-        total = total.to(loss.device) + pairs["weight"].to(loss.device) * loss
-    return total
-
-
 def make_trainer(
     student: Student,
     rows: EncodedPairs,
@@ -238,12 +190,19 @@ def make_trainer(
             sampler.set_epoch = lambda epoch: generator.manual_seed(trial.seed + 1_000_003 * epoch)
             return sampler
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            with self.compute_loss_context_manager():
-                loss = multi_task_loss(model, inputs, settings.label_smoothing)
-            if not loss.isfinite():
-                raise CotdError(not_a_number(self.state.global_step + 1, "the loss", inputs["review_ids"]))
-            return loss
+        def training_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            """Adds up the gradients of a batch's parts: the parts' sizes decide how much memory it takes, and nothing else."""
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            total = torch.zeros((), device=self.args.device)
+            for part in inputs["parts"]:
+                with self.accelerator.autocast():
+                    loss = multi_task_loss(self.model, part, inputs["totals"], settings.label_smoothing)
+                if not loss.isfinite():
+                    raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["review_ids"]))
+                self.accelerator.backward(loss)
+                total += loss.detach()
+            return total
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             """Validation accuracy by label scoring: what the student is selected by is what it is served by."""
@@ -279,10 +238,10 @@ def make_trainer(
         data_seed=trial.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_pin_memory=use_gpu, log_level="error", logging_strategy="steps",
     )  # fmt: skip
-    pad = student.tokenizer.pad_token_id
+    start = student.model.config.decoder_start_token_id
     trainer = MultiTaskTrainer(
-        model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1], data_collator=lambda b: collate(b, pad),
-        optimizer_cls_and_kwargs=optimizer,
+        model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1],
+        data_collator=lambda b: collate(b, start, settings.micro_batch_size), optimizer_cls_and_kwargs=optimizer,
     )  # fmt: skip
     from transformers import PrinterCallback
 

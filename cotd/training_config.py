@@ -18,6 +18,10 @@ class TrainingConfig(Block):
     )
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
+    micro_batch_size: int | None = Field(
+        None, ge=1,
+        description="reviews whose gradients are computed at once (gradient accumulation); less takes less memory, and trains the same",
+    )  # fmt: skip
     optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
         "scaled_adamw",
         description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",

@@ -65,6 +65,7 @@ class Trial:
     def id(self) -> str:
         identity = self.to_dict()
         del identity["model"], identity["size"], identity["varied"]  # names; base_digest is what they name
+        del identity["training"]["micro_batch_size"]  # how, not what
         for key in ("samples", "filters"):
             if identity[key] is None:
                 del identity[key]

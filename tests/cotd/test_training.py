@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from cotd.annotations import AnnotationRows, annotation_row
+from cotd.batches import collate, multi_task_loss, padded_logits
 from cotd.config import TrainingConfig
 from cotd.encoding import encode_pairs
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
+from cotd.packed_t5 import token_logits
 from cotd.reviews import build_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
-from cotd.training import collate, latest_checkpoint, multi_task_loss, train_trial
+from cotd.training import latest_checkpoint, train_trial
 from cotd.trials import Trial, TrialFolder
 
 SETTINGS = {
@@ -83,21 +85,62 @@ def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame) -> float:
     return total / count
 
 
+def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, at_once: int | None) -> float:
+    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), model.config.decoder_start_token_id, at_once)
+    return sum(multi_task_loss(model, part, batch["totals"]).item() for part in batch["parts"])
+
+
+@pytest.mark.parametrize("at_once", [None, 2])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_the_loss_is_label_plus_lambda_rationale(
-    weight: float, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame
+    weight: float, at_once: int | None, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame
 ) -> None:
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     train = reviews[reviews["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, weight)
-    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
     label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["task"] == t]) for t in ("label", "rationale"))
-    assert multi_task_loss(model, batch).item() == pytest.approx(label + weight * rationale, rel=1e-5)
+    assert loss_of(model, pairs, tokenizer, at_once) == pytest.approx(label + weight * rationale, rel=1e-5)
     for method in ("finetune", "cot_joint"):  # one target a review: λ weighs nothing
         pairs = training_pairs(METHODS[method], train, annotations, SENTIMENT, weight)
-        batch = collate(encode_pairs(pairs, tokenizer, 64, 64), tokenizer.pad_token_id)
-        assert multi_task_loss(model, batch).item() == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
+        assert loss_of(model, pairs, tokenizer, at_once) == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
+
+
+@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
+def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(version: str) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+    kind = (
+        {"feed_forward_proj": "relu"}
+        if version == "v1.0"
+        else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    )
+    model = T5ForConditionalGeneration(T5Config(**shape, **kind, decoder_start_token_id=0)).eval()
+    lengths, target_lengths = torch.tensor([5, 40, 1, 7]), torch.tensor([2, 4, 25, 1])
+    inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
+    found = []
+    for compute in (token_logits, padded_logits):
+        logits = compute(model, inputs, lengths, targets, target_lengths)
+        model.zero_grad()
+        logits.square().mean().backward()
+        found.append([logits, *(p.grad.clone() for p in model.parameters())])
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))
+
+
+def test_a_batch_in_parts_trains_the_same(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    whole, parts = make_trial(tiny_t5, "cot_labelled"), make_trial(tiny_t5, "cot_labelled", micro_batch_size=3)
+    assert whole.id == parts.id
+    folders = [make_folder(tmp_path / name) for name in ("whole", "parts")]
+    for trial, folder in zip((whole, parts), folders, strict=True):
+        train_trial(trial, folder, reviews, annotations)
+    expected = parameters(folders[0])
+    for name, value in parameters(folders[1]).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
 
 
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
@@ -337,7 +380,7 @@ def test_a_gpu_out_of_memory_says_what_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr("cotd.training.multi_task_loss", exhausted)
-    with pytest.raises(CotdError, match=r"out of memory at step 1 .*Lower training\.batch_size \(now 8\)"):
+    with pytest.raises(CotdError, match=r"out of memory at step 1 .*training\.micro_batch_size lower \(now 8\)"):
         train_trial(make_trial(tiny_t5), make_folder(tmp_path / "oom"), reviews, None)
 
 

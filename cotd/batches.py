@@ -1,0 +1,88 @@
+"""What one training step computes: the pairs of a batch of reviews, packed, and the multi-task loss over them.
+
+L = L_label + λ L_rationale, both the mean token cross-entropy of the target sequences (Hsieh et al. 2023, equation 3;
+λ is `training.rationale_weight`). Rationale and label as one target have the one loss of that sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from cotd.encoding import TASKS_TRAINED
+from cotd.packed_t5 import token_logits
+
+# The models that `cotd.packed_t5` computes; others are computed with padding.
+PACKED = ("t5", "mt5")
+
+
+def collate(rows: Sequence[dict[str, Any]], decoder_start: int, at_once: int | None = None) -> dict[str, Any]:
+    """A batch of reviews, packed: sequences lie one after another, without padding.
+
+    Args:
+        rows: of `EncodedPairs`.
+        decoder_start: the token that each decoder input begins with.
+        at_once: reviews in a part, whose gradients are computed together; all by default.
+
+    Returns:
+        `totals` (tasks, 3): each task's sum of pair weights, pairs and target tokens. `parts`, a list of
+        {review_ids, input_ids (N,), input_lengths (P,), decoder_input_ids (M,), labels (M,), target_lengths (P,),
+        tasks (M,), which are places in TASKS_TRAINED}.
+    """
+    totals = [[0.0, 0.0, 0.0] for _ in TASKS_TRAINED]
+    parts = []
+    for start in range(0, len(rows), at_once or len(rows)):
+        part = rows[start : start + (at_once or len(rows))]
+        pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
+        for number, _, target, weight in pairs:
+            totals[number] = [total + more for total, more in zip(totals[number], (weight, 1.0, len(target)), strict=True)]
+        targets = [target for _, _, target, _ in pairs]
+        lengths = torch.tensor([len(target) for target in targets])
+        parts.append(
+            {
+                "review_ids": [row["review_id"] for row in part],
+                "input_ids": torch.tensor(list(chain.from_iterable(source for _, source, _, _ in pairs))),
+                "input_lengths": torch.tensor([len(source) for _, source, _, _ in pairs]),
+                "decoder_input_ids": torch.tensor(list(chain.from_iterable([decoder_start, *t[:-1]] for t in targets))),
+                "labels": torch.tensor(list(chain.from_iterable(targets))),
+                "target_lengths": lengths,
+                "tasks": torch.tensor([number for number, _, _, _ in pairs]).repeat_interleave(lengths),
+            }
+        )
+    return {"totals": torch.tensor(totals), "parts": parts}
+
+
+def multi_task_loss(model: Any, part: dict[str, Any], totals: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """What a part adds to its batch's loss: each task's mean token cross-entropy over the whole batch times its weight.
+
+    Args:
+        totals: those of the batch, of all parts and workers.
+    """
+    compute = token_logits if model.config.model_type in PACKED else padded_logits
+    logits = compute(
+        model, part["input_ids"], part["input_lengths"], part["decoder_input_ids"], part["target_lengths"]
+    )  # (M, V)
+    losses = functional.cross_entropy(logits.float(), part["labels"], reduction="none", label_smoothing=label_smoothing)
+    weights, pairs, tokens = totals.unbind(1)
+    return (losses * (weights / (pairs * tokens).clamp_min(1))[part["tasks"]]).sum()
+
+
+def padded_logits(
+    model: Any, input_ids: Tensor, input_lengths: Tensor, decoder_input_ids: Tensor, target_lengths: Tensor
+) -> Tensor:
+    """`cotd.packed_t5.token_logits` of any encoder-decoder, by its own `forward` over padded rows: (M, V)."""
+
+    def rows(packed: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        padded = pad_sequence(list(packed.split(lengths.tolist())), batch_first=True, padding_value=model.config.pad_token_id)
+        return padded, torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None]
+
+    inputs, read = rows(input_ids, input_lengths)
+    decoder_inputs, written = rows(decoder_input_ids, target_lengths)
+    logits = model(input_ids=inputs, attention_mask=read.long(), decoder_input_ids=decoder_inputs).logits  # (P, T, V)
+    return logits[written]
