@@ -20,19 +20,24 @@ from cotd.packed_t5 import token_logits
 
 # The models that `cotd.packed_t5` computes; others are computed with padding.
 PACKED = ("t5", "mt5")
+INPUTS = ("input_ids", "input_lengths", "sources", "decoder_input_ids", "target_lengths")
 
 
-def collate(rows: Sequence[dict[str, Any]], decoder_start: int, at_once: int | None = None) -> dict[str, Any]:
+def collate(
+    rows: Sequence[dict[str, Any]], decoder_start: int, at_once: int | None = None, rationale_prompt: Sequence[int] = ()
+) -> dict[str, Any]:
     """A batch of reviews, packed: sequences lie one after another, without padding.
 
     Args:
         rows: of `EncodedPairs`.
         decoder_start: the token that each decoder input begins with.
         at_once: reviews in a part, whose gradients are computed together; all by default.
+        rationale_prompt: what the decoder reads before it writes a rationale, of students with a shared encoder.
 
     Returns:
         `totals` (tasks, 3): each task's sum of pair weights, pairs and target tokens. `parts`, a list of
-        {review_ids, input_ids (N,), input_lengths (P,), decoder_input_ids (M,), labels (M,), target_lengths (P,),
+        {review_ids, input_ids (N,) and input_lengths (I,) of the distinct inputs, sources (P,) the input of each pair,
+        decoder_input_ids (M,), labels (M,) with -100 where nothing is learned, target_lengths (P,),
         tasks (M,), which are places in TASKS_TRAINED}.
     """
     totals = [[0.0, 0.0, 0.0] for _ in TASKS_TRAINED]
@@ -42,15 +47,20 @@ def collate(rows: Sequence[dict[str, Any]], decoder_start: int, at_once: int | N
         pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
         for number, _, target, weight in pairs:
             totals[number] = [total + more for total, more in zip(totals[number], (weight, 1.0, len(target)), strict=True)]
-        targets = [target for _, _, target, _ in pairs]
-        lengths = torch.tensor([len(target) for target in targets])
+        places: dict[tuple[int, ...], int] = {}  # N rationales of a review share their input: it is read once
+        sources = [places.setdefault(tuple(source), len(places)) for _, source, _, _ in pairs]
+        prompts = [list(rationale_prompt) if TASKS_TRAINED[number] == "rationale" else [] for number, _, _, _ in pairs]
+        written = [[decoder_start, *prompt, *target[:-1]] for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
+        labels = [[-100] * len(prompt) + target for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
+        lengths = torch.tensor([len(ids) for ids in written])
         parts.append(
             {
                 "review_ids": [row["review_id"] for row in part],
-                "input_ids": torch.tensor(list(chain.from_iterable(source for _, source, _, _ in pairs))),
-                "input_lengths": torch.tensor([len(source) for _, source, _, _ in pairs]),
-                "decoder_input_ids": torch.tensor(list(chain.from_iterable([decoder_start, *t[:-1]] for t in targets))),
-                "labels": torch.tensor(list(chain.from_iterable(targets))),
+                "input_ids": torch.tensor(list(chain.from_iterable(places))),
+                "input_lengths": torch.tensor([len(source) for source in places]),
+                "sources": torch.tensor(sources),
+                "decoder_input_ids": torch.tensor(list(chain.from_iterable(written))),
+                "labels": torch.tensor(list(chain.from_iterable(labels))),
                 "target_lengths": lengths,
                 "tasks": torch.tensor([number for number, _, _, _ in pairs]).repeat_interleave(lengths),
             }
@@ -65,18 +75,24 @@ def multi_task_loss(model: Any, part: dict[str, Any], totals: Tensor, label_smoo
         totals: those of the batch, of all parts and workers.
     """
     compute = token_logits if model.config.model_type in PACKED else padded_logits
-    logits = compute(
-        model, part["input_ids"], part["input_lengths"], part["decoder_input_ids"], part["target_lengths"]
-    )  # (M, V)
-    losses = functional.cross_entropy(logits.float(), part["labels"], reduction="none", label_smoothing=label_smoothing)
+    learned = part["labels"] != -100
+    logits = compute(model, **{name: part[name] for name in INPUTS}, wanted=learned)  # (L, V)
+    labels, tasks = part["labels"][learned], part["tasks"][learned]
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
     weights, pairs, tokens = totals.unbind(1)
-    return (losses * (weights / (pairs * tokens).clamp_min(1))[part["tasks"]]).sum()
+    return (losses * (weights / (pairs * tokens).clamp_min(1))[tasks]).sum()
 
 
 def padded_logits(
-    model: Any, input_ids: Tensor, input_lengths: Tensor, decoder_input_ids: Tensor, target_lengths: Tensor
+    model: Any,
+    input_ids: Tensor,
+    input_lengths: Tensor,
+    sources: Tensor,
+    decoder_input_ids: Tensor,
+    target_lengths: Tensor,
+    wanted: Tensor,
 ) -> Tensor:
-    """`cotd.packed_t5.token_logits` of any encoder-decoder, by its own `forward` over padded rows: (M, V)."""
+    """`cotd.packed_t5.token_logits` of any encoder-decoder, by its own `forward` over padded rows: (L, V)."""
 
     def rows(packed: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         padded = pad_sequence(list(packed.split(lengths.tolist())), batch_first=True, padding_value=model.config.pad_token_id)
@@ -84,5 +100,7 @@ def padded_logits(
 
     inputs, read = rows(input_ids, input_lengths)
     decoder_inputs, written = rows(decoder_input_ids, target_lengths)
-    logits = model(input_ids=inputs, attention_mask=read.long(), decoder_input_ids=decoder_inputs).logits  # (P, T, V)
-    return logits[written]
+    logits = model(
+        input_ids=inputs[sources], attention_mask=read[sources].long(), decoder_input_ids=decoder_inputs
+    ).logits  # (P, T, V)
+    return logits[written][wanted]

@@ -196,7 +196,7 @@ def encode_trial(
     if annotations is not None:
         gold = train.set_index("id")["label"].dropna().to_dict()
         annotations = choose_annotations(annotations, trial.samples, trial.filters, task, gold)
-    pairs = training_pairs(METHODS[trial.method], train, annotations, task, 1.0)
+    pairs = training_pairs(METHODS[trial.method], train, annotations, task, 1.0, trial.shares_encoder)
     positions = {review_id: position for position, review_id in enumerate(train["id"])}
     settings = trial.training
     return encode_pairs(pairs, tokenizer, settings.max_input_tokens, settings.max_target_tokens, task.answer_mark, positions)
@@ -215,6 +215,8 @@ def cached_pairs(cache: Path, trial: Trial, tokenizer: Any, task: Task, make: Ca
         "samples": trial.samples, "filters": trial.filters, "task": task.to_dict(), "tokenizer": tokenizer_digest(tokenizer, trial),
         "max_input_tokens": trial.training.max_input_tokens, "max_target_tokens": trial.training.max_target_tokens,
     }  # fmt: skip
+    if trial.shares_encoder:
+        identity["shared_encoder"] = True
     folder = cache / f"pairs-{digest(identity)}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,12 @@ METHODS = {
 
 
 def training_pairs(
-    method: Method, reviews: pd.DataFrame, annotations: pd.DataFrame | None, task: Task, rationale_weight: float
+    method: Method,
+    reviews: pd.DataFrame,
+    annotations: pd.DataFrame | None,
+    task: Task,
+    rationale_weight: float,
+    shared_encoder: bool = False,
 ) -> pd.DataFrame:
     """The pairs that a student is trained on.
 
@@ -96,6 +101,7 @@ def training_pairs(
         annotations: the Annotation table, or None for methods that need none. Quarantined rows (`error` not
             null) are left out.
         rationale_weight: λ of L = L_label + λ L_rationale; the weight of every rationale pair.
+        shared_encoder: a rationale's input is that of the label; what is asked for is told to the decoder.
 
     Returns:
         A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its
@@ -128,8 +134,9 @@ def training_pairs(
             continue
         text = task.with_rationale(review.text, written[0]) if method.reads_rationales else review.text
         pairs.append((review.id, task.label_prefix + text, task.words[label], "label", 1.0))
+        asked = task.label_prefix if shared_encoder else task.rationale_prefix
         for rationale in written if method.writes_rationales else ():
-            pairs.append((review.id, task.rationale_prefix + review.text, rationale, "rationale", rationale_weight))
+            pairs.append((review.id, asked + review.text, rationale, "rationale", rationale_weight))
     if not pairs:
         raise CotdError(missing_input(method, reviews))
     return pd.DataFrame(pairs, columns=PAIR_COLUMNS)

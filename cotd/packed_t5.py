@@ -43,54 +43,69 @@ class Packing:
 
 
 def token_logits(
-    model: Any, input_ids: Tensor, input_lengths: Tensor, decoder_input_ids: Tensor, target_lengths: Tensor
+    model: Any,
+    input_ids: Tensor,
+    input_lengths: Tensor,
+    sources: Tensor,
+    decoder_input_ids: Tensor,
+    target_lengths: Tensor,
+    wanted: Tensor,
 ) -> Tensor:
-    """The output layer's logits at every target token of B pairs.
+    """The output layer's logits at target tokens.
 
     Args:
         model: a T5ForConditionalGeneration.
-        input_ids: (N,) the inputs, one after another. input_lengths: (B,).
-        decoder_input_ids: (M,) the targets, shifted right. target_lengths: (B,).
+        input_ids: (N,) the inputs, one after another. input_lengths: (I,).
+        sources: (P,) which input each target belongs to.
+        decoder_input_ids: (M,) the targets, shifted right. target_lengths: (P,).
+        wanted: (M,) whether a token's logits are.
 
     Returns:
-        (M, V).
+        (L, V), for the L tokens that are wanted.
     """
     source, target = Packing(input_lengths), Packing(target_lengths)
     # One look-up for both sides: each would make a gradient of the whole vocabulary's size.
     embedded = model.shared(torch.cat([input_ids, decoder_input_ids]))
     read, written = embedded.split([len(input_ids), len(decoder_input_ids)])
     memory = run_stack(model.encoder, read, source)
-    hidden = run_stack(model.decoder, written, target, memory, source)
+    hidden = run_stack(model.decoder, written, target, memory, source, sources)[wanted]
     if model.config.scale_decoder_outputs:
         hidden = hidden * model.model_dim**-0.5
     return model.lm_head(hidden)
 
 
 def run_stack(
-    stack: Any, hidden: Tensor, packing: Packing, memory: Tensor | None = None, source: Packing | None = None
+    stack: Any,
+    hidden: Tensor,
+    packing: Packing,
+    memory: Tensor | None = None,
+    memory_packing: Packing | None = None,
+    sources: Tensor | None = None,
 ) -> Tensor:
     """An encoder or decoder over packed embeddings (N, d): (N, d).
 
     Args:
-        memory: for a decoder, the encoder's output, packed by `source`.
+        memory: for a decoder, the encoder's output, packed by `memory_packing`.
+        sources: which row of it each of the decoder's rows reads.
     """
     rate, training = stack.dropout.p, stack.training
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(packing.width, packing.width)  # (1, H, S, S), for all layers
-    if memory is None:
+    cross = None
+    if memory_packing is None:
         bias = bias + packing.mask(bias.dtype)
     else:  # padding lies on the right, where no token looks
         least = torch.finfo(bias.dtype).min
         bias = bias + torch.full(bias.shape[2:], least, dtype=bias.dtype, device=bias.device).triu_(1)
+        cross = memory_packing.mask(bias.dtype)[sources]
     hidden = drop(hidden, rate, training)
     for block in stack.block:
         layer = block.layer[0]
         normed = layer.layer_norm(hidden)
-        seen = attend(layer.SelfAttention, normed, packing, normed, packing, bias)
-        hidden = hidden + drop(seen, rate, training)
-        if memory is not None:
-            assert source is not None
+        hidden = hidden + drop(attend(layer.SelfAttention, normed, packing, normed, packing, bias), rate, training)
+        if cross is not None:
             layer = block.layer[1]
-            seen = attend(layer.EncDecAttention, layer.layer_norm(hidden), packing, memory, source, source.mask(bias.dtype))
+            normed = layer.layer_norm(hidden)
+            seen = attend(layer.EncDecAttention, normed, packing, memory, memory_packing, cross, sources)
             hidden = hidden + drop(seen, rate, training)
         layer = block.layer[-1]
         hidden = hidden + drop(feed_forward(layer.DenseReluDense, layer.layer_norm(hidden)), rate, training)
@@ -104,11 +119,14 @@ def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
     return layer.wo(drop(inner, layer.dropout.p, layer.training))
 
 
-def attend(attention: Any, asking: Tensor, asking_in: Packing, asked: Tensor, asked_in: Packing, bias: Tensor) -> Tensor:
-    """Multi-head attention of packed tokens (N, d) over packed tokens (M, d): (N, d).
+def attend(
+    attention: Any, asking: Tensor, asking_in: Packing, asked: Any, asked_in: Any, bias: Tensor, sources: Tensor | None = None
+) -> Tensor:
+    """Multi-head attention of packed tokens `asking` (N, d) over packed tokens `asked` (M, d): (N, d).
 
     Args:
         bias: added to the scores; broadcasts to (B, H, T, S).
+        sources: (B,) which row of `asked` each row of `asking` looks at; by default its own.
     """
 
     def heads(packed: Tensor, packing: Packing) -> Tensor:
@@ -116,6 +134,8 @@ def attend(attention: Any, asking: Tensor, asking_in: Packing, asked: Tensor, as
 
     queries = heads(attention.q(asking), asking_in)
     keys, values = heads(attention.k(asked), asked_in), heads(attention.v(asked), asked_in)
+    if sources is not None:
+        keys, values = keys[sources], values[sources]
     scores = queries @ keys.transpose(2, 3) + bias  # (B, H, T, S); T5 does not scale them
     weights = drop(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
     return attention.o(asking_in.pack((weights @ values).transpose(1, 2).flatten(2)))

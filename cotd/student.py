@@ -198,12 +198,14 @@ class Student:
         import torch
 
         rationales = [""] * len(texts)
-        for indices, batch, _ in self.batches(texts, self.task.rationale_prefix, batch_size):
+        for indices, batch, _ in self.batches(texts, self.explaining_prefix, batch_size):
+            begun = self.begun_rationales(len(indices))
             with torch.inference_mode():
                 ids = self.model.generate(
-                    **batch, max_new_tokens=max_new_tokens or self.max_target_tokens, num_beams=1, do_sample=False
-                )
-            written = [self.rationale_ids(row) for row in ids.tolist()]
+                    **batch, decoder_input_ids=begun, max_new_tokens=max_new_tokens or self.max_target_tokens,
+                    num_beams=1, do_sample=False,
+                )  # fmt: skip
+            written = [self.rationale_ids(row) for row in ids[:, begun.shape[1] :].tolist()]
             for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
                 rationales[i] = text.strip()
         return rationales
@@ -225,12 +227,36 @@ class Student:
                 if text:
                     hear(text)
 
-        for _, batch, _ in self.batches([text], self.task.rationale_prefix, 1):
+        for _, batch, _ in self.batches([text], self.explaining_prefix, 1):
             streamer = Aloud(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
             with torch.inference_mode():
                 self.model.generate(
-                    **batch, max_new_tokens=self.max_target_tokens, num_beams=1, do_sample=False, streamer=streamer
+                    **batch,
+                    decoder_input_ids=self.begun_rationales(1),
+                    max_new_tokens=self.max_target_tokens,
+                    num_beams=1,
+                    do_sample=False,
+                    streamer=streamer,
                 )
+
+    @property
+    def explaining_prefix(self) -> str:
+        """What stands before a text whose rationale is wanted."""
+        return self.task.label_prefix if self.card.get("shared_encoder") else self.task.rationale_prefix
+
+    @property
+    def rationale_prompt(self) -> list[int]:
+        """What the decoder reads before it writes a rationale, where the encoder does not tell it to."""
+        if not self.card.get("shared_encoder"):
+            return []
+        return self.tokenizer(self.task.rationale_prefix, add_special_tokens=False)["input_ids"]
+
+    def begun_rationales(self, rows: int) -> Any:
+        """The decoder's first inputs for rationales, (rows, 1 + prompt)."""
+        import torch
+
+        begun = [self.model.config.decoder_start_token_id, *self.rationale_prompt]
+        return torch.tensor([begun] * rows, device=self.model.device)
 
     @property
     def can_explain(self) -> bool:

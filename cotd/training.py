@@ -103,6 +103,7 @@ def train_trial(
         "writes_rationales": method.writes_rationales,
         "reasons_first": method.reasons_first,
         "reads_rationales": method.reads_rationales,
+        "shared_encoder": trial.shares_encoder,
         "max_input_tokens": trial.training.max_input_tokens,
         "max_target_tokens": trial.training.max_target_tokens,
     }
@@ -241,7 +242,8 @@ def make_trainer(
     start = student.model.config.decoder_start_token_id
     trainer = MultiTaskTrainer(
         model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1],
-        data_collator=lambda b: collate(b, start, settings.micro_batch_size), optimizer_cls_and_kwargs=optimizer,
+        data_collator=lambda b: collate(b, start, settings.micro_batch_size, student.rationale_prompt),
+        optimizer_cls_and_kwargs=optimizer,
     )  # fmt: skip
     from transformers import PrinterCallback
 

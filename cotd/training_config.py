@@ -31,6 +31,10 @@ class TrainingConfig(Block):
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
+    shared_encoder: bool = Field(
+        False,
+        description="cot methods: a review is encoded once for its label and its rationale, and the decoder is told which to write",
+    )  # fmt: skip
     dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")

@@ -66,10 +66,17 @@ class Trial:
         identity = self.to_dict()
         del identity["model"], identity["size"], identity["varied"]  # names; base_digest is what they name
         del identity["training"]["micro_batch_size"]  # how, not what
+        if not self.shares_encoder:
+            del identity["training"]["shared_encoder"]
         for key in ("samples", "filters"):
             if identity[key] is None:
                 del identity[key]
         return digest(identity)
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether a review is encoded once for its label and its rationale: only methods that write both apart do."""
+        return self.training.shared_encoder and METHODS[self.method].weighs_rationales
 
     @property
     def title(self) -> str:
@@ -90,7 +97,7 @@ class Trial:
         """
         method, training = METHODS[self.method], self.training
         rationale = training.max_target_tokens if method.writes_rationales else 0
-        inputs = training.max_input_tokens * (2 if method.rationale_as == "target" and rationale else 1)
+        inputs = training.max_input_tokens * (2 if method.weighs_rationales and not self.shares_encoder else 1)
         return parameters * training.steps * training.batch_size * (inputs + rationale)
 
     def to_dict(self) -> dict[str, Any]:

@@ -118,11 +118,11 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
         else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     )
     model = T5ForConditionalGeneration(T5Config(**shape, **kind, decoder_start_token_id=0)).eval()
-    lengths, target_lengths = torch.tensor([5, 40, 1, 7]), torch.tensor([2, 4, 25, 1])
+    lengths, target_lengths, sources = torch.tensor([5, 40, 1]), torch.tensor([2, 4, 25, 1]), torch.tensor([0, 2, 1, 2])
     inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
     found = []
     for compute in (token_logits, padded_logits):
-        logits = compute(model, inputs, lengths, targets, target_lengths)
+        logits = compute(model, inputs, lengths, sources, targets, target_lengths, targets > 9)
         model.zero_grad()
         logits.square().mean().backward()
         found.append([logits, *(p.grad.clone() for p in model.parameters())])
