@@ -35,3 +35,12 @@ def drop(hidden: Tensor, rate: float, training: bool) -> Tensor:
     if hidden.device.type != "cpu":
         return functional.dropout(hidden, rate)
     return _Dropped.apply(hidden.contiguous(), rate)
+
+
+def set_dropout(model: Any, rate: float) -> None:
+    """Gives every dropout of a model one rate: students may have been pretrained without any."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), float):  # attention keeps its rate as a number
+            module.dropout = rate

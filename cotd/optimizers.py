@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
 
-def trainer_optimizer(name: str, learning_rate: float, weight_decay: float, use_gpu: bool) -> tuple[str, Any]:
+def trainer_optimizer(name: str, learning_rate: float, weight_decay: float) -> tuple[str, Any]:
     """What transformers' Trainer takes for an optimiser: `TrainingArguments.optim` and `optimizer_cls_and_kwargs`.
 
     Args:
@@ -16,7 +17,7 @@ def trainer_optimizer(name: str, learning_rate: float, weight_decay: float, use_
     """
     if name == "scaled_adamw":
         return "adamw_torch", (ScaledAdamW, {"lr": learning_rate, "weight_decay": weight_decay})
-    return {"adafactor": "adafactor", "adamw": "adamw_torch_fused" if use_gpu else "adamw_torch"}[name], None
+    return {"adafactor": "adafactor", "adamw": "adamw_torch_fused"}[name], None
 
 
 class ScaledAdamW(torch.optim.Optimizer):
@@ -52,13 +53,13 @@ class ScaledAdamW(torch.optim.Optimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-                state["step"] += 1
-                state["mean"].lerp_(p.grad, 1 - first)
-                state["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
-                spread = (state["square"] / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
+                    state["step"] = torch.zeros((), device=p.device)
+                    state |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
                 size = (p.norm() / p.numel() ** 0.5).clamp_min(group["min_scale"])
-                lr = group["lr"] * size  # a tensor: asking a GPU for its value would make the processor wait
-                p.mul_(1 - lr * group["weight_decay"])
-                p.sub_(state["mean"] / spread * (lr / (1 - first ** state["step"])))
+                # In one pass over the weights. The rate is a tensor: asking a GPU for its value would make the processor wait.
+                adamw(
+                    [p], [p.grad], [state["mean"]], [state["square"]], [], [state["step"]], fused=True, amsgrad=False,
+                    beta1=first, beta2=second, lr=group["lr"] * size, weight_decay=group["weight_decay"], eps=group["eps"],
+                    maximize=False,
+                )  # fmt: skip
         return loss

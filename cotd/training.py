@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from cotd.batches import collate, multi_task_loss
+from cotd.dropout import set_dropout
 from cotd.encoding import EncodedPairs, cached_pairs, encode_trial
 from cotd.errors import CotdError, full_disk
 from cotd.evaluation import beside, fit_temperature, predictions_table, score_predictions
@@ -93,11 +94,7 @@ def train_trial(
 
     torch.manual_seed(trial.seed)
     model, tokenizer = load_base(trial.model)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = trial.training.dropout
-        elif isinstance(getattr(module, "dropout", None), float):  # attention keeps its rate as a number
-            module.dropout = trial.training.dropout
+    set_dropout(model, trial.training.dropout)
     card = {
         "method": trial.method,
         "writes_rationales": method.writes_rationales,
@@ -229,7 +226,7 @@ def make_trainer(
 
     eval_every = min(settings.eval_every, settings.steps)
     precision = choose_dtype(settings.precision, use_gpu)
-    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay, use_gpu)
+    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay)
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay,

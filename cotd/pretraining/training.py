@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from cotd.config import digest
+from cotd.dropout import set_dropout
 from cotd.errors import CotdError
 from cotd.hardware import choose_dtype
 from cotd.optimizers import trainer_optimizer
@@ -217,16 +218,12 @@ def train(
     settings, use_gpu = config.training, torch.cuda.is_available()
     model = PretrainingT5.from_pretrained(folder.initial, dtype=torch.float32)
     model.freeze_statistics()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = settings.dropout
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = settings.dropout
+    set_dropout(model, settings.dropout)
     teacher = None
     if config.encoder_teacher and config.objectives.hidden_share:
         teacher = EncoderTeacher(config.encoder_teacher, best_device())
     precision = choose_dtype(settings.precision, use_gpu)
-    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay, use_gpu)
+    optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay)
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=1,
         learning_rate=settings.learning_rate, warmup_steps=min(settings.warmup_steps, settings.steps // 2),

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from cotd.config import StudyConfig, TrainingConfig, check_config
+from cotd.dropout import set_dropout
 from cotd.encoding import EncodedPairs, encode_pairs
 from cotd.methods import METHODS, training_pairs
 from cotd.reviews import Reviews
@@ -57,20 +58,21 @@ def base(which: str) -> tuple[Any, Any]:
     return (model if which == "embedded" else t5_small()), tokenizer
 
 
-def student(which: str) -> Student:
+def student(which: str, shared_encoder: bool = False) -> Student:
     model, tokenizer = base(which)
-    return Student(model, tokenizer, SENTIMENT, {"method": METHOD, "max_input_tokens": 128, "max_target_tokens": 64})
+    card = {"method": METHOD, "max_input_tokens": 128, "max_target_tokens": 64, "shared_encoder": shared_encoder}
+    return Student(model, tokenizer, SENTIMENT, card)
 
 
-def trial(batch_size: int, steps: int, **training: Any) -> Trial:
+def trial(batch_size: int, steps: int, seed: int = 0, **training: Any) -> Trial:
     """A trial trained as both codes of the papers do: AdamW, dropout 0.1, both losses alike."""
     settings = {"preset": "hsieh2023", "batch_size": batch_size, "steps": steps, "eval_every": steps, "precision": "float32"}
     settings |= {"max_input_tokens": 128, "max_target_tokens": 64} | training
-    return Trial(METHOD, 1.0, "tiny", 0, BASE, TrainingConfig(**settings), "sentiment", "b", "r", "a")
+    return Trial(METHOD, 1.0, "tiny", seed, BASE, TrainingConfig(**settings), "sentiment", "b", "r", "a")
 
 
-def encoded(reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any) -> EncodedPairs:
-    pairs = training_pairs(METHODS[METHOD], reviews, annotations, SENTIMENT, 1.0)
+def encoded(reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any, shared_encoder: bool = False) -> EncodedPairs:
+    pairs = training_pairs(METHODS[METHOD], reviews, annotations, SENTIMENT, 1.0, shared_encoder)
     return encode_pairs(pairs, tokenizer, 128, 64, SENTIMENT.answer_mark)
 
 
@@ -99,11 +101,7 @@ def papers_trainer(model: Any, tokenizer: Any, rows: EncodedPairs, settings: Tra
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             return model(**inputs["label"]).loss + settings.rationale_weight * model(**inputs["rationale"]).loss
 
-    for module in model.modules():  # T5's own rate, for students that were pretrained without
-        if isinstance(module, torch.nn.Dropout):
-            module.p = settings.dropout
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = settings.dropout
+    set_dropout(model, settings.dropout)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,

@@ -32,6 +32,6 @@ def test_it_finds_a_minimum_and_decays_what_is_told_to() -> None:
 def test_the_trainer_knows_every_optimiser(name: str) -> None:
     from transformers import TrainingArguments
 
-    optim, given = trainer_optimizer(name, 0.01, 0.0, use_gpu=False)
+    optim, given = trainer_optimizer(name, 0.01, 0.0)
     assert TrainingArguments(optim=optim, use_cpu=True, report_to="none").optim == optim
     assert (given is not None) == (name == "scaled_adamw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,16 @@ def timeless(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if "seconds" not in k and k != "time"}
 
 
-def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame) -> float:
-    """Mean -log p of the target tokens, a pair at a time, without padding."""
+def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame, prompt: Sequence[int] = ()) -> float:
+    """Mean -log p of the target tokens after the decoder's prompt, a pair at a time, without padding."""
     total, count = 0.0, 0
     for pair in pairs.itertuples():
         source = torch.tensor([tokenizer(pair.input)["input_ids"]])
         target = tokenizer(pair.target)["input_ids"]
-        shifted = torch.tensor([[0, *target[:-1]]])
+        shifted = torch.tensor([[0, *prompt, *target[:-1]]])
         with torch.no_grad():
-            log_p = torch.log_softmax(model(input_ids=source, decoder_input_ids=shifted).logits[0].double(), dim=-1)
+            logits = model(input_ids=source, decoder_input_ids=shifted).logits[0, len(prompt) :]
+        log_p = torch.log_softmax(logits.double(), dim=-1)
         total -= sum(float(log_p[i, token]) for i, token in enumerate(target))
         count += len(target)
     return total / count
@@ -141,6 +143,34 @@ def test_a_batch_in_parts_trains_the_same(
     expected = parameters(folders[0])
     for name, value in parameters(folders[1]).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
+
+
+def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_write(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    model.eval()
+    train = reviews[reviews["split"] == "train"].head(5)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 2.0, shared_encoder=True)
+    asked = tokenizer(SENTIMENT.rationale_prefix, add_special_tokens=False)["input_ids"]
+    label = loss_by_hand(model, tokenizer, pairs[pairs["task"] == "label"])
+    rationale = loss_by_hand(model, tokenizer, pairs[pairs["task"] == "rationale"], asked)
+    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), 0, rationale_prompt=asked)
+    (part,) = batch["parts"]
+    assert len(part["input_lengths"]) == len(train)
+    assert multi_task_loss(model, part, batch["totals"]).item() == pytest.approx(label + 2 * rationale, rel=1e-5)
+
+    folder, apart = make_folder(tmp_path / "shared"), make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60)
+    trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, shared_encoder=True)
+    assert trial.id != apart.id
+    assert make_trial(tiny_t5, shared_encoder=True).id == make_trial(tiny_t5).id, "finetune has nothing to share"
+    train_trial(trial, folder, reviews, annotations)
+    student, heard = Student.load(folder.student, device="cpu"), []
+    text = train["text"].iloc[0]
+    (written,) = student.explain([text])
+    student.explain_aloud(text, heard.append)
+    assert written.startswith("The reviewer finds it")
+    assert "".join(heard).strip() == written
 
 
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:

@@ -1,0 +1,72 @@
+"""The largest batch that fits into 4 GiB: `python -m tests.benchmarks.train_memory`; ten minutes.
+
+A student of T5-small's size, trained on the reviews with the longest rationales, float32. Batches double until a process
+takes more; the baseline is the papers' way of training (`tests.benchmarks.training`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.training import annotated
+
+LIMIT_MB = 4096.0
+LARGEST = 512  # of the batches tried
+AT_ONCE = 16
+WAYS: dict[str, dict[str, Any]] = {
+    "two passes, padded": {"ours": False, "at_once": None},
+    "ours": {"ours": True, "at_once": None},
+    f"ours, {AT_ONCE} at once": {"ours": True, "at_once": AT_ONCE},
+}
+
+
+def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, Any] | None:
+    """What a process of its own took; None where that was more than fits."""
+    what = json.dumps({"which": which, "batch": batch, "small": small, **way})
+    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.one_batch", what], stdout=subprocess.PIPE, text=True)
+    watched = psutil.Process(process.pid)
+    try:
+        while process.poll() is None:
+            if watched.memory_info().rss / 2**20 > LIMIT_MB:
+                return None
+            time.sleep(0.02)
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        process.kill()
+        out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{what} failed")
+    found = json.loads(out.splitlines()[-1])
+    return found if found["peak_mb"] <= LIMIT_MB else None
+
+
+def main() -> None:
+    small = arguments(__doc__ or "").small
+    annotated(small)  # before memory is counted
+    which, largest = ("embedded", 32) if small else ("60m", LARGEST)
+    fits: dict[str, tuple[int, dict[str, Any]]] = {}
+    for name, way in WAYS.items():
+        batch = 16
+        while batch <= largest and (found := peak(which, batch, small, way)):
+            fits[name] = (batch, found)
+            batch *= 2
+    base = next(iter(WAYS))
+    figures = []
+    for name, (batch, found) in fits.items():
+        against = None if name == base else (base, float(fits[base][0]))
+        more = " or more" if batch == largest else ""
+        note = f"{which}{more}; {found['peak_mb']:,.0f} MiB at most, {found['start_mb']:,.0f} before"
+        figures.append(figure(f"batch, {name}", batch, "reviews", against, note=note))
+    write("train_memory", figures, small)
+
+
+if __name__ == "__main__":
+    main()
