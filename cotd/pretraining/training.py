@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from cotd.config import digest
+from cotd.distributed import leave_unwrapped, sum_gradients
 from cotd.dropout import set_dropout
 from cotd.errors import CotdError
 from cotd.hardware import choose_dtype
@@ -243,9 +244,14 @@ def train(
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(batches)  # planned in random order
 
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            sum_gradients(self.model.parameters(), mean=True)
+            return loss
+
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             with self.compute_loss_context_manager():
-                losses = self.accelerator.unwrap_model(model).losses(inputs, teacher)
+                losses = self.model.losses(inputs, teacher)
             for name, value in losses.items():
                 sums[name] += float(value.detach())
                 counts[name] += 1
@@ -292,6 +298,7 @@ def train(
         model=model, args=arguments, train_dataset=batches, data_collator=lambda rows: rows[0], callbacks=[Measure()],
         optimizer_cls_and_kwargs=optimizer,
     )  # fmt: skip
+    leave_unwrapped(trainer)
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
