@@ -7,10 +7,12 @@ Here all that is done token by token (projections, feed-forward layers, norms, t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cotd.dropout import drop
 
@@ -99,17 +101,39 @@ def run_stack(
         cross = memory_packing.mask(bias.dtype)[sources]
     hidden = drop(hidden, rate, training)
     for block in stack.block:
-        layer = block.layer[0]
-        normed = layer.layer_norm(hidden)
-        hidden = hidden + drop(attend(layer.SelfAttention, normed, packing, normed, packing, bias), rate, training)
-        if cross is not None:
-            layer = block.layer[1]
-            normed = layer.layer_norm(hidden)
-            seen = attend(layer.EncDecAttention, normed, packing, memory, memory_packing, cross, sources)
-            hidden = hidden + drop(seen, rate, training)
-        layer = block.layer[-1]
-        hidden = hidden + drop(feed_forward(layer.DenseReluDense, layer.layer_norm(hidden)), rate, training)
+        kept = not (training and block.gradient_checkpointing)
+        run = run_block if kept else partial(checkpoint, run_block, use_reentrant=False)
+        hidden = run(block, hidden, packing, bias, rate, memory, memory_packing, cross, sources)
     return drop(stack.final_layer_norm(hidden), rate, training)
+
+
+def run_block(
+    block: Any,
+    hidden: Tensor,
+    packing: Packing,
+    bias: Tensor,
+    rate: float,
+    memory: Tensor | None,
+    memory_packing: Packing | None,
+    cross: Tensor | None,
+    sources: Tensor | None,
+) -> Tensor:
+    """A layer of a stack, for `run_stack`: (N, d) → (N, d).
+
+    Args:
+        bias, cross: added to the scores of self-attention and of attention to `memory`.
+    """
+    training = block.training
+    layer = block.layer[0]
+    normed = layer.layer_norm(hidden)
+    hidden = hidden + drop(attend(layer.SelfAttention, normed, packing, normed, packing, bias), rate, training)
+    if cross is not None:
+        layer = block.layer[1]
+        normed = layer.layer_norm(hidden)
+        seen = attend(layer.EncDecAttention, normed, packing, memory, memory_packing, cross, sources)
+        hidden = hidden + drop(seen, rate, training)
+    layer = block.layer[-1]
+    return hidden + drop(feed_forward(layer.DenseReluDense, layer.layer_norm(hidden)), rate, training)
 
 
 def feed_forward(layer: Any, hidden: Tensor) -> Tensor:

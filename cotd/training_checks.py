@@ -50,8 +50,8 @@ def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
     settings = trial.training
     return (
         f"the GPU ran out of memory at step {step} ({str(error).split('. ')[0]}). Set training.micro_batch_size lower (now "
-        f"{settings.micro_batch_size or settings.batch_size}; a step then takes longer and trains the same), or "
-        f"training.max_input_tokens ({settings.max_input_tokens}) or training.max_target_tokens "
+        f"{settings.micro_batch_size or settings.batch_size}) or training.gradient_checkpointing to true: a step then takes "
+        f"longer and trains the same. Or lower training.max_input_tokens ({settings.max_input_tokens}) or training.max_target_tokens "
         f"({settings.max_target_tokens}), or let fewer trials share a GPU (resources.gpus). The last checkpoint is kept."
     )
 

@@ -22,6 +22,10 @@ class TrainingConfig(Block):
         None, ge=1,
         description="reviews whose gradients are computed at once (gradient accumulation); less takes less memory, and trains the same",
     )  # fmt: skip
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute each layer twice rather than keep what its gradients need: less memory, more time, the same student",
+    )
     optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
         "scaled_adamw",
         description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",

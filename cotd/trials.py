@@ -65,7 +65,8 @@ class Trial:
     def id(self) -> str:
         identity = self.to_dict()
         del identity["model"], identity["size"], identity["varied"]  # names; base_digest is what they name
-        del identity["training"]["micro_batch_size"]  # how, not what
+        for key in ("micro_batch_size", "gradient_checkpointing"):  # how, not what
+            del identity["training"][key]
         if not self.shares_encoder:
             del identity["training"]["shared_encoder"]
         for key in ("samples", "filters"):
