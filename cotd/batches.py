@@ -24,7 +24,11 @@ INPUTS = ("input_ids", "input_lengths", "sources", "decoder_input_ids", "target_
 
 
 def collate(
-    rows: Sequence[dict[str, Any]], decoder_start: int, at_once: int | None = None, rationale_prompt: Sequence[int] = ()
+    rows: Sequence[dict[str, Any]],
+    decoder_start: int,
+    at_once: int | None = None,
+    rationale_prompt: Sequence[int] = (),
+    worker: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """A batch of reviews, packed: sequences lie one after another, without padding.
 
@@ -33,6 +37,7 @@ def collate(
         decoder_start: the token that each decoder input begins with.
         at_once: reviews in a part, whose gradients are computed together; all by default.
         rationale_prompt: what the decoder reads before it writes a rationale, of students with a shared encoder.
+        worker: which of how many it is. Each takes every n-th review, so that their lengths are alike; its `parts` may be none.
 
     Returns:
         `totals` (tasks, 3): each task's sum of pair weights, pairs and target tokens. `parts`, a list of
@@ -41,12 +46,15 @@ def collate(
         tasks (M,), which are places in TASKS_TRAINED}.
     """
     totals = [[0.0, 0.0, 0.0] for _ in TASKS_TRAINED]
-    parts = []
-    for start in range(0, len(rows), at_once or len(rows)):
-        part = rows[start : start + (at_once or len(rows))]
-        pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
-        for number, _, target, weight in pairs:
+    for number, task in enumerate(TASKS_TRAINED):
+        for _, target, weight in (pair for row in rows for pair in row[task]):
             totals[number] = [total + more for total, more in zip(totals[number], (weight, 1.0, len(target)), strict=True)]
+    own = rows[worker[0] :: worker[1]]
+    at_once = at_once or len(rows)
+    parts = []
+    for start in range(0, len(own), at_once):
+        part = own[start : start + at_once]
+        pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
         places: dict[tuple[int, ...], int] = {}  # N rationales of a review share their input: it is read once
         sources = [places.setdefault(tuple(source), len(places)) for _, source, _, _ in pairs]
         prompts = [list(rationale_prompt) if TASKS_TRAINED[number] == "rationale" else [] for number, _, _, _ in pairs]

@@ -12,6 +12,7 @@ from cotd.blocks import Block, apply_override, check_block, digest, read_yaml
 from cotd.errors import CotdError, nearest
 from cotd.filters import filter_problems
 from cotd.grid import GridConfig
+from cotd.resources import ResourcesConfig
 from cotd.search import SearchConfig
 from cotd.storage import copy_folder, is_remote, open_remote
 from cotd.task import TASKS
@@ -254,15 +255,6 @@ class TeacherConfig(Block):
         return self
 
 
-class ResourcesConfig(Block):
-    """What each trial asks Ray for; fractions are packed onto one device."""
-
-    cpus: float = Field(1, gt=0)
-    gpus: float | None = Field(None, ge=0, description="null: a quarter of a GPU where Ray has any, else none")
-    max_concurrent: int | None = Field(None, ge=1)
-    max_failures: int = Field(1, ge=0, description="times a failed trial is tried again")
-
-
 class TrackingConfig(Block):
     uri: str | None = Field(None, description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     experiment: str | None = Field(None, description="null: the study's name")
@@ -294,7 +286,7 @@ class StudyConfig(Block):
 
     @model_validator(mode="after")
     def parts_agree(self) -> StudyConfig:
-        problems = size_problems(self.model_dump(include={"grid", "sizes"}))
+        problems = size_problems(self.model_dump(include={"grid", "sizes", "resources"}))
         if (most := max(self.grid.all_values("samples"), default=0)) > self.teacher.samples:
             problems.append(
                 f"grid.samples has {most}, and the teacher writes {self.teacher.samples} a review (teacher.samples)"
@@ -388,6 +380,9 @@ def size_problems(plain: dict[str, Any]) -> list[str]:
     for kind in ("include", "exclude"):
         entries = grid.get(kind) if isinstance(grid.get(kind), list) else []
         wanted |= {f"grid.{kind}.{i}.size": e.get("size") for i, e in enumerate(entries or []) if isinstance(e, dict)}
+    resources = plain.get("resources")
+    own = resources.get("sizes") if isinstance(resources, dict) else None
+    wanted["resources.sizes"] = list(own) if isinstance(own, dict) else None
     return [
         f"{where} '{size}' is not in sizes ({known}).{nearest(size, list(sizes))}"
         for where, names in wanted.items()

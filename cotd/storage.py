@@ -247,7 +247,8 @@ def in_working_copy(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str,
     """Has a trial's worker train in a copy of its own, where the study's storage is elsewhere.
 
     Of the parameters, `storage` is the study's URL or None, `directory` the driver's copy, `folder` the trial's folder in
-    it; every path in it is made one in the worker's copy.
+    it; every path in it is made one in the worker's copy. Of several workers of one trial, `worker` says which this is: the
+    first one's copy is the one that is pushed.
     """
 
     @functools.wraps(train)
@@ -257,7 +258,9 @@ def in_working_copy(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str,
         url = params.get("storage")
         if not url:
             return train(params)
-        place = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / copy_folder(url).name
+        worker = params.get("worker", 0)
+        name = copy_folder(url).name + (f"-{worker}" if worker else "")
+        place = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / name
         place.mkdir(parents=True, exist_ok=True)
         for part in ("data", "annotations"):
             with FileLock(place / f".lock-{part}"):  # trials of one machine share them
@@ -267,7 +270,7 @@ def in_working_copy(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str,
         folder = Path(moved["folder"])
         copy = WorkingCopy(f"{url}/trials/{folder.name}", folder)
         copy.pull()
-        with copy.pushing():
+        with contextlib.nullcontext() if worker else copy.pushing():
             result = train(moved)
         shutil.rmtree(folder, ignore_errors=True)  # all of it is elsewhere now
         return result

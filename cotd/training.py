@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from cotd.batches import collate, multi_task_loss
+from cotd.distributed import leave_unwrapped, sum_gradients
 from cotd.dropout import set_dropout
 from cotd.encoding import EncodedPairs, cached_pairs, encode_trial
 from cotd.errors import CotdError, full_disk
@@ -62,20 +63,22 @@ def train_trial(
 ) -> dict[str, Any]:
     """Trains, selects on validation, scores on test, and leaves everything in the trial's folder.
 
-    A folder that holds a checkpoint of a killed attempt is continued from it.
+    A folder that holds a checkpoint of a killed attempt is continued from it. Of several workers (processes of one
+    torch.distributed group) each calls this, with a folder that shows the same checkpoints; the first one writes.
 
     Args:
         reviews: the Review table, all splits, or the Parquet file it is in; validation and test need gold labels.
         annotations: the Annotation table, or its file, for methods that need it.
         provenance: what to write into the student's card about data and teacher.
-        on_score: called with each validation score, a dict with `step`, `validation_accuracy` and `train_loss`.
+        on_score: called with each validation score, a dict with `step`, `validation_accuracy` and `train_loss`; by every
+            worker.
         teacher_test: test review id → the teacher's own label, to report agreement; nothing is trained on it.
         teacher_rationales: validation or test review id → the teacher's own rationale, "" where it has none: what a
             student reads whose method has rationales as inputs, and what others' rationales are compared with.
         cache: a folder that trials share: encoded pairs are kept in it, and mapped into memory.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds; of workers other than the first, nothing.
 
     Raises:
         CotdError: the method misses gold labels, annotations or the rationales it reads, or would see one label only; the
@@ -95,6 +98,9 @@ def train_trial(
     torch.manual_seed(trial.seed)
     model, tokenizer = load_base(trial.model)
     set_dropout(model, trial.training.dropout)
+    if trial.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.disable_input_require_grads()  # a hook that only its older, re-entrant kind needs
     card = {
         "method": trial.method,
         "writes_rationales": method.writes_rationales,
@@ -126,6 +132,9 @@ def train_trial(
     except torch.OutOfMemoryError as error:
         raise CotdError(out_of_memory(trial, trainer.state.global_step + 1, error)) from error
     train_seconds = time.perf_counter() - trained_from
+    trainer.accelerator.wait_for_everyone()  # the others still read checkpoints, which go at the end
+    if not trainer.is_world_process_zero():
+        return {}
     model.eval()
 
     validation, test = splits["validation"], splits["test"]
@@ -172,6 +181,9 @@ def make_trainer(
 ) -> Any:
     """transformers' Trainer with this project's loss and validation score; it owns loop, schedule and checkpoints."""
     import torch
+    from accelerate.data_loader import prepare_data_loader
+    from accelerate.utils import broadcast
+    from torch.utils.data import DataLoader
     from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -188,6 +200,14 @@ def make_trainer(
             sampler.set_epoch = lambda epoch: generator.manual_seed(trial.seed + 1_000_003 * epoch)
             return sampler
 
+        def get_train_dataloader(self) -> Any:
+            """The same batches for every worker, of which `collate` takes its share: accelerate would deal out batches."""
+            loader = DataLoader(
+                self.train_dataset, settings.batch_size, sampler=self._get_train_sampler(), collate_fn=self.data_collator,
+                pin_memory=use_gpu,
+            )  # fmt: skip
+            return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
         def training_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             """Adds up the gradients of a batch's parts: the parts' sizes decide how much memory it takes, and nothing else."""
             model.train()
@@ -200,10 +220,27 @@ def make_trainer(
                     raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["review_ids"]))
                 self.accelerator.backward(loss)
                 total += loss.detach()
+            sum_gradients(self.model.parameters(), total)
             return total
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            """Validation accuracy by label scoring: what the student is selected by is what it is served by."""
+            """Validation accuracy, which the first worker finds and tells the others."""
+            found = self.validation_accuracy() if self.is_world_process_zero() else 0.0
+            accuracy = broadcast(torch.tensor(found, dtype=torch.float64, device=self.args.device)).item()
+            losses = [e["loss"] for e in self.state.log_history if "loss" in e]
+            point = {"step": self.state.global_step, "validation_accuracy": accuracy}
+            point |= {"train_loss": losses[-1]} if losses else {}
+            if self.is_world_process_zero():
+                folder.add_point(point)
+            if on_score:
+                on_score(point)
+            metrics = {"eval_accuracy": accuracy}
+            self.log(metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def validation_accuracy(self) -> float:
+            """By label scoring: what the student is selected by is what it is served by."""
             was_training = self.model.training
             self.model.eval()
             predictions = student.predict(texts, beside(validation, rationales))
@@ -212,17 +249,7 @@ def make_trainer(
             if not all(isfinite(p.score) for p in predictions):
                 raise CotdError(not_a_number(self.state.global_step, "a validation score", []))
             predicted = [p.label for p in predictions]
-            accuracy = sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold)
-            losses = [e["loss"] for e in self.state.log_history if "loss" in e]
-            point = {"step": self.state.global_step, "validation_accuracy": accuracy}
-            point |= {"train_loss": losses[-1]} if losses else {}
-            folder.add_point(point)
-            if on_score:
-                on_score(point)
-            metrics = {"eval_accuracy": accuracy}
-            self.log(metrics)
-            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+            return sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold)
 
     eval_every = min(settings.eval_every, settings.steps)
     precision = choose_dtype(settings.precision, use_gpu)
@@ -236,12 +263,15 @@ def make_trainer(
         data_seed=trial.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_pin_memory=use_gpu, log_level="error", logging_strategy="steps",
     )  # fmt: skip
+    worker = (arguments.process_index, arguments.world_size)
+    arguments.seed += worker[0]  # that of dropout, all other randomness being that of the trial
     start = student.model.config.decoder_start_token_id
     trainer = MultiTaskTrainer(
         model=student.model, args=arguments, train_dataset=rows, eval_dataset=rows[:1],
-        data_collator=lambda b: collate(b, start, settings.micro_batch_size, student.rationale_prompt),
+        data_collator=lambda b: collate(b, start, settings.micro_batch_size, student.rationale_prompt, worker),
         optimizer_cls_and_kwargs=optimizer,
     )  # fmt: skip
+    leave_unwrapped(trainer)
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

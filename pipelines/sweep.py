@@ -9,7 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+import ray
+from ray import train, tune
 
 from cotd.config import StudyConfig
 from cotd.errors import CotdError
@@ -25,9 +26,11 @@ from pipelines.cluster import ignore_interrupts, ray_session, require_shared
 from pipelines.follower import MlflowFollower
 from pipelines.locking import only_one
 from pipelines.promote import merit
+from pipelines.resources import InTurn, needs_by_size, ray_nodes
 from pipelines.runtime_env import require_lasting
 from pipelines.search import METRIC, scheduler
 from pipelines.study import Plan, plan_study
+from pipelines.workers import train_together
 
 
 @on_storage
@@ -123,7 +126,10 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
     config = plan.config
-    resources = trial_resources(config)
+    by_size = needs_by_size(config, [t.size for t in pending])
+    needs = {str(plan.folder(t).path): by_size[t.size] for t in pending}
+    several = {folder: asked for folder, asked in needs.items() if asked.workers > 1}
+    alike = len(set(by_size.values())) == 1
     for trial in pending:
         plan.folder(trial).write_trial(trial, config)
     if config.remote:
@@ -133,7 +139,9 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
     best = best_done(plan)
     with Board({t.id: plan.cost(t) for t in pending}, pending, (best[METRIC], best["title"]) if best else None) as board:
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, resources),
+            tune.with_resources(
+                run_trial, by_size[pending[0].size].in_tune() if alike else lambda params: needs[params["folder"]].in_tune()
+            ),
             param_space={
                 "storage": config.remote,
                 "directory": str(config.directory),
@@ -144,16 +152,17 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
                 "held_out_rationales": plan.held_out_rationales,
                 "cache": plan.cache,
                 "provenance": plan.provenance,
-                "threads": max(1, int(config.resources.cpus)),
+                "workers": several,
             },
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=config.resources.max_concurrent,
+                search_alg=InTurn(several, ray_nodes(), config.resources.max_concurrent) if several else None,
+                max_concurrent_trials=None if several else config.resources.max_concurrent,
                 scheduler=scheduler(config, (plan.folder(t).curve() for t in earlier)),
                 reuse_actors=True,  # a process that trained one trial trains the next: starting one costs ten seconds of imports
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                **tune_storage(config),
+                **tune_storage(config.remote, config.directory),
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
                 callbacks=[TrialWatcher(plan, pending, follower, board)],
                 verbose=0,
@@ -167,59 +176,53 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
                 files.rm(f"{place}/tune", recursive=True)
 
 
-def tune_storage(config: StudyConfig) -> dict[str, Any]:
+def tune_storage(remote: str | None, directory: Path) -> dict[str, Any]:
     """Where Tune keeps its own state, which every node must reach: the study's storage."""
-    if config.remote is None:
-        return {"storage_path": str(config.directory)}
+    if remote is None:
+        return {"storage_path": str(directory)}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    files, place = open_remote(config.remote)
+    files, place = open_remote(remote)
     return {"storage_path": place, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
-def trial_resources(config: StudyConfig) -> dict[str, float]:
-    """What each trial asks Ray for.
-
-    Raises:
-        CotdError: the cluster can never hold one trial.
-    """
-    import ray
-
-    have = ray.cluster_resources()
-    gpus = config.resources.gpus
-    if gpus is None:
-        gpus = 0.25 if have.get("GPU", 0) > 0 else 0
-    for key, name, wanted in (("cpus", "CPU", config.resources.cpus), ("gpus", "GPU", gpus)):
-        if wanted > have.get(name, 0):
-            raise CotdError(
-                f"each trial asks for {wanted:g} {name} (resources.{key}) and Ray has {have.get(name, 0):g}. "
-                "Ask for less, or join a larger cluster (RAY_ADDRESS)."
-            )
-    return {"cpu": config.resources.cpus, "gpu": gpus}
+def run_trial(params: dict[str, Any]) -> None:
+    """One trial, in a Ray worker, or in several that this one starts and follows."""
+    needs = params["workers"].get(params["folder"])
+    if needs is None:
+        threads = max(1, int(tune.get_context().get_trial_resources().head_cpus))
+        train_here({**params, "threads": threads})
+    else:
+        storage = tune_storage(params["storage"] and f"{params['storage']}/tune", Path(params["directory"]) / "tune")
+        train_together(train_here, {**params, "threads": needs.threads}, needs, storage)
 
 
 @in_working_copy
-def run_trial(params: dict[str, Any]) -> None:
-    """One trial, in a Ray worker. A failure leaves its traceback in the trial's folder."""
+def train_here(params: dict[str, Any]) -> None:
+    """A trial, or one worker's part of it, in this process. A failure leaves its traceback in the trial's folder."""
+    if not ray.get_gpu_ids():  # Ray hides GPUs from who has asked for others, and not from who has asked for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     from cotd.training import train_trial
 
     torch.set_num_threads(params["threads"])
-    folder = TrialFolder(Path(params["folder"]))
+    report = train.report if "worker" in params else tune.report
+    folder, first = TrialFolder(Path(params["folder"])), not params.get("worker")
     trial = folder.trial()
-    folder.error.unlink(missing_ok=True)  # of the attempt before this one
+    if first:
+        folder.error.unlink(missing_ok=True)  # of the attempt before this one
     try:
-        with sample_load(folder.system_metrics):
+        with sample_load(folder.system_metrics) if first else contextlib.nullcontext():
             result = train_trial(
-                trial, folder, params["reviews"], params["annotations"], params["provenance"], tune.report,
+                trial, folder, params["reviews"], params["annotations"], params["provenance"], report,
                 read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
             )  # fmt: skip
     except Exception:
         with contextlib.suppress(OSError):  # on a full disk the driver is told all the same
             folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise
-    tune.report({"step": result["steps"], METRIC: result["validation"]["accuracy"]})
+    report({"step": result["steps"], METRIC: result["validation"]["accuracy"]} if result else {})
 
 
 class TrialWatcher(tune.Callback):

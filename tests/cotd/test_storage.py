@@ -120,6 +120,26 @@ def test_a_trial_works_on_a_copy_of_its_own_and_goes_on_elsewhere(tmp_path: Path
     assert set(read(tmp_path / "bucket" / "study" / "trials" / "t1")) == {"trial.json", "metrics.jsonl", "result.json"}
 
 
+def test_of_a_trials_workers_on_one_machine_each_has_a_copy_and_the_first_ones_is_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    write(tmp_path / "bucket" / "study", {"data/reviews.parquet": b"rows", "trials/t1/trial.json": b"{}"})
+    params = {"storage": f"file://{tmp_path}/bucket/study", "directory": "/copy", "folder": "/copy/trials/t1"}
+    places = []
+
+    @in_working_copy
+    def train(params: dict) -> None:  # type: ignore[type-arg]
+        places.append(params["folder"])
+        assert (Path(params["folder"]) / "trial.json").is_file()
+        write(Path(params["folder"]), {f"{params['worker']}.txt": b"mine"})
+
+    for worker in range(2):
+        train({**params, "worker": worker})
+    assert places[0] != places[1]
+    assert set(read(tmp_path / "bucket" / "study" / "trials" / "t1")) == {"trial.json", "0.txt"}
+
+
 def test_a_protocol_without_its_package_is_named(write_study: Callable[..., Path]) -> None:
     with pytest.raises(CotdError, match=r"storage: storage 'nope://bucket/runs' cannot be used"):
         load_config(write_study(), ["storage=nope://bucket/runs"])

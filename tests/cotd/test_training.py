@@ -18,7 +18,7 @@ from cotd.config import TrainingConfig
 from cotd.encoding import encode_pairs
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
-from cotd.packed_t5 import token_logits
+from cotd.packed_t5 import run_block, token_logits
 from cotd.reviews import build_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
@@ -108,8 +108,10 @@ def test_the_loss_is_label_plus_lambda_rationale(
         assert loss_of(model, pairs, tokenizer, at_once) == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
 
 
-@pytest.mark.parametrize("version", ["v1.0", "v1.1"])
-def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(version: str) -> None:
+@pytest.mark.parametrize(("version", "checkpointing"), [("v1.0", False), ("v1.1", False), ("v1.1", True)])
+def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(
+    version: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -119,23 +121,30 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
         if version == "v1.0"
         else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     )
-    model = T5ForConditionalGeneration(T5Config(**shape, **kind, decoder_start_token_id=0)).eval()
+    model = T5ForConditionalGeneration(T5Config(**shape, **kind, dropout_rate=0.0, decoder_start_token_id=0)).eval()
+    computed: list[Any] = []
+    monkeypatch.setattr("cotd.packed_t5.run_block", lambda *given: computed.append(given) or run_block(*given))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
     lengths, target_lengths, sources = torch.tensor([5, 40, 1]), torch.tensor([2, 4, 25, 1]), torch.tensor([0, 2, 1, 2])
     inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
     found = []
     for compute in (token_logits, padded_logits):
+        model.train(compute is token_logits)
         logits = compute(model, inputs, lengths, sources, targets, target_lengths, targets > 9)
         model.zero_grad()
         logits.square().mean().backward()
         found.append([logits, *(p.grad.clone() for p in model.parameters())])
     for packed, padded in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))
+    assert len(computed) == (8 if checkpointing else 4)
 
 
 def test_a_batch_in_parts_trains_the_same(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
-    whole, parts = make_trial(tiny_t5, "cot_labelled"), make_trial(tiny_t5, "cot_labelled", micro_batch_size=3)
+    whole = make_trial(tiny_t5, "cot_labelled")
+    parts = make_trial(tiny_t5, "cot_labelled", micro_batch_size=3, gradient_checkpointing=True)
     assert whole.id == parts.id
     folders = [make_folder(tmp_path / name) for name in ("whole", "parts")]
     for trial, folder in zip((whole, parts), folders, strict=True):

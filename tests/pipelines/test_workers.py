@@ -1,0 +1,136 @@
+"""Trials that two workers train together, on the real path: Ray Tune, Ray Train, training of a tiny random T5."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from cotd.config import StudyConfig, load_config
+from cotd.student import Student
+from cotd.training import train_trial
+from cotd.trials import Trial, TrialFolder
+from pipelines.board import Board
+from pipelines.cluster import MARKER, ray_session
+from pipelines.study import plan_study
+from pipelines.sweep import TrialWatcher, sweep
+
+TRAINING = {
+    "optimizer": "adamw", "steps": 8, "batch_size": 7, "eval_every": 4, "dropout": 0.0, "learning_rate": 1e-3,
+    "precision": "float32",
+}  # fmt: skip
+RESOURCES = {"sizes": {"tiny": {"workers": 2, "cpus": 1}}}
+
+
+@pytest.fixture
+def write(write_study: Callable[..., Path], tiny_t5: Path) -> Callable[..., StudyConfig]:
+    def make(training: dict[str, Any], seeds: list[int]) -> StudyConfig:
+        grid = {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": seeds}
+        sizes = {"tiny": str(tiny_t5)}
+        return load_config(write_study(grid=grid, sizes=sizes, training={**TRAINING, **training}, resources=RESOURCES))
+
+    return make
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this Ray that train."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()) and process.environ().get(MARKER) == os.environ.get(MARKER):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def parameters(folder: TrialFolder) -> dict[str, torch.Tensor]:
+    return dict(Student.load(folder.student, device="cpu").model.named_parameters())
+
+
+def assert_trained_as_by_one(config: StudyConfig, trial: Trial, scratch: Path) -> None:
+    """The student in the trial's folder is, within rounding, the one that this process trains."""
+    scratch.mkdir()
+    plan, alone = plan_study(config), TrialFolder(scratch)
+    expected = train_trial(trial, alone, pd.read_parquet(plan.reviews), None)
+    result = plan.folder(trial).result()
+    for name, value in parameters(plan.folder(trial)).items():
+        torch.testing.assert_close(value, parameters(alone)[name], rtol=0, atol=1e-5)
+    assert result["steps"] == expected["steps"]
+    assert [result[s]["accuracy"] for s in ("validation", "test")] == [expected[s]["accuracy"] for s in ("validation", "test")]
+    told = [{k: p[k] for k in ("step", "validation_accuracy")} for p in plan.folder(trial).curve()]
+    assert told == [{k: p[k] for k in ("step", "validation_accuracy")} for p in alone.curve()]
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_trial_that_one_would(write: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    config = write({}, [0])
+    with ray_session(num_cpus=2):
+        outcome = sweep(config)
+    assert (outcome["trained"], outcome["failed"]) == (1, {})
+    (trial,) = plan_study(config).trials
+    assert_trained_as_by_one(config, trial, tmp_path / "alone")
+    assert not (config.directory / "tune").exists(), "Ray's own state goes"
+
+
+class Spy:
+    """Sees what Tune tells of the trials, and kills a worker of the first that is scored."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.at_once, self.killed = 0, 0
+        tell_result, tell_start, tell_recover = TrialWatcher.on_trial_result, Board.started, TrialWatcher.on_trial_recover
+        self.recovered: list[str] = []
+
+        def result(watcher: TrialWatcher, **told: Any) -> None:
+            tell_result(watcher, **told)
+            if not self.killed and (found := workers()):
+                self.killed = found[-1].pid
+                os.kill(self.killed, signal.SIGKILL)
+
+        def started(board: Board, trial: Trial) -> None:
+            tell_start(board, trial)
+            self.at_once = max(self.at_once, len(board.running))
+
+        def recover(watcher: TrialWatcher, *, trial: Any, **told: Any) -> None:
+            self.recovered.append(watcher._why(trial, watcher._of(trial)[1]))
+            tell_recover(watcher, trial=trial, **told)
+
+        patch.setattr(TrialWatcher, "on_trial_result", result)
+        patch.setattr(TrialWatcher, "on_trial_recover", recover)
+        patch.setattr(Board, "started", started)
+
+
+@pytest.fixture
+def spy() -> Iterator[Spy]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield Spy(patch)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_the_work_since_the_last_checkpoint_and_trials_begin_when_there_is_room(
+    write: Callable[..., StudyConfig], spy: Spy, tmp_path: Path
+) -> None:
+    config = write({"steps": 300, "eval_every": 20}, [0, 1])
+    with ray_session(num_cpus=2):
+        outcome = sweep(config)
+        deadline = time.monotonic() + 10
+        while workers() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert workers() == []
+    assert (outcome["trained"], outcome["failed"]) == (2, {})
+    assert spy.killed
+    assert len(spy.recovered) == 1
+    assert "has died" in spy.recovered[0]
+    assert spy.at_once == 1, "two processors are those of one trial's workers"
+    for trial in plan_study(config).trials:
+        folder = plan_study(config).folder(trial)
+        assert [point["step"] for point in folder.curve()] == list(range(20, 301, 20))
+        assert not folder.error.exists()
