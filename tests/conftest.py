@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ settings.register_profile("cotd", deadline=None, max_examples=25, suppress_healt
 settings.load_profile("cotd")
 
 
+def pytest_configure() -> None:
+    """Before PyTorch is imported, which reads it once.
+
+    Models of a few thousand parameters are no faster on two threads, and several times as slow where anything else runs:
+    each waits for the other at every step.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def own_tracking_store() -> Iterator[None]:
     """Gives each test the tracking store that it names: `mlflow.set_tracking_uri` also sets MLFLOW_TRACKING_URI.
@@ -35,6 +46,31 @@ def own_tracking_store() -> Iterator[None]:
         # Whatever the test set is gone before `patch` restores what was there before.
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
             os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Writes an MLflow database with no experiments of cotd's to a path; returns its URI.
+
+    MLflow makes its tables by 69 migrations, which take seconds: they are made once, and copied.
+    """
+    made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+    def make(path: Path) -> str:
+        if not made.is_file():
+            from mlflow import MlflowClient
+
+            from cotd.tracking import quiet_mlflow
+
+            quiet_mlflow()
+            uri = f"sqlite:///{made}"
+            MlflowClient(uri, uri).search_experiments(max_results=1)  # opens it, and leaves the one in use alone
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(made)) as source, contextlib.closing(sqlite3.connect(path)) as copy:
+            source.backup(copy)
+        return f"sqlite:///{path}"
+
+    return make
 
 
 @pytest.fixture(scope="session")

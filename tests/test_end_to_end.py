@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pandas as pd
 import pytest
 
+from pipelines.demo import SHOWN
 from tests.processes import marked
 
 REPOSITORY = Path(__file__).parent.parent
@@ -40,7 +37,7 @@ def environment() -> dict[str, str]:
         "HTTPS_PROXY": blocked,
         "NO_PROXY": "127.0.0.1",
     }
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_") and k != "OMP_NUM_THREADS"}
     return {**inherited, **offline, "COTD_TEST_MARK": uuid.uuid4().hex}
 
 
@@ -123,6 +120,19 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
     assert set(student.predict(["A warm and funny film."])["label"]) <= {"positive", "negative"}
 
 
+def test_what_was_served_is_what_the_champion_says(demo: tuple[Path, str]) -> None:
+    """The demo asks its endpoint over HTTP, and prints what it was answered. More of `cotd serve` is in tests/serve/test_app.py."""
+    from cotd.student import Student
+    from cotd.tracking import use_tracking
+
+    use_tracking(f"sqlite:///{demo[0] / 'mlflow.db'}")
+    student = Student.load("models:/cotd-student@champion", device="cpu")
+    for text, prediction in zip(SHOWN, student.predict(SHOWN), strict=True):
+        (line,) = [line for line in demo[1].splitlines() if line.endswith(text)]
+        assert line.split()[:2] == [prediction.label, f"{prediction.score:.1%}"]
+    assert demo[1].count("its own words: ") == len(SHOWN)
+
+
 @pytest.mark.slow
 def test_a_second_demo_reuses_finished_work(demo: tuple[Path, str], environment: dict[str, str]) -> None:
     folders = sorted((demo[0] / "demo" / "trials").iterdir())
@@ -145,93 +155,14 @@ def test_stopping_the_demo_leaves_nothing(tmp_path: Path, environment: dict[str,
     for line in process.stdout:
         if "rows to do" in line:
             break
-    time.sleep(8)
+    deadline = time.monotonic() + 120
+    while not any("InProcessEngine" in command for command in marked(environment)):
+        assert time.monotonic() < deadline, "no engine was started"
+        time.sleep(0.2)
+    time.sleep(2)
     assert len(marked(environment)) > 3
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "Traceback" not in output
-    assert marked(environment) == []
-
-
-@pytest.fixture(scope="module")
-def endpoint(demo: tuple[Path, str], environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`cotd serve` in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"sqlite:///{demo[0] / 'mlflow.db'}"
-    command = [*COTD, "serve", "--port", str(port), "--tracking-uri", uri]
-    process = start(command, environment)
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        try:
-            if httpx.get(f"{url}/healthz", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError("the endpoint did not come up")
-
-
-def test_endpoint_answers_one_and_many_with_rationales(endpoint: tuple[str, Any], environment: dict[str, str]) -> None:
-    url, _ = endpoint
-    body = {"texts": ["A warm and funny film.", "word " * 500], "rationale": True}
-    answer = httpx.post(f"{url}/v1/predict", json=body, trust_env=False, timeout=60).json()
-    assert answer["model"] == {"name": "cotd-student", "version": "1"}
-    short, long = answer["predictions"]
-    assert not short["truncated"]
-    assert long["truncated"]
-    assert abs(sum(short["probabilities"].values()) - 1) < 1e-5
-    assert short["score"] == max(short["probabilities"].values())
-    assert isinstance(short["rationale"], str)
-    for bad in ({"texts": []}, {"texts": [" "]}, {"texts": ["x"], "colour": 1}, {}):
-        assert httpx.post(f"{url}/v1/predict", json=bad, trust_env=False).status_code == 422
-
-    command = [*COTD, "predict", "--url", url, "--json", "A warm and funny film.", "Dull."]
-    lines = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
-    served = [json.loads(line) for line in lines]
-    assert [row["text"] for row in served] == ["A warm and funny film.", "Dull."]
-
-
-def test_local_student_and_endpoint_agree(demo: tuple[Path, str], endpoint: tuple[str, Any]) -> None:
-    from cotd.student import Student
-    from cotd.tracking import use_tracking
-
-    use_tracking(f"sqlite:///{demo[0] / 'mlflow.db'}")
-    student = Student.load("models:/cotd-student@champion")
-    texts = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all."]
-    local = student.predict(texts)
-    answer = httpx.post(f"{endpoint[0]}/v1/predict", json={"texts": texts}, trust_env=False).json()
-    for ours, theirs in zip(local, answer["predictions"], strict=True):
-        assert ours.label == theirs["label"]
-        assert abs(ours.score - theirs["score"]) < 1e-4
-
-
-def test_a_used_port_is_an_error_at_once(
-    demo: tuple[Path, str], endpoint: tuple[str, Any], environment: dict[str, str]
-) -> None:
-    port = endpoint[0].rsplit(":", 1)[1]
-    command = [*COTD, "serve", "--port", port, "--tracking-uri", f"sqlite:///{demo[0] / 'mlflow.db'}"]
-    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert refused.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(endpoint: tuple[str, Any], environment: dict[str, str]) -> None:
-    _, process = endpoint
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
     assert marked(environment) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -12,8 +13,10 @@ from cotd.model_cache import KEPT, fetch_version
 from cotd.tracking import use_tracking
 
 
-def test_a_version_is_downloaded_once_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_version_is_downloaded_once_and_old_ones_go(
+    tmp_path: Path, make_store: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = make_store(tmp_path / "mlflow.db")
     use_tracking(uri)
     client = mlflow.MlflowClient(uri, uri)
     client.create_registered_model("student")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def study(tiny_t5: Path, review_rows: pd.DataFrame, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One for all tests: MLflow takes seconds to make its tables."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def database(make_store: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One for all tests, with an experiment each."""
+    return make_store(tmp_path_factory.mktemp("mlflow") / "mlflow.db")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,13 +233,18 @@ def test_what_is_no_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.Monke
 
 
 def test_the_key_is_nowhere(
-    study: MakeStudy, provider: Provider, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: MakeStudy,
+    provider: Provider,
+    make_store: Callable[[Path], str],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither printed, nor in a file, nor in MLflow, after a run by the command line."""
     server = provider[0]
     server.fault = lambda prompt, tries: "400" if number_of(prompt) == "3" else None
     study()  # writes it
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = make_store(tmp_path / "mlflow.db")
     command = ["cotd", "annotate", str(tmp_path / "study.yaml"), "--yes", f"tracking.uri={uri}"]
     monkeypatch.setattr("sys.argv", command)
     with contextlib.suppress(SystemExit):

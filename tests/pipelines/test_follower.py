@@ -143,8 +143,8 @@ def test_what_a_server_missed_is_delivered_when_it_is_back(
     capfd.readouterr()
 
 
-def test_it_leaves_no_run_open(write_study: Callable[..., Path]) -> None:
-    config = load_config(write_study())
+def test_it_leaves_no_run_open(write_study: Callable[..., Path], make_store: Callable[[Path], str], tmp_path: Path) -> None:
+    config = load_config(write_study(), [f"tracking.uri={make_store(tmp_path / 'mlflow.db')}"])
     plan, trial, folder = plan_of(config)
     tracker = StudyTracker(config)
     follower = MlflowFollower(plan, tracker).start()

@@ -39,7 +39,11 @@ def teachers(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, teachers: dict[str, Path], rotten_tomatoes: Path) -> Callable[..., PretrainConfig]:
+def recipe(
+    tmp_path: Path, teachers: dict[str, Path], rotten_tomatoes: Path, make_store: Callable[[Path], str]
+) -> Callable[..., PretrainConfig]:
+    make_store(tmp_path / "mlflow.db")
+
     def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
         source = {"source": "embedded:rotten-tomatoes", "answers": 40, "phrases": 60}
         plain: dict[str, Any] = {

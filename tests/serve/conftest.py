@@ -40,14 +40,14 @@ def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 class Registry:
     """An MLflow registry with versions of one student; made by hand, as logging a model takes seconds."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, uri: str):
         import mlflow
 
-        from cotd.tracking import use_tracking
+        from cotd.tracking import quiet_mlflow
 
+        quiet_mlflow()
         self.folder = folder
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        use_tracking(self.uri)
+        self.uri = uri
         self.client = mlflow.MlflowClient(self.uri, self.uri)
         self.client.create_registered_model(NAME)
 
@@ -66,8 +66,8 @@ class Registry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path)
+def registry(tmp_path: Path, make_store: Callable[[Path], str]) -> Registry:
+    return Registry(tmp_path, make_store(tmp_path / "mlflow.db"))
 
 
 @pytest.fixture

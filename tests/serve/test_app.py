@@ -10,21 +10,23 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cotd.student import Student
 from serve.client import Client
 from tests.processes import marked
+from tests.serve.conftest import Registry
 
 TOKEN = "a-token-long-enough"
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
     """A mark that every process started below inherits, and a Ray of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "COTD_SERVE"))}
     short = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "2"}  # a minute otherwise
@@ -51,16 +53,23 @@ def healthy(url: str) -> bool:
         return False
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def registry(make_store: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("registry")
+    return Registry(folder, make_store(folder / "mlflow.db"))
+
+
+@pytest.fixture(scope="module")
 def served(
-    registry: Any, student_folder: Path, tmp_path: Path, environment: dict[str, str]
+    registry: Registry, student_folder: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`cotd serve` of version 1 with a token, in a session of its own, as a terminal would start it."""
     registry.crown(registry.add(student_folder))
-    (tmp_path / "token").write_text(TOKEN)
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(TOKEN)
     port = free_port()
     command = [sys.executable, "-m", "cotd.cli", "serve", "--port", str(port), "--poll-seconds", "0.5"]
-    command += ["--tracking-uri", registry.uri, "--token-file", str(tmp_path / "token")]
+    command += ["--tracking-uri", registry.uri, "--token-file", str(token)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -76,19 +85,41 @@ def served(
             process.wait(60)
 
 
-def test_a_champion_changes_under_load_and_the_end_is_clean(
-    served: tuple[str, subprocess.Popen[str]], registry: Any, student_folder: Path, environment: dict[str, str]
-) -> None:
-    url, process = served
+Served = tuple[str, subprocess.Popen[str]]
+
+
+def ask(url: str, body: Any, **headers: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {TOKEN}", **headers}
+    return httpx.post(f"{url}/v1/predict", json=body, headers=headers, trust_env=False, timeout=60)
+
+
+def test_it_answers_as_its_student_does(served: Served, student_folder: Path) -> None:
+    url, _ = served
+    texts = ["A warm and funny film.", "word " * 500]
+    answer = ask(url, {"texts": texts, "rationale": True}).json()
+    assert answer["model"] == {"name": "cotd-student", "version": "1"}
+    assert [p["truncated"] for p in answer["predictions"]] == [False, True]
+    student = Student.load(student_folder, device="cpu")
+    for theirs, ours, why in zip(answer["predictions"], student.predict(texts), student.explain(texts), strict=True):
+        assert (theirs["label"], theirs["rationale"]) == (ours.label, why)
+        assert theirs["probabilities"] == pytest.approx(ours.probabilities, abs=1e-4)
+    with Client(url, token=TOKEN) as client:
+        assert [p.label for p in client.predict(texts)] == [p["label"] for p in answer["predictions"]]
     assert httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False).status_code == 401
+    for bad in ({"texts": []}, {"texts": [" "]}, {"texts": ["x"], "colour": 1}, {}):
+        assert ask(url, bad).status_code == 422
+
+
+def test_a_champion_changes_under_load(served: Served, registry: Registry, student_folder: Path) -> None:
+    url, _ = served
     versions, stop = [], threading.Event()
 
-    def ask() -> None:
+    def ask_on() -> None:
         with Client(url, token=TOKEN, retries=0) as client:
             while not stop.is_set():
                 versions.append(client.request(["A warm and funny film."]).model.version)
 
-    clients = [threading.Thread(target=ask) for _ in range(2)]
+    clients = [threading.Thread(target=ask_on) for _ in range(2)]
     for client in clients:
         client.start()
     registry.crown(registry.add(student_folder))
@@ -101,18 +132,20 @@ def test_a_champion_changes_under_load_and_the_end_is_clean(
     assert len(versions) > 20
     assert set(versions) == {"1", "2"}
 
-    answer = httpx.post(
-        f"{url}/v1/predict", json={"texts": "fine", "rationale": True, "stream": True}, trust_env=False,
-        headers={"Authorization": f"Bearer {TOKEN}", "X-Request-ID": "abc"},
-    )  # fmt: skip
+
+def test_the_proxy_passes_on_what_it_should(served: Served) -> None:
+    url, _ = served
+    answer = ask(url, {"texts": "fine", "rationale": True, "stream": True}, **{"X-Request-ID": "abc"})
     assert answer.headers.get_list("X-Request-ID") == ["abc"]
     assert len(answer.text.splitlines()) > 1
-
     place = httpx.URL(url)
     with socket.create_connection((place.host, place.port or 0), timeout=20) as half:
         half.sendall(b"POST /v1/predict HTTP/1.1\r\nHos")
         assert half.recv(100).startswith(b"HTTP/1.1 408 "), "half a head is not waited for without end"
 
+
+def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Served, environment: dict[str, str]) -> None:
+    _, process = served
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal sends, to Ray's processes too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
