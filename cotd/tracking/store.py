@@ -66,11 +66,12 @@ def friendly_errors(uri: str) -> Iterator[None]:
 def use_tracking(uri: str | None) -> None:
     """Makes `uri` the tracking store and registry that `models:/…` is looked up in; None leaves it as it is."""
     quiet_mlflow()
+    if not uri:
+        return  # who names none may never need MLflow, which takes seconds to import
     import mlflow
 
-    if uri:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
 
 
 def find_experiment(client: Any, uri: str, name: str, storage: Path, tags: dict[str, str] | None = None) -> str:

@@ -33,8 +33,10 @@ def test_an_unmeasured_teacher_has_no_metrics_of_its_own() -> None:
     assert not [name for name in values if name.startswith("rationales_")]
 
 
-def test_the_studys_run_has_the_teachers_quality(write_study: Callable[..., Path], tmp_path: Path) -> None:
-    tracker = StudyTracker(load_config(write_study()))
+def test_the_studys_run_has_the_teachers_quality(
+    write_study: Callable[..., Path], make_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    tracker = StudyTracker(load_config(write_study(), [f"tracking.uri={make_store(tmp_path / 'mlflow.db')}"]))
     page = tmp_path / "annotations.html"
     page.write_text("<p>annotations</p>")
     for _ in range(2):  # a sweep logs it again

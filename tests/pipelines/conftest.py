@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import threading
@@ -18,6 +19,7 @@ import httpx
 import pandas as pd
 import pytest
 
+import cotd.teacher
 from cotd.config import StudyConfig, load_config
 
 REFUSAL = "I cannot help with that."
@@ -241,6 +243,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def fault_quota(self, body: dict[str, Any]) -> None:
         self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_are_kept() -> Iterator[None]:
+    """A teacher's tokenizer takes half a second to load, and some eighty annotation runs of these tests want the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cotd.teacher, "load_tokenizer", functools.cache(cotd.teacher.load_tokenizer))
+        yield
 
 
 @pytest.fixture

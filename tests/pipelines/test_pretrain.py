@@ -38,11 +38,15 @@ def teachers(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe(
-    tmp_path: Path, teachers: dict[str, Path], rotten_tomatoes: Path, make_store: Callable[[Path], str]
+    tmp_path_factory: pytest.TempPathFactory,
+    teachers: dict[str, Path],
+    rotten_tomatoes: Path,
+    make_store: Callable[[Path], str],
 ) -> Callable[..., PretrainConfig]:
-    make_store(tmp_path / "mlflow.db")
+    storage = tmp_path_factory.mktemp("pretraining")
+    make_store(storage / "mlflow.db")
 
     def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
         source = {"source": "embedded:rotten-tomatoes", "answers": 40, "phrases": 60}
@@ -55,7 +59,7 @@ def recipe(
             "shape": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2},
             "training": {"steps": 12, "batch_tokens": 512, "save_every": 6, "log_every": 3, "warmup_steps": 2, "dropout": 0.1},
             "probe": {"source": None},
-            "storage": str(tmp_path),
+            "storage": str(storage),
         }
         for key, value in changes.items():
             plain[key] = plain[key] | value if isinstance(value, dict) else value
@@ -70,11 +74,27 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[..., PretrainConfig]) -> None:
+@pytest.fixture(scope="module")
+def learned(recipe: Callable[..., PretrainConfig]) -> tuple[PretrainConfig, dict[str, Any]]:
+    """A recipe, and its summary once it is done."""
+    config = recipe(training={"steps": 60, "optimizer": "adamw", "learning_rate": 0.03})
+    return config, pretrain(config)
+
+
+Learned = tuple[PretrainConfig, dict[str, Any]]
+
+
+def borrow(learned: Learned, config: PretrainConfig, *parts: str) -> PretrainConfig:
+    """Gives a recipe that has not begun what another has prepared: asking starts Ray, and two processes with a teacher."""
+    for part in parts:
+        shutil.copytree(learned[0].directory / part, config.directory / part)
+    return config
+
+
+def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
     import mlflow
 
-    config = recipe(training={"steps": 60, "optimizer": "adamw", "learning_rate": 0.03})
-    summary = pretrain(config)
+    config, summary = learned
     folder = RunFolder(config.directory)
     points = folder.points()
     for name, share in (("label", 0.5), ("denoise", 1.0)):
@@ -89,7 +109,7 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
         assert str(config.directory.parent) not in text, "no path of the machine it was made on"
     client = mlflow.MlflowClient(f"sqlite:///{config.directory.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("pretraining")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'tiny'")
     assert run.info.status == "FINISHED"
     assert run.data.metrics["held_out_hidden"] == pytest.approx(points[-1]["held_out_hidden"])
     before = (folder.model / "model.safetensors").stat().st_mtime_ns
@@ -101,8 +121,9 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
             pretrain(other)
 
 
-def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig]) -> None:
-    whole, stopped = recipe("whole"), recipe("stopped")
+def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
+    # The tokenizer's trainer breaks ties at random, so that a second corpus may differ.
+    whole, stopped = (borrow(learned, recipe(name), "corpus", "initial") for name in ("whole", "stopped"))
     pretrain(whole)
 
     class Stop(Exception):
@@ -113,8 +134,6 @@ def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig]) ->
             raise Stop
 
     folder = RunFolder(stopped.directory)
-    for part in ("corpus", "initial"):  # the tokenizer's trainer breaks ties at random, so that a second one may differ
-        shutil.copytree(whole.directory / part, stopped.directory / part)
     with pytest.raises(Stop):
         train(stopped, folder, stop)
     assert [p.name for p in folder.checkpoints.glob("checkpoint-*")] == ["checkpoint-6"]
@@ -123,12 +142,12 @@ def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig]) ->
     assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig]) -> None:
+def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
     random = recipe("random", embeddings="random", training={"steps": 0})
     language = recipe("language", embeddings="language_teacher", training={"steps": 0})
     language = language.model_copy(update={"language_teacher": language.answer_teacher.model})
     for config in (random, language):
-        assert pretrain(config)["tokens"] == 0
+        assert pretrain(borrow(learned, config, "corpus"))["tokens"] == 0
     one, other = (weights(RunFolder(c.directory).model) for c in (random, language))
     assert (one["shared.weight"] != other["shared.weight"]).any()
     assert all(
