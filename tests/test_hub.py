@@ -7,6 +7,7 @@ file itself, called with the name of a function in `CHECKS`. It prints JSON, and
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -438,8 +439,8 @@ def guard_names() -> list[str]:
     return strangers
 
 
-def run_check(check: Callable[[], dict[str, Any]], hub: Hub, home: Path) -> dict[str, Any]:
-    """What a check answered in a child of its own, with an empty cache in `home`."""
+def start_check(check: Callable[[], dict[str, Any]], hub: Hub, home: Path) -> subprocess.Popen[str]:
+    """Starts a check in a child of its own, with an empty cache in `home`."""
     inherited = {k: v for k, v in os.environ.items() if not (k.lower().endswith("_proxy") or k.startswith(("HF_", "MLFLOW_")))}
     env = inherited | {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -447,9 +448,13 @@ def run_check(check: Callable[[], dict[str, Any]], hub: Hub, home: Path) -> dict
         "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
     command = [sys.executable, "-P", str(Path(__file__).resolve()), check.__name__]
-    child = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=240)
-    assert child.returncode == 0, child.stderr[-4000:]
-    return json.loads(child.stdout.splitlines()[-1])
+    return subprocess.Popen(command, env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer_of(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = child.communicate(timeout=240)
+    assert child.returncode == 0, err[-4000:]
+    return json.loads(out.splitlines()[-1])
 
 
 # --- the tests ----------------------------------------------------------------------------------------------------------
@@ -464,21 +469,35 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def data(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_check(load_data, hub, tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_check(use_model, hub, tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def unreachable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def answers(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Callable[..., Any]], dict[str, Any]]]:
+    """What each check answered; they run at once, as each takes seconds to import what it needs."""
     gone = Hub({}, tmp_path_factory.mktemp("no-uploads"))
     with serving(gone):
         pass
-    return run_check(find_no_hub, gone, tmp_path_factory.mktemp("unreachable"))
+    hubs = {use_model: hub, load_data: hub, find_no_hub: gone}
+    children = {check: start_check(check, hubs[check], tmp_path_factory.mktemp(check.__name__)) for check in hubs}
+    yield functools.cache(lambda check: answer_of(children[check]))
+    for child in children.values():
+        with child:
+            child.kill()
+
+
+Answers = Callable[[Callable[..., Any]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data(answers: Answers) -> dict[str, Any]:
+    return answers(load_data)
+
+
+@pytest.fixture(scope="module")
+def model(answers: Answers) -> dict[str, Any]:
+    return answers(use_model)
+
+
+@pytest.fixture(scope="module")
+def unreachable(answers: Answers) -> dict[str, Any]:
+    return answers(find_no_hub)
 
 
 def clean(rows: list[tuple[str, int]]) -> set[tuple[str, str]]:

@@ -61,7 +61,7 @@ def server() -> Iterator[Callable[..., tuple[str, list[dict[str, Any]]]]]:
                 pass
 
         started.append(http := ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return f"http://127.0.0.1:{http.server_port}", seen
 
     yield start
