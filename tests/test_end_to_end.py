@@ -114,10 +114,6 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
         assert run.data.params["training.steps"] == "8"
         assert run.outputs.model_outputs, "the student is logged with its run"
         assert "config.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    student = mlflow.pyfunc.load_model("models:/cotd-student@champion")
-    assert set(student.predict(["A warm and funny film."])["label"]) <= {"positive", "negative"}
 
 
 def test_what_was_served_is_what_the_champion_says(demo: tuple[Path, str]) -> None:
@@ -129,7 +125,9 @@ def test_what_was_served_is_what_the_champion_says(demo: tuple[Path, str]) -> No
     student = Student.load("models:/cotd-student@champion", device="cpu")
     for text, prediction in zip(SHOWN, student.predict(SHOWN), strict=True):
         (line,) = [line for line in demo[1].splitlines() if line.endswith(text)]
-        assert line.split()[:2] == [prediction.label, f"{prediction.score:.1%}"]
+        label, score, *_ = line.split()
+        assert label == prediction.label
+        assert float(score.rstrip("%")) == pytest.approx(100 * prediction.score, abs=0.06)  # a decimal is printed
     assert demo[1].count("its own words: ") == len(SHOWN)
 
 

@@ -245,12 +245,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tokenizers_are_kept() -> Iterator[None]:
+LOAD_ONCE = functools.cache(cotd.teacher.load_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher's tokenizer takes half a second to load, and some eighty annotation runs of these tests want the same one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cotd.teacher, "load_tokenizer", functools.cache(cotd.teacher.load_tokenizer))
-        yield
+    monkeypatch.setattr(cotd.teacher, "load_tokenizer", LOAD_ONCE)
 
 
 @pytest.fixture

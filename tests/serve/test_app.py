@@ -17,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from cotd.errors import CotdError
 from cotd.student import Student
+from serve.app import require_port
 from serve.client import Client
 from tests.processes import marked
 from tests.serve.conftest import Registry
@@ -103,6 +105,7 @@ def test_it_answers_as_its_student_does(served: Served, student_folder: Path) ->
     for theirs, ours, why in zip(answer["predictions"], student.predict(texts), student.explain(texts), strict=True):
         assert (theirs["label"], theirs["rationale"]) == (ours.label, why)
         assert theirs["probabilities"] == pytest.approx(ours.probabilities, abs=1e-4)
+        assert theirs["score"] == max(theirs["probabilities"].values())
     with Client(url, token=TOKEN) as client:
         assert [p.label for p in client.predict(texts)] == [p["label"] for p in answer["predictions"]]
     assert httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False).status_code == 401
@@ -142,6 +145,12 @@ def test_the_proxy_passes_on_what_it_should(served: Served) -> None:
     with socket.create_connection((place.host, place.port or 0), timeout=20) as half:
         half.sendall(b"POST /v1/predict HTTP/1.1\r\nHos")
         assert half.recv(100).startswith(b"HTTP/1.1 408 "), "half a head is not waited for without end"
+
+
+def test_its_port_is_refused_to_another(served: Served) -> None:
+    place = httpx.URL(served[0])
+    with pytest.raises(CotdError, match=f"cannot listen on 127.0.0.1:{place.port} "):
+        require_port(place.host, place.port or 0)
 
 
 def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Served, environment: dict[str, str]) -> None:
