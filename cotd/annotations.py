@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cotd.memory import release_memory
+from cotd.scratch import SortedRows
 
 ANNOTATION_COLUMNS = [
     "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
@@ -26,8 +27,6 @@ SCHEMA = pa.schema(
     | dict.fromkeys(("label_probability", "rationale_logprob"), pa.float64())
     | {"gold_conditioned": pa.bool_()}
 )
-# The same, or nearly, in all rows: kept once while there are many rows in memory.
-REPEATED = ("teacher", "revision", "prompt_hash", "finish_reason")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
@@ -81,53 +80,40 @@ def annotation_row(
     }  # fmt: skip
 
 
-class AnnotationRows:
-    """Rows on their way to an Annotation table, as Arrow columns: some 200 bytes each rather than 2,000."""
+class AnnotationRows(SortedRows):
+    """Annotation rows on their way to a table, sorted by KEY without repeats of it: see `SortedRows`."""
+
+    def __init__(
+        self,
+        expected: int = 0,
+        near: Path | None = None,
+        finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
+    ):
+        super().__init__(SCHEMA, KEY, expected, near, finish)
+
+
+class AnnotationsDigest:
+    """Content digest of what students learn from: ids, labels, rationales and quarantine; whole reviews at a time."""
 
     def __init__(self) -> None:
-        self._tables: list[pa.Table] = []
-        self._rows: list[dict[str, Any]] = []
+        self._content = hashlib.sha256()
+        self._begun = False
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) == 4096:
-            self._pack()
+    def add(self, annotations: pd.DataFrame) -> None:
+        """Takes the rows of some reviews, whose ids come after those before."""
+        for _, lines in itertools.groupby(digest_lines(annotations), key=lambda line: line.partition("\t")[0]):
+            self._content.update(("\n" * self._begun + "\n".join(sorted(lines))).encode())
+            self._begun = True
 
-    def _pack(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
-        for column in REPEATED:
-            table = table.set_column(table.schema.get_field_index(column), column, table[column].dictionary_encode())
-        self._tables.append(table)
-        self._rows = []
-
-    def table(self) -> pd.DataFrame:
-        """The Annotation table of all rows, sorted by KEY; the columns of REPEATED are categorical."""
-        self._pack()
-        release_memory()  # what asking took
-        whole = pa.concat_tables(self._tables).unify_dictionaries()
-        self._tables = []
-        order = pc.sort_indices(whole, [(column, "ascending") for column in KEY])
-        table = pd.DataFrame(index=pd.RangeIndex(len(whole)))
-        for column in ANNOTATION_COLUMNS:  # one by one: of all at once there would be two copies
-            ordered = whole[column].take(order)
-            whole = whole.drop_columns(column)
-            table[column] = ordered.to_pandas()
-        release_memory()  # the unsorted rows
-        return annotation_table(table)
-
-
-def annotation_table(table: pd.DataFrame) -> pd.DataFrame:
-    """An Annotation table without repeats of its key."""
-    repeated = table.duplicated(KEY[:3])
-    return table[~repeated].reset_index(drop=True) if repeated.any() else table
+    def __str__(self) -> str:
+        return self._content.hexdigest()[:16]
 
 
 def annotations_digest(table: pd.DataFrame) -> str:
-    """Content digest of what students learn from: ids, labels, rationales and quarantine."""
-    content = hashlib.sha256()
-    for number, (_, lines) in enumerate(itertools.groupby(digest_lines(table), key=lambda line: line.partition("\t")[0])):
-        content.update(("\n" * (number > 0) + "\n".join(sorted(lines))).encode())
-    return content.hexdigest()[:16]
+    """The digest of a whole Annotation table, in whatever order."""
+    digest = AnnotationsDigest()
+    digest.add(table)
+    return str(digest)
 
 
 def digest_lines(table: pd.DataFrame) -> Iterator[str]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cotd.errors import CotdError
+from cotd.keys import packed_keys, places_in
 from cotd.progress import say
 
 SCHEMA = pa.schema(
@@ -102,10 +103,9 @@ class CompletionStore:
         self.unreadable: list[str] = []
         self._shards: list[str] = []
         self._list_again = 0.0  # time.monotonic() before which no new shards are looked for
-        # A row for each row of the known shards, the one that counts for its key before its others.
-        self._index = pa.table(
-            {"key": pa.array([], pa.string()), "shard": pa.array([], pa.int32()), "state": pa.array([], pa.int8())}
-        )
+        # Of each known key, where its row is that counts: sorted, some 20 bytes each.
+        self._keys = np.empty(0, dtype="S16")
+        self._shard, self._state = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int8)
 
     def require_writable(self) -> None:
         """Raises a CotdError unless answers can be kept: before any is paid for."""
@@ -172,12 +172,10 @@ class CompletionStore:
         """
         self._refresh()
         wanted = list(dict.fromkeys(keys))
-        rows = pc.index_in(pa.array(wanted, pa.string()), value_set=self._index["key"])
-        hits = self._index.take(rows.drop_null())
         of_shard: dict[int, set[str]] = {}
-        for key, shard, state in zip(*(hits[column].to_pylist() for column in ("key", "shard", "state")), strict=True):
-            if state in states:
-                of_shard.setdefault(shard, set()).add(key)
+        for key, place in zip(wanted, places_in(self._keys, packed_keys(wanted)).tolist(), strict=True):
+            if place >= 0 and self._state[place] in states:
+                of_shard.setdefault(int(self._shard[place]), set()).add(key)
         found: dict[str, dict[str, Any]] = {}
         for block in batched(sorted(of_shard), 64):
             for number, table in zip(block, self._read([self._shards[n] for n in block]), strict=True):
@@ -188,7 +186,7 @@ class CompletionStore:
         return found
 
     def _refresh(self) -> None:
-        """Adds the shards that have appeared since to the index: some 40 bytes a row."""
+        """Adds the shards that have appeared since to the index."""
         started = time.monotonic()
         if started < self._list_again:
             return
@@ -198,18 +196,22 @@ class CompletionStore:
         self._list_again = time.monotonic() + (time.monotonic() - started) / LISTING_SHARE
         if not new:
             return
-        parts = [self._index]
+        parts = [(self._keys, self._shard, self._state)]
         for block in batched(new, 64):
             for shard, table in zip(block, self._read(block, ["key", "error", "finish_reason"]), strict=True):
                 refused = pc.equal(pc.fill_null(table["finish_reason"], ""), REFUSED_REASON)
                 state = pc.if_else(pc.is_null(table["error"]), ANSWERED, pc.if_else(refused, REFUSED, FAILED)).cast(pa.int8())
-                number = pa.array(np.full(len(table), len(self._shards), dtype=np.int32))
-                parts.append(pa.table({"key": table["key"], "shard": number, "state": state}))
+                number = np.full(len(table), len(self._shards), dtype=np.int32)
+                parts.append((packed_keys(table["key"].to_pylist()), number, state.to_numpy()))
                 self._shards.append(shard)
-        index = pa.concat_tables(parts)
+        keys, shards, states = (np.concatenate(column) for column in zip(*parts, strict=True))
+        del parts
         # An answer counts before a failure, and a later one before an earlier.
-        answered = index["state"].to_numpy() == ANSWERED
-        self._index = index.take(np.lexsort((index["shard"].to_numpy(), answered))[::-1]).combine_chunks()
+        order = np.lexsort((-shards, states != ANSWERED, keys))
+        keys = keys[order]
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = keys[1:] != keys[:-1]
+        self._keys, self._shard, self._state = keys[first], shards[order][first], states[order][first]
 
     def _listed(self) -> list[str]:
         """The shards that are there, oldest first. Nothing here expands patterns: a folder may be called `runs [old]`."""

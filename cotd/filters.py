@@ -9,15 +9,17 @@ from __future__ import annotations
 import inspect
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from cotd.errors import nearest
+from cotd.scratch import ScratchFile, TextFile
 from cotd.task import Task
 
 REASON = "filtered: "
@@ -107,6 +109,54 @@ def apply_filters(
     return annotations.assign(error=error), counts
 
 
+# Annotations in blocks that hold whole reviews, from the first at each call.
+Blocks = Callable[[], Iterator[pd.DataFrame]]
+
+
+def filtered_blocks(
+    blocks: Blocks,
+    filters: Sequence[str | Mapping[str, Mapping[str, Any]]],
+    context: Callable[[pd.DataFrame], FilterContext],
+    near: Path | None = None,
+) -> Blocks:
+    """`apply_filters` to annotations that are not in memory at once.
+
+    All filters but one look at a review at a time; for near-duplicates the rationales are written to disk, and some 50 bytes
+    each are in memory.
+
+    Args:
+        context: of a block. near: see `cotd.scratch.scratch_file`.
+    """
+    whole = next((k for k, entry in enumerate(filters) if named(entry)[0] == near_duplicates.__name__), None)
+    if whole is None:
+        return lambda: (apply_filters(block, filters, context(block))[0] for block in blocks())
+    before = filtered_blocks(blocks, filters[:whole], context, near)
+    rationales = {kind: TextFile(near) for kind in (False, True)}
+    for block in before():
+        for kind, rows in usable_by_kind(block).items():
+            rationales[kind].add(block["rationale"].iloc[rows])
+    settings = named(filters[whole])[1]
+    repeats = {kind: near_duplicate_rows(texts, near=near, **settings) for kind, texts in rationales.items()}
+
+    def after() -> Iterator[pd.DataFrame]:
+        done = dict.fromkeys(repeats, 0)
+        for block in before():
+            error = block["error"].astype(object)
+            for kind, rows in usable_by_kind(block).items():
+                found = repeats[kind][done[kind] : done[kind] + len(rows)]
+                error.iloc[rows[found]] = REASON + near_duplicates.__name__
+                done[kind] += len(rows)
+            yield block.assign(error=error)
+
+    return filtered_blocks(after, filters[whole + 1 :], context, near)
+
+
+def usable_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:
+    """Whether given gold → the places of the usable rows of that kind."""
+    usable, given_gold = annotations["error"].isna().to_numpy(), annotations["gold_conditioned"].to_numpy(dtype=bool)
+    return {kind: np.flatnonzero(usable & (given_gold == kind)) for kind in (False, True)}
+
+
 def choose_annotations(
     annotations: pd.DataFrame,
     samples: int | None,
@@ -188,31 +238,64 @@ def label_pattern(task: Task, label: str) -> str:
     return rf"(?i)\b(?:{words})(?:ly)?\b"
 
 
-def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8) -> np.ndarray:
+def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, near: Path | None = None) -> np.ndarray:
     """Which texts nearly repeat an earlier one: the Jaccard index of their word trigrams is at least `similarity`.
 
     Candidates come from MinHash signatures of 32 values in 16 bands (Broder 1997; Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, section 3.4): a pair with an index of 0.8 is missed once in 10^7, with 0.5 once in a
-    hundred. A text is compared with the first one of each of its bands. Memory is some 200 bytes a text.
+    hundred. A text is compared with the first one of each of its bands. Signatures are on disk, a band of them in memory.
     """
-    multiply, add = np.random.default_rng(0).integers(1, 2**31 - 1, size=(2, 32, 1), dtype=np.uint64)
-    signatures = np.empty((len(texts), 16), dtype=np.uint64)  # two 32-bit values side by side: a band
-    for i, text in enumerate(texts):
-        hashes = np.array(sorted(trigrams(text)), dtype=np.uint64)[None, :]  # (1, trigrams)
-        smallest = ((multiply * hashes + add) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
-        signatures[i] = smallest[::2] << np.uint64(32) | smallest[1::2]
+    bands = Bands(near)
+    for start in range(0, len(texts), SIGNED_AT_ONCE):
+        bands.add([texts[i] for i in range(start, min(start + SIGNED_AT_ONCE, len(texts)))])
     repeats = np.zeros(len(texts), dtype=bool)
+    compared = np.full(len(texts), -1, dtype=np.int32)  # with which text each was last: most have one candidate in all bands
     of = lru_cache(maxsize=1024)(lambda i: trigrams(texts[i]))
-    compared: set[int] = set()  # pairs, as one number each
-    for band in signatures.T:
-        _, first, group = np.unique(band, return_index=True, return_inverse=True)
-        for i in np.flatnonzero((first[group] < np.arange(len(texts))) & ~repeats).tolist():
-            earlier = int(first[group[i]])
-            if i * len(texts) + earlier not in compared:
-                compared.add(i * len(texts) + earlier)
-                ours, others = of(i), of(earlier)
-                repeats[i] = len(ours & others) >= similarity * len(ours | others)
+    for band in range(BANDS):
+        earlier = first_equal(bands.read(band))
+        for i in np.flatnonzero((earlier < np.arange(len(texts))) & ~repeats & (earlier != compared)).tolist():
+            ours, others = of(i), of(int(earlier[i]))
+            repeats[i], compared[i] = len(ours & others) >= similarity * len(ours | others), earlier[i]
     return repeats
+
+
+BANDS, SIGNED_AT_ONCE = 16, 4096
+_MULTIPLY, _ADD = np.random.default_rng(0).integers(1, 2**31 - 1, size=(2, 2 * BANDS, 1), dtype=np.uint64)
+
+
+class Bands:
+    """MinHash signatures on disk, a band at a time: two 32-bit values side by side."""
+
+    def __init__(self, near: Path | None = None):
+        self._file = ScratchFile(near)
+        self._sizes: list[int] = []  # of the blocks
+
+    def add(self, texts: Sequence[str]) -> None:
+        signatures = np.empty((BANDS, len(texts)), dtype=np.uint64)
+        for i, text in enumerate(texts):
+            hashes = np.array(sorted(trigrams(text)), dtype=np.uint64)[None, :]  # (1, trigrams)
+            smallest = ((_MULTIPLY * hashes + _ADD) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
+            signatures[:, i] = smallest[::2] << np.uint64(32) | smallest[1::2]
+        self._file.add(signatures.tobytes())
+        self._sizes.append(len(texts))
+
+    def read(self, band: int) -> np.ndarray:
+        """(texts,) uint64."""
+        found, start = [np.empty(0, dtype=np.uint64)], 0
+        for size in self._sizes:
+            found.append(np.frombuffer(self._file.read(start + 8 * size * band, 8 * size), dtype=np.uint64))
+            start += 8 * size * BANDS
+        return np.concatenate(found)
+
+
+def first_equal(values: np.ndarray) -> np.ndarray:
+    """(N,) int32: where each value is for the first time."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
+    first = np.empty(len(values), dtype=np.int32)
+    first[order] = np.repeat(order[starts], np.diff(np.append(starts, len(ordered))))
+    return first
 
 
 def trigrams(text: str) -> set[int]:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from cotd.calibration import Calibration
 from cotd.completions import Request, batched
 from cotd.errors import CotdError
 from cotd.prompts import Prompts
+from cotd.requests import Teacher, explain_request, think_request
+from cotd.review_table import ReviewTable
 from cotd.reviews import Reviews
 from cotd.strategies import (
     Completion,
-    Teacher,
     calibrated_label,
     calibration_reviews,
-    explain_request,
     explained_reviews,
     explains,
     fitted_calibration,
-    gold_labels,
     label_score,
+    places_of,
     score_requests,
     scored_reviews,
-    think_request,
     thinks,
     wanted_gold,
 )
@@ -68,8 +67,8 @@ def planned_requests(
 
 
 def planned_thinking(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[Planned]:
-    train, test, explained = reviews.split("train"), reviews.split("test"), explained_reviews(teacher.config, reviews)
-    gold_of = gold_labels(teacher, train)
+    train, test = reviews.rows.split("train"), reviews.rows.split("test")
+    explained = explained_reviews(teacher.config, reviews)
 
     def thought(answer: Completion) -> bool:
         return thinks(teacher, prompts, task, answer, label_only=False)
@@ -77,26 +76,25 @@ def planned_thinking(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
     def label(answer: Completion) -> bool:
         return thinks(teacher, prompts, task, answer, label_only=True)
 
-    for i, text in teacher.shown(pd.concat([test, explained]).drop_duplicates("id")):
+    others = explained.take(~np.isin(explained.numbers, test.numbers))
+    for i, text in itertools.chain(teacher.shown(test), teacher.shown(others)):
         request = think_request(teacher, prompts, text, 0, greedy=True)
         yield Planned("chain of thought of a held-out review", i, request, label)
-    for i, text in teacher.shown(train):
+    for (i, text), gold in zip(teacher.shown(train), wanted_gold(teacher, train), strict=True):
         for s in range(teacher.config.samples):
             yield Planned("chain of thought", i, think_request(teacher, prompts, text, s), thought)
-            if i in gold_of:
-                request = explain_request(teacher, prompts, text, gold_of[i], s, structured=True)
+            if gold:
+                request = explain_request(teacher, prompts, text, gold, s, structured=True)
                 yield Planned("rationale given the gold label", i, request, lambda answer: explains(teacher, prompts, answer))
 
 
 def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, known: Known) -> Iterator[Planned]:
-    train, test, explained = reviews.split("train"), reviews.split("test"), explained_reviews(teacher.config, reviews)
-    held_out = calibration_reviews(teacher.config, reviews)
+    train, test = reviews.rows.split("train"), reviews.rows.split("test")
+    held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
     parts = scored_reviews(held_out, test, train, explained)
-    # A place in `parts` for each review, as in score_then_explain.
+    place = places_of(parts)  # as in score_then_explain
     scores = np.full(sum(map(len, parts)), np.nan)
     unscored = np.zeros(len(scores), dtype=bool)  # not asked yet; what is neither scored nor this was refused
-    first, extra = len(parts[0]), len(parts[0]) + len(train)
-    place = {i: n for n, i in enumerate(parts[0]["id"])} | {i: n for n, i in enumerate(parts[2]["id"], extra)}
 
     for block in batched(score_requests(teacher, task, prompts, parts), SCORES_AT_ONCE):
         answers = known([request for _, request in block])
@@ -119,10 +117,10 @@ def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pro
             return [task.positive, *(label for label in task.labels if label != task.positive)]
         return [] if np.isnan(scores[n]) else [calibrated_label(task, calibration, scores[n])[0]]
 
-    for i, text in teacher.shown(explained):
-        for label in own(place[i])[:1]:
+    for n, (i, text) in zip(place[explained.numbers], teacher.shown(explained), strict=True):
+        for label in own(n)[:1]:
             yield rationale(i, text, label, 0, certain=True)
-    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True), first):
+    for n, (i, text), gold in zip(place[train.numbers], teacher.shown(train), wanted_gold(teacher, train), strict=True):
         possible = own(n)
         certain = [gold] if gold else possible[:1]
         certain += possible if len(possible) == 1 else []
@@ -133,7 +131,7 @@ def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pro
 
 
 def planned_calibration(
-    teacher: Teacher, task: Task, held_out: pd.DataFrame, scores: np.ndarray, unscored: np.ndarray
+    teacher: Teacher, task: Task, held_out: ReviewTable, scores: np.ndarray, unscored: np.ndarray
 ) -> Calibration | None:
     """The calibration that a run is going to find, or None where scores that it takes are not known."""
     if unscored.any():

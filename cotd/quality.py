@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cotd.filters import near_duplicate_rows, rationales_naming_labels
+from cotd.filters import near_duplicate_rows, rationales_naming_labels, usable_by_kind
 from cotd.statistics import expected_calibration_error
 from cotd.task import Task
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Rationales of a kind whose near-duplicates are counted: the first by the reviews' ids, which are hashes; some seconds.
 COMPARED = 20_000
-BLOCK = 16_384
 
 
 def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task) -> dict[str, Any]:
@@ -44,24 +43,32 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     return quality
 
 
-def vote_quality(own: pd.DataFrame, gold: pd.Series) -> dict[str, Any]:
-    """How far the share of samples that say a review's commonest label can be trusted: for teachers without probabilities.
+class VoteQuality:
+    """How far the share of samples that say a review's commonest label can be trusted: for teachers without probabilities."""
 
-    Args:
-        own: annotations by the teacher alone, several samples a review. gold: training review id → gold label, or None.
+    def __init__(self) -> None:
+        self._shares: list[np.ndarray] = []
+        self._correct: list[np.ndarray] = []
 
-    Returns:
-        As `calibration_quality`; nothing where no review has a gold label.
-    """
-    votes = own.loc[own["label_probability"].notna(), ["review_id", "sample", "label", "label_probability"]]
-    votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
-    wanted = votes["review_id"].map(gold)
-    judged, wanted = votes[wanted.notna()], wanted.dropna()
-    if judged.empty:
-        return {}
-    correct = judged["label"].to_numpy(dtype=object) == wanted.to_numpy(dtype=object)
-    quality = calibration_quality(judged["label_probability"].to_numpy(dtype=float), correct)
-    return quality | {"confidence": f"the shares of samples that agree, of {len(judged):,} training reviews"}
+    def add(self, own: pd.DataFrame, gold: pd.Series) -> None:
+        """
+        Args:
+            own: annotations by the teacher alone, all samples of some reviews. gold: training review id → gold label, or None.
+        """
+        votes = own.loc[own["label_probability"].notna(), ["review_id", "sample", "label", "label_probability"]]
+        votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
+        wanted = votes["review_id"].map(gold)
+        judged, wanted = votes[wanted.notna()], wanted.dropna()
+        self._shares.append(judged["label_probability"].to_numpy(dtype=float))
+        self._correct.append(judged["label"].to_numpy(dtype=object) == wanted.to_numpy(dtype=object))
+
+    def figures(self) -> dict[str, Any]:
+        """As of `calibration_quality`; nothing where no review has a gold label."""
+        shares = np.concatenate([*self._shares, np.empty(0)])
+        if not len(shares):
+            return {}
+        quality = calibration_quality(shares, np.concatenate(self._correct))
+        return quality | {"confidence": f"the shares of samples that agree, of {len(shares):,} training reviews"}
 
 
 def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
@@ -104,26 +111,33 @@ def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tu
     return float(kappa(counts.reshape(n, n))), float(low), float(high)
 
 
-def rationale_quality(annotations: pd.DataFrame, task: Task) -> dict[str, Any]:
+class RationaleQuality:
     """The usable rationales: how many, how long, how many name their label, how many nearly repeat another review's.
 
     Rationales of one kind (given gold, or not) are compared with one another, the first COMPARED of them.
     """
-    usable = np.flatnonzero(annotations["error"].isna())
-    if not len(usable):
-        return {"rows": 0}
-    given_gold = annotations["gold_conditioned"].to_numpy(dtype=bool)[usable]
-    kinds = [usable[given_gold == kind][:COMPARED] for kind in (False, True)]
-    compared = [annotations["rationale"].iloc[rows].tolist() for rows in kinds]
-    repeats = sum(int(near_duplicate_rows(texts).sum()) for texts in compared)
-    words, named = np.empty(len(usable)), 0
-    for start in range(0, len(usable), BLOCK):  # pattern matching takes several times the memory of what it reads
-        part = annotations[["label", "rationale"]].iloc[usable[start : start + BLOCK]]
-        words[start : start + BLOCK] = part["rationale"].str.count(r"\S+")
-        named += int(rationales_naming_labels(part, task).sum())
-    return {
-        "rows": len(usable),
-        "names_its_label": named / len(usable),
-        "near_duplicates": repeats / sum(map(len, compared)),
-        "words": {f"p{q}": float(v) for q, v in zip(PERCENTILES, np.percentile(words, PERCENTILES), strict=True)},
-    }
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._words: list[np.ndarray] = []
+        self._named = 0
+        self._compared: dict[bool, list[str]] = {False: [], True: []}
+
+    def add(self, annotations: pd.DataFrame) -> None:
+        for kind, rows in usable_by_kind(annotations).items():
+            self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
+        usable = annotations.loc[annotations["error"].isna(), ["label", "rationale"]]
+        self._words.append(usable["rationale"].str.count(r"\S+").to_numpy(dtype=np.int32))
+        self._named += int(rationales_naming_labels(usable, self._task).sum())
+
+    def figures(self) -> dict[str, Any]:
+        words = np.concatenate([*self._words, np.empty(0, dtype=np.int32)])
+        if not len(words):
+            return {"rows": 0}
+        repeats = sum(int(near_duplicate_rows(texts).sum()) for texts in self._compared.values())
+        return {
+            "rows": len(words),
+            "names_its_label": self._named / len(words),
+            "near_duplicates": repeats / sum(map(len, self._compared.values())),
+            "words": {f"p{q}": float(v) for q, v in zip(PERCENTILES, np.percentile(words, PERCENTILES), strict=True)},
+        }

@@ -1,7 +1,7 @@
 """The Review table: what a review is, how rows of any source become reviews, and how they are split.
 
-A review table is a pandas DataFrame with the columns of `REVIEW_COLUMNS`: `id` (16 hex digits), `text`,
-`label` (one of the task's labels, or None), `split` ("train", "validation" or "test").
+A review has an `id` (16 hex digits), a `text`, a `label` (one of the task's, or None) and a `split` ("train", "validation"
+or "test"). Of all of a source's rows some 30 bytes each are in memory; texts are on disk.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from cotd.errors import CotdError
+from cotd.review_table import BLOCK, NONE, SPLITS, QuarantinedRows, ReviewTable, packed_ids, spelled_ids
+from cotd.scratch import TextFile
 from cotd.source_files import text_problem
 from cotd.task import Task
 
-REVIEW_COLUMNS = ["id", "text", "label", "split"]
-SPLITS = ("train", "validation", "test")
 # A text found in two splits stays in the one furthest to the right: what is tested on is never trained on.
 PROTECTION = {"train": 0, "validation": 1, "test": 2}
+CONTRADICTORY = "repeated with different labels"
 
 _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
@@ -58,40 +62,56 @@ class Reviews:
     """A source's reviews, and what became of the rows that are not among them.
 
     Attributes:
-        table: the Review table, ordered by a hash of the id within each split, so that the first n rows of a
-            split are a fixed pseudo-random sample and smaller samples are nested in larger ones.
-        quarantine: the rows left out, with columns `text`, `label`, `split`, `reason`.
+        rows: the reviews, ordered by a hash of the id within each split, so that the first n rows of a split are a fixed
+            pseudo-random sample and smaller samples are nested in larger ones.
+        set_aside: the rows left out.
         counts: rows read, repeats dropped, quarantined by reason, kept by split.
     """
 
-    table: pd.DataFrame
-    quarantine: pd.DataFrame
+    rows: ReviewTable
+    set_aside: QuarantinedRows
     counts: dict[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The Review table with its texts, in memory."""
+        return self.rows.frame()
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame:
+        """The rows left out, with columns `text`, `label`, `split`, `reason`, in memory."""
+        return self.set_aside.frame()
+
     def split(self, name: str) -> pd.DataFrame:
-        return self.table[self.table["split"] == name].reset_index(drop=True)
+        """A split's part of the Review table, in memory."""
+        return self.rows.split(name).frame()
 
     def digest(self) -> str:
         """Content digest: changes when any id, label or split does."""
-        lines = self.table[["id", "label", "split"]].fillna("").agg("\t".join, axis=1)
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.rows.digest()
 
 
 def build_reviews(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | Iterable[pd.DataFrame],
     dataset: str,
     task: Task,
     test_share: float = 0.2,
     validation_share: float = 0.1,
+    near: Path | None = None,
 ) -> Reviews:
     """Turns a source's rows into reviews.
 
     Args:
-        rows: columns `text`, and optionally `label`, `split`, `group` (texts of one group, a movie's say, never fall into
-            two splits), `problem` (why a row cannot be used) and `line` (such a row as it was). Rows without a split are
-            carved by a hash of their group, or of their text, into test, validation and train; if a source has test rows
-            but no validation rows, validation is carved from its train rows in the same way.
+        rows: whole or in blocks, with columns `text`, and optionally `label`, `split`, `group` (texts of one group, a movie's
+            say, never fall into two splits), `problem` (why a row cannot be used) and `line` (such a row as it was). Rows
+            without a split are carved by a hash of their group, or of their text, into test, validation and train; if a
+            source has test rows but no validation rows, validation is carved from its train rows in the same way.
         test_share, validation_share: shares of the rows to carve.
+        near: a folder on whose disk the texts are kept, see `cotd.scratch.scratch_file`.
 
     Returns:
         Reviews: equal texts (after cleaning, whatever the case) are one review. Repeats are dropped and
@@ -101,74 +121,139 @@ def build_reviews(
     Raises:
         CotdError: no review is left.
     """
-    frame = pd.DataFrame({"text": rows["text"]})
-    for column in ("label", "split", "group", "problem", "line"):
-        frame[column] = rows.get(column)
-    frame = frame.astype(object).where(frame.notna(), None).reset_index(drop=True)
-    n_read = len(frame)
+    read = RowReader(dataset, task, test_share, validation_share, TextFile(near))
+    for block in [rows] if isinstance(rows, pd.DataFrame) else rows:
+        for start in range(0, len(block), BLOCK):
+            read.add(block.iloc[start : start + BLOCK])
+    ids, labels, given, carved, low, reasons = read.columns()
+    splits = assign_splits(given, carved, low)
+    kept, contradictory = unique_rows(ids, labels, splits, np.flatnonzero(reasons == NONE))
+    n_sound = int((reasons == NONE).sum()) - len(contradictory)
+    reasons[contradictory] = read.reason(CONTRADICTORY)
 
-    raw_labels, raw_texts, problems = list(frame["label"]), list(frame["text"]), list(frame["problem"])
-    frame["text"] = [clean_text(t) if isinstance(t, str) else "" for t in frame["text"]]
-    frame["label"] = pd.Series([task.parse_label(v) for v in raw_labels], dtype=object)
-    frame["id"] = [review_id(dataset, t) for t in frame["text"]]
-    frame["split"] = assign_splits(frame, test_share, validation_share)
-
-    reasons: list[str | None] = [None] * n_read
-    for i, (text, raw, label) in enumerate(zip(frame["text"], raw_labels, frame["label"], strict=True)):
-        if not text:
-            reasons[i] = problems[i] or text_problem(raw_texts[i]) or "empty text"
-        elif raw is not None and label is None:
-            reasons[i] = f"label {str(raw)[:40]!r} is not one of {', '.join(task.labels)}"
-    frame["reason"] = pd.Series(reasons, dtype=object)
-
-    sound = frame[frame["reason"].isna()]
-    labels_per_id = sound[sound["label"].notna()].groupby("id")["label"].nunique()
-    contradictory = set(labels_per_id[labels_per_id > 1].index)
-    frame.loc[frame["reason"].isna() & frame["id"].isin(contradictory), "reason"] = "repeated with different labels"
-
-    frame["text"] = frame["text"].where(frame["line"].isna(), frame["line"])
-    quarantine = frame[frame["reason"].notna()][["text", "label", "split", "reason"]].reset_index(drop=True)
-    sound = frame[frame["reason"].isna()].copy()
-    # Within a text's copies: the most protected split first, a labelled copy before an unlabelled one.
-    sound["order"] = [-PROTECTION[s] * 2 + (label is None) for s, label in zip(sound["split"], sound["label"], strict=True)]
-    table = sound.sort_values(["order"], kind="stable").drop_duplicates("id")
-    n_repeats = len(sound) - len(table)
-
-    table["rank"] = [unit_interval(f"order\n{i}") for i in table["id"]]
-    table = table.sort_values(["split", "rank"])[REVIEW_COLUMNS].reset_index(drop=True)
-    if table.empty:
-        reasons_seen = "; ".join(f"{n} rows: {r}" for r, n in Counter(quarantine["reason"]).most_common(3))
+    aside = np.flatnonzero(reasons != NONE)
+    set_aside = QuarantinedRows(
+        labels[aside], splits[aside], aside, reasons[aside], read.texts, task.labels, list(read.reasons)
+    )
+    if not len(kept):
+        reasons_seen = "; ".join(f"{n} rows: {r}" for r, n in set_aside.counts().most_common(3))
         raise CotdError(
-            f"{dataset}: no usable review among {n_read} rows"
+            f"{dataset}: no usable review among {len(ids)} rows"
             + (f" ({reasons_seen})" if reasons_seen else "")
             + ". Check the file and the column mapping (data.columns)."
         )
-    counts = {"rows": n_read, "repeats": n_repeats, "quarantined": len(quarantine)}
-    counts |= {f"kept_{s}": int((table["split"] == s).sum()) for s in SPLITS}
-    return Reviews(table=table, quarantine=quarantine, counts=counts)
+    alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
+    order = kept[np.lexsort((ranks(ids[kept]), alphabetical[splits[kept]]))]
+    table = ReviewTable(ids[order], labels[order], splits[order], order.astype(np.uint32), read.texts, task.labels)
+    counts = {"rows": len(ids), "repeats": n_sound - len(kept), "quarantined": len(aside)}
+    counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
+    return Reviews(table, set_aside, counts)
 
 
-def assign_splits(frame: pd.DataFrame, test_share: float, validation_share: float) -> pd.Series:
-    """A split for each row of `frame` (columns `id`, `group`, `split`); given splits are kept."""
-    keys = [g if g is not None else i for g, i in zip(frame["group"], frame["id"], strict=True)]
-    position = [unit_interval(f"split\n{k}") for k in keys]
-    has_given = frame["split"].notna().any()
-    carve_validation = "validation" not in set(frame["split"].dropna())
-    splits: list[str] = []
-    for given, u in zip(frame["split"], position, strict=True):
-        if given is None and not has_given:
-            carved = "test" if u < test_share else "validation" if u < test_share + validation_share else "train"
-            splits.append(carved)
-        elif given in (None, "train") and carve_validation and u < validation_share:
-            splits.append("validation")
-        else:
-            splits.append(given or "train")
-    return pd.Series(splits, index=frame.index, dtype=object)
+class RowReader:
+    """What is kept of a source's rows: their texts on disk, and of each row some bytes.
+
+    Attributes:
+        texts: each row's text, cleaned, or the line that it was.
+        reasons: why rows cannot be used → the number that stands for it.
+    """
+
+    def __init__(self, dataset: str, task: Task, test_share: float, validation_share: float, texts: TextFile):
+        self.dataset, self.task, self.texts = dataset, task, texts
+        self.shares = test_share, validation_share
+        self.reasons: dict[str, int] = {}
+        self._blocks: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Reads some rows, see `build_reviews`."""
+        frame = pd.DataFrame({"text": rows["text"]})
+        for column in ("label", "split", "group", "problem", "line"):
+            frame[column] = rows.get(column)
+        frame = frame.astype(object).where(frame.notna(), None)
+        raw_texts, raw_labels, given, groups, problems, lines = (list(frame[column]) for column in frame)
+        texts = [clean_text(t) if isinstance(t, str) else "" for t in raw_texts]
+        ids = [review_id(self.dataset, t) for t in texts]
+        labels = [self.task.parse_label(v) for v in raw_labels]
+        reasons = [NONE] * len(texts)
+        for i, (text, raw, label) in enumerate(zip(texts, raw_labels, labels, strict=True)):
+            if not text:
+                reasons[i] = self.reason(problems[i] or text_problem(raw_texts[i]) or "empty text")
+            elif raw is not None and label is None:
+                reasons[i] = self.reason(f"label {str(raw)[:40]!r} is not one of {', '.join(self.task.labels)}")
+        self.texts.add(text if line is None else line for text, line in zip(texts, lines, strict=True))
+
+        test, validation = self.shares
+        u = np.array([unit_interval(f"split\n{i if g is None else g}") for i, g in zip(ids, groups, strict=True)])
+        carved = np.where(u < test, SPLITS.index("test"), np.where(u < test + validation, SPLITS.index("validation"), 0))
+        columns = (
+            packed_ids(ids), numbered(self.task.labels, labels), numbered(SPLITS, given), carved.astype(np.int8),
+            u < validation, np.array(reasons, dtype=np.int32),
+        )  # fmt: skip
+        self._blocks.append(columns)
+
+    def reason(self, text: str) -> int:
+        return self.reasons.setdefault(text, len(self.reasons))
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """Of all rows: ids, labels, given splits, the splits that a hash would carve, whether it would carve validation from
+        train, and reasons."""
+        types = (np.uint64, np.int8, np.int8, np.int8, bool, np.int32)
+        blocks = [*self._blocks, tuple(np.empty(0, dtype=t) for t in types)]
+        return tuple(np.concatenate([block[k] for block in blocks]) for k in range(len(types)))
+
+
+def numbered(names: tuple[str, ...], values: list[str | None]) -> np.ndarray:
+    """Names as their places among `names`, (N,) int8."""
+    places = {None: NONE} | {name: place for place, name in enumerate(names)}
+    return np.array([places[v] for v in values], dtype=np.int8)
+
+
+def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """A split for each row; given splits are kept.
+
+    Args:
+        given: (N,) places in SPLITS, or NONE. carved: (N,) where no row has one. low: (N,) whether a row of train goes to
+            validation, where no row is given that.
+    """
+    if (given == NONE).all():
+        return carved
+    splits = np.where(given == NONE, np.int8(SPLITS.index("train")), given)
+    validation = SPLITS.index("validation")
+    if not (given == validation).any():
+        splits[(splits == SPLITS.index("train")) & low] = validation
+    return splits
+
+
+def unique_rows(ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the row that stands for each text, the rows of texts whose labels differ), of the rows of `sound`.
+
+    Of a text's copies the most protected split counts first, then a labelled copy before an unlabelled one, then the first.
+    """
+    if not len(sound):
+        return sound, sound
+    protection = np.array([PROTECTION[name] for name in SPLITS], dtype=np.int8)
+    rank = (labels == NONE) - 2 * protection[splits]
+    order = sound[np.lexsort((rank[sound], ids[sound]))]
+    starts = np.flatnonzero(np.concatenate([[True], ids[order[1:]] != ids[order[:-1]]]))
+    found = labels[order]
+    lowest = np.minimum.reduceat(np.where(found == NONE, np.int8(127), found), starts)
+    differ = np.maximum.reduceat(found, starts) > lowest
+    sizes = np.diff(np.append(starts, len(order)))
+    return order[starts[~differ]], order[np.repeat(differ, sizes)]
+
+
+def ranks(ids: np.ndarray) -> np.ndarray:
+    """(N,) numbers in [0, 1), by which reviews are ordered."""
+    found = np.empty(len(ids))
+    for start in range(0, len(ids), BLOCK):
+        block = spelled_ids(ids[start : start + BLOCK])
+        found[start : start + BLOCK] = [unit_interval(f"order\n{i}") for i in block]
+    return found
 
 
 def limit_rows(reviews: Reviews, limits: dict[str, int | None]) -> Reviews:
     """The first `limits[split]` reviews of each split (all where None): nested, the same on every machine."""
-    parts = [reviews.split(s).head(n) if (n := limits.get(s)) is not None else reviews.split(s) for s in SPLITS]
-    table = pd.concat(parts, ignore_index=True)
-    counts = reviews.counts | {f"kept_{s}": len(p) for s, p in zip(SPLITS, parts, strict=True)}
-    return Reviews(table=table, quarantine=reviews.quarantine, counts=counts)
+    rows = reviews.rows
+    parts = [np.flatnonzero(rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
+    counts = reviews.counts | {f"kept_{name}": len(part) for name, part in zip(SPLITS, parts, strict=True)}
+    return Reviews(rows.take(np.concatenate(parts)), reviews.set_aside, counts)

@@ -1,34 +1,41 @@
-"""Files of rows: Parquet, JSON lines and CSV, read so that one bad row costs no other."""
+"""Files of rows: Parquet, JSON lines and CSV, read a block at a time and so that one bad row costs no other."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from cotd.completions import batched
 from cotd.errors import CotdError
 from cotd.progress import say
 
 FILE_TYPES = (".parquet", ".jsonl", ".csv")
 # Columns of rows that cannot be used: why, and the line as it is; None in all other rows.
 PROBLEM, LINE = "cotd.problem", "cotd.line"
+BLOCK = 1024  # rows that are in memory at once: of texts of 100,000 characters 100 MB
+BUFFER = 2**20  # bytes of a Parquet column that are read at once
 NO_OBJECT = "the line is no JSON object"
 # From this share of the lines on, bytes that are no UTF-8 are another encoding.
 MANY = 0.05
 OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def read_file(path: str) -> pd.DataFrame:
-    """A file as a frame; text columns are kept as they are written.
+def read_file(path: str) -> Iterator[pd.DataFrame]:
+    """A file in blocks, at least one; text columns are kept as they are written.
 
-    Returns:
-        The file's columns; and `PROBLEM` and `LINE` if some rows are bad: lines that are no JSON, CSV rows with too few or
-        too many cells. Bytes that are no UTF-8 become U+FFFD.
+    Yields:
+        The file's columns, of JSON lines those of the block; and `PROBLEM` and `LINE` where some rows of the block are bad:
+        lines that are no JSON, CSV rows with too few or too many cells. Bytes that are no UTF-8 become U+FFFD.
 
     Raises:
         CotdError: there is no such file, it is of another type, or as a whole it is not what its name says.
@@ -40,13 +47,42 @@ def read_file(path: str) -> pd.DataFrame:
         raise CotdError(f"'{path}' is not a {', '.join(FILE_TYPES)} file.")
     try:
         if path.endswith(".parquet"):
-            return pd.read_parquet(file)
-        if path.endswith(".jsonl"):
+            yield from read_parquet(file)
+        elif path.endswith(".jsonl"):
             # Lines end at \n alone: JSON strings may hold U+2028 and its like.
-            return read_json_lines(text_lines(file, newline="\n"))
-        return read_csv(text_lines(file, newline=""))
+            yield from read_json_lines(text_lines(file, newline="\n"))
+        else:
+            yield from read_csv(text_lines(file, newline=""))
     except (ValueError, OSError, csv.Error) as error:  # ArrowInvalid is a ValueError
         raise CotdError(f"cannot read '{path}': {error}") from error
+
+
+def read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+    """A Parquet file in blocks. A column of whole numbers some of which are missing is of fractions, as pandas has it, in all."""
+    with pq.ParquetFile(path, buffer_size=BUFFER) as file:
+        whole = [f.name for f in file.schema_arrow if pa.types.is_integer(f.type) and has_nulls(file, f.name)]
+        blocks = (pa.Table.from_batches([batch]) for batch in file.iter_batches(BLOCK))
+        for block in itertools.chain([file.schema_arrow.empty_table()] * (not file.metadata.num_rows), blocks):
+            yield with_types(block.to_pandas(), dict.fromkeys(whole, np.dtype("float64")))
+
+
+def has_nulls(file: pq.ParquetFile, column: str) -> bool:
+    groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+    chunks = [g.column(k) for g in groups for k in range(g.num_columns) if g.column(k).path_in_schema == column]
+    counts = [c.statistics.null_count if c.is_stats_set and c.statistics.has_null_count else None for c in chunks]
+    if None in counts:
+        return any(batch.column(0).null_count for batch in file.iter_batches(BLOCK, columns=[column]))
+    return any(counts)
+
+
+def with_types(frame: pd.DataFrame, types: Mapping[Any, Any]) -> pd.DataFrame:
+    """A frame with its columns of numbers and of booleans, NumPy's, as those of `types` where these are numbers too."""
+
+    def kind(of: Any) -> str:
+        return of.kind if isinstance(of, np.dtype) else ""
+
+    numbers = {c: t for c, t in types.items() if c in frame and kind(t) in "iuf" and kind(frame[c].dtype) in "biuf"}
+    return frame.astype(numbers)
 
 
 def text_lines(file: Path, newline: str) -> Iterator[str]:
@@ -78,22 +114,23 @@ def text_lines(file: Path, newline: str) -> Iterator[str]:
         )
 
 
-def read_json_lines(lines: Iterable[str]) -> pd.DataFrame:
-    """A frame of JSON objects, one a line; empty lines count for nothing.
+def read_json_lines(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
+    """Blocks of JSON objects, one a line; empty lines count for nothing.
 
     Raises:
         ValueError: no line is one.
     """
-    rows: list[dict[str, Any]] = []
-    bad = 0
-    for line in lines:
-        if line.strip():
-            row = parse_line(line)
-            bad += row is None
-            rows.append({PROBLEM: NO_OBJECT, LINE: line.strip()} if row is None else row)
-    if bad == len(rows):
+    good = bad = 0
+    for block in batched((line for line in lines if line.strip()), BLOCK):
+        found = [parse_line(line) for line in block]
+        good += sum(row is not None for row in found)
+        bad += found.count(None)
+        rows = [
+            {PROBLEM: NO_OBJECT, LINE: line.strip()} if row is None else row for line, row in zip(block, found, strict=True)
+        ]
+        yield pd.DataFrame(rows, dtype=object)
+    if not good:
         raise ValueError(f"none of its {bad:,} lines is a JSON object.")
-    return pd.DataFrame(rows, dtype=object)
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
@@ -114,8 +151,9 @@ def text_problem(value: Any) -> str | None:
     return None if value.strip() else "empty text"
 
 
-def read_csv(lines: Iterable[str]) -> pd.DataFrame:
-    """A frame of CSV lines with a header; empty cells are None, all others strings, and empty lines count for nothing.
+def read_csv(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
+    """Blocks of CSV rows under a header, at least one; empty cells are None, all others strings, and empty lines count for
+    nothing.
 
     pandas would take a first row of too many cells for the sign of an index, and shift all others.
 
@@ -134,22 +172,30 @@ def read_csv(lines: Iterable[str]) -> pd.DataFrame:
     header = next((row for row in reader if row), None)
     if header is None:
         raise ValueError("it is empty.")
-    columns: list[list[str | None]] = [[] for _ in (*header, PROBLEM, LINE)]
     taken.clear()
-    for row in reader:
-        whole = "".join(taken)
-        if len(taken) > 1 and whole.count('"') % 2:
-            raise ValueError(f"a quote in line {reader.line_num - len(taken) + 1:,} is never closed.")
-        taken.clear()
-        if not row:
-            continue
-        problem = None if len(row) == len(header) else f"{len(row)} cells, where the header has {len(header)}"
-        cells: list[str | None] = [cell or None for cell in row]
-        if problem:
-            cells = [None] * len(header)
-        for column, cell in zip(columns, [*cells, problem, whole.strip() if problem else None], strict=True):
-            column.append(cell)
+
+    def rows() -> Iterator[list[str | None]]:
+        """Of each row the cells, what is wrong with it, and the line that it is."""
+        for row in reader:
+            whole = "".join(taken)
+            if len(taken) > 1 and whole.count('"') % 2:
+                raise ValueError(f"a quote in line {reader.line_num - len(taken) + 1:,} is never closed.")
+            taken.clear()
+            if len(row) == len(header):
+                yield [*(cell or None for cell in row), None, None]
+            elif row:
+                problem = f"{len(row)} cells, where the header has {len(header)}"
+                yield [*([None] * len(header)), problem, whole.strip()]
+
     names = [*header, PROBLEM, LINE]
-    # Of columns with one name the first counts.
-    frame = pd.DataFrame({name: columns[names.index(name)] for name in names}, dtype=object)
-    return frame if frame[PROBLEM].notna().any() else frame.drop(columns=[PROBLEM, LINE])
+    places = {name: names.index(name) for name in names}  # of columns with one name the first counts
+    for block in blocks_of(rows()):
+        frame = pd.DataFrame({name: [row[place] for row in block] for name, place in places.items()}, dtype=object)
+        yield frame if frame[PROBLEM].notna().any() else frame.drop(columns=[PROBLEM, LINE])
+
+
+def blocks_of(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of at most BLOCK rows, at least one, which may be empty."""
+    blocks = batched(rows, BLOCK)
+    yield next(blocks, [])
+    yield from blocks

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cotd import assets
 from cotd.config import Columns, DataConfig
 from cotd.errors import CotdError, nearest
 from cotd.hub import first_sentence
-from cotd.reviews import SPLITS, Reviews, build_reviews, limit_rows
-from cotd.source_files import FILE_TYPES, LINE, PROBLEM, read_file
+from cotd.review_table import SPLITS
+from cotd.reviews import Reviews, build_reviews, limit_rows
+from cotd.source_files import BLOCK, FILE_TYPES, LINE, PROBLEM, read_file, with_types
 from cotd.task import get_task
 
 # The hub's names of splits. IMDb's 50,000 reviews without labels, `unsupervised`, are there to pretrain on only.
@@ -20,15 +26,21 @@ HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation
 UNLABELLED_HUB_SPLITS = {"unsupervised": "train", "unlabelled": "train", "unlabeled": "train"}
 
 
-def load_reviews(data: DataConfig) -> Reviews:
+# Rows in blocks, at least one, from the first at each call.
+Read = Callable[[], Iterator[pd.DataFrame]]
+
+
+def load_reviews(data: DataConfig, near: Path | None = None) -> Reviews:
     """The reviews of a source, split, cleaned, and limited to the configured number of rows.
+
+    Args:
+        near: a folder on whose disk their texts are kept, see `cotd.scratch.scratch_file`.
 
     Raises:
         CotdError: the source does not exist, a mapped column is missing, or nothing usable is in it.
     """
     task = get_task(data.task)
-    rows = read_rows(data)
-    reviews = build_reviews(rows, dataset_name(data), task, data.test_share, data.validation_share)
+    reviews = build_reviews(read_blocks(data), dataset_name(data), task, data.test_share, data.validation_share, near)
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     reviews = limit_rows(reviews, limits)
     missing = [s for s in SPLITS if not reviews.counts[f"kept_{s}"]]
@@ -66,23 +78,29 @@ def is_file(source: str) -> bool:
 
 
 def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
-    """The source's rows with columns `text`, and where they exist `label`, `split` and `group`; `problem`, `line`: see `build_reviews`.
+    """The rows of `read_blocks` in one frame."""
+    return pd.concat(read_blocks(data, unlabelled), ignore_index=True)
+
+
+def read_blocks(data: DataConfig, unlabelled: bool = False) -> Iterator[pd.DataFrame]:
+    """The source's rows, a block at a time, with columns `text`, and where they exist `label`, `split` and `group`; `problem`,
+    `line`: see `build_reviews`.
 
     Args:
         unlabelled: of a hub data set, read the split that holds no labels instead of those that do.
     """
     if isinstance(data.source, dict):
-        parts = [map_columns(read_file(path), data.columns, path).assign(split=s) for s, path in data.source.items()]
-        return pd.concat(parts, ignore_index=True)
+        return joined([(s, partial(read_mapped, path, data.columns)) for s, path in data.source.items()])
     if assets.is_embedded(data.source):
         asset = assets.get_asset(data.source)
         if asset.kind != "reviews":
             kinds = ", ".join(assets.PREFIX + a.name for a in assets.ASSETS.values() if a.kind == "reviews")
             raise CotdError(f"data.source '{data.source}' is a {asset.kind}, not reviews. Embedded reviews: {kinds}.")
-        frame = pd.read_parquet(assets.require(data.source) / "reviews.parquet")
-        return map_columns(frame, data.columns.model_copy(update={"group": "group"}), data.source)
+        columns = data.columns.model_copy(update={"group": "group"})
+        blocks = read_file(str(assets.require(data.source) / "reviews.parquet"))
+        return (map_columns(block, columns, data.source) for block in blocks)
     if is_file(data.source):
-        return map_columns(read_file(data.source), data.columns, data.source)
+        return read_mapped(data.source, data.columns)
     if Path(data.source).exists() or "/" not in data.source:
         raise CotdError(
             f"data.source '{data.source}' is neither embedded:NAME, nor a file ending in {', '.join(FILE_TYPES)}, "
@@ -91,13 +109,34 @@ def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
     return read_hub(data.source, data.columns, UNLABELLED_HUB_SPLITS if unlabelled else HUB_SPLITS)
 
 
+def read_mapped(path: str, columns: Columns) -> Iterator[pd.DataFrame]:
+    """A file's rows, a block at a time, with mapped columns: see `map_columns`. JSON lines may lack some of them."""
+    wanted = list(roles(columns).values())
+    for number, block in enumerate(read_file(path)):
+        if path.endswith(".jsonl") and (absent := [name for name in wanted if name not in block]):
+            if number == 0:  # is it in any line?
+                known = dict.fromkeys(name for other in read_file(path) for name in other)
+                map_columns(pd.DataFrame(columns=list(known)), columns, path)
+            block[absent] = None
+        yield map_columns(block, columns, path)
+
+
+def joined(parts: Sequence[tuple[str, Read]]) -> Iterator[pd.DataFrame]:
+    """The rows of some splits, as in one frame: a column of whole numbers here and of fractions there is of fractions."""
+    heads = [block.head(1) for _, read in parts for block in itertools.islice(read(), 1)]
+    types = dict(pd.concat(heads).dtypes) if heads else {}
+    for split, read in parts:
+        for block in read():
+            yield with_types(block.assign(split=split), types)
+
+
 def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFrame:
     """Renames the mapped columns to text, label, split and group, and those of bad rows to problem and line.
 
     Raises:
         CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed.
     """
-    wanted = {role: name for role, name in columns.model_dump().items() if name}
+    wanted = roles(columns)
     optional = {"label"} if columns.label == "label" else set()
     missing = [(role, name) for role, name in wanted.items() if name not in frame.columns and role not in optional]
     if missing:
@@ -117,6 +156,11 @@ def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFra
     return mapped
 
 
+def roles(columns: Columns) -> dict[str, str]:
+    """Role (text, label, split or group) → the column that is mapped to it."""
+    return {role: name for role, name in columns.model_dump().items() if name}
+
+
 def check_split(value: Any, where: str) -> str:
     split = HUB_SPLITS.get(str(value).strip().lower())
     if split is None:
@@ -124,8 +168,8 @@ def check_split(value: Any, where: str) -> str:
     return split
 
 
-def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) -> pd.DataFrame:
-    """A hub data set's splits, those that `names` maps, through `datasets` (which honours HF_ENDPOINT)."""
+def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) -> Iterator[pd.DataFrame]:
+    """A hub data set's splits, those that `names` maps, through `datasets` (which honours HF_ENDPOINT), a block at a time."""
     import os
 
     # Else `datasets` tells an outside host, whatever HF_ENDPOINT says, the name of each data set that is loaded.
@@ -141,10 +185,17 @@ def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) 
             "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, "
             "which needs neither."
         ) from error
-    parts = []
+    parts: list[tuple[str, Read]] = []
     for name, split in splits.items():
         if names.get(str(name)):
-            parts.append(map_columns(split.to_pandas(), columns, f"{source}/{name}").assign(split=names[str(name)]))
+            parts.append((names[str(name)], partial(read_split, split, columns, f"{source}/{name}")))
     if not parts:
         raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is named {', '.join(names)}.")
-    return pd.concat(parts, ignore_index=True)
+    return joined(parts)
+
+
+def read_split(split: Any, columns: Columns, where: str) -> Iterator[pd.DataFrame]:
+    """A split of a hub data set, whose file is mapped into memory: what was read counts as this process's until it is needed."""
+    missing = [f.name for f in split.data.schema if pa.types.is_integer(f.type) and split.data.column(f.name).null_count]
+    for block in split.to_pandas(batch_size=BLOCK, batched=True):
+        yield map_columns(with_types(block, dict.fromkeys(missing, np.dtype("float64"))), columns, where)

@@ -10,7 +10,7 @@ from cotd import assets
 from cotd.config import ApiConfig, TeacherConfig, digest
 from cotd.errors import CotdError
 from cotd.hub import first_sentence, hub_commit
-from cotd.strategies import Teacher
+from cotd.requests import Teacher
 from cotd.student import model_digest, resolve_model
 from cotd.truncation import cut_text, fit_by_length, tokens_by_length
 

@@ -16,19 +16,28 @@ import pandas as pd
 from cotd.annotations import SCHEMA
 from cotd.config import StudyConfig, TeacherConfig
 from cotd.errors import CotdError
-from cotd.filters import REASON, FilterContext, apply_filters
+from cotd.filters import REASON, FilterContext, filtered_blocks
 from cotd.memory import release_memory
 from cotd.planning import planned_requests
 from cotd.progress import say
+from cotd.requests import Teacher, score_request
 from cotd.storage import on_storage
-from cotd.strategies import STRATEGIES, Teacher, score_request
+from cotd.strategies import RATIONALES, STRATEGIES
 from cotd.student import resolve_model
 from cotd.trials import write_json
-from pipelines.annotation_files import AnnotationFiles, read_annotations, write_parquet, write_text
+from pipelines.annotation_files import (
+    QUARANTINE,
+    AnnotationFiles,
+    parquet_file,
+    read_blocks,
+    write_blocks,
+    write_parquet,
+    write_text,
+)
 from pipelines.annotation_job import Job, prepare
-from pipelines.annotation_summary import summarise, summary_lines
+from pipelines.annotation_summary import Tally, summarise, summary_lines
 from pipelines.asking import Asker, Budget, Complete
-from pipelines.browse import annotations_page
+from pipelines.browse import DoubtfulRows, annotations_page
 from pipelines.locking import only_one
 from pipelines.runtime_env import require_lasting
 
@@ -79,24 +88,34 @@ def annotate(
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
         output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
     release_memory()
-    if budget.reached and job.reviews.split("test")["label"].notna().any() and not output.test["gold"].notna().any():
+    rows = job.reviews.rows
+    if budget.reached and rows.split("test").label_counts() and not output.test["gold"].notna().any():
         raise CotdError(
             f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test review. Raise it, or lower "
             "data.test_rows; what is done is kept."
         )
-    gold = job.reviews.table.set_index("id")["label"].dropna()
-    output.annotations, filtered = apply_filters(output.annotations, config.teacher.filters, FilterContext(job.task, gold))
-    summary = summarise(config, job, output, filtered, ask, time.perf_counter() - started)
-    write_parquet(output.annotations, files.annotations, SCHEMA)
+
+    def context(block: pd.DataFrame) -> FilterContext:
+        return FilterContext(job.task, rows.gold(block["review_id"]))
+
+    tally, doubtful = Tally(job.task, votes=config.teacher.samples > 1), DoubtfulRows()
+    with parquet_file(files.annotations, SCHEMA) as write:
+        for block in filtered_blocks(output.rows.blocks, config.teacher.filters, context, config.directory)():
+            gold = rows.gold(block["review_id"])
+            tally.add(block, gold)
+            doubtful.add(block, gold)
+            write(block)
+        summary = summarise(config, job, output, tally, ask, time.perf_counter() - started)
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
     if config.teacher.held_out_rationales:
-        rationales = pd.DataFrame(sorted(output.rationales.items()), columns=["review_id", "rationale"])
-        write_parquet(rationales, files.held_out_rationales)
-    write_parquet(job.reviews.quarantine, files.quarantine)
+        write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
+    write_blocks(job.reviews.set_aside.blocks(), files.quarantine, QUARANTINE)
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
-    write_text(files.page, annotations_page(config.name, output.annotations, job.reviews.table, job.task, lines, reliability))
+    shown = doubtful.rows()
+    shown["text"] = rows.texts.take(rows.numbers[rows.places(shown["review_id"])])
+    write_text(files.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))
     write_json(files.summary, summary)
     return summary
 
@@ -159,14 +178,17 @@ def quarantined_ids(config: StudyConfig) -> set[str]:
     Raises:
         CotdError: there was no run yet.
     """
-    found = read_annotations(config)
-    if found is None:
+    files = AnnotationFiles.of(config)
+    if not files.summary.is_file():
         raise CotdError(
             f"{config.name} has no annotations yet, so none failed. Run `cotd annotate CONFIG` without --retry-errors."
         )
-    failed = found[0][found[0]["error"].notna() & ~found[0]["error"].fillna("").str.startswith((REASON, "not asked"))]
-    test = pd.read_parquet(AnnotationFiles.of(config).teacher_test)
-    return {*failed["review_id"], *test[test["predicted"].isna()]["review_id"]}
+    test = pd.read_parquet(files.teacher_test)
+    ids = set(test[test["predicted"].isna()]["review_id"])
+    for block in read_blocks(files.annotations, ["review_id", "error"]):
+        failed = block["error"].notna() & ~block["error"].fillna("").str.startswith((REASON, "not asked"))
+        ids |= set(block[failed]["review_id"])
+    return ids
 
 
 def start_engine(config: StudyConfig, teacher: Teacher, budget: Budget, stack: contextlib.ExitStack) -> Complete:

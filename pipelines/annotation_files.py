@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 from cotd.config import StudyConfig
 
 ROW_GROUP = 65_536
+QUARANTINE = pa.schema(dict.fromkeys(("text", "label", "split", "reason"), pa.string()))
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,33 @@ def write_text(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
-def write_parquet(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
     """Writes a table a block of rows at a time: the whole of it in another form would double its memory."""
+    blocks = (table.iloc[start : start + ROW_GROUP] for start in range(0, len(table), ROW_GROUP))
+    write_blocks(blocks, path, pa.Schema.from_pandas(table, preserve_index=False))
+
+
+def write_blocks(blocks: Iterable[pd.DataFrame], path: Path, schema: pa.Schema) -> None:
+    """Writes rows as they come."""
+    with parquet_file(path, schema) as write:
+        for block in blocks:
+            write(block)
+
+
+@contextlib.contextmanager
+def parquet_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """A file to write rows to, which is put in place at the end of the block."""
     scratch = path.with_name(path.name + ".part")
-    schema = schema or pa.Schema.from_pandas(table, preserve_index=False)
     with pq.ParquetWriter(scratch, schema) as writer:
-        for start in range(0, max(1, len(table)), ROW_GROUP):
-            part = table.iloc[start : start + ROW_GROUP]
-            writer.write_table(pa.Table.from_pandas(part, schema=schema, preserve_index=False))
+        yield lambda rows: writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
     scratch.replace(path)
+
+
+def read_blocks(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """Some columns of a Parquet file, some thousand rows at a time."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=columns):
+            yield batch.to_pandas()
 
 
 def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]] | None:

@@ -11,9 +11,11 @@ from cotd.errors import CotdError
 from cotd.memory import release_memory
 from cotd.methods import METHODS
 from cotd.prompts import Prompts, load_prompts
+from cotd.requests import Teacher, explain_request, score_request, think_request
+from cotd.review_table import SPLITS
 from cotd.reviews import Reviews
 from cotd.sources import load_reviews, noun
-from cotd.strategies import Teacher, calibration_reviews, explain_request, score_request, think_request
+from cotd.strategies import calibration_reviews
 from cotd.task import Task, get_task
 from cotd.teacher import load_teacher
 
@@ -45,7 +47,7 @@ def prepare(config: StudyConfig) -> Job:
     Raises:
         CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store; too small a context.
     """
-    reviews = load_reviews(config.data)
+    reviews = load_reviews(config.data, config.directory)
     inputs = annotation_inputs(config, reviews)
     release_memory()
     if config.teacher.strategy == "score_then_explain":
@@ -82,10 +84,10 @@ def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: 
 
 def quarantine_warnings(reviews: Reviews) -> list[str]:
     """What to say when many of a source's rows were set aside."""
-    rows, aside = reviews.counts["rows"], len(reviews.quarantine)
+    rows, aside = reviews.counts["rows"], len(reviews.set_aside)
     if aside < MANY * rows:
         return []
-    reasons = [f"{count:,} × {reason}" for reason, count in reviews.quarantine["reason"].value_counts().head(5).items()]
+    reasons = [f"{count:,} × {reason}" for reason, count in reviews.set_aside.counts().most_common(5)]
     warning = f"{aside:,} of {rows:,} rows are set aside: {'; '.join(reasons)}."
     if any(" is not one of " in reason for reason in reasons):
         warning += (
@@ -104,20 +106,20 @@ def check_gold(config: StudyConfig, reviews: Reviews) -> None:
 def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
     """What the study's students need gold labels for and do not have."""
     problems = []
-    labelled = reviews.table[reviews.table["label"].notna()]
+    labels = {split: reviews.rows.split(split).label_counts() for split in SPLITS}
     for split in ("validation", "test"):
-        if (labelled["split"] == split).sum() == 0:
+        if not labels[split]:
             problems.append(
                 f"the {split} split has no gold label, and every score is against gold. Name the label column in "
                 "data.columns.label, or give labelled test rows (data.source: {train: …, test: …})."
             )
     trains_on_gold = any(METHODS[m].labels == "gold" for m in config.grid.all_values("method"))
     for split in ("train", "validation", "test") if trains_on_gold else ("validation", "test"):
-        labels = labelled.loc[labelled["split"] == split, "label"]
-        if labels.nunique() == 1:
+        if len(labels[split]) == 1:
+            ((label, count),) = labels[split].items()
             advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
-            problems.append(f"the {split} split has gold labels of one kind only: {len(labels):,} × {labels.iloc[0]}. {advice}")
-    if not (labelled["split"] == "train").any():
+            problems.append(f"the {split} split has gold labels of one kind only: {count:,} × {label}. {advice}")
+    if not labels["train"]:
         for method in config.grid.all_values("method"):
             if METHODS[method].labels == "gold":
                 problems.append(

@@ -2,63 +2,92 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cotd.annotations import annotations_digest
+import pandas as pd
+
+from cotd.annotations import AnnotationsDigest
 from cotd.completions import CompletionStore
 from cotd.config import StudyConfig
-from cotd.filters import REASON
-from cotd.quality import label_quality, rationale_quality, vote_quality
+from cotd.filters import REASON, named
+from cotd.quality import RationaleQuality, VoteQuality, label_quality
 from cotd.statistics import accuracy_interval
 from cotd.strategies import TeacherOutput
+from cotd.task import Task
 from pipelines.annotation_job import Job
 from pipelines.asking import Asker
 
 
-def summarise(
-    config: StudyConfig, job: Job, output: TeacherOutput, filtered: dict[str, int], ask: Asker, seconds: float
-) -> dict[str, Any]:
+class Tally:
+    """What is counted of annotations, some reviews at a time.
+
+    Args:
+        votes: whether to look at how far the samples of a review agree.
+    """
+
+    def __init__(self, task: Task, votes: bool):
+        self.rows = self.reviews = self.judged = self.correct = 0
+        self.errors: Counter[str | None] = Counter()  # None counts the usable ones
+        self.votes = VoteQuality() if votes else None
+        self.rationales, self.digest = RationaleQuality(task), AnnotationsDigest()
+
+    def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
+        """
+        Args:
+            annotations: all of some reviews, in the order of their ids. gold: review id → its label, of those that have one.
+        """
+        self.rows += len(annotations)
+        self.reviews += annotations["review_id"].nunique()
+        error = annotations["error"].astype(object)
+        self.errors.update(error.where(error.notna(), None))
+        own = annotations[~annotations["gold_conditioned"]]
+        first = own[(own["sample"] == 0) & own["label"].notna()]
+        wanted = first["review_id"].map(gold)
+        self.judged += int(wanted.notna().sum())
+        self.correct += int((first["label"] == wanted).sum())
+        if self.votes:
+            self.votes.add(own, gold)
+        self.rationales.add(annotations)
+        self.digest.add(annotations)
+
+
+def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally, ask: Asker, seconds: float) -> dict[str, Any]:
     """What the run did, for `summary.json`, MLflow and the terminal."""
-    annotations, test = output.annotations, output.test[output.test["gold"].notna()]
+    test = output.test[output.test["gold"].notna()]
     correct = (test["gold"] == test["predicted"]).to_numpy()
     accuracy, low, high = accuracy_interval(correct) if len(correct) else (None, None, None)
-    own = annotations[~annotations["gold_conditioned"]]
-    gold = job.reviews.table.set_index("id")["label"]
-    judged = own[own["review_id"].map(gold).notna() & own["label"].notna() & (own["sample"] == 0)]
-    train_accuracy = float((judged["label"] == judged["review_id"].map(gold)).mean()) if len(judged) else None
     labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task)
-    if config.teacher.samples > 1 and "reliability" not in labels:
-        labels |= vote_quality(own, gold)
-    table = job.reviews.table
-    looked_at = ((job.teacher.cut.get(i), text) for i, text in zip(table["id"], table["text"], strict=True))
-    cut = sum(shown is not None and shown < len(job.teacher.unspecial(text)) for shown, text in looked_at)
+    if tally.votes and "reliability" not in labels:
+        labels |= tally.votes.figures()
+    filters = dict.fromkeys(named(entry)[0] for entry in config.teacher.filters)
+    held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
     return {
         "study": config.name,
-        "reviews": job.reviews.counts | {"cut": cut},
+        "reviews": job.reviews.counts | {"cut": job.teacher.count_cut(job.reviews.rows)},
         "warnings": job.warnings + store_warnings(job.store),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
-            "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": train_accuracy,
+            "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
         },
         "calibration": output.calibration,
         "annotations": {
-            "rows": len(annotations), "reviews": int(annotations["review_id"].nunique()),
-            "usable": int(annotations["error"].isna().sum()),
-            "quarantined": {str(k): int(v) for k, v in annotations["error"].value_counts().items()},
+            "rows": tally.rows, "reviews": tally.reviews, "usable": tally.errors[None],
+            "quarantined": {reason: count for reason, count in tally.errors.most_common() if reason is not None},
         },
-        "held_out_rationales": {"reviews": len(output.rationales), "usable": sum(map(bool, output.rationales.values()))},
-        "filters": filtered,
+        "held_out_rationales": {"reviews": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
+        "filters": {name: tally.errors[REASON + name] for name in filters},
         "quality": {
             "labels": labels,
-            "rationales": rationale_quality(annotations, job.task),
+            "rationales": tally.rationales.figures(),
         },
         "inputs": job.inputs,
         "usage": dict(ask.usage),
         "spent": spent(ask),
         "seconds": seconds,
-        "digest": annotations_digest(annotations),
+        "digest": str(tally.digest),
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from cotd.completions import ANSWERED, FAILED, REFUSED, CompletionStore, Request, batched, completion
 from cotd.config import BudgetConfig
 from cotd.errors import CotdError
+from cotd.keys import KeySet
 from cotd.planning import Planned
 from cotd.progress import say, track
 from cotd.retries import another_try
@@ -144,26 +145,26 @@ class Asker:
             CotdError: nothing was answered, now or before.
         """
         fate = bytearray()  # of each request, a byte each
-        seen: set[bytes] = set()
+        seen = KeySet()
         answered, first_error = 0, ""
         for block in batched(requests(), LOOKED_UP_AT_ONCE):
             known, left, tried = self._look_up(block, usable)
+            open_ = [r.key for _, r in block if not (r.key in known or r.key in left)]
+            repeated = iter(seen.add(open_))
             for tag, request in block:
-                key = bytes.fromhex(request.key)
                 if request.key in known:
                     fate.append(KNOWN)
                 elif request.key in left:
                     fate.append(LEFT)
                 else:
-                    fate.append(REPEATED if key in seen else ASK + tried.get(request.key, 0))
+                    fate.append(REPEATED if next(repeated) else ASK + tried.get(request.key, 0))
                 if fate[-1] == KNOWN:
                     answered += known[request.key]["error"] is None
                     first_error = first_error or known[request.key]["error"]
                     yield tag, known[request.key]
                 elif fate[-1] == LEFT:
                     yield tag, left[request.key]
-                else:
-                    seen.add(key)
+        del seen
         counts = Counter(min(f, ASK) for f in fate)
         self.usage["requests"] += counts[KNOWN] + counts[ASK]
         self.usage["from_store"] += counts[KNOWN]
@@ -176,18 +177,21 @@ class Asker:
             return
         title = f"{what} ({counts[KNOWN]:,} in store)" if counts[KNOWN] else what
         to_ask = ((tag, tried_again(r, f - ASK)) for (tag, r), f in zip(requests(), fate, strict=True) if f >= ASK)
-        failures: list[str] = []
+        failed, first_failure = 0, ""
         with track(title, counts[ASK], "rows") as advance:
             for tag, answer in self._ask(to_ask, advance):
                 if not answer["error"]:
                     answered += 1
                 elif answer["finish_reason"] != NOT_ASKED:
-                    failures.append(answer["error"])
+                    failed += 1
+                    first_failure = first_failure or answer["error"]
                 yield tag, answer
-        if failures and not answered:
-            raise CotdError(f"the teacher failed on all {len(failures)} requests for {what}: {failures[0]}")
-        if failures:
-            self.usage["failed"] += len(failures)
+        if failed and not answered:
+            raise CotdError(f"the teacher failed on all {failed} requests for {what}: {first_failure}")
+        if failed:
+            self.usage["failed"] += failed
+        if not counts[REPEATED]:
+            return
         for block in batched((t for t, f in zip(requests(), fate, strict=True) if f == REPEATED), LOOKED_UP_AT_ONCE):
             found, _ = self._latest(block, usable, (ANSWERED, FAILED, REFUSED))
             yield from ((tag, found.get(r.key) or not_asked(r.key, "it was not asked")) for tag, r in block)
@@ -198,15 +202,15 @@ class Asker:
 
     def estimate(self, planned: Iterable[Planned]) -> Estimate:
         """What a run is going to ask, of what `cotd.planning.planned_requests` says."""
-        seen: set[bytes] = set()
+        seen = KeySet()
         to_ask = from_store = uncertain = prompt_tokens = output_tokens = 0
         for block in batched((((p.review_id, p), p.request) for p in planned), LOOKED_UP_AT_ONCE):
             known, left, _ = self._look_up(block, lambda tag, answer: tag[1].usable(answer))
-            for tag, request in block:
-                key = bytes.fromhex(request.key)
-                if request.key in left or key in seen:
+            wanted = [(tag, request) for tag, request in block if request.key not in left]
+            repeated = seen.add([request.key for _, request in wanted])
+            for (tag, request), again in zip(wanted, repeated, strict=True):
+                if again:
                     continue
-                seen.add(key)
                 if request.key in known:
                     from_store += tag[1].certain
                     continue

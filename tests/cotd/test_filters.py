@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.filters import FILTERS, FilterContext, apply_filters, near_duplicate_rows
+from cotd.filters import FILTERS, FilterContext, apply_filters, filtered_blocks, near_duplicate_rows
 from cotd.task import SENTIMENT
 
 CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"})
@@ -88,3 +88,25 @@ def test_near_duplicates_are_those_of_the_definition(texts: list[str]) -> None:
         near = [len(trigrams(t) & trigrams(text)) / len(trigrams(t) | trigrams(text)) for t in texts[:i]]
         assert repeats[i] <= (max(near, default=0) >= 0.8)
         assert repeats[i] >= (text in texts[:i])
+
+
+one_filter = st.sampled_from([*FILTERS, {"length": {"max_words": 6}}, {"near_duplicates": {"similarity": 0.5}}])
+one_row = st.tuples(
+    st.sampled_from("abcde"), st.integers(0, 2), st.booleans(), st.sampled_from(["positive", "negative", None]), words
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(one_row, max_size=20, unique_by=lambda r: r[:3]),
+    st.lists(one_filter, max_size=4),
+    st.sets(st.sampled_from("bcde")),
+)
+def test_filters_take_out_the_same_in_blocks_as_of_the_whole(rows: list[Any], filters: list[Any], starts: set[str]) -> None:
+    """Blocks hold whole reviews; `starts` says with which a block begins."""
+    table = annotations(*sorted(rows, key=lambda r: (r[0], r[2], r[1])))
+    number = table["review_id"].map(lambda i: sum(s <= i for s in starts))
+    blocks = [block.reset_index(drop=True) for _, block in table.groupby(number)]
+    found = [block["error"] for block in filtered_blocks(lambda: iter(blocks), filters, lambda block: CONTEXT)()]
+    expected = apply_filters(table, filters, CONTEXT)[0]["error"]
+    assert [e for error in found for e in error.where(error.notna(), None)] == list(expected.where(expected.notna(), None))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from cotd.quality import kappa_interval, label_quality, vote_quality
+from cotd.quality import VoteQuality, kappa_interval, label_quality
 from cotd.task import SENTIMENT
 
 
@@ -46,14 +46,18 @@ def test_votes_of_samples_are_a_confidence() -> None:
     ]  # fmt: skip
     rows.append({"review_id": "a", "sample": 2, "label": None, "label_probability": np.nan})
     gold = pd.Series({"a": "positive", "b": "positive", "c": "positive", "d": "positive", "e": None})
-    quality = vote_quality(pd.DataFrame(rows), gold)
+    votes, unlabelled, table = VoteQuality(), VoteQuality(), pd.DataFrame(rows)
+    for _, block in table.groupby(table["review_id"] < "c"):
+        votes.add(block, gold)
+        unlabelled.add(block, gold.where(gold.isna(), None))
+    quality = votes.figures()
     assert quality["reliability"] == [
         {"confidence": 0.5, "accuracy": 0.5, "rows": 2},
         {"confidence": 1.0, "accuracy": 0.5, "rows": 2},
     ]
     assert quality["calibration_error"] == pytest.approx(0.25)
     assert quality["confidence"] == "the shares of samples that agree, of 4 training reviews"
-    assert vote_quality(pd.DataFrame(rows), gold.where(gold.isna(), None)) == {}
+    assert unlabelled.figures() == {}
 
 
 def test_labels_of_one_class_have_no_kappa() -> None:

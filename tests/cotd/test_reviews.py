@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,8 +13,11 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
+from cotd import review_table
+from cotd import reviews as reviews_module
 from cotd.errors import CotdError
-from cotd.reviews import PROTECTION, SPLITS, Reviews, build_reviews, clean_text, limit_rows, review_id
+from cotd.review_table import SPLITS
+from cotd.reviews import PROTECTION, Reviews, build_reviews, clean_text, limit_rows, review_id
 from cotd.task import SENTIMENT
 
 # A few texts in many spellings, so that repeats are common.
@@ -106,6 +111,42 @@ def test_no_group_is_in_two_splits(rows: list[tuple[int, int]], split: str | Non
     reviews = build(table, test_share=0.3, validation_share=0.3).table
     reviews = reviews[reviews["text"] != "of the test"]
     assert reviews.groupby(reviews["text"].str.split().str[1])["split"].nunique().max() == 1
+
+
+@given(many_rows, st.integers(1, 5), st.integers(1, 5))
+def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: int, read_at_once: int) -> None:
+    whole = build(rows)
+    frame = pd.DataFrame(rows)
+    blocks = (frame.iloc[start : start + size] for start in range(0, len(frame), size))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (reviews_module, review_table):
+            patch.setattr(module, "BLOCK", read_at_once)
+        again = build_reviews(blocks, "test", SENTIMENT)
+        pd.testing.assert_frame_equal(again.table, whole.table)
+        pd.testing.assert_frame_equal(again.quarantine, whole.quarantine)
+        assert again.digest() == whole.digest()
+    assert again.counts == whole.counts
+
+
+def test_texts_are_not_in_memory() -> None:
+    """10 MB of them: what is held of each review is its id, its label and its split."""
+    rows = 10_000
+
+    def blocks() -> Iterator[pd.DataFrame]:
+        for start in range(0, rows, 100):
+            yield pd.DataFrame({"text": [f"{i} {'x' * 1000}" for i in range(start, start + 100)], "label": "1"})
+
+    tracemalloc.start()
+    try:
+        reviews = build_reviews(blocks(), "many", SENTIMENT)
+        held, peak = tracemalloc.get_traced_memory()
+        assert len(reviews.rows) == rows
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * rows
+    assert peak < 300 * rows
+    (first,) = reviews.rows.take(slice(1)).blocks()
+    assert len(first["text"][0]) > 1000
 
 
 def test_shares_are_met() -> None:

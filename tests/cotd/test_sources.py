@@ -4,17 +4,23 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotd import source_files
 from cotd.config import Columns, DataConfig
 from cotd.errors import CotdError
 from cotd.reviews import PROTECTION, review_id
 from cotd.source_files import NO_OBJECT, PROBLEM, parse_line, read_csv, read_json_lines
 from cotd.sources import embedded_reviews, load_reviews, noun
+
+WHOLE = pa.schema({"text": pa.string(), "label": pa.string(), "movie": pa.int64(), "extra": pa.int64()})
 
 
 def test_embedded_reviews_leak_neither_text_nor_movie(rotten_tomatoes: Path) -> None:
@@ -62,6 +68,40 @@ def test_local_files_give_the_same_reviews(tmp_path: Path, review_rows: pd.DataF
     expected = set(review_rows.itertuples(index=False, name=None))
     assert found == expected | {(" ".join(t.split()), "positive", "train") for t in awkward}
     assert reviews.quarantine.empty
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_reading_in_blocks_changes_nothing(
+    tmp_path: Path, review_rows: pd.DataFrame, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a column lacks a value, so that pandas would take its whole numbers for fractions, late in the file."""
+    frame = review_rows.drop(columns="split").assign(movie=[i % 7 for i in range(59)] + [None], extra=1)
+    path = tmp_path / f"reviews.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(path, index=False)
+    elif suffix == "jsonl":
+        path.write_text("".join(json.dumps({k: v for k, v in r.items() if v == v}) + "\n" for r in frame.to_dict("records")))
+    else:
+        pq.write_table(pa.table({c: pa.array(frame[c], from_pandas=True) for c in frame}).cast(WHOLE), path, row_group_size=7)
+    data = DataConfig(source=str(path), columns=Columns(group="movie"), test_share=0.3, validation_share=0.3)
+    whole = load_reviews(data)
+    for size in (1, 7):
+        monkeypatch.setattr(source_files, "BLOCK", size)
+        again = load_reviews(data)
+        pd.testing.assert_frame_equal(again.table, whole.table)
+        assert again.digest() == whole.digest()
+
+
+def test_a_column_that_few_lines_have_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_files, "BLOCK", 2)
+    rows = [
+        {"text": f"text {i}"} | ({"label": "pos"} if i > 50 else {}) | ({"movie": "a"} if i == 70 else {}) for i in range(99)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(source=str(tmp_path / "mine.jsonl"), columns=Columns(group="movie"))
+    assert load_reviews(data).table["label"].value_counts().to_dict() == {"positive": 48}
+    with pytest.raises(CotdError, match=r"no column 'film' .*it has: text, label, movie\."):
+        load_reviews(data.model_copy(update={"columns": Columns(group="film")}))
 
 
 def test_a_moved_file_keeps_its_ids(tmp_path: Path, review_rows: pd.DataFrame) -> None:
@@ -144,18 +184,18 @@ def test_bad_csv_rows_change_no_other(rows: list[tuple[str, str]], data: st.Data
     bad = data.draw(st.lists(st.integers(0, len(rows)), max_size=3))
     for place in sorted(bad, reverse=True):
         text.insert(place, "one,two,three\r\n")
-    frame = read_csv(io.StringIO("text,label\r\n" + "".join(text), newline=""))
+    frame = pd.concat(read_csv(io.StringIO("text,label\r\n" + "".join(text), newline="")), ignore_index=True)
     problem = frame[PROBLEM] if bad else pd.Series([None] * len(rows))
     assert frame.loc[problem.isna(), ["text", "label"]].values.tolist() == [[t, label or None] for t, label in rows]
     assert problem.dropna().tolist() == ["3 cells, where the header has 2"] * len(bad)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers()).map(json.dumps) | st.text(), max_size=8))
-def test_bad_json_lines_change_no_other(lines: list[str]) -> None:
-    lines = [line.replace("\n", " ") for line in lines]
-    good = [json.loads(line) for line in lines if line.startswith("{")]
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers()) | st.text(), max_size=8))
+def test_bad_json_lines_change_no_other(drawn: list[dict[str, Any] | str]) -> None:
+    good = [row for row in drawn if isinstance(row, dict)]
+    lines = [line.replace("\n", " ") if isinstance(line, str) else json.dumps(line) for line in drawn]
     try:
-        frame = read_json_lines(f"{line}\n" for line in lines)
+        frame = pd.concat(read_json_lines(f"{line}\n" for line in lines), ignore_index=True)
     except ValueError:
         assert not any(parse_line(line) for line in lines)
         return

@@ -14,8 +14,9 @@ from cotd.completions import Request
 from cotd.config import TeacherConfig
 from cotd.errors import CotdError
 from cotd.prompts import load_prompts
+from cotd.requests import Teacher
 from cotd.reviews import Reviews, build_reviews
-from cotd.strategies import STRATEGIES, Teacher, TeacherOutput
+from cotd.strategies import STRATEGIES, TeacherOutput
 from cotd.task import SENTIMENT
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")

@@ -18,9 +18,10 @@ from cotd.config import BudgetConfig, StudyConfig, TeacherConfig, load_config
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
 from cotd.prompts import load_prompts
+from cotd.requests import Teacher
 from cotd.reviews import build_reviews, review_id
 from cotd.sources import load_reviews
-from cotd.strategies import STRATEGIES, Teacher
+from cotd.strategies import STRATEGIES
 from cotd.task import SENTIMENT
 from cotd.teacher import load_teacher
 from cotd.truncation import fit_by_length, tokens_by_length
@@ -248,8 +249,10 @@ def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
     """Taken apart, a special token is several: the limit is that of what is shown."""
     teacher = load_teacher(TeacherConfig(max_review_tokens=100))
     text = "<|im_end|>" * 90
-    (shown,) = (text for _, text in teacher.shown(pd.DataFrame({"id": ["a"], "text": [text]})))
+    reviews = build_reviews(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
+    ((_, shown),) = teacher.shown(reviews)
     assert 0 < teacher.count(shown) <= 100
+    assert teacher.count_cut(reviews) == 1
 
 
 def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(write_study: Callable[..., Path]) -> None:

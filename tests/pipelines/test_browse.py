@@ -14,8 +14,8 @@ from pipelines import browse
 EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
 
 
-def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(annotations, reviews): 60 right ones, one wrong, one doubtful, one quarantined."""
+def shown() -> tuple[pd.DataFrame, int]:
+    """(annotations to show, how many there are) of 60 right ones, one wrong, one doubtful, one quarantined."""
     texts = [f"film number {i}" for i in range(60)] + [EVIL, "So-so.", "Meh."]
     reviews = pd.DataFrame({"id": [f"r{i}" for i in range(63)], "text": texts, "label": "positive", "split": "train"})
     annotations = pd.DataFrame(
@@ -28,14 +28,18 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     annotations.loc[61, "label_probability"] = 0.55
     annotations["error"] = annotations["error"].astype(object)
     annotations.loc[62, "error"] = "rationale is empty or shorter than three words"
-    return annotations, reviews
+    rows, gold = browse.DoubtfulRows(), reviews.set_index("id")["label"]
+    for start in (0, 20, 40, 60):
+        rows.add(annotations[start : start + 20], gold)
+    found = rows.rows()
+    return found.assign(text=found["review_id"].map(reviews.set_index("id")["text"])), rows.total
 
 
 def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browse, "MOST_ROWS", 62)
     points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]
     (tmp_path / "page.html").write_text(
-        browse.annotations_page("mine", *tables(), SENTIMENT, ["a line"], points), encoding="utf-8"
+        browse.annotations_page("mine", *shown(), SENTIMENT, ["a line"], points), encoding="utf-8"
     )
     page = browser.new_page()
     failures: list[str] = []
@@ -64,6 +68,6 @@ def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeyp
 
 def test_of_many_annotations_the_doubtful_are_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browse, "MOST_ROWS", 3)
-    page = browse.annotations_page("mine", *tables(), SENTIMENT, [], None)
+    page = browse.annotations_page("mine", *shown(), SENTIMENT, [], None)
     assert '"total": 63' in page
     assert [f'"id": "r{i}"' in page for i in (60, 61, 62, 0, 59)] == [True, True, True, False, False]
