@@ -23,6 +23,8 @@ from cotd.scratch import ScratchFile, TextFile
 from cotd.task import Task
 
 REASON = "filtered: "
+# Of MinHash signatures: bands of two values each, and texts whose signatures are in memory at once.
+BANDS, SIGNED_AT_ONCE = 16, 4096
 _WORD = re.compile(r"\w+")
 
 
@@ -249,7 +251,8 @@ def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, near: Pat
     for start in range(0, len(texts), SIGNED_AT_ONCE):
         bands.add([texts[i] for i in range(start, min(start + SIGNED_AT_ONCE, len(texts)))])
     repeats = np.zeros(len(texts), dtype=bool)
-    compared = np.full(len(texts), -1, dtype=np.int32)  # with which text each was last: most have one candidate in all bands
+    # With which text each was compared last: mostly it is the same in all bands.
+    compared = np.full(len(texts), -1, dtype=np.int32)
     of = lru_cache(maxsize=1024)(lambda i: trigrams(texts[i]))
     for band in range(BANDS):
         earlier = first_equal(bands.read(band))
@@ -259,22 +262,20 @@ def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, near: Pat
     return repeats
 
 
-BANDS, SIGNED_AT_ONCE = 16, 4096
-_MULTIPLY, _ADD = np.random.default_rng(0).integers(1, 2**31 - 1, size=(2, 2 * BANDS, 1), dtype=np.uint64)
-
-
 class Bands:
     """MinHash signatures on disk, a band at a time: two 32-bit values side by side."""
 
     def __init__(self, near: Path | None = None):
         self._file = ScratchFile(near)
         self._sizes: list[int] = []  # of the blocks
+        draw = np.random.default_rng(0)
+        self._multiply, self._add = draw.integers(1, 2**31 - 1, size=(2, 2 * BANDS, 1), dtype=np.uint64)  # (32, 1) each
 
     def add(self, texts: Sequence[str]) -> None:
         signatures = np.empty((BANDS, len(texts)), dtype=np.uint64)
         for i, text in enumerate(texts):
             hashes = np.array(sorted(trigrams(text)), dtype=np.uint64)[None, :]  # (1, trigrams)
-            smallest = ((_MULTIPLY * hashes + _ADD) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
+            smallest = ((self._multiply * hashes + self._add) % np.uint64(2**31 - 1)).min(axis=1)  # (32,)
             signatures[:, i] = smallest[::2] << np.uint64(32) | smallest[1::2]
         self._file.add(signatures.tobytes())
         self._sizes.append(len(texts))

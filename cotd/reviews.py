@@ -198,7 +198,7 @@ class RowReader:
         """Of all rows: ids, labels, given splits, the splits that a hash would carve, whether it would carve validation from
         train, and reasons."""
         types = (np.uint64, np.int8, np.int8, np.int8, bool, np.int32)
-        blocks = [*self._blocks, tuple(np.empty(0, dtype=t) for t in types)]
+        blocks, self._blocks = [*self._blocks, tuple(np.empty(0, dtype=t) for t in types)], []
         return tuple(np.concatenate([block[k] for block in blocks]) for k in range(len(types)))
 
 

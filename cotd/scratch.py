@@ -95,8 +95,8 @@ class TextFile(Sequence[str]):
 
 
 class SortedRows:
-    """Rows that come in any order and leave sorted, a block at a time. Those in memory are some ten thousand, however many
-    there are.
+    """Rows that come in any order and leave sorted, a block at a time. Some tens of thousands are in memory, however many there
+    are.
 
     They are kept in buckets by the first column of `key`, which holds evenly distributed hexadecimal digits, as ids are; the
     rows of one id come in one block.

@@ -76,13 +76,13 @@ def has_nulls(file: pq.ParquetFile, column: str) -> bool:
 
 
 def with_types(frame: pd.DataFrame, types: Mapping[Any, Any]) -> pd.DataFrame:
-    """A frame with its columns of numbers and of booleans, NumPy's, as those of `types` where these are numbers too."""
+    """A frame with its columns of numbers, NumPy's, as those of `types` where these are numbers too."""
 
-    def kind(of: Any) -> str:
-        return of.kind if isinstance(of, np.dtype) else ""
+    def is_number(of: Any) -> bool:
+        return isinstance(of, np.dtype) and of.kind in "iuf"
 
-    numbers = {c: t for c, t in types.items() if c in frame and kind(t) in "iuf" and kind(frame[c].dtype) in "biuf"}
-    return frame.astype(numbers)
+    wanted = {c: t for c, t in types.items() if c in frame and is_number(t) and is_number(frame[c].dtype)}
+    return frame.astype(wanted)
 
 
 def text_lines(file: Path, newline: str) -> Iterator[str]:

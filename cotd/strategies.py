@@ -1,7 +1,7 @@
 """How a teacher is asked: score, then explain (weak teachers), or few-shot chain of thought (strong ones).
 
 A strategy sees neither engine nor store: it is given `ask`, which answers requests, and returns the teacher's output.
-Requests are rendered when they are needed; texts and rows are on disk, so that of a review some ten bytes are in memory.
+Requests are rendered when they are needed; texts and rows are on disk, so that of a review some 60 bytes are in memory.
 """
 
 from __future__ import annotations

@@ -78,11 +78,14 @@ def write_blocks(blocks: Iterable[pd.DataFrame], path: Path, schema: pa.Schema) 
 
 @contextlib.contextmanager
 def parquet_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[pd.DataFrame], None]]:
-    """A file to write rows to, which is put in place at the end of the block."""
+    """A file to write rows to, which is put in place at the end of the block; of one that fails nothing is left."""
     scratch = path.with_name(path.name + ".part")
-    with pq.ParquetWriter(scratch, schema) as writer:
-        yield lambda rows: writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
-    scratch.replace(path)
+    try:
+        with pq.ParquetWriter(scratch, schema) as writer:
+            yield lambda rows: writer.write_table(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def read_blocks(path: Path, columns: list[str]) -> Iterator[pd.DataFrame]:

@@ -26,7 +26,7 @@ from cotd.task import SENTIMENT
 from cotd.teacher import load_teacher
 from cotd.truncation import fit_by_length, tokens_by_length
 from pipelines.annotate import annotate, preview
-from pipelines.annotation_files import AnnotationFiles, read_annotations
+from pipelines.annotation_files import QUARANTINE, AnnotationFiles, parquet_file, read_annotations
 from pipelines.annotation_job import check_gold, prepare
 from pipelines.annotation_summary import summary_lines
 from pipelines.asking import Asker, Budget
@@ -83,6 +83,12 @@ def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> 
     assert second["digest"] == first["digest"]
     assert another_study["digest"] == first["digest"]
     assert second["usage"] == another_study["usage"] == {"requests": 84, "from_store": 84}
+
+
+def test_of_a_file_that_was_not_finished_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), parquet_file(tmp_path / "rows.parquet", QUARANTINE):
+        raise OSError("No space left on device")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", ["label scores", "rationales"])
