@@ -178,8 +178,9 @@ def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
         for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True)):
             for s in samples:
                 yield (i, "think", s, n), think_request(teacher, prompts, text, s)
-            for s in samples if gold else ():
-                yield (i, "explain", s, n), explain_request(teacher, prompts, text, gold, s, structured=True)
+            if gold:
+                for s in samples:
+                    yield (i, "explain", s, n), explain_request(teacher, prompts, text, gold, s, structured=True)
 
     def usable(tag: Tag, answer: Completion) -> bool:
         if tag[1] == "explain":
