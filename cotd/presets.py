@@ -1,6 +1,7 @@
 """Training settings of the papers, by name: `training.preset`. A key that is also given beside it wins.
 
-Neither paper trains in reduced precision, or says so; `training.precision` is this project's and no part of a preset.
+Neither paper trains in reduced precision, or says so; `training.precision` is this project's and no part of a preset, nor are
+`micro_batch_size` and `gradient_checkpointing`, which change no student.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from cotd.errors import nearest
 # What both codes leave to transformers' Seq2SeqTrainer, and to T5 v1.1's own dropout.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
-    "dropout": 0.1, "patience": None,
+    "dropout": 0.1, "patience": None, "shared_encoder": False,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

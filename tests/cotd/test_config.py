@@ -129,9 +129,10 @@ def test_a_preset_is_its_values_and_explicit_keys_win(write_study: Callable[...,
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_decides_all_but_the_precision(name: str, write_study: Callable[..., Path]) -> None:
+def test_a_preset_decides_all_but_how_it_is_computed(name: str, write_study: Callable[..., Path]) -> None:
     """What it left to a default of ours would change with that."""
-    assert {*PRESETS[name], "precision", "preset"} == set(TrainingConfig.model_fields)
+    how = {"precision", "micro_batch_size", "gradient_checkpointing"}
+    assert {*PRESETS[name], *how, "preset"} == set(TrainingConfig.model_fields)
     assert load_config(write_study(), [f"training.preset={name}"]).training.model_dump().items() >= PRESETS[name].items()
 
 
