@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from cotd.config import StudyConfig, load_config
 from cotd.student import Student
 from cotd.training import train_trial
 from cotd.trials import Trial, TrialFolder
-from pipelines.board import Board
 from pipelines.cluster import MARKER, ray_session
 from pipelines.study import plan_study
 from pipelines.sweep import TrialWatcher, sweep
@@ -27,14 +26,14 @@ TRAINING = {
     "optimizer": "adamw", "steps": 8, "batch_size": 7, "eval_every": 4, "dropout": 0.0, "learning_rate": 1e-3,
     "precision": "float32",
 }  # fmt: skip
-RESOURCES = {"sizes": {"tiny": {"workers": 2, "cpus": 1}}}
+RESOURCES = {"cpus": 1, "sizes": {"tiny": {"workers": 2}}}
 
 
 @pytest.fixture
 def write(write_study: Callable[..., Path], tiny_t5: Path) -> Callable[..., StudyConfig]:
-    def make(training: dict[str, Any], seeds: list[int]) -> StudyConfig:
-        grid = {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": seeds}
-        sizes = {"tiny": str(tiny_t5)}
+    def make(training: dict[str, Any], include: list[dict[str, Any]] | None = None) -> StudyConfig:
+        grid = {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": [0], "include": include or []}
+        sizes = {"tiny": str(tiny_t5), "single": str(tiny_t5)}
         return load_config(write_study(grid=grid, sizes=sizes, training={**TRAINING, **training}, resources=RESOURCES))
 
     return make
@@ -72,7 +71,7 @@ def assert_trained_as_by_one(config: StudyConfig, trial: Trial, scratch: Path) -
 
 @pytest.mark.slow
 def test_two_workers_train_the_trial_that_one_would(write: Callable[..., StudyConfig], tmp_path: Path) -> None:
-    config = write({}, [0])
+    config = write({})
     with ray_session(num_cpus=2):
         outcome = sweep(config)
     assert (outcome["trained"], outcome["failed"]) == (1, {})
@@ -85,40 +84,31 @@ class Spy:
     """Sees what Tune tells of the trials, and kills a worker of the first that is scored."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
-        self.at_once, self.killed = 0, 0
-        tell_result, tell_start, tell_recover = TrialWatcher.on_trial_result, Board.started, TrialWatcher.on_trial_recover
+        self.killed = 0
         self.recovered: list[str] = []
+        tell_result, tell_recover = TrialWatcher.on_trial_result, TrialWatcher.on_trial_recover
 
         def result(watcher: TrialWatcher, **told: Any) -> None:
             tell_result(watcher, **told)
-            if not self.killed and (found := workers()):
-                self.killed = found[-1].pid
+            if not self.killed and watcher._of(told["trial"])[0].size == "tiny":
+                self.killed = workers()[-1].pid
                 os.kill(self.killed, signal.SIGKILL)
 
-        def started(board: Board, trial: Trial) -> None:
-            tell_start(board, trial)
-            self.at_once = max(self.at_once, len(board.running))
-
-        def recover(watcher: TrialWatcher, *, trial: Any, **told: Any) -> None:
-            self.recovered.append(watcher._why(trial, watcher._of(trial)[1]))
-            tell_recover(watcher, trial=trial, **told)
+        def recover(watcher: TrialWatcher, **told: Any) -> None:
+            self.recovered.append(watcher._why(told["trial"], watcher._of(told["trial"])[1]))
+            tell_recover(watcher, **told)
 
         patch.setattr(TrialWatcher, "on_trial_result", result)
         patch.setattr(TrialWatcher, "on_trial_recover", recover)
-        patch.setattr(Board, "started", started)
-
-
-@pytest.fixture
-def spy() -> Iterator[Spy]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield Spy(patch)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_the_work_since_the_last_checkpoint_and_trials_begin_when_there_is_room(
-    write: Callable[..., StudyConfig], spy: Spy, tmp_path: Path
+def test_a_killed_worker_costs_the_work_since_the_last_checkpoint(
+    write: Callable[..., StudyConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = write({"steps": 300, "eval_every": 20}, [0, 1])
+    """Beside a trial of another size, which one worker trains."""
+    spy = Spy(monkeypatch)
+    config = write({"steps": 300, "eval_every": 20}, include=[{"size": ["single"], "seed": [1]}])
     with ray_session(num_cpus=2):
         outcome = sweep(config)
         deadline = time.monotonic() + 10
@@ -126,11 +116,11 @@ def test_a_killed_worker_costs_the_work_since_the_last_checkpoint_and_trials_beg
             time.sleep(0.2)
         assert workers() == []
     assert (outcome["trained"], outcome["failed"]) == (2, {})
-    assert spy.killed
     assert len(spy.recovered) == 1
     assert "has died" in spy.recovered[0]
-    assert spy.at_once == 1, "two processors are those of one trial's workers"
     for trial in plan_study(config).trials:
         folder = plan_study(config).folder(trial)
         assert [point["step"] for point in folder.curve()] == list(range(20, 301, 20))
         assert not folder.error.exists()
+    written = plan_study(config).folder(next(t for t in plan_study(config).trials if t.size == "tiny")).metrics
+    assert written.read_text().count('"step": 20,') == 1, "the attempt after it went on from a checkpoint"
