@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def annotation_row(
     label_probability: float | None,
     rationale: str,
     completion: dict[str, Any] | None,
-    origin: dict[str, str],
+    origin: Mapping[str, str | None],
     extra_prompt_tokens: int = 0,
     error: str | None = None,
 ) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def annotation_row(
 
     Args:
         completion: what the teacher answered, or None where it did not (then `error` says so).
-        origin: teacher, revision and prompt_hash.
+        origin: teacher, revision and prompt_hash, which is None of answers whose prompt is not known.
         extra_prompt_tokens: of the label-scoring request, where that was a separate one.
     """
     nothing: dict[str, Any] = {"finish_reason": None, "logprob": None, "prompt_tokens": 0, "output_tokens": 0}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cotd.answers_config import AnswersConfig, source_problems, teacher_problems, with_strategy
 from cotd.blocks import Block, apply_override, check_block, digest, read_yaml
 from cotd.engine_config import EngineConfig
 from cotd.errors import CotdError, nearest
@@ -151,13 +152,13 @@ class BudgetConfig(Block):
 class TeacherConfig(Block):
     model: str = Field(
         "embedded:smollm2-135m-instruct",
-        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there",
+        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `answers`, any name",
     )
     revision: str | None = Field(
         None,
         description="of a hub model: branch, tag or commit; with `api`: any word that names the weights, in place of the URL",
     )
-    strategy: Literal["score_then_explain", "chain_of_thought"] = "score_then_explain"
+    strategy: Literal["score_then_explain", "chain_of_thought", "read_answers"] = "score_then_explain"
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
     samples: int = Field(1, ge=1, le=64, description="rationales a review")
@@ -175,6 +176,7 @@ class TeacherConfig(Block):
     )
     engine: EngineConfig = EngineConfig()
     api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
+    answers: AnswersConfig | None = Field(None, description="a file of what a model wrote already, in place of asking one")
     budget: BudgetConfig = BudgetConfig()
     store: str | None = Field(
         None, description="folder of the answers, or any fsspec URL; studies may share one; null: STORAGE/completions"
@@ -187,6 +189,17 @@ class TeacherConfig(Block):
             raise ValueError("; ".join(wrong))
         return filters
 
+    @model_validator(mode="before")
+    @classmethod
+    def resolve_strategy(cls, plain: Any) -> Any:
+        return with_strategy(plain)
+
+    @model_validator(mode="after")
+    def asked_or_read(self) -> TeacherConfig:
+        if problems := teacher_problems(self):
+            raise ValueError("; ".join(problems))
+        return self
+
     @model_validator(mode="after")
     def scores_need_completions(self) -> TeacherConfig:
         if self.api and self.strategy == "score_then_explain" and self.api.endpoint == "chat":
@@ -198,8 +211,10 @@ class TeacherConfig(Block):
 
     def decisive(self) -> dict[str, Any]:
         """What decides the training reviews' annotations: not where and how fast the engine runs, nor costs, nor the store."""
-        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "held_out_rationales"})
-        if self.api:
+        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
+        if self.answers:
+            plain["answers"] = self.answers.columns.model_dump()
+        elif self.api:
             plain["api"] = self.api.model_dump(
                 include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
             )
@@ -255,10 +270,13 @@ class StudyConfig(Block):
     @model_validator(mode="after")
     def parts_agree(self) -> StudyConfig:
         problems = size_problems(self.model_dump(include={"grid", "sizes", "resources"}))
-        if (most := max(self.grid.all_values("samples"), default=0)) > self.teacher.samples:
+        most = max(self.grid.all_values("samples"), default=0)
+        if most > self.teacher.samples and not self.teacher.answers:
             problems.append(
                 f"grid.samples has {most}, and the teacher writes {self.teacher.samples} a review (teacher.samples)"
             )
+        if self.teacher.answers:
+            problems += source_problems(self.teacher.answers, self.data)
         if self.search and (cells := self.grid.count_all()) > 1:
             problems.append(
                 f"search tries settings of one student, and the grid has {cells} combinations: name one method, fraction, size "

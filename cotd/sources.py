@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cotd import assets
+from cotd.answers_config import AnswerColumns
 from cotd.config import Columns, DataConfig
 from cotd.errors import CotdError, nearest
 from cotd.hub import first_sentence
@@ -109,16 +110,16 @@ def read_blocks(data: DataConfig, unlabelled: bool = False) -> Iterator[pd.DataF
     return read_hub(data.source, data.columns, UNLABELLED_HUB_SPLITS if unlabelled else HUB_SPLITS)
 
 
-def read_mapped(path: str, columns: Columns) -> Iterator[pd.DataFrame]:
+def read_mapped(path: str, columns: Columns | AnswerColumns, key: str = "data.columns") -> Iterator[pd.DataFrame]:
     """A file's rows, a block at a time, with mapped columns: see `map_columns`. JSON lines may lack some of them."""
     wanted = list(roles(columns).values())
     for number, block in enumerate(read_file(path)):
         if path.endswith(".jsonl") and (absent := [name for name in wanted if name not in block]):
             if number == 0:  # is it in any line?
                 known = dict.fromkeys(name for other in read_file(path) for name in other)
-                map_columns(pd.DataFrame(columns=list(known)), columns, path)
+                map_columns(pd.DataFrame(columns=list(known)), columns, path, key)
             block[absent] = None
-        yield map_columns(block, columns, path)
+        yield map_columns(block, columns, path, key)
 
 
 def joined(parts: Sequence[tuple[str, Read]]) -> Iterator[pd.DataFrame]:
@@ -130,20 +131,23 @@ def joined(parts: Sequence[tuple[str, Read]]) -> Iterator[pd.DataFrame]:
             yield with_types(block.assign(split=split), types)
 
 
-def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFrame:
-    """Renames the mapped columns to text, label, split and group, and those of bad rows to problem and line.
+def map_columns(frame: pd.DataFrame, columns: Columns | AnswerColumns, where: str, key: str = "data.columns") -> pd.DataFrame:
+    """Renames the mapped columns to their roles (text, label, split and group), and those of bad rows to problem and line.
+
+    Args:
+        where: the file, and key: the block of the study that names the columns, for messages.
 
     Raises:
         CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed.
     """
     wanted = roles(columns)
-    optional = {"label"} if columns.label == "label" else set()
+    optional = {"label"} if isinstance(columns, Columns) and columns.label == "label" else set()
     missing = [(role, name) for role, name in wanted.items() if name not in frame.columns and role not in optional]
     if missing:
         have = ", ".join(str(name) for name in frame.columns if name not in (PROBLEM, LINE))
         raise CotdError(
             *(
-                f"{where}: no column '{name}' (data.columns.{role}); it has: {have}.{nearest(name, list(frame.columns))}"
+                f"{where}: no column '{name}' ({key}.{role}); it has: {have}.{nearest(name, list(frame.columns))}"
                 for role, name in missing
             )
         )
@@ -156,8 +160,8 @@ def map_columns(frame: pd.DataFrame, columns: Columns, where: str) -> pd.DataFra
     return mapped
 
 
-def roles(columns: Columns) -> dict[str, str]:
-    """Role (text, label, split or group) → the column that is mapped to it."""
+def roles(columns: Columns | AnswerColumns) -> dict[str, str]:
+    """Role (text, label, split or group, say) → the column that is mapped to it."""
     return {role: name for role, name in columns.model_dump().items() if name}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from cotd.review_table import NONE, SPLITS, ReviewTable
 from cotd.reviews import Reviews
 from cotd.scratch import SortedRows
 from cotd.task import Task
+
+if TYPE_CHECKING:
+    from cotd.answers import ReadRows
 
 Completion = dict[str, Any]
 # What a strategy wants back with the answer to a request; the review's id is its first.
@@ -54,12 +57,14 @@ class TeacherOutput:
         calibration: what was fitted on what, or None.
         held_out: the teacher's own rationales of validation and test reviews, "" where it gave none, with columns review_id
             and rationale; of the reviews that it was asked about, which takes `held_out_rationales`.
+        read: what became of the rows of a file of answers, where the teacher was not asked.
     """
 
     rows: AnnotationRows
     test: pd.DataFrame
     calibration: dict[str, Any] | None
     held_out: SortedRows
+    read: ReadRows | None = None
 
     @property
     def annotations(self) -> pd.DataFrame:

@@ -240,7 +240,8 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
     """
     if not METHODS[cell.method].needs_annotations:
         return None, None
-    samples = None if cell.samples == config.teacher.samples else cell.samples
+    written = None if config.teacher.answers else config.teacher.samples  # a file has as many as it has
+    samples = None if cell.samples == written else cell.samples
     filters = cell.filters if cell.filters is not None else config.teacher.filters if samples is not None else None
     return samples, None if samples is None and filters == config.teacher.filters else filters
 

@@ -1,4 +1,4 @@
-"""Reviews → annotations: a strategy asks, the store answers what it knows, the engine the rest."""
+"""Reviews → annotations: a strategy asks, the store answers what it knows, the engine the rest; or a file has all answers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from cotd.annotations import SCHEMA
+from cotd.answers import SET_ASIDE, read_answers
 from cotd.config import StudyConfig, TeacherConfig
 from cotd.errors import CotdError
 from cotd.filters import REASON, FilterContext, filtered_blocks
@@ -35,7 +36,7 @@ from pipelines.annotation_files import (
     write_text,
 )
 from pipelines.annotation_job import Job, prepare
-from pipelines.annotation_summary import Tally, summarise, summary_lines
+from pipelines.annotation_summary import Tally, answer_lines, summarise, summary_lines
 from pipelines.asking import Asker, Budget, Complete
 from pipelines.browse import DoubtfulRows, annotations_page
 from pipelines.locking import only_one
@@ -69,6 +70,10 @@ def annotate(
     """
     started = time.perf_counter()
     require_lasting(config)
+    if config.teacher.answers and retry_errors:
+        raise CotdError(
+            "--retry-errors is for a teacher that can be asked again; teacher.answers are read from a file: mend that."
+        )
     job = prepare(config)
     files = AnnotationFiles.of(config)
     for warning in job.warnings:
@@ -86,7 +91,10 @@ def annotate(
         if config.teacher.api and complete is None:
             check_price(config.teacher, job, ask, yes)
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", KEPT))
-        output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
+        if config.teacher.answers:
+            output = read_answers(config.data, job.teacher, job.reviews, job.task)
+        else:
+            output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
     release_memory()
     rows = job.reviews.rows
     if budget.reached and rows.split("test").label_counts() and not output.test["gold"].notna().any():
@@ -98,7 +106,8 @@ def annotate(
     def context(block: pd.DataFrame) -> FilterContext:
         return FilterContext(job.task, rows.gold(block["review_id"]))
 
-    tally, doubtful = Tally(job.task, votes=config.teacher.samples > 1), DoubtfulRows()
+    samples = output.read.counts["samples"] if output.read else config.teacher.samples
+    tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
     with parquet_file(files.annotations, SCHEMA) as write:
         for block in filtered_blocks(output.rows.blocks, config.teacher.filters, context, config.directory)():
             gold = rows.gold(block["review_id"])
@@ -108,6 +117,9 @@ def annotate(
         summary = summarise(config, job, output, tally, ask, time.perf_counter() - started)
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
+    files.quarantined_answers.unlink(missing_ok=True)
+    if output.read:
+        write_blocks(output.read.set_aside.blocks(), files.quarantined_answers, SET_ASIDE)
     if config.teacher.held_out_rationales:
         write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
     write_blocks(job.reviews.set_aside.blocks(), files.quarantine, QUARANTINE)
@@ -125,6 +137,12 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     job = prepare(config)
     for warning in job.warnings:
         say(f"  warning: {warning}")
+    if config.teacher.answers:
+        read = read_answers(config.data, job.teacher, job.reviews, job.task).read
+        assert read is not None
+        yield from answer_lines(read.counts, None)
+        yield f"nobody is asked: {job.teacher.name} has answered, revision {job.teacher.revision}"
+        return
     ask = Asker(job.store, no_engine, Budget(config.teacher.budget, job.teacher.count))
     shown: Counter[str] = Counter()
     for planned in planned_requests(job.teacher, job.reviews, job.task, job.prompts, ask.known):

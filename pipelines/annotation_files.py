@@ -44,6 +44,11 @@ class AnnotationFiles:
         return self.directory / "quarantined_reviews.parquet"
 
     @property
+    def quarantined_answers(self) -> Path:
+        """The rows of `teacher.answers` that are set aside, and why."""
+        return self.directory / "quarantined_answers.parquet"
+
+    @property
     def summary(self) -> Path:
         return self.directory / "summary.json"
 

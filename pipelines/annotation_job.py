@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cotd.answers import answers_digest, check_answers, reading_teacher
 from cotd.completions import CompletionStore
 from cotd.config import StudyConfig, TeacherConfig, digest
 from cotd.errors import CotdError
@@ -45,8 +46,10 @@ def prepare(config: StudyConfig) -> Job:
     """Loads and checks all that a run needs, and starts nothing. Gold labels are needed by Platt scaling alone.
 
     Raises:
-        CotdError: bad reviews, prompts or teacher; no gold labels to calibrate on; no such store; too small a context.
+        CotdError: bad reviews, prompts, teacher or file of answers; no gold labels to calibrate on; no such store; too small a context.
     """
+    if config.teacher.answers:
+        check_answers(config.data, config.teacher)
     reviews = load_reviews(config.data, config.directory)
     inputs = annotation_inputs(config, reviews)
     release_memory()
@@ -55,8 +58,11 @@ def prepare(config: StudyConfig) -> Job:
     task = get_task(config.data.task)
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or completions_place(config))
-    teacher = load_teacher(config.teacher)
-    check_context(config.teacher, teacher, task, prompts)
+    if config.teacher.answers:
+        teacher = reading_teacher(config.data, config.teacher)
+    else:
+        teacher = load_teacher(config.teacher)
+        check_context(config.teacher, teacher, task, prompts)
     warnings = quarantine_warnings(reviews)
     warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, reviews)]
     return Job(reviews, task, prompts, teacher, store, warnings, inputs)
@@ -132,4 +138,5 @@ def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
 def annotation_inputs(config: StudyConfig, reviews: Reviews) -> str:
     """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
     prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
-    return digest([config.teacher.decisive(), prompts.hash, reviews.digest()])
+    read = [answers_digest(config.data, config.teacher)] if config.teacher.answers else []
+    return digest([config.teacher.decisive(), prompts.hash, reviews.digest(), *read])

@@ -88,7 +88,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "spent": spent(ask),
         "seconds": seconds,
         "digest": str(tally.digest),
-    }  # fmt: skip
+    } | ({"answers": output.read.counts} if output.read else {})  # fmt: skip
 
 
 def store_warnings(store: CompletionStore) -> list[str]:
@@ -121,6 +121,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
+    if answers := summary.get("answers"):
+        yield from answer_lines(answers, path.with_name("quarantined_answers.parquet"))
     if (held_out := summary["held_out_rationales"])["reviews"]:
         yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
     if cut := summary["reviews"]["cut"]:
@@ -154,5 +156,24 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
         )
     if spent["limit_reached"]:
         yield f"stopped at teacher.budget.{spent['limit_reached']}; raise it and run again to go on from here"
-    if any(not reason.startswith((REASON, "not asked")) for reason in counts["quarantined"]):
+    if not answers and any(not reason.startswith((REASON, "not asked")) for reason in counts["quarantined"]):
         yield "quarantined rows are asked about again with --retry-errors"
+
+
+def answer_lines(counts: dict[str, Any], aside: Path | None) -> Iterator[str]:
+    """What became of a file's answers, see `cotd.answers.ReadRows`.
+
+    Args:
+        aside: where those that are set aside can be read; None where they were not written.
+    """
+    matched, reviews = f"{counts['matched']:,} of {counts['rows']:,} rows", f"{counts['reviews']:,} reviews"
+    yield f"{matched} of {', '.join(counts['files'])} are answers about {reviews}"
+    if counts["set_aside"]:
+        yield "rows set aside, of whatever split" + (f", in {aside}:" if aside else ":")
+    for reason, count in counts["set_aside"].items():
+        yield f"  {count:,} × {reason}"
+    if said := counts["other_labels"]:
+        yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in said.items())
+    for split, name in (("train", "training"), ("test", "test")):
+        if missing := counts[f"unanswered_{split}"]:
+            yield f"{missing:,} {name} reviews have no answer"

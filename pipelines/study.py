@@ -142,8 +142,9 @@ def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFra
         )
     given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]
     if given_gold and not found[0]["gold_conditioned"].any():
+        column = "name their column in teacher.answers.columns.gold_rationale, " if config.teacher.answers else ""
         raise CotdError(
             f"{', '.join(given_gold)} needs rationales given the gold label, and these annotations have none. "
-            "Set teacher.gold_conditioned: true and run `cotd annotate CONFIG` again."
+            f"Set teacher.gold_conditioned: true, {column}and run `cotd annotate CONFIG` again."
         )
     return found

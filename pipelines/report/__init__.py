@@ -79,8 +79,11 @@ def content_of(plan: Plan, results: Results) -> Content:
 
 
 def annotation_costs(found: tuple[Any, dict[str, Any]] | None) -> dict[str, Any] | None:
-    """What the last run of `cotd annotate` took: answers wanted, those known before, tokens and price of the new ones."""
-    if found is None:
+    """What the last run of `cotd annotate` took: answers wanted, those known before, tokens and price of the new ones.
+
+    None where it took nothing: there was none, or it read answers from a file.
+    """
+    if found is None or "answers" in found[1]:
         return None
     summary = found[1]
     keys = ("requests", "from_store", "prompt_tokens", "output_tokens")
