@@ -68,7 +68,7 @@ def test_fractions_outside_the_range(write_study: Callable[..., Path], fraction:
         ("training.preset=[1]", "training: unknown preset"),
         ("data.task=emotion", "unknown task 'emotion'; known: sentiment"),
         ("teacher.samples=4", "samples > 1 needs temperature > 0"),
-        ("teacher.strategy=reason", "'score_then_explain' or 'chain_of_thought'"),
+        ("teacher.strategy=reason", "'score_then_explain', 'chain_of_thought' or 'read_answers'"),
         ("name=a/b", "name: "),
         ("data.source=", "data.source"),
         ("training=", "training"),
