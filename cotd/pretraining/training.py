@@ -233,6 +233,7 @@ def train(
         save_strategy="steps", save_steps=settings.save_every, save_total_limit=1, logging_steps=settings.log_every,
         seed=settings.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_num_workers=4 if use_gpu else 0, log_level="error",
+        average_tokens_across_devices=False,  # workers would exchange counts for batches with labels alone, and wait for others
     )  # fmt: skip
     batches = make_batches(config, corpus, tokenizer, train_chunks, settings.steps * arguments.world_size)
     held_out = make_batches(config, corpus, tokenizer, held_out_chunks, 40, seed_offset=1)
