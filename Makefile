@@ -33,7 +33,7 @@ $(STAMP): requirements/lock.txt requirements/torch-cpu.txt pyproject.toml
 demo: install ## the whole main job on real reviews with a real teacher (about a quarter of an hour)
 	@$(BIN)/cotd demo
 
-test: install ## unit tests and one end-to-end run of the real path (some twenty minutes on two cores)
+test: install ## unit tests and one end-to-end run of the real path (some twelve minutes on two cores)
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest
 

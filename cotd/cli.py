@@ -264,6 +264,7 @@ def serve_command(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1)] = 1,
     cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs a replica has; four of 0.25 share one")] = 0,
     runtime: Annotated[
         str,
         typer.Option(
@@ -309,7 +310,7 @@ def serve_command(
         student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
         max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,
     )  # fmt: skip
-    with ray_session(), serving(settings, host, port, replicas, cpus) as url:
+    with ray_session(), serving(settings, host, port, replicas, cpus, gpus) as url:
         print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
         print(
             f"try: curl {url}/v1/predict -H 'Content-Type: application/json' -d '{{\"texts\": [\"A warm and funny film.\"]}}'",

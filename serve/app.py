@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import socket
@@ -44,6 +45,8 @@ class StudentServer:
 
     def __init__(self, settings: Settings):
         LOG.setLevel(logging.INFO)
+        if not ray.get_gpu_ids():  # Ray hides GPUs from who has asked for others, and not from who has asked for none
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if settings.metrics_folder:  # applications of one machine may have been given the same
             own = Path(settings.metrics_folder) / re.sub(r"[^\w.-]", "_", serve.get_replica_context().app_name)
             settings = settings.model_copy(update={"metrics_folder": str(own)})
@@ -70,19 +73,21 @@ def build(arguments: dict[str, Any] | Settings) -> Any:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, replicas: int = 1, cpus: float = 1) -> Iterator[str]:
+def serving(
+    settings: Settings, host: str = "127.0.0.1", port: int = 8000, replicas: int = 1, cpus: float = 1, gpus: float = 0
+) -> Iterator[str]:
     """Serves a student for the duration of a block, in the running Ray.
 
     On the way out the application goes, and Serve with it where this block started it and nobody else uses it.
 
     Args:
-        cpus: CPUs a replica has.
+        cpus, gpus: CPUs and GPUs a replica has.
 
     Yields:
         The endpoint's address, once it answers.
 
     Raises:
-        CotdError: Ray has too few CPUs, or the replicas do not start.
+        CotdError: Ray has too few CPUs or GPUs, or the replicas do not start.
     """
     from cotd.student import resolve_model
     from cotd.tracking import use_tracking
@@ -91,16 +96,20 @@ def serving(settings: Settings, host: str = "127.0.0.1", port: int = 8000, repli
     use_tracking(settings.tracking_uri)
     if not settings.student.startswith("models:/"):
         settings = settings.model_copy(update={"student": resolve_model(settings.student)})  # replicas work elsewhere
-    have = ray.cluster_resources().get("CPU", 0)
-    if replicas * cpus > have:
-        raise CotdError(
-            f"{replicas} replicas of {cpus:g} CPUs need more than the {have:g} that Ray has. Lower --replicas or --cpus."
-        )
+    have = ray.cluster_resources()
+    problems = [
+        f"{replicas} replicas of {each:g} {name}s need more than the {have.get(name, 0):g} that Ray has. "
+        f"Lower --replicas or --{name.lower()}s."
+        for name, each in (("CPU", cpus), ("GPU", gpus))
+        if replicas * each > have.get(name, 0)
+    ]
+    if problems:
+        raise CotdError(*problems)
     folder = settings.metrics_folder or tempfile.mkdtemp(prefix="cotd-metrics-")
     settings = settings.model_copy(update={"metrics_folder": folder})
     deployment = StudentServer.options(  # type: ignore[attr-defined]
         num_replicas=replicas,
-        ray_actor_options={"num_cpus": cpus},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         graceful_shutdown_timeout_s=5,  # who presses Ctrl-C does not wait for rationales
     )
     found_serve = serve_runs()
