@@ -19,8 +19,9 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.student import Student
-from serve.app import require_port
+from serve.app import require_port, serving
 from serve.client import Client
+from serve.settings import Settings
 from tests.processes import marked
 from tests.serve.conftest import Registry
 
@@ -145,6 +146,18 @@ def test_the_proxy_passes_on_what_it_should(served: Served) -> None:
     with socket.create_connection((place.host, place.port or 0), timeout=20) as half:
         half.sendall(b"POST /v1/predict HTTP/1.1\r\nHos")
         assert half.recv(100).startswith(b"HTTP/1.1 408 "), "half a head is not waited for without end"
+
+
+def test_more_than_ray_has_is_refused_all_at_once(student_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.app.ray.cluster_resources", lambda: {"CPU": 2.0})
+    with (
+        pytest.raises(CotdError) as caught,
+        serving(Settings(student=str(student_folder)), replicas=2, cpus=1.5, gpus=0.25),
+    ):
+        pass
+    assert [p.partition(" that")[0] for p in caught.value.problems] == [
+        "2 replicas of 1.5 CPUs need more than the 2", "2 replicas of 0.25 GPUs need more than the 0",
+    ]  # fmt: skip
 
 
 def test_its_port_is_refused_to_another(served: Served) -> None:
