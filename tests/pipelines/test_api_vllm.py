@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.pipelines.conftest import FaultServer
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
+SHORT = 200  # characters: a scoring prompt is shorter, one with examples longer
 FAULTS = ["429", "429_seconds", "429_date", "500", "truncated", "malformed", "no_choices", "empty", "hang"]
 
 
@@ -78,8 +80,16 @@ def test_a_real_server_behind_faults(write_study: Callable[..., Path], tmp_path:
         few = ["data.train_rows=8", "data.test_rows=4"]
         with server.serving() as url:
             sequence = itertools.cycle(FAULTS)
-            # Every fifth prompt fails at its first try, each in another way.
-            server.fault = lambda prompt, tries: next(sequence) if tries == 0 and hash(prompt) % 5 == 0 else None
+
+            def fault(prompt: str, tries: int) -> str | None:
+                """Every fifth prompt or so fails at its first try, each in another way."""
+                if tries or zlib.crc32(prompt.encode()) % 5:
+                    return None
+                found = next(sequence)
+                # Without a text, but with its made-up scores, an answer to a scoring request would be a good one.
+                return next(sequence) if found == "empty" and len(prompt) < SHORT else found
+
+            server.fault = fault
             scored = load_config(write_study(teacher=scoring), [f"teacher.api.base_url={url}", "name=scored"])
             summary = annotate(scored, yes=True)
             assert max(server.tries.values()) > 1
