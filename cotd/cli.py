@@ -156,6 +156,8 @@ def sweep(
 def train(config: Config, overrides: Overrides = None) -> None:
     """Trains the first trial of a study's grid in this process, without Ray or MLflow: the code that a sweep runs.
 
+    Whatever `resources` says: this process has all CPUs, and there are no further workers.
+
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
     from cotd.config import load_config

@@ -29,7 +29,9 @@ class EngineConfig(Block):
         "auto", description="auto: bfloat16 on GPUs and on processors that multiply it in hardware, else float32"
     )
     max_model_len: int = Field(1024, ge=64)
-    batch_size: int = Field(128, ge=1, description="rows a block sent to the engine")
+    batch_size: int = Field(
+        256, ge=1, description="rows a block sent to the engine; the default is as many as vLLM works at together on a CPU"
+    )
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cotd.errors import CotdError, nearest
 
 
@@ -50,7 +52,7 @@ class Task:
 
         Folds case, surrounding space and a final full stop; 0/1, neg/pos and the task's other spellings count.
         """
-        if value is None or value != value:  # None, NaN
+        if not np.isscalar(value) or value != value:  # None, a list; NaN
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)

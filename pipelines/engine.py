@@ -29,10 +29,10 @@ from pipelines.asking import Complete, Completion
 from pipelines.cluster import has_gpus
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
-BATCHES_A_PIPELINE = 64
+BATCHES_A_PIPELINE = 32
 # Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
 ROWS_A_PIPELINE = 100_000
-# Of an in-process engine, in a run. Finding the row in a batch of 128 that an engine dies of takes nine.
+# Of an in-process engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten.
 RESTARTS = 16
 GONE = "gone"  # in place of answers: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
 KEPT = "What is done is kept; the same command goes on from there."
@@ -82,7 +82,8 @@ def teacher_engine(
             else:
                 answered = through_ray_data_llm(blocks, model, arguments, config)
             try:
-                for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+                # Nothing is fetched ahead: answers would be kept only once the next batch's are there.
+                for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     plain = [json.loads(answer) for answer in batch["answer"].to_pylist()]
                     yield [answer for answer in plain if GONE not in answer]
                     if gone := [answer[GONE] for answer in plain if GONE in answer]:

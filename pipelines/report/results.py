@@ -168,20 +168,24 @@ def teacher_row(plan: Plan, gold: pd.Series) -> np.ndarray | None:
     return np.where(gold.index.isin(asked.index), (own == gold).fillna(False).to_numpy(dtype=float), np.nan)
 
 
-def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float], int]:
+def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float], int | None]:
     """(method, fraction) → tokens, read and written, of the annotations that such a student learns from.
 
-    They are the same for every size and seed, and for every method that reads the same ones: they were written once.
+    They are the same for every size and seed, and for every method that reads the same ones: they were written once. None where
+    they are not known, as of answers that were read from a file; methods without annotations are left out.
     """
     if plan.annotations is None:
         return {}
+    annotated = {t.method for t in plan.trials if METHODS[t.method].needs_annotations}
+    if plan.config.teacher.answers:
+        return {(t.method, t.fraction): None for t in plan.trials if t.method in annotated}
     table = pd.read_parquet(plan.annotations)
     table = table.assign(tokens=table["prompt_tokens"] + table["output_tokens"])
     train = reviews[reviews["split"] == "train"]
-    tokens = {}
+    tokens: dict[tuple[str, float], int | None] = {}
     for fraction in sorted({t.fraction for t in plan.trials}):
         of = table[table["review_id"].isin(select_fraction(train, fraction)["id"])].groupby("gold_conditioned")["tokens"].sum()
-        for name in {t.method for t in plan.trials if METHODS[t.method].needs_annotations}:
+        for name in annotated:
             tokens[name, fraction] = int(of.get(METHODS[name].rationale == "given_gold", 0))
     return tokens
 

@@ -226,13 +226,18 @@ def reaching_table(content: Content) -> list[str]:
     return ["## What it takes to reach the teacher", "", intro, "", *table(header, rows, 2)]
 
 
+def tokens(count: int | None) -> str:
+    """None is not known, 0 is none."""
+    return "unknown" if count is None else short(count) if count else "none"
+
+
 def costs_table(content: Content) -> list[str]:
     if not content["groups"]:
         return []
     rows = [
         [
             f"`{arm(g)}`", size_title(g), share(g["fraction"]), str(g["seeds"]), f"{g['train_reviews']:,}",
-            f"{g['train_seconds']:,.0f}", short(g["teacher_tokens"]) if g["teacher_tokens"] else "none",
+            f"{g['train_seconds']:,.0f}", tokens(g["teacher_tokens"]),
             f"{g['validation_accuracy'] * 100:.1f} %", f"{g['accuracy'] * 100:.1f} %", f"{g['macro_f1']:.3f}",
             f"{g['teacher_agreement'] * 100:.1f} %" if g["teacher_agreement"] is not None else "",
         ]

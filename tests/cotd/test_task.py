@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from cotd.errors import CotdError
@@ -18,7 +19,7 @@ def test_ways_to_write_negative(value: object) -> None:
     assert SENTIMENT.parse_label(value) == "negative"
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", "mixed", "not positive", 2, -1, 0.5])
+@pytest.mark.parametrize("value", [None, float("nan"), "", "mixed", "not positive", 2, -1, 0.5, ["positive"], np.array([1, 1]), {}])
 def test_what_is_no_label(value: object) -> None:
     assert SENTIMENT.parse_label(value) is None
 

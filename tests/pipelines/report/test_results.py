@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cotd.answers_config import AnswerColumns, AnswersConfig
 from cotd.config import load_config
 from cotd.errors import CotdError
 from cotd.search import SearchConfig
 from cotd.statistics import accuracy_interval
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
+from pipelines.report.text import tokens
 from tests.pipelines.report.conftest import N, Study
 
 Make = Callable[..., Study]
@@ -48,6 +50,15 @@ def test_teacher_tokens_are_those_that_the_method_learns_from(study: Make) -> No
         ("finetune", 0.1): 0, ("finetune", 1.0): 0, ("distill", 0.1): 200, ("distill", 1.0): 2000,
         ("cot_labelled", 0.1): 200, ("cot_labelled", 1.0): 2000,
     }  # fmt: skip
+
+
+def test_tokens_of_answers_read_from_a_file_are_not_known(study: Make) -> None:
+    made = study(method=["finetune", "distill"], fraction=[1.0]).finish_all()
+    answers = AnswersConfig(columns=AnswerColumns(label="said", rationale="why"))
+    made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"answers": answers})})
+    groups = group_trials(made.results())
+    assert {g["method"]: g["teacher_tokens"] for g in groups} == {"finetune": 0, "distill": None}
+    assert {g["method"]: tokens(g["teacher_tokens"]) for g in groups} == {"finetune": "none", "distill": "unknown"}
 
 
 def test_an_unfinished_study_says_what_is_missing_and_why(study: Make) -> None:
