@@ -109,7 +109,9 @@ def main() -> None:
     note += f"ours {spread(ours)}, alone {spread(raw)}"
     base = ("LLM.generate", rows / statistics.median(raw))
     write(
-        "annotate_throughput", [figure("rows_per_second", rows / statistics.median(ours), "rows/s", base, len(ours), note)], small
+        "annotate_throughput",
+        [figure("rows_per_second", rows / statistics.median(ours), "rows/s", base, len(ours), note)],
+        small,
     )
 
 

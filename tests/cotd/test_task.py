@@ -19,7 +19,9 @@ def test_ways_to_write_negative(value: object) -> None:
     assert SENTIMENT.parse_label(value) == "negative"
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", "mixed", "not positive", 2, -1, 0.5, ["positive"], np.array([1, 1]), {}])
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), "", "mixed", "not positive", 2, -1, 0.5, ["positive"], np.array([1, 1]), {}]
+)
 def test_what_is_no_label(value: object) -> None:
     assert SENTIMENT.parse_label(value) is None
 
