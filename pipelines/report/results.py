@@ -120,7 +120,7 @@ def setting_title(setting: dict[str, str]) -> str:
 
 
 def trial_entry(
-    trial: Trial, folder: TrialFolder, setting: dict[str, str], tokens: dict[tuple[str, float], int]
+    trial: Trial, folder: TrialFolder, setting: dict[str, str], tokens: dict[tuple[str, float], int | None]
 ) -> dict[str, Any]:
     """A finished trial as `report.json` lists it."""
     result = folder.result()
