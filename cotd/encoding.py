@@ -83,10 +83,6 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         cut = {"cut_inputs": int(pairs["cut_input"].sum()), "cut_targets": int(pairs["cut_target"].sum())}
         return {"review_id": str(review["id"]), **cut, **row}
 
-    def input_lengths(self) -> list[int]:
-        """Each review's length in tokens, as its label, or its rationale and label, is asked for."""
-        return self.pairs["input_length"][self.reviews["first"]].tolist()
-
     def head(self, train_reviews: int) -> EncodedPairs:
         """The part that belongs to the first so many training reviews."""
         rows = int(np.searchsorted(self.reviews["position"], train_reviews))

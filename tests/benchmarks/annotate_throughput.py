@@ -24,7 +24,7 @@ from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
 from pipelines.annotate import annotate
 from pipelines.annotation_job import prepare
-from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.figures import arguments, figure, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 REPEATS = 3
@@ -106,7 +106,7 @@ def main() -> None:
             raw.append(seconds_alone(config, asked, Path(scratch) / "passes.json"))
     rows = sum(map(len, asked))
     note = f"{len(asked[0]):,} label scores and {len(asked[1]):,} rationales, {choose_dtype('auto', False)}; "
-    note += f"ours {spread(ours)}, alone {spread(raw)}"
+    note += f"ours {spread(ours, 0)}, alone {spread(raw, 0)} s"
     base = ("LLM.generate", rows / statistics.median(raw))
     write(
         "annotate_throughput",
@@ -124,10 +124,6 @@ def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path)
     command = [sys.executable, "-m", "tests.benchmarks.annotate_throughput", "--raw", str(passes)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
     return float(done.stdout.splitlines()[-1])
-
-
-def spread(seconds: list[float]) -> str:
-    return f"{min(seconds):.0f} to {max(seconds):.0f} s"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,10 @@ def figure(
     return {**made, "ratio": ratio, "repeats": repeats, "note": note}
 
 
+def spread(values: list[float], digits: int = 3) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
 def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
     """Prints a line a figure and writes runs/bench/NAME.json; a smoke test only prints."""
     for f in figures:

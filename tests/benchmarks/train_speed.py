@@ -1,4 +1,4 @@
-"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train_speed`; half an hour.
+"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train_speed`; twenty minutes.
 
 The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.training`). All
 train the same students on the same reviews with the teacher's rationales, by turns, in one process; the first step of
@@ -23,7 +23,7 @@ from cotd.encoding import EncodedPairs
 from cotd.student import Student
 from cotd.training import make_trainer
 from cotd.trials import TrialFolder
-from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.figures import arguments, figure, spread, write
 from tests.benchmarks.training import annotated, encoded, papers_trainer, student, trial
 
 REPEATS = 3
@@ -98,10 +98,6 @@ def main() -> None:
                 speed = statistics.median(speed for speed, _ in found[way])
                 figures.append(figure(f"{which}_batch_{batch}_{way}", speed, "reviews/s", base, len(ours), note))
     write("train_speed", figures, small)
-
-
-def spread(values: list[float]) -> str:
-    return f"{min(values):.3f} to {max(values):.3f}"
 
 
 if __name__ == "__main__":
