@@ -16,7 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from cotd.encoding import TASKS_TRAINED
-from cotd.packed_t5 import token_logits
+from cotd.packed_t5 import token_states
+from cotd.token_loss import token_loss
 
 # The models that `cotd.packed_t5` computes; others are computed with padding.
 PACKED = ("t5", "mt5")
@@ -30,7 +31,7 @@ def collate(
     rationale_prompt: Sequence[int] = (),
     worker: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
-    """A batch of reviews, packed: sequences lie one after another, without padding.
+    """A batch of reviews, packed: sequences lie one after another, the longest first, without padding.
 
     Args:
         rows: of `EncodedPairs`.
@@ -56,7 +57,10 @@ def collate(
         part = own[start : start + at_once]
         pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
         places: dict[tuple[int, ...], int] = {}  # N rationales of a review share their input: it is read once
-        sources = [places.setdefault(tuple(source), len(places)) for _, source, _, _ in pairs]
+        for _, source, _, _ in sorted(pairs, key=lambda pair: -len(pair[1])):
+            places.setdefault(tuple(source), len(places))
+        pairs.sort(key=lambda pair: -len(pair[2]))
+        sources = [places[tuple(source)] for _, source, _, _ in pairs]
         prompts = [list(rationale_prompt) if TASKS_TRAINED[number] == "rationale" else [] for number, _, _, _ in pairs]
         written = [[decoder_start, *prompt, *target[:-1]] for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
         labels = [[-100] * len(prompt) + target for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
@@ -82,13 +86,17 @@ def multi_task_loss(model: Any, part: dict[str, Any], totals: Tensor, label_smoo
     Args:
         totals: those of the batch, of all parts and workers.
     """
-    compute = token_logits if model.config.model_type in PACKED else padded_logits
     learned = part["labels"] != -100
-    logits = compute(model, **{name: part[name] for name in INPUTS}, wanted=learned)  # (L, V)
     labels, tasks = part["labels"][learned], part["tasks"][learned]
-    losses = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
-    weights, pairs, tokens = totals.unbind(1)
-    return (losses * (weights / (pairs * tokens).clamp_min(1))[tasks]).sum()
+    sums, pairs, tokens = totals.unbind(1)
+    weights = (sums / (pairs * tokens).clamp_min(1))[tasks]  # (L,)
+    inputs = {name: part[name] for name in INPUTS}
+    if model.config.model_type in PACKED:
+        states = token_states(model, **inputs, wanted=learned)
+        return token_loss(states, model.lm_head.weight, labels, weights, label_smoothing)
+    logits = padded_logits(model, **inputs, wanted=learned).float()
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weights).sum()
 
 
 def padded_logits(
@@ -100,7 +108,7 @@ def padded_logits(
     target_lengths: Tensor,
     wanted: Tensor,
 ) -> Tensor:
-    """`cotd.packed_t5.token_logits` of any encoder-decoder, by its own `forward` over padded rows: (L, V)."""
+    """The logits at wanted target tokens of any encoder-decoder, by its own `forward` over padded rows: (L, V)."""
 
     def rows(packed: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         padded = pad_sequence(list(packed.split(lengths.tolist())), batch_first=True, padding_value=model.config.pad_token_id)

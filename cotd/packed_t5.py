@@ -2,13 +2,14 @@
 
 Reviews and rationales differ much in length: in a batch of 32 about half of what Hugging Face's T5 computes is padding.
 Here all that is done token by token (projections, feed-forward layers, norms, the output layer) sees the tokens there are,
-(N, d), and attention alone lays them out in rows. Weights, dropout and results are those of the model's own `forward`.
+(N, d), and attention alone lays them out in rows, those of like length together. Weights, dropout and results are those of
+the model's own `forward`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,35 +17,81 @@ from torch.utils.checkpoint import checkpoint
 
 from cotd.dropout import drop
 
+# Scores of a head that a group has, if it can, and that it has at most.
+FEWEST_SCORES, MOST_SCORES = 2**14, 2**18
+
+
+class Group(NamedTuple):
+    """Sequences of like length that attention computes together, as rows of one width."""
+
+    rows: int
+    width: int
+    tokens: int
+    places: Tensor | None  # (tokens,) where the tokens stand among rows × width; None where all are there
+    unread: Tensor | None  # (B, 1, 1, W), true where a row has no token
+
 
 class Packing:
-    """Where the tokens of packed sequences stand when each sequence is a padded row.
+    """Where the tokens of packed sequences stand when they are padded rows, in groups of neighbours of like length.
 
     Args:
-        lengths: (B,) tokens of each sequence, at least 1.
+        lengths: (B,) tokens of each sequence, at least 1; the less neighbours differ, the less is padding.
     """
 
     def __init__(self, lengths: Tensor):
-        self.rows, self.width = len(lengths), int(lengths.max())
-        self.real = torch.arange(self.width, device=lengths.device) < lengths[:, None]  # (B, S)
-        self.places = self.real.flatten().nonzero().squeeze(1)  # (N,)
+        self.lengths: list[int] = lengths.tolist()
+        self.rows, self.width = len(self.lengths), max(self.lengths)
+        # A GPU would rather be asked few things than small ones.
+        sizes = group_sizes(self.lengths) if lengths.device.type == "cpu" else [self.rows]
+        self.groups = [as_rows(part) for part in lengths.split(sizes)]
+        self.group_rows, self.group_tokens = sizes, [group.tokens for group in self.groups]
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """(N, d) → (B, S, d), zeros where there is no token."""
-        padded = packed.new_zeros(self.rows * self.width, packed.shape[-1])
-        return padded.index_copy(0, self.places, packed).view(self.rows, self.width, -1)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """(B, S, d) → (N, d)."""
-        return padded.reshape(self.rows * self.width, -1).index_select(0, self.places)
-
-    def mask(self, dtype: torch.dtype) -> Tensor:
-        """(B, 1, 1, S), to be added to attention scores: 0 for a token, the least number for none."""
-        hidden = torch.zeros(self.rows, 1, 1, self.width, dtype=dtype, device=self.real.device)
-        return hidden.masked_fill_(~self.real[:, None, None], torch.finfo(dtype).min)
+    def pad(self, packed: Tensor) -> list[Tensor]:
+        """(N, d) → each group's (B, W, d), zeros where there is no token."""
+        return [pad_group(part, group) for part, group in zip(packed.split(self.group_tokens), self.groups, strict=True)]
 
 
-def token_logits(
+def group_sizes(lengths: list[int]) -> list[int]:
+    """How many neighbours each group has.
+
+    Wasting a quarter of a row is cheaper than another group; groups of few scores are made whatever is wasted, and none
+    has so many that they do not fit a processor's cache.
+    """
+    sizes: list[int] = []
+    least = width = 0
+    for length in lengths:
+        least, width = min(least, length), max(width, length)
+        scores = (sizes[-1] + 1) * width**2 if sizes else 0
+        if sizes and (scores <= FEWEST_SCORES or (scores <= MOST_SCORES and 4 * least >= 3 * width)):
+            sizes[-1] += 1
+        else:
+            sizes.append(1)
+            least = width = length
+    return sizes
+
+
+def as_rows(lengths: Tensor) -> Group:
+    rows, width, tokens = len(lengths), int(lengths.max()), int(lengths.sum())
+    if tokens == rows * width:
+        return Group(rows, width, tokens, None, None)
+    real = torch.arange(width, device=lengths.device) < lengths[:, None]  # (B, W)
+    return Group(rows, width, tokens, real.flatten().nonzero().squeeze(1), ~real[:, None, None])
+
+
+def pad_group(packed: Tensor, group: Group) -> Tensor:
+    """(N, d) → (B, W, d)."""
+    if group.places is not None:
+        packed = packed.new_zeros(group.rows * group.width, packed.shape[-1]).index_copy(0, group.places, packed)
+    return packed.view(group.rows, group.width, -1)
+
+
+def pack_group(padded: Tensor, group: Group) -> Tensor:
+    """(B, W, d) → (N, d)."""
+    packed = padded.reshape(group.rows * group.width, -1)
+    return packed if group.places is None else packed.index_select(0, group.places)
+
+
+def token_states(
     model: Any,
     input_ids: Tensor,
     input_lengths: Tensor,
@@ -53,84 +100,83 @@ def token_logits(
     target_lengths: Tensor,
     wanted: Tensor,
 ) -> Tensor:
-    """The output layer's logits at target tokens.
+    """What the output layer reads at target tokens.
 
     Args:
         model: a T5ForConditionalGeneration.
         input_ids: (N,) the inputs, one after another. input_lengths: (I,).
         sources: (P,) which input each target belongs to.
         decoder_input_ids: (M,) the targets, shifted right. target_lengths: (P,).
-        wanted: (M,) whether a token's logits are.
+        wanted: (M,) whether a token's are.
 
     Returns:
-        (L, V), for the L tokens that are wanted.
+        (L, d), for the L tokens that are wanted.
     """
     source, target = Packing(input_lengths), Packing(target_lengths)
     # One look-up for both sides: each would make a gradient of the whole vocabulary's size.
     embedded = model.shared(torch.cat([input_ids, decoder_input_ids]))
     read, written = embedded.split([len(input_ids), len(decoder_input_ids)])
-    memory = run_stack(model.encoder, read, source)
-    hidden = run_stack(model.decoder, written, target, memory, source, sources)[wanted]
-    if model.config.scale_decoder_outputs:
-        hidden = hidden * model.model_dim**-0.5
-    return model.lm_head(hidden)
+    memory = Memory(run_stack(model.encoder, read, source), source, sources, target)
+    hidden = run_stack(model.decoder, written, target, memory)[wanted]
+    return hidden * model.model_dim**-0.5 if model.config.scale_decoder_outputs else hidden
 
 
-def run_stack(
-    stack: Any,
-    hidden: Tensor,
-    packing: Packing,
-    memory: Tensor | None = None,
-    memory_packing: Packing | None = None,
-    sources: Tensor | None = None,
-) -> Tensor:
-    """An encoder or decoder over packed embeddings (N, d): (N, d).
+class Memory:
+    """An encoder's output as a decoder's groups of targets read it.
 
     Args:
-        memory: for a decoder, the encoder's output, packed by `memory_packing`.
-        sources: which row of it each of the decoder's rows reads.
+        states: (N, d), packed by `packing`.
+        sources: (P,) which of its sequences each target reads.
+        targets: how the targets are packed.
     """
+
+    def __init__(self, states: Tensor, packing: Packing, sources: Tensor, targets: Packing):
+        self.states = states
+        lengths = torch.tensor(packing.lengths, device=states.device)
+        self.whole = as_rows(lengths)
+        self.read = sources.split(targets.group_rows)
+        groups = [as_rows(lengths[chosen]) for chosen in self.read]
+        self.widths, self.unread = [group.width for group in groups], [group.unread for group in groups]
+
+    def rows(self, packed: Tensor) -> list[Tensor]:
+        """(N, d) → for each group of targets, (B, S, d): what each of them reads."""
+        padded = pad_group(packed, self.whole)
+        return [padded[:, :width][chosen] for chosen, width in zip(self.read, self.widths, strict=True)]
+
+
+def run_stack(stack: Any, hidden: Tensor, packing: Packing, memory: Memory | None = None) -> Tensor:
+    """An encoder or, with `memory`, a decoder over packed embeddings (N, d): (N, d)."""
     rate, training = stack.dropout.p, stack.training
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(packing.width, packing.width)  # (1, H, S, S), for all layers
-    cross = None
-    if memory_packing is None:
-        bias = bias + packing.mask(bias.dtype)
-    else:  # padding lies on the right, where no token looks
+    if memory is not None:  # padding lies on the right, where no token looks
         least = torch.finfo(bias.dtype).min
         bias = bias + torch.full(bias.shape[2:], least, dtype=bias.dtype, device=bias.device).triu_(1)
-        cross = memory_packing.mask(bias.dtype)[sources]
+    biases = [bias[:, :, : group.width, : group.width] for group in packing.groups]
     hidden = drop(hidden, rate, training)
     for block in stack.block:
         kept = not (training and block.gradient_checkpointing)
         run = run_block if kept else partial(checkpoint, run_block, use_reentrant=False)
-        hidden = run(block, hidden, packing, bias, rate, memory, memory_packing, cross, sources)
+        hidden = run(block, hidden, packing, biases, rate, memory)
     return drop(stack.final_layer_norm(hidden), rate, training)
 
 
-def run_block(
-    block: Any,
-    hidden: Tensor,
-    packing: Packing,
-    bias: Tensor,
-    rate: float,
-    memory: Tensor | None,
-    memory_packing: Packing | None,
-    cross: Tensor | None,
-    sources: Tensor | None,
-) -> Tensor:
+def run_block(block: Any, hidden: Tensor, packing: Packing, biases: list[Tensor], rate: float, memory: Memory | None) -> Tensor:
     """A layer of a stack, for `run_stack`: (N, d) → (N, d).
 
     Args:
-        bias, cross: added to the scores of self-attention and of attention to `memory`.
+        biases: (1, H, W, W) of each group, added to the scores of self-attention.
     """
     training = block.training
     layer = block.layer[0]
-    normed = layer.layer_norm(hidden)
-    hidden = hidden + drop(attend(layer.SelfAttention, normed, packing, normed, packing, bias), rate, training)
-    if cross is not None:
+    normed, own = layer.layer_norm(hidden), layer.SelfAttention
+    unread = [group.unread for group in packing.groups]
+    seen = attend(own, normed, packing, packing.pad(own.k(normed)), packing.pad(own.v(normed)), unread, biases)
+    hidden = hidden + drop(seen, rate, training)
+    if memory is not None:
         layer = block.layer[1]
-        normed = layer.layer_norm(hidden)
-        seen = attend(layer.EncDecAttention, normed, packing, memory, memory_packing, cross, sources)
+        normed, cross = layer.layer_norm(hidden), layer.EncDecAttention
+        keys, values = memory.rows(cross.k(memory.states)), memory.rows(cross.v(memory.states))
+        seen = attend(cross, normed, packing, keys, values, memory.unread)
         hidden = hidden + drop(seen, rate, training)
     layer = block.layer[-1]
     return hidden + drop(feed_forward(layer.DenseReluDense, layer.layer_norm(hidden)), rate, training)
@@ -144,22 +190,32 @@ def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
 
 
 def attend(
-    attention: Any, asking: Tensor, asking_in: Packing, asked: Any, asked_in: Any, bias: Tensor, sources: Tensor | None = None
+    attention: Any,
+    asking: Tensor,
+    packing: Packing,
+    keys: list[Tensor],
+    values: list[Tensor],
+    unread: list[Tensor | None],
+    biases: list[Tensor] | None = None,
 ) -> Tensor:
-    """Multi-head attention of packed tokens `asking` (N, d) over packed tokens `asked` (M, d): (N, d).
+    """Multi-head attention of packed tokens (N, d), group by group: (N, d).
 
     Args:
-        bias: added to the scores; broadcasts to (B, H, T, S).
-        sources: (B,) which row of `asked` each row of `asking` looks at; by default its own.
+        keys, values: (B, S, d) of each group.
+        unread: (B, 1, 1, S) of each group, true where there is nothing to look at; None where there is everywhere.
+        biases: of each group, added to its scores; broadcast to (B, H, W, S).
     """
 
-    def heads(packed: Tensor, packing: Packing) -> Tensor:
-        return packing.pad(packed).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)  # (B, H, S, d_kv)
+    def heads(rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)  # (B, H, S, d_kv)
 
-    queries = heads(attention.q(asking), asking_in)
-    keys, values = heads(attention.k(asked), asked_in), heads(attention.v(asked), asked_in)
-    if sources is not None:
-        keys, values = keys[sources], values[sources]
-    scores = queries @ keys.transpose(2, 3) + bias  # (B, H, T, S); T5 does not scale them
-    weights = drop(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
-    return attention.o(asking_in.pack((weights @ values).transpose(1, 2).flatten(2)))
+    found = []
+    for i, (group, queries) in enumerate(zip(packing.groups, packing.pad(attention.q(asking)), strict=True)):
+        scores = heads(queries) @ heads(keys[i]).transpose(2, 3)  # (B, H, W, S); T5 does not scale them
+        if biases is not None:
+            scores = scores.add_(biases[i]) if scores.dtype == biases[i].dtype else scores + biases[i]
+        if (nothing := unread[i]) is not None:
+            scores = scores.masked_fill_(nothing, torch.finfo(scores.dtype).min)
+        weights = drop(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
+        found.append(pack_group((weights @ heads(values[i])).transpose(1, 2).flatten(2), group))
+    return attention.o(torch.cat(found))

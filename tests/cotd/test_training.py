@@ -18,7 +18,7 @@ from cotd.config import TrainingConfig
 from cotd.encoding import encode_pairs
 from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
-from cotd.packed_t5 import run_block, token_logits
+from cotd.packed_t5 import run_block, token_states
 from cotd.reviews import build_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
@@ -108,10 +108,13 @@ def test_the_loss_is_label_plus_lambda_rationale(
         assert loss_of(model, pairs, tokenizer, at_once) == pytest.approx(loss_by_hand(model, tokenizer, pairs), rel=1e-5)
 
 
-@pytest.mark.parametrize(("version", "checkpointing"), [("v1.0", False), ("v1.1", False), ("v1.1", True)])
+@pytest.mark.parametrize(
+    ("version", "checkpointing", "fewest"), [("v1.0", False, 0), ("v1.1", False, 0), ("v1.1", True, 0), ("v1.0", False, 2**14)]
+)
 def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(
-    version: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    version: str, checkpointing: bool, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With as many groups of rows as there are lengths, and with one."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -124,14 +127,17 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
     model = T5ForConditionalGeneration(T5Config(**shape, **kind, dropout_rate=0.0, decoder_start_token_id=0)).eval()
     computed: list[Any] = []
     monkeypatch.setattr("cotd.packed_t5.run_block", lambda *given: computed.append(given) or run_block(*given))
+    monkeypatch.setattr("cotd.packed_t5.FEWEST_SCORES", fewest)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    lengths, target_lengths, sources = torch.tensor([5, 40, 1]), torch.tensor([2, 4, 25, 1]), torch.tensor([0, 2, 1, 2])
+    lengths, target_lengths = torch.tensor([40, 38, 5, 1]), torch.tensor([25, 25, 20, 2, 4, 1])
+    sources = torch.tensor([0, 3, 1, 2, 3, 3])
     inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
     found = []
-    for compute in (token_logits, padded_logits):
-        model.train(compute is token_logits)
-        logits = compute(model, inputs, lengths, sources, targets, target_lengths, targets > 9)
+    for packed in (True, False):
+        model.train(packed)
+        given = (model, inputs, lengths, sources, targets, target_lengths, targets > 9)
+        logits = model.lm_head(token_states(*given)) if packed else padded_logits(*given)
         model.zero_grad()
         logits.square().mean().backward()
         found.append([logits, *(p.grad.clone() for p in model.parameters())])
