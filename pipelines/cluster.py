@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's core warns of every actor of Ray Data
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray runs its workers at niceness 15, so that anything else slows them
+    # Without a dashboard nobody sees them, and an engine with a thread a core waits for each of ten processes to count.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
     **WORKER_ENVIRONMENT,
 }
 # Within which each node must have started a worker that says what it sees.

@@ -1,8 +1,8 @@
 """Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate_throughput`; fifteen minutes.
 
 Both answer the same label-score requests, on at least 1,000 embedded reviews, then the same requests for a rationale of
-some of them; the engine's start does not count. The baseline is `LLM.generate` on all prompts at once, in a process of
-its own, with the same engine arguments. They take turns.
+some of them; the engine's start does not count, and nothing of what else starts meanwhile. The baseline is `LLM.generate`
+on all prompts at once, in a process of its own, with the same engine arguments. They take turns.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
 from pipelines.annotate import annotate
 from pipelines.annotation_job import prepare
+from pipelines.engine import InProcessEngine
 from tests.benchmarks.figures import arguments, figure, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 REPEATS = 3
+STARTED = "COTD_BENCH_STARTED"  # names the file in which the engine notes when it is up
 
 
 def study(folder: str, small: bool) -> StudyConfig:
@@ -44,18 +46,27 @@ def study(folder: str, small: bool) -> StudyConfig:
     return check_config(plain, "benchmark")
 
 
-def annotation_seconds(config: StudyConfig) -> tuple[float, list[list[Request]]]:
-    """Seconds of asking, of all that `cotd annotate` does between the first request and the last answer; what was asked."""
+class TimedEngine(InProcessEngine):
+    """Has answered one request, and notes the time, when it counts as started."""
+
+    def __init__(self, arguments: dict[str, Any]):
+        super().__init__(arguments)
+        self._generate([("warm-up", warm_up().prompt, warm_up().sampling)])
+        Path(os.environ[STARTED]).write_text(str(time.time()))
+
+
+def annotation_seconds(config: StudyConfig, started: Path) -> tuple[float, list[list[Request]]]:
+    """Seconds from when the engine is up until the last answer is there, as `cotd annotate` asks; what was asked."""
     from pipelines.cluster import ray_session
     from pipelines.engine import teacher_engine
 
     asked: list[list[Request]] = []
-    seconds = 0.0
-    model = resolve_model(TEACHER)
-    with ray_session(), teacher_engine(model, config.teacher.engine) as complete:
-        list(complete([warm_up()]))
+    os.environ[STARTED] = str(started)
+    answered = 0.0
+    with ray_session(), teacher_engine(resolve_model(TEACHER), config.teacher.engine, engine_class=TimedEngine) as complete:
 
         def noted(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
+            nonlocal answered
             asked.append([])
 
             def each() -> Iterator[Request]:
@@ -63,11 +74,11 @@ def annotation_seconds(config: StudyConfig) -> tuple[float, list[list[Request]]]
                     asked[-1].append(request)
                     yield request
 
-            return complete(each())
+            yield from complete(each())
+            answered = time.time()
 
-        summary = annotate(config, noted)
-        seconds = summary["spent"]["seconds"]
-    return seconds, asked
+        annotate(config, noted)
+    return answered - float(started.read_text()), asked
 
 
 def warm_up() -> Request:
@@ -101,7 +112,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:  # a fresh store each time
             config = study(scratch, small)
             prepare(config)
-            seconds, asked = annotation_seconds(config)
+            seconds, asked = annotation_seconds(config, Path(scratch) / "started")
             ours.append(seconds)
             raw.append(seconds_alone(config, asked, Path(scratch) / "passes.json"))
     rows = sum(map(len, asked))
