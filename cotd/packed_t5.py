@@ -39,12 +39,12 @@ class Packing:
     """
 
     def __init__(self, lengths: Tensor):
-        self.lengths: list[int] = lengths.tolist()
-        self.rows, self.width = len(self.lengths), max(self.lengths)
+        self.lengths = lengths
         # A GPU would rather be asked few things than small ones.
-        sizes = group_sizes(self.lengths) if lengths.device.type == "cpu" else [self.rows]
-        self.groups = [as_rows(part) for part in lengths.split(sizes)]
-        self.group_rows, self.group_tokens = sizes, [group.tokens for group in self.groups]
+        self.group_rows = group_sizes(lengths.tolist()) if lengths.device.type == "cpu" else [len(lengths)]
+        self.groups = [as_rows(part) for part in lengths.split(self.group_rows)]
+        self.group_tokens = [group.tokens for group in self.groups]
+        self.width = max(group.width for group in self.groups)
 
     def pad(self, packed: Tensor) -> list[Tensor]:
         """(N, d) → each group's (B, W, d), zeros where there is no token."""
@@ -54,8 +54,8 @@ class Packing:
 def group_sizes(lengths: list[int]) -> list[int]:
     """How many neighbours each group has.
 
-    Wasting a quarter of a row is cheaper than another group; groups of few scores are made whatever is wasted, and none
-    has so many that they do not fit a processor's cache.
+    Up to a quarter of a row is wasted before another group begins, and in a group of few scores whatever it takes; none has
+    many more than fit a processor's cache. Chosen by reasoning, not by a search.
     """
     sizes: list[int] = []
     least = width = 0
@@ -71,6 +71,7 @@ def group_sizes(lengths: list[int]) -> list[int]:
 
 
 def as_rows(lengths: Tensor) -> Group:
+    """The one group that sequences of such lengths make."""
     rows, width, tokens = len(lengths), int(lengths.max()), int(lengths.sum())
     if tokens == rows * width:
         return Group(rows, width, tokens, None, None)
@@ -132,10 +133,9 @@ class Memory:
 
     def __init__(self, states: Tensor, packing: Packing, sources: Tensor, targets: Packing):
         self.states = states
-        lengths = torch.tensor(packing.lengths, device=states.device)
-        self.whole = as_rows(lengths)
+        self.whole = as_rows(packing.lengths)
         self.read = sources.split(targets.group_rows)
-        groups = [as_rows(lengths[chosen]) for chosen in self.read]
+        groups = [as_rows(packing.lengths[chosen]) for chosen in self.read]
         self.widths, self.unread = [group.width for group in groups], [group.unread for group in groups]
 
     def rows(self, packed: Tensor) -> list[Tensor]:

@@ -14,10 +14,10 @@ from cotd import token_loss as module
 from cotd.token_loss import token_loss
 
 
-def tokens(count: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any, Any]:
+def tokens(count: int) -> tuple[Any, Any, Any, Any]:
     """states, output, labels, weights of so many tokens out of a vocabulary of 50."""
     torch.manual_seed(count)
-    states, output = torch.randn(count, 8, dtype=dtype), torch.randn(50, 8, dtype=dtype)
+    states, output = torch.randn(count, 8), torch.randn(50, 8)
     return states.requires_grad_(), output.requires_grad_(), torch.randint(0, 50, (count,)), torch.rand(count)
 
 
