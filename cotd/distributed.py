@@ -7,7 +7,6 @@ so that it would leave each worker with its own gradients, and a student of its 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +16,17 @@ AT_ONCE = 2**25  # numbers that are sent together: 128 MiB of float32
 
 
 def leave_unwrapped(trainer: Any) -> None:
-    """Keeps transformers' Trainer from wrapping its model, which would only cost memory: see the module."""
-    trainer.accelerator.prepare_model = partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+    """Keeps transformers' Trainer from wrapping its model, which would only cost memory: see the module.
+
+    Nor is its `forward` to compute in bfloat16, as mixed precision has it: a student is selected and scored as it is served.
+    """
+    accelerator = trainer.accelerator
+    prepare = accelerator.prepare_model
+
+    def prepare_bare(model: Any, **_: Any) -> Any:
+        return accelerator.unwrap_model(prepare(model, evaluation_mode=True), keep_fp32_wrapper=False)
+
+    accelerator.prepare_model = prepare_bare
 
 
 def sum_gradients(parameters: Iterable[Any], *others: Tensor, mean: bool = False) -> None:

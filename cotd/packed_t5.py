@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cotd.dropout import drop
+from cotd.rms_norm import rms_norm
 
 # Scores of a head that a group has, if it can, and that it has at most.
 FEWEST_SCORES, MOST_SCORES = 2**14, 2**18
+# The score of what is not to be looked at, in any number format.
+UNREAD = torch.finfo(torch.bfloat16).min
 
 
 class Group(NamedTuple):
@@ -28,7 +31,7 @@ class Group(NamedTuple):
     width: int
     tokens: int
     places: Tensor | None  # (tokens,) where the tokens stand among rows × width; None where all are there
-    unread: Tensor | None  # (B, 1, 1, W), true where a row has no token
+    unread: Tensor | None  # (B, 1, 1, W), added to scores: UNREAD where a row has no token, else 0; None where all are there
 
 
 class Packing:
@@ -76,13 +79,14 @@ def as_rows(lengths: Tensor) -> Group:
     if tokens == rows * width:
         return Group(rows, width, tokens, None, None)
     real = torch.arange(width, device=lengths.device) < lengths[:, None]  # (B, W)
-    return Group(rows, width, tokens, real.flatten().nonzero().squeeze(1), ~real[:, None, None])
+    unread = torch.zeros_like(real, dtype=torch.float32).masked_fill_(~real, UNREAD)
+    return Group(rows, width, tokens, real.flatten().nonzero().squeeze(1), unread[:, None, None])
 
 
 def pad_group(packed: Tensor, group: Group) -> Tensor:
     """(N, d) → (B, W, d)."""
     if group.places is not None:
-        packed = packed.new_zeros(group.rows * group.width, packed.shape[-1]).index_copy(0, group.places, packed)
+        packed = packed.new_zeros(group.rows * group.width, packed.shape[-1]).index_copy_(0, group.places, packed)
     return packed.view(group.rows, group.width, -1)
 
 
@@ -132,7 +136,7 @@ class Memory:
     """
 
     def __init__(self, states: Tensor, packing: Packing, sources: Tensor, targets: Packing):
-        self.states = states
+        self.states = narrow(states)
         self.whole = as_rows(packing.lengths)
         self.read = sources.split(targets.group_rows)
         groups = [as_rows(packing.lengths[chosen]) for chosen in self.read]
@@ -157,7 +161,7 @@ def run_stack(stack: Any, hidden: Tensor, packing: Packing, memory: Memory | Non
         kept = not (training and block.gradient_checkpointing)
         run = run_block if kept else partial(checkpoint, run_block, use_reentrant=False)
         hidden = run(block, hidden, packing, biases, rate, memory)
-    return drop(stack.final_layer_norm(hidden), rate, training)
+    return drop(norm(stack.final_layer_norm, hidden), rate, training)
 
 
 def run_block(block: Any, hidden: Tensor, packing: Packing, biases: list[Tensor], rate: float, memory: Memory | None) -> Tensor:
@@ -168,54 +172,64 @@ def run_block(block: Any, hidden: Tensor, packing: Packing, biases: list[Tensor]
     """
     training = block.training
     layer = block.layer[0]
-    normed, own = layer.layer_norm(hidden), layer.SelfAttention
-    unread = [group.unread for group in packing.groups]
-    seen = attend(own, normed, packing, packing.pad(own.k(normed)), packing.pad(own.v(normed)), unread, biases)
+    normed, own = narrow(norm(layer.layer_norm, hidden)), layer.SelfAttention
+    queries, keys, values = (packing.pad(project(normed)) for project in (own.q, own.k, own.v))
+    seen = attend(own, queries, keys, values, packing, [group.unread for group in packing.groups], biases)
     hidden = hidden + drop(seen, rate, training)
     if memory is not None:
         layer = block.layer[1]
-        normed, cross = layer.layer_norm(hidden), layer.EncDecAttention
+        normed, cross = narrow(norm(layer.layer_norm, hidden)), layer.EncDecAttention
         keys, values = memory.rows(cross.k(memory.states)), memory.rows(cross.v(memory.states))
-        seen = attend(cross, normed, packing, keys, values, memory.unread)
+        seen = attend(cross, packing.pad(cross.q(normed)), keys, values, packing, memory.unread)
         hidden = hidden + drop(seen, rate, training)
     layer = block.layer[-1]
-    return hidden + drop(feed_forward(layer.DenseReluDense, layer.layer_norm(hidden)), rate, training)
+    return hidden + drop(feed_forward(layer.DenseReluDense, norm(layer.layer_norm, hidden)), rate, training)
 
 
 def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
     """T5's feed-forward layer, plain (v1.0) or gated (v1.1): (N, d) → (N, d)."""
     gated = hasattr(layer, "wi_0")
+    hidden = narrow(hidden)
     inner = layer.act(layer.wi_0(hidden)) * layer.wi_1(hidden) if gated else layer.act(layer.wi(hidden))
     return layer.wo(drop(inner, layer.dropout.p, layer.training))
 
 
+def norm(layer: Any, hidden: Tensor) -> Tensor:
+    return rms_norm(hidden, layer.weight, layer.variance_epsilon)
+
+
+def narrow(hidden: Tensor) -> Tensor:
+    """In the number format of mixed precision, if it is on: once for all the layers that read it, which each would do it."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
 def attend(
     attention: Any,
-    asking: Tensor,
-    packing: Packing,
+    queries: list[Tensor],
     keys: list[Tensor],
     values: list[Tensor],
+    packing: Packing,
     unread: list[Tensor | None],
     biases: list[Tensor] | None = None,
 ) -> Tensor:
-    """Multi-head attention of packed tokens (N, d), group by group: (N, d).
+    """Multi-head attention, group by group: (N, d), packed.
 
     Args:
-        keys, values: (B, S, d) of each group.
-        unread: (B, 1, 1, S) of each group, true where there is nothing to look at; None where there is everywhere.
+        queries: (B, W, d) of each group. keys, values: (B, S, d).
+        unread: (B, 1, 1, S) of each group, as in `Group`, here of what is looked at.
         biases: of each group, added to its scores; broadcast to (B, H, W, S).
     """
 
-    def heads(rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)  # (B, H, S, d_kv)
+    def heads(part: Tensor) -> Tensor:
+        return part.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)  # (B, H, S, d_kv)
 
     found = []
-    for i, (group, queries) in enumerate(zip(packing.groups, packing.pad(attention.q(asking)), strict=True)):
-        scores = heads(queries) @ heads(keys[i]).transpose(2, 3)  # (B, H, W, S); T5 does not scale them
-        if biases is not None:
-            scores = scores.add_(biases[i]) if scores.dtype == biases[i].dtype else scores + biases[i]
-        if (nothing := unread[i]) is not None:
-            scores = scores.masked_fill_(nothing, torch.finfo(scores.dtype).min)
+    for i, group in enumerate(packing.groups):
+        scores = heads(queries[i]) @ heads(keys[i]).transpose(2, 3)  # (B, H, W, S); T5 does not scale them
+        for more in (biases[i] if biases is not None else None, unread[i]):
+            if more is not None:
+                scores = scores.add_(more) if scores.dtype == more.dtype else scores + more
         weights = drop(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
         found.append(pack_group((weights @ heads(values[i])).transpose(1, 2).flatten(2), group))
     return attention.o(torch.cat(found))

@@ -29,7 +29,7 @@ def token_loss(states: Tensor, output: Tensor, labels: Tensor, weights: Tensor, 
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     with torch.autocast(device, enabled=False):
-        return _TokenLoss.apply(states.to(dtype), output.to(dtype), labels, weights, label_smoothing, torch.is_grad_enabled())
+        return _TokenLoss.apply(states.to(dtype), output, labels, weights, label_smoothing, torch.is_grad_enabled())
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -40,32 +40,34 @@ class _TokenLoss(torch.autograd.Function):
         context: Any, states: Tensor, output: Tensor, labels: Tensor, weights: Tensor, smoothing: float, learn: bool
     ) -> Tensor:
         total = torch.zeros((), device=states.device)
-        to_states, to_output = (
-            (torch.empty_like(states), torch.zeros_like(output, dtype=torch.float32)) if learn else (None, None)
-        )
+        table = output.to(states.dtype)
+        to_states = torch.empty_like(states)
+        to_output: Tensor | None = None
         step = max(1, AT_ONCE // len(output)) if states.device.type == "cpu" else max(1, len(states))
         for start in range(0, len(states), step):
             part = slice(start, start + step)
             read, wanted, weight = states[part], labels[part, None], weights[part, None]
-            logs = torch.log_softmax((read @ output.T).float(), dim=-1)  # (l, V)
+            logs = torch.log_softmax((read @ table.T).float(), dim=-1)  # (l, V)
             losses = -logs.gather(1, wanted)
             if smoothing:
                 losses = (1 - smoothing) * losses - smoothing * logs.mean(dim=1, keepdim=True)
             total += (losses * weight).sum()
-            if to_states is None or to_output is None:
+            if not learn:
                 continue
             error = logs.exp_()  # the gradient of the logits, before weights: probabilities less targets
             if smoothing:
                 error -= smoothing / len(output)
             error.scatter_add_(1, wanted, torch.full_like(weight, smoothing - 1, dtype=error.dtype).expand_as(wanted))
             error = error.mul_(weight).to(states.dtype)
-            torch.mm(error, output, out=to_states[part])
-            if error.dtype == to_output.dtype:
+            torch.mm(error, table, out=to_states[part])
+            if to_output is None:
+                to_output = (error.T @ read).to(output.dtype)
+            elif error.dtype == to_output.dtype:
                 to_output.addmm_(error.T, read)
             else:
                 to_output += error.T @ read
-        if to_output is not None:
-            context.save_for_backward(to_states, to_output.to(output.dtype))
+        if learn:
+            context.save_for_backward(to_states, torch.zeros_like(output) if to_output is None else to_output)
         return total
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train_speed`; twenty minutes.
+"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train_speed`; a quarter of an hour.
 
-The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.training`). All
-train the same students on the same reviews with the teacher's rationales, by turns, in one process; the first step of
-each run does not count. All are then asked for the same loss on held-out reviews.
+The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.training`). Ours
+train in float32 too and, where that is what `precision: auto` chooses, in bfloat16. All train the same students on the
+same reviews with the teacher's rationales, by turns, in one process; the first step of each run does not count. All are
+then asked, in float32, for the same loss on held-out reviews.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -20,6 +21,7 @@ import torch
 from cotd.batches import collate, multi_task_loss
 from cotd.dropout import set_dropout
 from cotd.encoding import EncodedPairs
+from cotd.hardware import choose_dtype
 from cotd.student import Student
 from cotd.training import make_trainer
 from cotd.trials import TrialFolder
@@ -29,8 +31,22 @@ from tests.benchmarks.training import annotated, encoded, papers_trainer, studen
 REPEATS = 3
 BATCHES = {"60m": (8, 32), "embedded": (8, 32)}
 REVIEWS_A_RUN = {"60m": 160, "embedded": 640}
-# Ours are compared with the first.
-WAYS = ("papers", "ours", "ours_shared_encoder")
+# What the others are compared with.
+PAPERS = "papers"
+
+
+class Way(NamedTuple):
+    """How ours train: with one encoder pass for both tasks or not, in which number format."""
+
+    shared_encoder: bool
+    precision: str
+
+
+def ways() -> dict[str, Way]:
+    found = {"ours": Way(False, "float32"), "ours_shared_encoder": Way(True, "float32")}
+    if choose_dtype("auto", torch.cuda.is_available()) == "bfloat16":
+        found |= {"ours_bfloat16": Way(False, "bfloat16"), "ours_shared_encoder_bfloat16": Way(True, "bfloat16")}
+    return found
 
 
 def seconds_a_step(trainer: Any) -> list[float]:
@@ -59,14 +75,14 @@ def held_out_loss(made: Student, rows: list[dict[str, Any]]) -> float:
 
 
 def run(
-    which: str, way: str, batch: int, rows: EncodedPairs, held_out: list[dict[str, Any]], steps: int, seed: int
+    which: str, way: Way | None, batch: int, rows: EncodedPairs, held_out: list[dict[str, Any]], steps: int, seed: int
 ) -> tuple[float, float]:
-    """(reviews a second, held-out loss) of one run."""
+    """(reviews a second, held-out loss) of one run; of the papers' way without a `way`."""
     torch.manual_seed(seed)
-    made = student(which, shared_encoder=way == "ours_shared_encoder")
-    settings = trial(batch, steps, seed)
+    made = student(which, shared_encoder=way is not None and way.shared_encoder)
+    settings = trial(batch, steps, seed, precision=way.precision if way else "float32")
     with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
-        if way == "papers":
+        if way is None:
             trainer = papers_trainer(made.model, made.tokenizer, rows, settings.training, Path(scratch), seed)
         else:
             set_dropout(made.model, settings.training.dropout)
@@ -80,23 +96,26 @@ def main() -> None:
     small = arguments(__doc__ or "").small
     reviews, annotations = annotated(small)
     tokenizer, train = student("embedded").tokenizer, reviews.split("train")
-    pairs = {way: encoded(train, annotations, tokenizer, way == "ours_shared_encoder") for way in WAYS}
-    cut = len(pairs["papers"]) * 5 // 6
+    pairs = {shared: encoded(train, annotations, tokenizer, shared) for shared in (False, True)}
+    cut, ours = len(pairs[False]) * 5 // 6, ways()
     figures = []
     for which, batches in BATCHES.items():
         for batch in batches:
             steps = 3 if small else max(5, REVIEWS_A_RUN[which] // batch)
-            found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in (PAPERS, *ours)}
             for repeat in range(1 if small else REPEATS):
-                for way, rows in pairs.items():
+                for name in found:
+                    way = ours.get(name)
+                    rows = pairs[way is not None and way.shared_encoder]
                     held_out = [rows[i] for i in range(cut, len(rows))]
-                    found[way].append(run(which, way, batch, rows.head(cut), held_out, steps, repeat))
-            base = ("two passes, padded", statistics.median(speed for speed, _ in found["papers"]))
-            for way in WAYS[1:]:
-                ours, theirs = ([loss for _, loss in found[w]] for w in (way, "papers"))
-                note = f"after {steps * batch:,} reviews held-out losses of {spread(ours)}, theirs of {spread(theirs)}"
-                speed = statistics.median(speed for speed, _ in found[way])
-                figures.append(figure(f"{which}_batch_{batch}_{way}", speed, "reviews/s", base, len(ours), note))
+                    found[name].append(run(which, way, batch, rows.head(cut), held_out, steps, repeat))
+            base = ("two passes, padded", statistics.median(speed for speed, _ in found[PAPERS]))
+            theirs = [loss for _, loss in found[PAPERS]]
+            for name in ours:
+                losses = [loss for _, loss in found[name]]
+                note = f"after {steps * batch:,} reviews held-out losses of {spread(losses)}, theirs of {spread(theirs)}"
+                speed = statistics.median(speed for speed, _ in found[name])
+                figures.append(figure(f"{which}_batch_{batch}_{name}", speed, "reviews/s", base, len(losses), note))
     write("train_speed", figures, small)
 
 

@@ -149,8 +149,9 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
 def test_a_batch_in_parts_trains_the_same(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
-    whole = make_trial(tiny_t5, "cot_labelled")
-    parts = make_trial(tiny_t5, "cot_labelled", micro_batch_size=3, gradient_checkpointing=True)
+    exact = {"precision": "float32"}  # sums of bfloat16 gradients differ
+    whole = make_trial(tiny_t5, "cot_labelled", **exact)
+    parts = make_trial(tiny_t5, "cot_labelled", micro_batch_size=3, gradient_checkpointing=True, **exact)
     assert whole.id == parts.id
     folders = [make_folder(tmp_path / name) for name in ("whole", "parts")]
     for trial, folder in zip((whole, parts), folders, strict=True):
