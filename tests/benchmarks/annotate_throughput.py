@@ -1,8 +1,9 @@
-"""Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate_throughput`; fifteen minutes.
+"""Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate_throughput`; twenty minutes.
 
 Both answer the same label-score requests, on at least 1,000 embedded reviews, then the same requests for a rationale of
 some of them; the engine's start does not count, and nothing of what else starts meanwhile. The baseline is `LLM.generate`
-on all prompts at once, in a process of its own, with the same engine arguments. They take turns.
+on all prompts at once, in a process of its own, with the same engine arguments: as a user starts it, and again with what
+workers here have the C library set to. All take turns.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ from cotd.hardware import choose_dtype
 from cotd.student import resolve_model
 from pipelines.annotate import annotate
 from pipelines.annotation_job import prepare
+from pipelines.cluster import WORKER_ENVIRONMENT
 from pipelines.engine import InProcessEngine
 from tests.benchmarks.figures import arguments, figure, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 REPEATS = 3
+# The baselines, and what the C library is set to in each: a figure's name, its base and the variables.
+ALONE = (
+    ("rows_per_second", "LLM.generate", {}),
+    ("rows_per_second_memory_settings_alike", "LLM.generate with workers' memory settings", WORKER_ENVIRONMENT),
+)
 STARTED = "COTD_BENCH_STARTED"  # names the file in which the engine notes when it is up
 
 
@@ -107,31 +114,38 @@ def main() -> None:
         print(raw_seconds(json.loads(Path(sys.argv[-1]).read_text())))
         return
     small = arguments(__doc__ or "").small
-    ours, raw, asked = [], [], [[]]
+    ours, asked = [], [[]]
+    alone: dict[str, list[float]] = {name: [] for name, _, _ in ALONE}
     for _ in range(1 if small else REPEATS):
         with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:  # a fresh store each time
             config = study(scratch, small)
             prepare(config)
             seconds, asked = annotation_seconds(config, Path(scratch) / "started")
             ours.append(seconds)
-            raw.append(seconds_alone(config, asked, Path(scratch) / "passes.json"))
+            for name, _, settings in ALONE:
+                alone[name].append(seconds_alone(config, asked, Path(scratch) / "passes.json", settings))
     rows = sum(map(len, asked))
     note = f"{len(asked[0]):,} label scores and {len(asked[1]):,} rationales, {choose_dtype('auto', False)}; "
-    note += f"ours {spread(ours, 0)}, alone {spread(raw, 0)} s"
-    base = ("LLM.generate", rows / statistics.median(raw))
-    write(
-        "annotate_throughput",
-        [figure("rows_per_second", rows / statistics.median(ours), "rows/s", base, len(ours), note)],
-        small,
-    )
+    note += f"ours {spread(ours, 0)} s, alone "
+    rate = rows / statistics.median(ours)
+    figures = [
+        figure(
+            name, rate, "rows/s", (base, rows / statistics.median(alone[name])), len(ours), f"{note}{spread(alone[name], 0)} s"
+        )
+        for name, base, _ in ALONE
+    ]
+    write("annotate_throughput", figures, small)
 
 
-def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path) -> float:
-    """`raw_seconds` of what was asked, in a process of its own."""
+def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path, settings: dict[str, str]) -> float:
+    """`raw_seconds` of what was asked, in a process of its own with these settings of the C library."""
     from pipelines.engine import environment
 
     passes.write_text(json.dumps([[{"prompt": r.prompt, "sampling": r.sampling} for r in p] for p in asked]))
-    variables = os.environ | environment(config.teacher.engine, os.cpu_count() or 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    inherited = {name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT}
+    variables = (
+        inherited | settings | environment(config.teacher.engine, os.cpu_count() or 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    )
     command = [sys.executable, "-m", "tests.benchmarks.annotate_throughput", "--raw", str(passes)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
     return float(done.stdout.splitlines()[-1])
