@@ -251,7 +251,7 @@ def train(
             return loss
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 losses = self.model.losses(inputs, teacher)
             for name, value in losses.items():
                 sums[name] += float(value.detach())

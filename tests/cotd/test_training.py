@@ -224,8 +224,8 @@ def test_lambda_zero_trains_what_finetune_trains(
 def trained(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Trial, TrialFolder, dict[str, Any]]:
-    """A finished trial, trained with dropout, its folder and its result."""
-    trial = make_trial(tiny_t5, "cot_unlabelled", dropout=0.1)
+    """A finished trial, trained with dropout and in bfloat16, its folder and its result."""
+    trial = make_trial(tiny_t5, "cot_unlabelled", dropout=0.1, precision="bfloat16")
     folder = make_folder(tmp_path_factory.mktemp("trials") / trial.id)
     return trial, folder, train_trial(trial, folder, reviews, annotations, {"teacher": {"model": "double"}})
 
@@ -248,7 +248,7 @@ def test_another_seed_gives_another_student(
     trained: Trained, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     folder = make_folder(tmp_path / "seed")
-    train_trial(make_trial(tiny_t5, "cot_unlabelled", dropout=0.1, seed=1), folder, reviews, annotations)
+    train_trial(make_trial(tiny_t5, "cot_unlabelled", dropout=0.1, precision="bfloat16", seed=1), folder, reviews, annotations)
     first, second = parameters(trained[1]), parameters(folder)
     assert any(not torch.equal(first[name], second[name]) for name in first)
 

@@ -142,6 +142,22 @@ def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig], le
     assert all((one[name] == other[name]).all() for name in one)
 
 
+def test_bfloat16_is_what_every_objective_computes_in(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
+    found: dict[str, dict[str, float]] = {}
+    for precision in ("float32", "bfloat16"):
+        settings = {"steps": 12, "dropout": 0.0, "learning_rate": 1e-6, "warmup_steps": 0, "precision": precision}
+        config = borrow(learned, recipe(precision, training=settings), "corpus", "initial")
+        assert pretrain(config)["precision"] == precision
+        points = RunFolder(config.directory).points()
+        found[precision] = {
+            name: p[name] for p in points for name in ("label", "answer", "hidden", "sentence", "denoise") if name in p
+        }
+    exact, rough = found["float32"], found["bfloat16"]
+    assert exact.keys() == {"label", "answer", "hidden", "sentence", "denoise"}
+    assert all(rough[name] != exact[name] for name in exact)
+    assert rough == pytest.approx(exact, rel=0.02)
+
+
 def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
     random = recipe("random", embeddings="random", training={"steps": 0})
     language = recipe("language", embeddings="language_teacher", training={"steps": 0})
