@@ -24,6 +24,10 @@ WORKER_ENVIRONMENT = {
     # longer (measured). 32 MiB is the largest threshold it accepts.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # oneDNN, and PyTorch for it, keep what they compile for each shape of a bfloat16 product, 1,024 of them, and training has
+    # new shapes at each step: a worker that trained the embedded student grew from 1.2 to 5 GB (measured). A step has about 80.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
 }
 # What Ray's processes inherit, unless it is set already.
 ENVIRONMENT = {
