@@ -81,7 +81,9 @@ def check_teachers(config: PretrainConfig) -> None:
     from cotd.student import resolve_model
 
     wanted = [t.model for t in (config.encoder_teacher, config.answer_teacher) if t]
-    if config.embeddings == "language_teacher":
+    if config.start:
+        wanted.append(config.start)
+    elif config.embeddings == "language_teacher":
         wanted.append(config.language_teacher)
     problems: list[str] = []
     for source in dict.fromkeys(wanted):

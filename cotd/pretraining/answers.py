@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from cotd.config import DataConfig, digest
+from cotd.hardware import choose_dtype
 from cotd.pretraining.config import AnswerTeacherConfig, PretrainConfig
 from cotd.pretraining.corpus import Corpus
 from cotd.reviews import unit_interval
@@ -55,6 +56,8 @@ def choose_texts(config: PretrainConfig, corpus: Corpus, tokenizer: Any) -> pd.D
     assert config.answer_teacher is not None
     parts = []
     for number, source in enumerate(config.corpus.sources):
+        if not source.answers + source.phrases:
+            continue
         (mine,) = np.nonzero(corpus.arrays["source"] == number)
         passages = mine[corpus.lengths[mine] <= config.answer_teacher.max_pieces][: source.answers]
         parents = mine[: source.phrases]
@@ -95,7 +98,8 @@ class AnswerTeacher:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval().to(self.device)
+        dtype = getattr(torch, choose_dtype("auto", self.device == "cuda"))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(self.device)
         prompts = {noun: load_prompts(task, noun) for noun in nouns}
         self.render = {noun: p.score for noun, p in prompts.items()}
         words = [next(iter(prompts.values())).label_words[label] for label in task.labels] if prompts else []

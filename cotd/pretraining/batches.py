@@ -8,11 +8,13 @@ import numpy as np
 
 from cotd.pretraining.answers import Answers
 from cotd.pretraining.config import ObjectivesConfig
-from cotd.pretraining.corpus import Corpus
+from cotd.pretraining.corpus import NO_LABEL, Corpus
 from cotd.pretraining.denoising import denoise, masked_spans
 
 # Chunks are sorted by length within pools of this many batches: little padding, and batches still differ by epoch.
 POOL = 50
+# What the batches of each kind are made of.
+POOLS = {"hidden": "text", "answer": "answer", "denoise": "text", "gold": "labelled"}
 
 
 def plan_batches(lengths: np.ndarray, batch_tokens: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -40,32 +42,46 @@ class BatchedCorpus:
     """A map-style data set whose item i is the i-th batch of the run, ready for the model.
 
     Args:
-        chunks: indices of the corpus' chunks to learn hidden states from and to denoise.
+        chunks: indices of the corpus' chunks to learn hidden states and gold labels from and to denoise.
         answers: the texts whose label is asked, and what the answer teacher said; None where there are none.
         asked: the pieces of each of those texts, prefix included.
         label_pieces: the first piece of each label's word.
+        label_prefix: the pieces that ask for a gold label, to be put before a chunk's.
         objectives: how many batches of which kind.
         count: how many batches the run takes; the chunks are gone through as often as that needs.
     """
 
     def __init__(
         self, corpus: Corpus, chunks: np.ndarray, answers: Answers | None, asked: list[np.ndarray], label_pieces: list[int],
-        objectives: ObjectivesConfig, sentinels: list[int], batch_tokens: int, count: int, seed: int, eos: int = 1, pad: int = 0,
+        label_prefix: list[int], objectives: ObjectivesConfig, sentinels: list[int], batch_tokens: int, count: int, seed: int,
+        eos: int = 1, pad: int = 0,
     ):  # fmt: skip
         self.corpus, self.objectives, self.count, self.seed = corpus, objectives, count, seed
         self.sentinels, self.eos, self.pad, self.batch_tokens = sentinels, eos, pad, batch_tokens
         self.chunks, self.answers, self.asked, self.label_pieces = chunks, answers, asked, label_pieces
-        self.lengths = {"text": corpus.lengths[chunks], "answer": np.array([len(row) for row in asked])}
-        shares = {"hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share}
-        if not len(asked):
-            shares["answer"] = 0.0
+        labels = np.asarray(corpus.arrays["label"])[chunks]
+        self.labelled, self.labels = chunks[labels != NO_LABEL], labels[labels != NO_LABEL].astype(np.int64)
+        self.label_prefix = np.array(label_prefix, dtype=np.int64)
+        self.lengths = {
+            "text": corpus.lengths[chunks],
+            "answer": np.array([len(row) for row in asked]),
+            "labelled": corpus.lengths[self.labelled] + len(label_prefix),
+        }
+        # In this order, to which new kinds are added at the end: the draws of recipes without them stay what they were.
+        shares = {
+            "hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share,
+            "gold": objectives.gold_share,
+        }  # fmt: skip
+        shares |= {kind: 0.0 for kind, pool in POOLS.items() if not len(self.lengths[pool])}
         total = sum(shares.values()) or 1.0
         # Which kind each batch is, and how many of its pool's batches went before it.
         draws = np.random.default_rng([seed, 0]).choice(len(shares), size=count, p=[s / total for s in shares.values()])
         self.kinds = [list(shares)[d] for d in draws]
-        is_answer = np.array([k == "answer" for k in self.kinds], dtype=bool)
-        before = {"answer": np.cumsum(is_answer) - is_answer, "text": np.cumsum(~is_answer) - ~is_answer}
-        self.positions = np.where(is_answer, before["answer"], before["text"])
+        pools = np.array([POOLS[kind] for kind in self.kinds])
+        self.positions = np.zeros(count, dtype=np.int64)
+        for pool in self.lengths:
+            of_pool = pools == pool
+            self.positions[of_pool] = np.arange(of_pool.sum())
         self.plans: dict[tuple[str, int], list[np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -83,12 +99,14 @@ class BatchedCorpus:
         if not 0 <= index < self.count:
             raise IndexError(index)
         kind, position, epoch = self.kinds[index], int(self.positions[index]), 0
-        pool = "answer" if kind == "answer" else "text"
+        pool = POOLS[kind]
         while position >= len(plan := self._plan(pool, epoch)):  # epochs differ a little in how many batches they make
             position -= len(plan)
             epoch += 1
         if kind == "answer":
             return self.answer_batch(plan[position])
+        if kind == "gold":
+            return self.gold_batch(plan[position])
         chunks = [self.corpus.chunk(i) for i in self.chunks[plan[position]]]
         if kind == "denoise":
             return self.denoising_batch(chunks, np.random.default_rng([self.seed, 2, index]))
@@ -107,6 +125,20 @@ class BatchedCorpus:
             "attention_mask": lengths_mask([len(r) for r in rows]),
             "components": torch.from_numpy(self.answers.components[members]),
             "shares": torch.from_numpy(self.answers.shares[members]),
+            "label_pieces": torch.tensor(self.label_pieces),
+            "tokens": torch.tensor(sum(len(r) for r in rows)),
+        }
+
+    def gold_batch(self, members: np.ndarray) -> dict[str, Any]:
+        """`input_ids` (B, S), prefix and chunk; their attention mask; `labels` (B,), each a place in `label_pieces` (labels,)."""
+        import torch
+
+        rows = [np.concatenate([self.label_prefix, self.corpus.chunk(i)["pieces"]]) for i in self.labelled[members]]
+        return {
+            "kind": "gold",
+            "input_ids": pad_rows(rows, self.pad),
+            "attention_mask": lengths_mask([len(r) for r in rows]),
+            "labels": torch.from_numpy(self.labels[members]),
             "label_pieces": torch.tensor(self.label_pieces),
             "tokens": torch.tensor(sum(len(r) for r in rows)),
         }

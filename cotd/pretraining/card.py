@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 from cotd.pretraining.training import RunFolder
@@ -14,6 +15,7 @@ def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
     shown = copy.deepcopy(summary)
     for key in ("storage", "tracking_uri"):
         del shown["config"][key]
+    shown["config"]["start"] = short(shown["config"]["start"]) if shown["config"]["start"] else None
     for source in shown["config"]["corpus"]["sources"] + shown["config"]["corpus"]["protect"] + shown["corpus"]["sources"]:
         source["source"] = name_of(source["source"])
     (folder.model / "README.md").write_text(card(summary, folder.points()), encoding="utf-8")
@@ -22,20 +24,22 @@ def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
 
 def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
     """The card as Markdown."""
-    config, corpus = summary["config"], summary["corpus"]
-    shape = config["shape"]
+    config, corpus, shape = summary["config"], summary["corpus"], summary["shape"]
     lines = [
         f"# {config['name']}",
         "",
         f"A T5 of {summary['parameters']:,} parameters ({shape['num_layers']} encoder and {shape['num_decoder_layers']} decoder "
-        f"layers, d_model {shape['d_model']}, {config['tokenizer']['vocabulary']:,} cased pieces) for English reviews, made by "
+        f"layers, d_model {shape['d_model']}, {summary['vocabulary']:,} cased pieces) for English reviews, made by "
         "`cotd pretrain`. It is a base to finetune.",
         "",
         "## What it was made from",
         "",
-        "| text | documents | left out as protected |",
-        "|---|---|---|",
-        *(f"| {name_of(s['source'])} | {s['documents']:,} | {s['left_out']:,} |" for s in corpus["sources"]),
+        "| text | documents | left out as protected | with gold labels to learn |",
+        "|---|---|---|---|",
+        *(
+            f"| {name_of(s['source'])} | {s['documents']:,} | {s['left_out']:,} | {s['labelled']:,} |"
+            for s in corpus["sources"]
+        ),
         "",
         f"{corpus['tokens']:,} pieces in {corpus['chunks']:,} chunks. Left out is every document that equals one of "
         f"{corpus['protected_texts']:,} texts of test and validation splits, or shares 13 words in a row with one (8 in a row "
@@ -53,7 +57,8 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         *curve(points),
         "",
         "`hidden`, `sentence` and `answer` are mean squared errors in standardised units (1 is what predicting the mean "
-        "gives), `label` is the divergence from the teacher's answer in nats, `denoise` is nats a token, all on held-out text. "
+        "gives), `label` is the divergence from the teacher's answer in nats, `gold` the cross-entropy of the gold label, "
+        "`denoise` is nats a token, all on held-out text. "
         f"`zero shot` is the accuracy on gold validation labels of {config['probe']['source']} as it is, `probe` that after "
         f"a quick finetune on {config['probe']['rows']:,} gold labels.",
         "",
@@ -73,9 +78,16 @@ def name_of(source: str) -> str:
     return source.rsplit("/", 1)[-1] if source.endswith((".parquet", ".jsonl", ".csv")) else source
 
 
+def short(folder: str) -> str:
+    """A model's name without the folders of the machine that it lies on."""
+    return "/".join(Path(folder).parts[-2:]) if Path(folder).is_absolute() else folder
+
+
 def teachers(config: dict[str, Any], asked: int) -> list[str]:
     lines = []
-    if config["embeddings"] == "encoder_teacher":
+    if config["start"]:
+        lines += [f"It went on from {short(config['start'])}, whose own card, where it has one, is START.md.", ""]
+    elif config["embeddings"] == "encoder_teacher":
         t = config["encoder_teacher"]
         lines += [
             f"Its first embeddings were each piece's mean hidden state in layer {t['layer']} of {name_of(t['model'])}.",
@@ -89,15 +101,24 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
         lines += [
             f"It learned what {name_of(t['model'])} says when it is asked for the {t['task']} of {asked:,} texts, whole passages "
             f"and phrases of one to eight words: its answer, and {t['components']} principal components of its hidden state "
-            f"after layer {t['layer']} at the place of the answer. No gold label was used.",
+            f"after layer {t['layer']} at the place of the answer.",
             "",
         ]
+    if config["objectives"]["gold_share"]:
+        named = " and ".join(name_of(s["source"]) for s in config["corpus"]["sources"] if s["labels"])
+        lines += [
+            f"It learned the gold labels of {named}, each passage's being its document's, and no others. What it does with few "
+            "labels of those same reviews says nothing about few labels.",
+            "",
+        ]
+    else:
+        lines += ["No gold label was used.", ""]
     return lines
 
 
 def curve(points: list[dict[str, float]]) -> list[str]:
     """Held-out losses and probes by step, at most a dozen rows."""
-    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "denoise")]
+    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "gold", "denoise")]
     names += ["zero_shot_accuracy", "probe_accuracy"]
     measured = [p for p in points if any(n in p for n in names)]
     names = [n for n in names if any(n in p for p in measured)]

@@ -16,9 +16,16 @@ class CorpusSource(Block):
     splits: list[Literal["train", "validation", "test", "unlabelled"]] = Field(
         ["train"], description="the splits to read; `unlabelled` stands for all rows of a source without a split column"
     )
+    labels: bool = Field(False, description="learn its gold labels, too: each chunk's is its document's")
     answers: int = Field(0, ge=0, description="chunks of this source to ask the answer teacher about")
     phrases: int = Field(0, ge=0, description="runs of 1 to 8 words to ask it about: cheaper, and they say which words count")
     noun: str | None = Field(None, description="what the answer teacher's prompt calls a text; null: the source's own word")
+
+    @model_validator(mode="after")
+    def labels_are_there(self) -> CorpusSource:
+        if self.labels and "unlabelled" in self.splits:
+            raise ValueError(f"{self.source}: labels: true, but splits has 'unlabelled', whose texts have none; leave one out")
+        return self
 
 
 class CorpusConfig(Block):
@@ -76,11 +83,13 @@ class ObjectivesConfig(Block):
     hidden_share: float = Field(0.5, ge=0, description="relative number of batches that learn the encoder teacher's states")
     answer_share: float = Field(0.25, ge=0, description="… that learn the answer teacher's state")
     denoise_share: float = Field(0.25, ge=0, description="… that are denoised")
+    gold_share: float = Field(0.0, ge=0, description="… that learn the gold labels of sources with `labels: true`")
     hidden_weight: float = Field(1.0, ge=0, description="encoder states → the teacher's hidden states, mean squared error")
     sentence_weight: float = Field(1.0, ge=0, description="first decoder state → the mean of the teacher's hidden states")
     answer_weight: float = Field(1.0, ge=0, description="first decoder state → the answer teacher's, mean squared error")
     label_weight: float = Field(1.0, ge=0, description="label words → the answer teacher's answer, Kullback-Leibler divergence")
     denoise_weight: float = Field(1.0, ge=0, description="token cross-entropy of the text behind the masks")
+    gold_weight: float = Field(1.0, ge=0, description="cross-entropy of the label's word")
     mask_share: Share = 0.15
     mask_span: float = Field(3.0, ge=1, description="mean length of a masked span in pieces")
     target: Literal["spans", "text"] = Field(
@@ -122,6 +131,9 @@ class PretrainConfig(Block):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     corpus: CorpusConfig
+    start: str | None = Field(
+        None, description="a T5 to go on from, an earlier run's say: its weights, shape and tokenizer; null: a new one"
+    )
     tokenizer: TokenizerConfig = TokenizerConfig()
     shape: ShapeConfig = ShapeConfig()
     embeddings: Literal["random", "language_teacher", "encoder_teacher"] = Field(
@@ -149,7 +161,8 @@ class PretrainConfig(Block):
     def teachers_are_there(self) -> PretrainConfig:
         wanted, trains = self.objectives, self.training.steps > 0
         problems = []
-        if self.encoder_teacher is None and (self.embeddings == "encoder_teacher" or (trains and wanted.hidden_share)):
+        made_from_teacher = self.embeddings == "encoder_teacher" and self.start is None
+        if self.encoder_teacher is None and (made_from_teacher or (trains and wanted.hidden_share)):
             problems.append(
                 "encoder_teacher is missing: name a model and a layer, or set objectives.hidden_share to 0 "
                 "and embeddings to language_teacher or random"
@@ -160,7 +173,9 @@ class PretrainConfig(Block):
                 "objectives.answer_share needs an answer_teacher and at least one source with answers: N or phrases: N; "
                 "give both, or set the share to 0"
             )
-        if trains and not wanted.hidden_share + wanted.answer_share + wanted.denoise_share:
+        if trains and wanted.gold_share and not any(s.labels for s in self.corpus.sources):
+            problems.append("objectives.gold_share needs a source with labels: true; give one, or set the share to 0")
+        if trains and not wanted.hidden_share + wanted.answer_share + wanted.denoise_share + wanted.gold_share:
             problems.append("every share in objectives is 0: there is nothing to learn")
         if problems:
             raise ValueError("; ".join(problems))

@@ -3,7 +3,8 @@
 A prepared corpus is a folder of NumPy files. Of chunk i, `pieces[piece_starts[i]:piece_starts[i + 1]]` are the
 student's token ids, `</s>` included; `teacher[teacher_starts[i]:teacher_starts[i + 1]]` are the encoder teacher's, its
 own special tokens included; and `first` and `last`, as long as `pieces`, say which of the chunk's teacher tokens lie
-under each piece. `source[i]` is the number of the chunk's source in the recipe.
+under each piece. `source[i]` is the number of the chunk's source in the recipe, and `label[i]` the number of its document's
+gold label, -1 where that is not to be learned.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,31 +30,48 @@ from cotd.sources import dataset_name, read_rows
 from cotd.task import get_task
 
 _SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]]*(?=\s|$)|$)", re.DOTALL)
-ARRAYS = ("pieces", "piece_starts", "teacher", "teacher_starts", "first", "last", "source")
+ARRAYS = ("pieces", "piece_starts", "teacher", "teacher_starts", "first", "last", "source", "label")
+NO_LABEL = -1
 
 
-def read_documents(source: CorpusSource) -> list[str]:
+class Origin(NamedTuple):
+    """Where a document is from, and what it is labelled."""
+
+    source: int  # its number in the recipe
+    label: int  # its number among the task's, or NO_LABEL
+
+
+def read_documents(source: CorpusSource) -> dict[str, int]:
     """A source's texts of the wanted splits, cleaned; equal texts once.
 
+    Returns:
+        For each text the number of its gold label, NO_LABEL unless the source's labels are to be learned.
+
     Raises:
-        CotdError: the source or a mapped column does not exist, or no text is in those splits.
+        CotdError: the source or a mapped column does not exist, no text is in those splits, or none of them has a label that is
+            to be learned.
     """
     data = DataConfig(source=source.source, columns=source.columns)
     rows = read_rows(data, unlabelled="unlabelled" in source.splits)
     if "unlabelled" in source.splits:
-        texts = [clean_text(t) for t in rows["text"] if isinstance(t, str)]
+        texts = {clean_text(t): NO_LABEL for t in rows["text"] if isinstance(t, str)}
     else:
-        table = build_reviews(rows, dataset_name(data), get_task(data.task), data.test_share, data.validation_share).table
-        texts = list(table[table["split"].isin(source.splits)]["text"])
-    texts = [t for t in dict.fromkeys(texts) if t]
+        task = get_task(data.task)
+        table = build_reviews(rows, dataset_name(data), task, data.test_share, data.validation_share).table
+        table = table[table["split"].isin(source.splits)]
+        numbers = {label: number for number, label in enumerate(task.labels)} if source.labels else {}
+        texts = {text: numbers.get(label, NO_LABEL) for text, label in zip(table["text"], table["label"], strict=True)}
+    texts.pop("", None)
     if not texts:
         raise CotdError(f"corpus: {source.source} has no text in split {' or '.join(source.splits)}.")
+    if source.labels and not any(label != NO_LABEL for label in texts.values()):
+        raise CotdError(f"corpus: {source.source} has no gold labels; name their column (columns.label), or leave labels out.")
     # In the order of a hash, so that a limit takes a fixed pseudo-random sample.
-    return sorted(texts, key=unit_interval)
+    return {text: texts[text] for text in sorted(texts, key=unit_interval)}
 
 
-def read_corpus(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]:
-    """The documents to pretrain on, each with the number of its source, and the counts of what was read and left out.
+def read_corpus(config: PretrainConfig) -> tuple[dict[str, Origin], dict[str, Any]]:
+    """The documents to pretrain on, each with its origin, and the counts of what was read and left out.
 
     The documents are in the order of a hash, all sources mixed.
 
@@ -61,24 +80,27 @@ def read_corpus(config: PretrainConfig) -> tuple[dict[str, int], dict[str, Any]]
     """
     problems: list[str] = []
 
-    def read(source: CorpusSource) -> list[str]:
+    def read(source: CorpusSource) -> dict[str, int]:
         try:
             return read_documents(source)
         except CotdError as error:
             problems.extend(error.problems)
-            return []
+            return {}
 
     protected_texts = [t for source in config.corpus.protect for t in read(source)]
-    parts = [read(source)[: config.corpus.limit] for source in config.corpus.sources]
+    parts = [dict(islice(read(source).items(), config.corpus.limit)) for source in config.corpus.sources]
     if problems:
         raise CotdError(*problems)
     protected = ProtectedTexts(protected_texts)
-    documents: dict[str, int] = {}
+    documents: dict[str, Origin] = {}
     counts = []
     for number, (source, texts) in enumerate(zip(config.corpus.sources, parts, strict=True)):
-        kept = [t for t in texts if not protected.contained_in(t)]
-        documents |= {t: number for t in kept if t not in documents}
-        counts.append({"source": source.source, "documents": len(texts), "left_out": len(texts) - len(kept)})
+        kept = {t: label for t, label in texts.items() if not protected.contained_in(t)}
+        documents |= {t: Origin(number, label) for t, label in kept.items() if t not in documents}
+        labelled = sum(label != NO_LABEL for label in kept.values())
+        counts.append(
+            {"source": source.source, "documents": len(texts), "left_out": len(texts) - len(kept), "labelled": labelled}
+        )
     ordered = {text: documents[text] for text in sorted(documents, key=unit_interval)}
     return ordered, {"protected_texts": len(protected_texts), "sources": counts}
 
@@ -163,7 +185,8 @@ def corpus_digest(config: PretrainConfig) -> str:
     corpus = config.corpus.model_dump(exclude={"held_out"})
     for source in corpus["sources"]:
         del source["answers"], source["phrases"], source["noun"]
-    return digest({"corpus": corpus, "tokenizer": config.tokenizer.model_dump(), "teacher": teacher})
+    tokenizer = config.tokenizer.model_dump() if config.start is None else {"start": config.start}
+    return digest({"corpus": corpus, "tokenizer": tokenizer, "teacher": teacher})
 
 
 def prepare(config: PretrainConfig, report: Callable[[str], None] = print) -> Corpus:
@@ -185,9 +208,7 @@ def prepare(config: PretrainConfig, report: Callable[[str], None] = print) -> Co
     documents, counts = read_corpus(config)
     left_out = sum(c["left_out"] for c in counts["sources"])
     report(f"corpus: {len(documents):,} documents; {left_out:,} left out for text they share with protected ones")
-    report(f"tokenizer: training {config.tokenizer.vocabulary:,} pieces")
-    sample = list(documents)[: config.tokenizer.train_documents]
-    tokenizer = train_tokenizer(sample, config.tokenizer.vocabulary, task_words())
+    tokenizer = make_tokenizer(config, documents, report)
     scratch = target.with_name("corpus.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -204,6 +225,19 @@ def prepare(config: PretrainConfig, report: Callable[[str], None] = print) -> Co
     return corpus
 
 
+def make_tokenizer(config: PretrainConfig, documents: dict[str, Origin], report: Callable[[str], None]) -> Any:
+    """The tokenizer of the T5 that the run goes on from, or a new one trained on the first documents."""
+    from transformers import AutoTokenizer
+
+    from cotd.student import resolve_model
+
+    if config.start is not None:
+        return AutoTokenizer.from_pretrained(resolve_model(config.start))
+    report(f"tokenizer: training {config.tokenizer.vocabulary:,} pieces")
+    sample = list(documents)[: config.tokenizer.train_documents]
+    return train_tokenizer(sample, config.tokenizer.vocabulary, task_words())
+
+
 def load_teacher_tokenizer(config: PretrainConfig) -> Any | None:
     """The encoder teacher's tokenizer, or None where there is no such teacher."""
     from transformers import AutoTokenizer
@@ -215,19 +249,20 @@ def load_teacher_tokenizer(config: PretrainConfig) -> Any | None:
     return AutoTokenizer.from_pretrained(resolve_model(config.encoder_teacher.model))
 
 
-def write_arrays(folder: Path, documents: dict[str, int], tokenizer: Any, teacher: Any | None, limits: list[int]) -> None:
+def write_arrays(folder: Path, documents: dict[str, Origin], tokenizer: Any, teacher: Any | None, limits: list[int]) -> None:
     """Tokenises documents with both tokenizers and writes the corpus' arrays."""
-    texts_and_sources = list(documents.items())
-    sample = [t for t, _ in texts_and_sources[:500]]
+    texts_and_origins = list(documents.items())
+    sample = [t for t, _ in texts_and_origins[:500]]
     pieces_in_sample = sum(len(ids) for ids in tokenizer(sample, verbose=False)["input_ids"])
     characters_a_piece = sum(map(len, sample)) / pieces_in_sample
     longest = max(limits)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("pieces", "teacher", "first", "last")}
-    piece_lengths, teacher_lengths, sources = [], [], []
-    for start in range(0, len(texts_and_sources), 256):
-        cut = [(c, n) for d, n in texts_and_sources[start : start + 256] for c in chunks_of(d, limits, characters_a_piece)]
+    piece_lengths, teacher_lengths = [], []
+    origins: list[Origin] = []
+    for start in range(0, len(texts_and_origins), 256):
+        cut = [(c, o) for d, o in texts_and_origins[start : start + 256] for c in chunks_of(d, limits, characters_a_piece)]
         texts = [c for c, _ in cut]
-        sources += [n for _, n in cut]
+        origins += [o for _, o in cut]
         coded = tokenizer(texts, return_offsets_mapping=True, max_length=longest, truncation=True)
         seen: dict[str, Any] = (
             teacher(texts, return_offsets_mapping=True, max_length=512, truncation=True)
@@ -244,6 +279,7 @@ def write_arrays(folder: Path, documents: dict[str, int], tokenizer: Any, teache
             teacher_lengths.append(len(seen["input_ids"][i]))
     for name, parts in columns.items():
         np.save(folder / f"{name}.npy", np.concatenate(parts))
-    np.save(folder / "source.npy", np.array(sources, dtype=np.uint8))
+    np.save(folder / "source.npy", np.array([o.source for o in origins], dtype=np.uint8))
+    np.save(folder / "label.npy", np.array([o.label for o in origins], dtype=np.int8))
     np.save(folder / "piece_starts.npy", np.cumsum([0, *piece_lengths], dtype=np.int64))
     np.save(folder / "teacher_starts.npy", np.cumsum([0, *teacher_lengths], dtype=np.int64))

@@ -100,6 +100,18 @@ class PretrainingT5(T5ForConditionalGeneration):
             "sentence": self.regression_loss("sentence", self.first_decoder_state(encoded, mask), whole).mean(),
         }
 
+    def label_scores(self, state: torch.Tensor, label_pieces: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the labels' words, (B, labels), over the whole vocabulary, from first decoder states (B, d_model)."""
+        # As T5 with tied embeddings scores a token.
+        return self.lm_head(state * self.config.d_model**-0.5).float().log_softmax(-1)[:, label_pieces]
+
+    def gold_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Mean cross-entropy in nats of the gold label's word."""
+        mask = batch["attention_mask"]
+        encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        scores = self.label_scores(self.first_decoder_state(encoded, mask), batch["label_pieces"])
+        return torch.nn.functional.nll_loss(scores, batch["labels"])
+
     def answer_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """`answer`, of the answer teacher's state from the first decoder state, and `label`, of its answer.
 
@@ -109,8 +121,7 @@ class PretrainingT5(T5ForConditionalGeneration):
         mask = batch["attention_mask"]
         encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         state = self.first_decoder_state(encoded, mask)
-        # As T5 with tied embeddings scores a token.
-        logits = self.lm_head(state * self.config.d_model**-0.5).float().log_softmax(-1)[:, batch["label_pieces"]]
+        logits = self.label_scores(state, batch["label_pieces"])
         shares = batch["shares"]
         return {
             "answer": self.regression_loss("answer", state, batch["components"]).mean(),
@@ -128,6 +139,8 @@ class PretrainingT5(T5ForConditionalGeneration):
             return {"denoise": self.denoising_loss(batch)}
         if batch["kind"] == "answer":
             return self.answer_losses(batch)
+        if batch["kind"] == "gold":
+            return {"gold": self.gold_loss(batch)}
         assert teacher is not None, "a batch of hidden states without an encoder teacher"
         return self.hidden_losses(batch, teacher.states(batch))
 

@@ -34,7 +34,7 @@ from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.corpus import Corpus, corpus_digest
 from cotd.pretraining.probes import held_out_losses, probe, probe_reviews, zero_shot
 from cotd.pretraining.tokenizer import SENTINELS
-from cotd.student import first_tokens
+from cotd.student import first_tokens, resolve_model
 from cotd.task import get_task
 from cotd.training import latest_checkpoint
 
@@ -118,15 +118,16 @@ def make_batches(
     sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
     t, answers = config.training, None
     asked: list[np.ndarray] = []
-    label_pieces: list[int] = []
+    task = get_task(config.answer_teacher.task if config.answer_teacher else "sentiment")
     if config.answer_teacher and config.objectives.answer_share:
-        answers, task = Answers.read(corpus).of(chunks), get_task(config.answer_teacher.task)
+        answers = Answers.read(corpus).of(chunks)
         prefixed = [task.label_prefix + text for text in answers.texts]
         asked = [np.array(row) for row in tokenizer(prefixed)["input_ids"]]
-        label_pieces = first_tokens(tokenizer, task)
+    label_prefix = tokenizer(task.label_prefix.rstrip(), add_special_tokens=False)["input_ids"]
     return BatchedCorpus(
-        corpus, chunks, answers, asked, label_pieces, config.objectives, sentinels, t.batch_tokens, count, t.seed + seed_offset
-    )
+        corpus, chunks, answers, asked, first_tokens(tokenizer, task), label_prefix, config.objectives, sentinels, t.batch_tokens,
+        count, t.seed + seed_offset,
+    )  # fmt: skip
 
 
 def best_device() -> str:
@@ -136,14 +137,19 @@ def best_device() -> str:
 
 
 def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> None:
-    """Writes the model before the first step: random weights, a teacher's embeddings, the statistics of its states."""
+    """Writes the model before the first step: the one that the run goes on from, or random weights and a teacher's embeddings;
+    and the statistics of the teacher's states."""
     import torch
+    from transformers import T5Config
 
     from cotd.pretraining.embeddings import TeacherStatistics, sample_batches
     from cotd.pretraining.model import EncoderTeacher, PretrainingT5, t5_config
 
     tokenizer, device = load_tokenizer(folder), best_device()
-    model_config = t5_config(config.shape, len(tokenizer), config.training.dropout)
+    start = resolve_model(config.start) if config.start else None
+    model_config = (
+        T5Config.from_pretrained(start) if start else t5_config(config.shape, len(tokenizer), config.training.dropout)
+    )
     generator = torch.Generator().manual_seed(config.training.seed)
     train_chunks, _ = chunk_split(corpus, config)
     widths: dict[str, int] = {}
@@ -161,14 +167,19 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
     model_config.teacher_widths = widths
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model = PretrainingT5(model_config)
+        if start is None:
+            model = PretrainingT5(model_config)
+        else:  # the heads are new in any case
+            model = PretrainingT5.from_pretrained(start, config=model_config, dtype=torch.float32)
         for head in widths:  # small, so that the first prediction is about the mean; not zero, where scaled steps would be tiny
             torch.nn.init.normal_(getattr(model, f"{head}_head").weight, std=HEAD_SPREAD)
             torch.nn.init.zeros_(getattr(model, f"{head}_head").bias)
     with torch.no_grad():
         for name, value in values.items():
             getattr(model, name).copy_(value.cpu())
-        if config.embeddings == "encoder_teacher":
+        if start:
+            pass  # its own embeddings
+        elif config.embeddings == "encoder_teacher":
             assert statistics is not None
             rows = statistics.embedding_rows(config.shape.d_model, generator)
             model.shared.weight[: len(rows)] = rows
@@ -187,7 +198,6 @@ def language_rows(config: PretrainConfig, tokenizer: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from cotd.pretraining.embeddings import language_teacher_rows, project
-    from cotd.student import resolve_model
 
     source = resolve_model(config.language_teacher)
     teacher = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -312,14 +322,21 @@ def train(
         last |= probe(config, model, tokenizer, folder.path / "probe")
     write_point(last)
     points = folder.points()
+    start = Path(resolve_model(config.start)) if config.start else None
+    before = start / "pretraining.json" if start else None
     summary = {
         "digest": run_digest(config), "steps": settings.steps, "tokens": sum(p.get("tokens", 0) for p in points),
         "seconds": total_seconds(folder), "parameters": plain_parameters(model), "device": device_name(),
-        "precision": precision, "corpus": corpus.manifest, "asked": len(batches.asked), "last": points[-1], "config": config.model_dump(),
+        "precision": precision, "shape": {key: getattr(model.config, key) for key in ("num_layers", "num_decoder_layers", "d_model")},
+        "vocabulary": len(tokenizer), "corpus": corpus.manifest, "asked": len(batches.asked), "last": points[-1],
+        "config": config.model_dump(),
+        "start": json.loads(before.read_text(encoding="utf-8")) if before and before.is_file() else None,
     }  # fmt: skip
     scratch = folder.model.with_name("model.part")
     shutil.rmtree(scratch, ignore_errors=True)
     save_as_t5(model, tokenizer, scratch)
+    if start and (start / "README.md").is_file():
+        shutil.copy(start / "README.md", scratch / "START.md")
     shutil.rmtree(folder.model, ignore_errors=True)
     scratch.rename(folder.model)
     folder.summary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -49,13 +49,14 @@ def recipe(
     make_store(storage / "mlflow.db")
 
     def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
-        source = {"source": "embedded:rotten-tomatoes", "answers": 40, "phrases": 60}
+        source = {"source": "embedded:rotten-tomatoes", "labels": True, "answers": 40, "phrases": 60}
         plain: dict[str, Any] = {
             "name": name,
             "corpus": {"sources": [source], "limit": 300, "held_out": 30, "chunk_tokens": [24, 48]},
             "encoder_teacher": {"model": str(teachers["encoder"]), "layer": 1},
             "answer_teacher": {"model": str(teachers["language"]), "layer": 1, "components": 8, "readout_texts": 64},
             "tokenizer": {"vocabulary": 1000, "train_documents": 300},
+            "objectives": {"gold_share": 0.25},
             "shape": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2},
             "training": {"steps": 12, "batch_tokens": 512, "save_every": 6, "log_every": 3, "warmup_steps": 2, "dropout": 0.1},
             "probe": {"source": None},
@@ -97,7 +98,7 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
     config, summary = learned
     folder = RunFolder(config.directory)
     points = folder.points()
-    for name, share in (("label", 0.5), ("denoise", 1.0)):
+    for name, share in (("label", 0.5), ("gold", 0.5), ("denoise", 1.0)):
         assert points[-1][f"held_out_{name}"] < share * max(p[name] for p in points if name in p)
     assert points[-1]["held_out_hidden"] < 0.98, "predicting the mean is 1"
     model, tokenizer = load_base(str(folder.model))
@@ -150,10 +151,10 @@ def test_bfloat16_is_what_every_objective_computes_in(recipe: Callable[..., Pret
         assert pretrain(config)["precision"] == precision
         points = RunFolder(config.directory).points()
         found[precision] = {
-            name: p[name] for p in points for name in ("label", "answer", "hidden", "sentence", "denoise") if name in p
+            name: p[name] for p in points for name in ("label", "answer", "gold", "hidden", "sentence", "denoise") if name in p
         }
     exact, rough = found["float32"], found["bfloat16"]
-    assert exact.keys() == {"label", "answer", "hidden", "sentence", "denoise"}
+    assert exact.keys() == {"label", "answer", "gold", "hidden", "sentence", "denoise"}
     assert all(rough[name] != exact[name] for name in exact)
     assert rough == pytest.approx(exact, rel=0.02)
 
@@ -169,6 +170,25 @@ def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], l
     assert all(
         (one[n] == other[n]).all() for n in one if n != "shared.weight" and "embed_tokens" not in n and "lm_head" not in n
     )
+
+
+def test_a_run_goes_on_from_another_s_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
+    before = RunFolder(learned[0].directory).model
+    plain = {"start": str(before), "objectives": {"gold_share": 1, "hidden_share": 0, "answer_share": 0, "denoise_share": 0}}
+    for name, steps in (("as_it_was", 0), ("further", 3)):
+        pretrain(recipe(name, training={"steps": steps}, **plain))
+    first, same, further = (
+        weights(folder) for folder in (before, *(before.parents[1] / n / "model" for n in ("as_it_was", "further")))
+    )
+    assert all((first[name] == same[name]).all() for name in first)
+    assert any((first[name] != further[name]).any() for name in first)
+    folder = before.parents[1] / "further" / "model"
+    assert (folder / "tokenizer.json").read_bytes() == (before / "tokenizer.json").read_bytes()
+    assert (folder / "START.md").read_text() == (before / "README.md").read_text()
+    for file in ("README.md", "pretraining.json"):
+        text = (folder / file).read_text()
+        assert "tiny/model" in text
+        assert str(before.parents[1]) not in text, "no path of the machine it was made on"
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from cotd.errors import CotdError
 from cotd.pretraining.batches import plan_batches
-from cotd.pretraining.config import PretrainConfig
-from cotd.pretraining.corpus import align, chunks_of, prepare, read_corpus, read_documents
+from cotd.pretraining.config import CorpusSource, PretrainConfig
+from cotd.pretraining.corpus import NO_LABEL, Corpus, align, chunks_of, prepare, read_corpus, read_documents
 from cotd.pretraining.protection import ProtectedTexts, normalised_words
 
 SENTENCE = "the plot of this long film makes no sense at all but its two leads are wonderful in every scene"
@@ -81,6 +81,45 @@ def test_batches_hold_every_chunk_once_within_the_budget(lengths: list[int], bud
 def test_chunks_lose_no_word(document: str) -> None:
     chunks = list(chunks_of(document.strip(), [4, 8], 4.0))
     assert " ".join(chunks).split() == document.split()
+
+
+def labelled_file(folder: Path, label: str) -> dict[str, object]:
+    """A source of forty long reviews; the even ones are positive, and have a word to know them by."""
+    path = folder / f"{label}.csv"
+    words = {0: ("positive", "sunshine"), 1: ("negative", "drizzle")}
+    rows = [f"{words[n % 2][0]},{words[n % 2][1]} number {n} is here. It goes on and on. And so it ends." for n in range(40)]
+    path.write_text(f"{label},text\n" + "\n".join(rows))
+    return {"source": str(path), "splits": ["train", "validation", "test"], "labels": True}
+
+
+def test_every_chunk_has_its_document_s_gold_label(tmp_path: Path) -> None:
+    sources = [labelled_file(tmp_path, "label"), {"source": "embedded:amazon-sentences"}]
+    plain = {
+        "name": "t", "corpus": {"sources": sources, "limit": 40, "chunk_tokens": [8]}, "embeddings": "random",
+        "tokenizer": {"vocabulary": 700}, "training": {"steps": 0}, "storage": str(tmp_path),
+    }  # fmt: skip
+    prepare(PretrainConfig.model_validate(plain), lambda _: None)
+    corpus = Corpus.open(tmp_path / "t" / "corpus")
+    labels, source = corpus.arrays["label"], corpus.arrays["source"]
+    assert (labels[source == 1] == NO_LABEL).all(), "labels that nobody asked for are not learned"
+    assert (source == 0).sum() > 60, "documents are cut"
+    assert np.bincount(labels[source == 0]).tolist() == [(source == 0).sum() / 2] * 2
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(corpus.folder / "tokenizer")
+    texts = [
+        (tokenizer.decode(corpus.chunk(i)["pieces"]).replace(" ", ""), int(labels[i])) for i in np.flatnonzero(source == 0)
+    ]
+    assert {label for text, label in texts if "sunshine" in text} == {1}
+    assert {label for text, label in texts if "drizzle" in text} == {0}
+
+
+def test_gold_labels_that_are_not_there_are_an_error(tmp_path: Path) -> None:
+    plain = labelled_file(tmp_path, "stars")
+    with pytest.raises(CotdError, match=r"no gold labels; name their column \(columns.label\)"):
+        read_documents(CorpusSource.model_validate(plain))
+    named = CorpusSource.model_validate(plain | {"columns": {"label": "stars"}})
+    assert sorted(read_documents(named).values()) == [0] * 20 + [1] * 20
 
 
 def test_a_missing_source_is_named_before_anything_starts(tmp_path: Path) -> None:
