@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import json
 import math
+import os
 import threading
 import time
 import warnings
@@ -116,14 +117,17 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
 
 
 def environment(config: EngineConfig, threads: int) -> dict[str, str]:
-    """Environment variables of an engine's process."""
-    return {
+    """Environment variables of an engine's process, which `threads` processors are for."""
+    variables = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gb),  # without it vLLM takes 92 % of memory
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # else it leaves a core idle while the rest of the pipeline waits for it
-        "OMP_NUM_THREADS": str(threads),  # Ray would set 1
+        "OMP_NUM_THREADS": str(max(1, threads // config.tensor_parallel)),  # Ray would set 1
     }
+    if config.tensor_parallel > 1:  # left alone, vLLM wants a NUMA node for each of a CPU engine's processes
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    return variables
 
 
 # --- in process -----------------------------------------------------------------------------------------------------

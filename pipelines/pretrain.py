@@ -48,7 +48,7 @@ def pretrain_alone(config: PretrainConfig, restart: bool) -> dict[str, Any]:
     status = "KILLED"
     try:
         corpus = prepare(config, say)
-        if config.answer_teacher and config.objectives.answer_share:
+        if config.asks_answers:
             ask_answer_teacher(config, corpus)
         if not folder.initial.is_dir():
             say("first model: embeddings and statistics of the teachers' states")

@@ -56,7 +56,7 @@ class BatchedCorpus:
         label_prefix: list[int], objectives: ObjectivesConfig, sentinels: list[int], batch_tokens: int, count: int, seed: int,
         eos: int = 1, pad: int = 0,
     ):  # fmt: skip
-        self.corpus, self.objectives, self.count, self.seed = corpus, objectives, count, seed
+        self.corpus, self.objectives, self.seed = corpus, objectives, seed
         self.sentinels, self.eos, self.pad, self.batch_tokens = sentinels, eos, pad, batch_tokens
         self.chunks, self.answers, self.asked, self.label_pieces = chunks, answers, asked, label_pieces
         labels = np.asarray(corpus.arrays["label"])[chunks]
@@ -73,9 +73,11 @@ class BatchedCorpus:
             "gold": objectives.gold_share,
         }  # fmt: skip
         shares |= {kind: 0.0 for kind, pool in POOLS.items() if not len(self.lengths[pool])}
-        total = sum(shares.values()) or 1.0
+        total = sum(shares.values())
+        self.count = count = count if total else 0  # with nothing to learn from there are no batches
         # Which kind each batch is, and how many of its pool's batches went before it.
-        draws = np.random.default_rng([seed, 0]).choice(len(shares), size=count, p=[s / total for s in shares.values()])
+        weights = [share / (total or 1.0) for share in shares.values()]
+        draws = np.random.default_rng([seed, 0]).choice(len(shares), size=count, p=weights if count else None)
         self.kinds = [list(shares)[d] for d in draws]
         pools = np.array([POOLS[kind] for kind in self.kinds])
         self.positions = np.zeros(count, dtype=np.int64)

@@ -93,10 +93,10 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
             f"Its first embeddings were each piece's mean hidden state in layer {t['layer']} of {name_of(t['model'])}.",
             "",
         ]
-    if config["encoder_teacher"] and config["objectives"]["hidden_share"]:
+    if config["training"]["steps"] and config["encoder_teacher"] and config["objectives"]["hidden_share"]:
         t = config["encoder_teacher"]
         lines += [f"Its encoder learned to predict the hidden states of layer {t['layer']} of {name_of(t['model'])}.", ""]
-    if config["answer_teacher"] and config["objectives"]["answer_share"]:
+    if asked:
         t = config["answer_teacher"]
         lines += [
             f"It learned what {name_of(t['model'])} says when it is asked for the {t['task']} of {asked:,} texts, whole passages "
@@ -104,7 +104,7 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
             f"after layer {t['layer']} at the place of the answer.",
             "",
         ]
-    if config["objectives"]["gold_share"]:
+    if config["training"]["steps"] and config["objectives"]["gold_share"]:
         named = " and ".join(name_of(s["source"]) for s in config["corpus"]["sources"] if s["labels"])
         lines += [
             f"It learned the gold labels of {named}, each passage's being its document's, and no others. What it does with few "

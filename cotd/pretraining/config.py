@@ -191,6 +191,11 @@ class PretrainConfig(Block):
         return self
 
     @property
+    def asks_answers(self) -> bool:
+        """Whether the answer teacher is asked at all: not where no step is taken."""
+        return bool(self.training.steps and self.answer_teacher and self.objectives.answer_share)
+
+    @property
     def directory(self) -> Path:
         """The run's own folder, absolute."""
         return Path(self.storage).expanduser().absolute() / self.name

@@ -119,7 +119,7 @@ def make_batches(
     t, answers = config.training, None
     asked: list[np.ndarray] = []
     task = get_task(config.answer_teacher.task if config.answer_teacher else "sentiment")
-    if config.answer_teacher and config.objectives.answer_share:
+    if config.asks_answers:
         answers = Answers.read(corpus).of(chunks)
         prefixed = [task.label_prefix + text for text in answers.texts]
         asked = [np.array(row) for row in tokenizer(prefixed)["input_ids"]]
@@ -162,7 +162,7 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
         sample = sample_batches(corpus, train_chunks, batches, STATISTICS_BATCHES)
         statistics = TeacherStatistics(corpus, teacher, sample, len(tokenizer), device)
         values |= statistics.by_head()
-    if config.answer_teacher and config.objectives.answer_share:
+    if config.asks_answers:
         widths["answer"] = Answers.read(corpus).components.shape[1]  # standardised already
     model_config.teacher_widths = widths
     with torch.random.fork_rng(devices=[]):

@@ -86,6 +86,13 @@ def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows
     assert max(alone) - min(alone) > 0.1, "they differ from text to text"
 
 
+def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
+    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:12])
+    whole = EngineConfig(backend="in_process", dtype="float32", max_model_len=256, kv_cache_gb=1)
+    in_three = whole.model_copy(update={"tensor_parallel": 3})  # the teacher's heads for keys are three
+    assert label_probabilities(in_three, texts) == pytest.approx(label_probabilities(whole, texts), abs=0.001)
+
+
 def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
     """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
     from cotd.config import load_config

@@ -160,11 +160,13 @@ def test_bfloat16_is_what_every_objective_computes_in(recipe: Callable[..., Pret
 
 
 def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
-    random = recipe("random", embeddings="random", training={"steps": 0})
+    only_answers = {"answer_share": 1, "gold_share": 0, "hidden_share": 0, "denoise_share": 0}
+    random = recipe("random", embeddings="random", training={"steps": 0}, objectives=only_answers)
     language = recipe("language", embeddings="language_teacher", training={"steps": 0})
     language = language.model_copy(update={"language_teacher": language.answer_teacher.model})
     for config in (random, language):
         assert pretrain(borrow(learned, config, "corpus"))["tokens"] == 0
+        assert "No gold label was used." in (RunFolder(config.directory).model / "README.md").read_text()
     one, other = (weights(RunFolder(c.directory).model) for c in (random, language))
     assert (one["shared.weight"] != other["shared.weight"]).any()
     assert all(
