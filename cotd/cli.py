@@ -218,22 +218,36 @@ def pretrain(
 
 
 @app.command()
-def report(config: Config, overrides: Overrides = None) -> None:
+def report(
+    config: Config,
+    overrides: Overrides = None,
+    on: Annotated[
+        str | None, typer.Option(help="score the students on another source's reviews instead: as cotd evaluate's SOURCE")
+    ] = None,
+    split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
+    text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
+    label: Annotated[str, typer.Option(help="with --on: the label column")] = "label",
+) -> None:
     """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
 
-    An unfinished study is reported as far as it is done, with what is missing.
+    An unfinished study is reported as far as it is done, with what is missing. With --on the report says how the same
+    students do on reviews of another kind, and lies in transfer/ in the study's folder.
 
     Example: cotd report tune_configs/demo.yaml
+
+    Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
     """
     from cotd.config import load_config
+    from cotd.evaluation import gold_reviews
+    from pipelines.report import Elsewhere, terminal, transfer_folder
     from pipelines.report import report as run
-    from pipelines.report import terminal
 
     study = load_config(config, overrides)
-    content = run(study)
+    content = run(study, Elsewhere(on, gold_reviews(on, split, text, label)) if on else None)
     print(terminal(content))
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
-    print(f"written to {study.remote or study.directory}: {', '.join(files)}")
+    where = transfer_folder(study, on) if on else study.remote or study.directory
+    print(f"written to {where}: {', '.join(files)}")
 
 
 @app.command()
@@ -476,7 +490,7 @@ def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rati
 def evaluate(
     student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
     source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
     text: Annotated[str, typer.Option(help="the text column")] = "text",
     label: Annotated[str, typer.Option(help="the label column")] = "label",
     tracking_uri: TrackingUri = None,
@@ -485,18 +499,11 @@ def evaluate(
 
     Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
     """
-    from cotd.config import Columns, DataConfig
-    from cotd.evaluation import predictions_table, score_predictions
-    from cotd.sources import load_reviews
+    from cotd.evaluation import gold_reviews, predictions_table, require_split, score_predictions
     from cotd.student import Student as Model
 
-    if split not in ("train", "validation", "test"):
-        raise CotdError(f"--split '{split}' is not train, validation or test.")
-    check_student(student, tracking_store(tracking_uri))
-    reviews = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label))).split(split)
-    reviews = reviews[reviews["label"].notna()]
-    if reviews.empty:
-        raise CotdError(f"{source}: the {split} split has no gold label to score against.")
+    require_all(lambda: require_split(split), lambda: check_student(student, tracking_store(tracking_uri)))
+    reviews = gold_reviews(source, split, text, label)
     model = Model.load(student)
     print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
 

@@ -8,8 +8,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cotd.errors import CotdError
+from cotd.review_table import SPLITS
 from cotd.statistics import accuracy_interval, expected_calibration_error
 from cotd.student import Student
+
+ALL = "all"
+
+
+def require_split(split: str) -> None:
+    """Raises CotdError where there is no such split."""
+    if split not in (*SPLITS, ALL):
+        raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
+
+
+def gold_reviews(source: str, split: str = "test", text: str = "text", label: str = "label") -> pd.DataFrame:
+    """A source's reviews with gold labels, of one split or of all, as a Review table.
+
+    Raises:
+        CotdError: there is no such source, column or split, or no gold label in it.
+    """
+    from cotd.config import Columns, DataConfig
+    from cotd.sources import load_reviews
+
+    require_split(split)
+    every = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label)))
+    reviews = every.table if split == ALL else every.split(split)
+    reviews = reviews[reviews["label"].notna()]
+    if reviews.empty:
+        raise CotdError(f"{source}: {'it' if split == ALL else f'the {split} split'} has no gold label to score against.")
+    return reviews
 
 
 def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:

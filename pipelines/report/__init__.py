@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cotd.baselines import majority
 from cotd.comparisons import draws_for
 from cotd.config import StudyConfig
+from cotd.errors import CotdError
 from cotd.storage import on_storage
 from cotd.trials import write_json
 from pipelines.annotation_files import read_annotations
@@ -16,46 +21,112 @@ from pipelines.report.findings import Content
 from pipelines.report.page import report_page
 from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
 from pipelines.report.text import markdown, terminal
+from pipelines.report.transfer import transfer_folder, transferred, unseen_reviews
 from pipelines.study import Plan
 
-__all__ = ["report", "terminal"]
+__all__ = ["Elsewhere", "report", "terminal", "transfer_folder"]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Reviews of another source, with gold labels, to score a study's students on."""
+
+    source: str
+    reviews: pd.DataFrame
 
 
 @on_storage
-def report(config: StudyConfig) -> Content:
-    """Writes the report of a study, finished or not, and returns what `report.json` holds.
+def report(config: StudyConfig, elsewhere: Elsewhere | None = None) -> Content:
+    """Writes the report of a study, finished or not.
+
+    Args:
+        elsewhere: score the students on these in place of the study's own test reviews; the report then lies in a folder
+            of its own, `transfer/SOURCE` in the study's.
+
+    Returns:
+        What `report.json` holds.
 
     Raises:
-        CotdError: there is nothing to report yet: no finished trial and no annotations; or the study's inputs are bad.
+        CotdError: there is nothing to report yet: no finished trial and no annotations; or the study's inputs are bad; or
+            none of the other reviews is new to the study.
     """
     plan, notes = plan_so_far(config)
-    content = content_of(plan, read_results(plan, notes))
+    results = read_results(plan, notes)
+    folder = config.directory
+    if elsewhere:
+        folder = transfer_folder(config, elsewhere.source)
+        content = content_elsewhere(plan, results, elsewhere, folder)
+    else:
+        content = content_of(plan, results)
+    write_report(content, folder)
+    return content
+
+
+def write_report(content: Content, folder: Path) -> None:
+    """Draws the figures, and writes every file of the report."""
     figures = figures_of(content)
     content["figures"] = [{"file": f.file, "title": f.title} for f in figures]
     drawn = {f.file: rendered(f, content) for f in figures}
     text = markdown(content)
-    page = report_page(config.name, text, {file: svg for file, (_, svg) in drawn.items()})
+    page = report_page(content["study"], text, {file: svg for file, (_, svg) in drawn.items()})
+    folder.mkdir(parents=True, exist_ok=True)
     for stale in set(FILES) - drawn.keys():  # of a grid that was another when the report was last written
-        (config.directory / stale).unlink(missing_ok=True)
+        (folder / stale).unlink(missing_ok=True)
     files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
     for name, written in files.items():
-        scratch = config.directory / f"{name}.part"
+        scratch = folder / f"{name}.part"
         scratch.write_bytes(written)
-        scratch.replace(config.directory / name)
-    write_json(config.directory / "report.json", content)
-    return content
+        scratch.replace(folder / name)
+    write_json(folder / "report.json", content)
 
 
 def content_of(plan: Plan, results: Results) -> Content:
     """All that the report says, as `report.json` holds it, but for its figures."""
     config = plan.config
     found = read_annotations(config) if plan.annotations else None
+    return {
+        **figures_on(results),
+        "study": config.name,
+        "source": config.data.where,
+        "trained_on": None,  # the same
+        "teacher": found[1]["teacher"] if found and found[1]["teacher"]["n"] else None,  # one without gold was not measured
+        "annotation": annotation_costs(found),
+        "tfidf": linear_baselines(plan, fractions_of(results)),
+        "champion": read_json(config.directory / "champion.json"),
+        "serving": read_json(config.directory / "serving.json"),
+        "figures": [],
+    }
+
+
+def content_elsewhere(plan: Plan, results: Results, elsewhere: Elsewhere, folder: Path) -> Content:
+    """The same of another source's reviews, which have no teacher and no endpoint."""
+    reviews = unseen_reviews(plan, elsewhere.reviews)
+    if reviews.empty:
+        raise CotdError(f"{elsewhere.source}: every review of it is one that {plan.config.name} trains or selects on.")
+    found = transferred(plan, results, reviews, folder)
+    if known := len(elsewhere.reviews) - len(reviews):
+        found.notes.append(f"{known} of these reviews are among those that the study trains or selects on, and were left out.")
+    return {
+        **figures_on(found),
+        "study": plan.config.name,
+        "source": elsewhere.source,
+        "trained_on": plan.config.data.where,
+        "teacher": None, "annotation": None,
+        "tfidf": linear_baselines(plan, fractions_of(results), reviews),
+        "champion": None, "serving": None, "figures": [],
+    }  # fmt: skip
+
+
+def fractions_of(results: Results) -> list[float]:
+    return sorted({t["fraction"] for t in results.trials} or {1.0})
+
+
+def figures_on(results: Results) -> Content:
+    """What follows from which students were right about which reviews."""
     groups = group_trials(results)
     comparisons = compare_methods(results, groups)
     against_teacher = compare_with_teacher(results, groups)
     return {
-        "study": config.name,
-        "source": config.data.where,
         "test_reviews": len(results.gold),
         "trials": results.trials,
         "missing": results.missing,
@@ -66,15 +137,9 @@ def content_of(plan: Plan, results: Results) -> Content:
         "comparisons": comparisons,
         "draws": draws_for(len(comparisons)),
         "claims": judge_claims(comparisons),
-        "teacher": found[1]["teacher"] if found and found[1]["teacher"]["n"] else None,  # one without gold was not measured
         "teacher_comparisons": against_teacher,
         "least_to_reach_teacher": least_to_reach(groups, against_teacher) if against_teacher else [],
-        "annotation": annotation_costs(found),
         "majority": majority(results.gold),
-        "tfidf": linear_baselines(plan, sorted({t["fraction"] for t in results.trials} or {1.0})),
-        "champion": read_json(config.directory / "champion.json"),
-        "serving": read_json(config.directory / "serving.json"),
-        "figures": [],
     }
 
 

@@ -92,7 +92,7 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
             continue
         try:
             entry = trial_entry(trial, folder, settings[trial.id], tokens)
-            row = correctness(folder, gold)
+            row = correctness(folder.predictions, gold)
         except (OSError, ValueError, KeyError) as error:
             why = f"{type(error).__name__}: {error}. Delete {folder.path} and run `cotd sweep CONFIG` again"
             missing.append({"title": trial.title, "state": "unreadable", "why": why})
@@ -135,13 +135,13 @@ def trial_entry(
     }  # fmt: skip
 
 
-def correctness(folder: TrialFolder, gold: pd.Series) -> np.ndarray:
+def correctness(predictions: Path, gold: pd.Series) -> np.ndarray:
     """Whether each test review was predicted right, in the order of `gold`.
 
     Raises:
         ValueError: the predictions are of other reviews.
     """
-    table = pd.read_parquet(folder.predictions, columns=["review_id", "predicted"])
+    table = pd.read_parquet(predictions, columns=["review_id", "predicted"])
     predicted = dict(zip(table["review_id"], table["predicted"], strict=True))
     if predicted.keys() != set(gold.index):
         raise ValueError(f"predictions.parquet has {len(predicted)} reviews that are not the study's {len(gold)} test reviews")
@@ -238,9 +238,17 @@ def group_trials(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def linear_baselines(plan: Plan, fractions: list[float]) -> list[dict[str, Any]]:
-    """`tfidf_regression` at each fraction, computed once for a study's reviews and kept in the study's folder."""
+def linear_baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | None = None) -> list[dict[str, Any]]:
+    """`tfidf_regression` at each fraction, computed once for a study's reviews and kept in the study's folder.
+
+    Args:
+        tested: other reviews to test on than the study's own; these figures are not kept.
+    """
     path = plan.reviews.with_name(plan.reviews.name.replace("reviews-", "tfidf-")).with_suffix(".json")
+    if tested is not None:
+        own = pd.read_parquet(plan.reviews)
+        both = pd.concat([own[own["split"] != "test"], tested.assign(split="test")], ignore_index=True)
+        return [found for f in fractions if (found := tfidf_regression(both, f))]
     known = {float(k): v for k, v in (read_json(path) or {}).items()}
     missing = [f for f in fractions if f not in known]
     if missing:

@@ -44,7 +44,7 @@ def heading(content: Content) -> list[str]:
     planned = len(content["trials"]) + len(content["missing"])
     lines = [
         f"# {content['study']}", "",
-        f"Data: `{content['source']}`, {content['test_reviews']:,} test reviews. Accuracy is against gold labels, the mean over "
+        f"Data: {data(content)}, {content['test_reviews']:,} test reviews. Accuracy is against gold labels, the mean over "
         f"seeds, with 95 % intervals. {len(content['trials'])} of {planned} trials are done.", "",
     ]  # fmt: skip
     if content["given_up"]:
@@ -52,6 +52,23 @@ def heading(content: Content) -> list[str]:
     if content["missing"] or content["notes"]:
         lines += ["**Incomplete:** see [what is missing](#what-is-missing).", ""]
     return lines
+
+
+def data(content: Content) -> str:
+    """What was trained and tested on."""
+    if elsewhere(content):
+        return f"trained on `{content['trained_on']}`, tested on `{content['source']}`"
+    return f"`{content['source']}`"
+
+
+def elsewhere(content: Content) -> bool:
+    """Whether the students were tested on another source than that of their training."""
+    return content["trained_on"] is not None
+
+
+def datasets_beside(content: Content) -> list[str]:
+    """The papers' data sets whose figures may stand beside these: the papers tested on what they trained on."""
+    return [] if elsewhere(content) else list(published.datasets_like(content["source"]))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1) -> list[str]:
@@ -100,10 +117,12 @@ def reference_rows(content: Content, fractions: list[float]) -> Iterator[list[st
 
 def beside_the_papers(content: Content) -> list[str]:
     """The papers' two tables, each of our rows followed by theirs."""
+    if elsewhere(content):
+        return []
     fraction_lines, size_lines = published_by_fraction(content), published_by_size(content)
     if not fraction_lines and not size_lines:
         return []
-    like = published.datasets_like(content["source"])
+    like = datasets_beside(content)
     other = "" if len(like) == 1 else " They are of other reviews, and of another teacher's, and set the scale only."
     intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in like)}.{other}"
     return ["## Beside the papers", "", intro, "", *fraction_lines, *size_lines, SCORED_BY_TEACHER, ""]
@@ -121,7 +140,7 @@ def published_by_fraction(content: Content) -> list[str]:
     for method in dict.fromkeys(g["method"] for g in groups):
         ours = {g["fraction"]: percent(g) for g in groups if (g["method"], g["size"]) == (method, size["size"])}
         rows.append([f"`{method}`, {size_title(size)}", *(ours.get(f, "") for f in fractions)])
-        for dataset in published.datasets_like(content["source"]):
+        for dataset in datasets_beside(content):
             figures = [published.by_fraction(dataset, method, f) for f in fractions]
             rows.append([their_row(method, dataset, published.FRACTIONS_SIZE), *map(figure_cell, figures)])
     return table(["Experiment 1: data", *map(share, fractions)], rows)
@@ -142,13 +161,13 @@ def published_by_size(content: Content) -> list[str]:
     for method in dict.fromkeys(g["method"] for g in groups):
         ours = {g["size"]: percent(g) for g in groups if g["method"] == method}
         rows.append([f"`{method}`, {share(largest)}", *(ours.get(name, "") for _, name, _ in columns), ""])
-        for dataset in published.datasets_like(content["source"]):
+        for dataset in datasets_beside(content):
             figures = [published.by_size(dataset, method, size) for *_, size in columns]
             rows.append([their_row(method, dataset), *map(figure_cell, figures), ""])
     blank = [""] * len(columns)
     if teacher := content["teacher"]:
         rows.append([f"teacher ({teacher['model']})", *blank, percent(teacher)])
-    for dataset in published.datasets_like(content["source"]):
+    for dataset in datasets_beside(content):
         name = f"teacher ({published.TEACHER}), {published.REPORT}, {published.DATASETS[dataset]}"
         rows.append([name, *blank, f"{published.TEACHER_ACCURACY[dataset]:.1f} %"])
     return table(["Experiment 2: size", *(title for title, *_ in columns), "teacher"], rows)
@@ -167,7 +186,7 @@ def claims_table(content: Content) -> list[str]:
     """The papers' claims, cell by cell, with what the papers found."""
     if not content["claims"]:
         return []
-    like = published.datasets_like(content["source"])
+    like = datasets_beside(content)
     rows = []
     for claim in content["claims"]:
         for i in claim["comparisons"]:

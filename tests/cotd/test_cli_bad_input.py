@@ -182,6 +182,6 @@ def test_usage_errors(refused: Refused, arguments: list[str]) -> None:
 
 
 def test_an_unknown_split_to_evaluate(refused: Refused) -> None:
-    assert "--split 'dev' is not train, validation or test." in refused(
+    assert "--split 'dev' is not train, validation, test or all." in refused(
         "evaluate", "x", "embedded:rotten-tomatoes", "--split", "dev"
     )
