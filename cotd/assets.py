@@ -321,7 +321,7 @@ ASSETS = {
         ),
         Asset(
             "t5-tiny", "student", "8.4M-parameter T5, pretrained on reviews by `cotd pretrain`", "Apache-2.0", copy_tiny_student,
-            version=2,
+            version=3,
         ),
     )
 }  # fmt: skip

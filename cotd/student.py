@@ -375,7 +375,7 @@ def model_digest(source: str) -> str:
     if not any(p.name == "config.json" for p in files):
         raise CotdError(f"cannot load the model '{source}': no config.json in it.{model_advice(folder)}")
     for path in files:
-        if path.name in ("asset.json", "pretraining.json"):  # what it came from, not what it is
+        if path.name in ("asset.json", "pretraining.json", CARD):  # what it came from, not what it is
             continue
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cotd.pretraining.training import RunFolder
+from cotd.student import CARD
+from cotd.task import get_task
 
 
 def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
-    """Writes `README.md` and `pretraining.json` beside the weights. Neither says where on this machine anything lay."""
+    """Writes `README.md` and `pretraining.json` beside the weights, and, where it learned labels, a student's `cotd.json`.
+
+    None says where on this machine anything lay.
+    """
     shown = copy.deepcopy(summary)
     for key in ("storage", "tracking_uri"):
         del shown["config"][key]
@@ -20,6 +25,18 @@ def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
         source["source"] = name_of(source["source"])
     (folder.model / "README.md").write_text(card(summary, folder.points()), encoding="utf-8")
     (folder.model / "pretraining.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if student := student_card(summary["config"]):
+        (folder.model / CARD).write_text(json.dumps(student, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def student_card(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What makes the model a student that predicts as it is; None where pretraining taught it no labels."""
+    learned = [name for name in ("answer", "gold") if config["training"]["steps"] and config["objectives"][f"{name}_share"]]
+    if not learned:
+        return None
+    task = config["answer_teacher"]["task"] if config["answer_teacher"] else "sentiment"
+    longest = max(config["corpus"]["chunk_tokens"])
+    return {"method": "pretraining", "writes_rationales": False, "max_input_tokens": longest, "task": get_task(task).to_dict()}
 
 
 def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:

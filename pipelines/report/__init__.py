@@ -20,6 +20,7 @@ from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.findings import Content
 from pipelines.report.page import report_page
 from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
+from pipelines.report.scoring import base_scores
 from pipelines.report.text import markdown, terminal
 from pipelines.report.transfer import transfer_folder, transferred, unseen_reviews
 from pipelines.study import Plan
@@ -92,6 +93,7 @@ def content_of(plan: Plan, results: Results) -> Content:
         "teacher": found[1]["teacher"] if found and found[1]["teacher"]["n"] else None,  # one without gold was not measured
         "annotation": annotation_costs(found),
         "tfidf": linear_baselines(plan, fractions_of(results)),
+        "bases": base_scores(plan, results, test_reviews(plan), plan.cache) if results.trials else [],
         "champion": read_json(config.directory / "champion.json"),
         "serving": read_json(config.directory / "serving.json"),
         "figures": [],
@@ -113,8 +115,15 @@ def content_elsewhere(plan: Plan, results: Results, elsewhere: Elsewhere, folder
         "trained_on": plan.config.data.where,
         "teacher": None, "annotation": None,
         "tfidf": linear_baselines(plan, fractions_of(results), reviews),
+        "bases": base_scores(plan, found, reviews, folder / "predictions"),
         "champion": None, "serving": None, "figures": [],
     }  # fmt: skip
+
+
+def test_reviews(plan: Plan) -> pd.DataFrame:
+    """The study's own test reviews that have gold labels."""
+    reviews = pd.read_parquet(plan.reviews)
+    return reviews[(reviews["split"] == "test") & reviews["label"].notna()]
 
 
 def fractions_of(results: Results) -> list[float]:

@@ -25,6 +25,8 @@ BASELINE_COLOUR = "#8A8A8A"
 # Settings of one method, in studies that vary more than method, fraction and size.
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
+LOOSE = (0, (6, 6))
+UNTRAINED = "before this training"
 INK = "#1b1b1b"
 FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png")
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
@@ -102,6 +104,8 @@ def draw_fractions(content: Content) -> Any:
             groups = [g for g in content["groups"] if g["size"] == size and METHODS[g["method"]].labels == source]
             draw_lines(panel, groups, "fraction", ticks)
             draw_references(panel, content, [(b["fraction"], b["accuracy"]) for b in content["tfidf"]])
+            for base in (b for b in content["bases"] if b["size"] == size):
+                panel.axhline(base["accuracy"] * 100, linestyle=LOOSE, color=BASELINE_COLOUR, label=UNTRAINED)
             panel.set_xticks(ticks, [share(t) for t in ticks])
             panel.set_title(f"{size}, {LABELS[source]}", fontsize="medium")
             if row == len(sizes) - 1:
@@ -138,7 +142,8 @@ def draw_methods(content: Content) -> Any:
     for y, g in enumerate(groups):
         x, bars = values([g])
         panel.errorbar(x, [y], xerr=bars, marker="o", capsize=3, color=COLOURS[g["method"]], linestyle="none")
-    references = [("commonest label", content["majority"], BASELINE_COLOUR, ":")]
+    references: list[tuple[str, Any, str, Any]] = [("commonest label", content["majority"], BASELINE_COLOUR, ":")]
+    references += [(UNTRAINED, base, BASELINE_COLOUR, LOOSE) for base in content["bases"]]
     if content["teacher"]:
         references.append(("teacher", content["teacher"], TEACHER_COLOUR, "--"))
     for name, entry, colour, stroke in references:

@@ -149,6 +149,12 @@ def student_sentences(content: Content) -> list[str]:
             f"No student is clearly better than always answering {always['label']} ({always['accuracy'] * 100:.1f} %): "
             "more reviews, more steps or a pretrained student are needed."
         )
+    base = next((b for b in content["bases"] if b["size"] == best["size"]), None)
+    if base and base["accuracy"] >= best["ci_low"]:
+        sentences.append(
+            f"No student is clearly better than {base['model']} as it is, before this training, {percent(base)}: what it knows "
+            "comes from its pretraining."
+        )
     linear = next((b for b in content["tfidf"] if b["fraction"] == best["fraction"]), None)
     if linear and linear["accuracy"] >= best["ci_low"]:
         sentences.append(

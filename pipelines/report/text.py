@@ -100,6 +100,10 @@ def accuracy_rows(content: Content, size: str, fractions: list[float]) -> Iterat
     cells = {(arm(g), g["fraction"]): g for g in groups}
     for name in dict.fromkeys(arm(g) for g in groups):
         yield [f"`{name}`", *(percent(cells[name, f]) if (name, f) in cells else "" for f in fractions)]
+    blank = [""] * (len(fractions) - 1)
+    yield from (
+        [f"`{base['model']}` before this training", *blank, percent(base)] for base in content["bases"] if base["size"] == size
+    )
     yield from reference_rows(content, fractions)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cotd.config import StudyConfig
-from cotd.evaluation import predictions_table, score_predictions
+from cotd.evaluation import score_predictions
 from cotd.methods import METHODS
 from cotd.progress import track
 from cotd.reviews import clean_text
@@ -18,8 +19,8 @@ from cotd.storage import copy_of
 from cotd.student import Student
 from cotd.task import get_task
 from cotd.trials import TrialFolder
-from pipelines.annotation_files import write_parquet
 from pipelines.report.results import Results, correctness
+from pipelines.report.scoring import kept_predictions
 from pipelines.study import Plan
 
 
@@ -51,10 +52,8 @@ def transferred(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     with track(f"scoring {len(trials)} students elsewhere", len(trials), "students") as advance:
         for trial in trials:
             path = folder / "predictions" / f"{trial['trial_id']}.parquet"
-            if not is_of(path, gold):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_parquet(predictions_table(student_of(plan, trial["trial_id"]), reviews), path)
-            scores = score_predictions(pd.read_parquet(path), positive)
+            table = kept_predictions(path, reviews, partial(student_of, plan, trial["trial_id"]))
+            scores = score_predictions(table, positive)
             kept = {key: scores[key] for key in ("accuracy", "ci_low", "ci_high", "macro_f1")}
             entries.append({**trial, **kept, "n_test": scores["n"], "teacher_agreement": None})
             rows.append(correctness(path, gold))
@@ -67,15 +66,6 @@ def transferred(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
         )
     correct = np.stack(rows) if rows else np.empty((0, len(gold)), dtype=bool)
     return replace(results, gold=gold, trials=entries, correct=correct, teacher_correct=None, notes=notes)
-
-
-def is_of(path: Path, gold: pd.Series) -> bool:
-    """Whether the file holds predictions of exactly these reviews."""
-    try:
-        correctness(path, gold)
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
 
 
 def student_of(plan: Plan, trial_id: str) -> Student:

@@ -103,7 +103,9 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
     assert points[-1]["held_out_hidden"] < 0.98, "predicting the mean is 1"
     model, tokenizer = load_base(str(folder.model))
     assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
-    assert Student(model, tokenizer, SENTIMENT, {}).predict(["A fine film."])
+    student = Student.load(folder.model)  # it has learned the labels, and predicts as it is
+    assert student.predict(["A fine film."]) == Student(model, tokenizer, SENTIMENT, {}).predict(["A fine film."])
+    assert (student.task, student.can_explain, student.max_input_tokens) == (SENTIMENT, False, 48)
     for file in ("README.md", "pretraining.json"):
         text = (folder.model / file).read_text()
         assert "embedded:rotten-tomatoes" in text
@@ -167,6 +169,8 @@ def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], l
     for config in (random, language):
         assert pretrain(borrow(learned, config, "corpus"))["tokens"] == 0
         assert "No gold label was used." in (RunFolder(config.directory).model / "README.md").read_text()
+        with pytest.raises(CotdError, match="is not a trained student"):
+            Student.load(RunFolder(config.directory).model)
     one, other = (weights(RunFolder(c.directory).model) for c in (random, language))
     assert (one["shared.weight"] != other["shared.weight"]).any()
     assert all(

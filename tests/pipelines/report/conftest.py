@@ -99,8 +99,12 @@ class Study:
 
 @pytest.fixture
 def study(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    """Makes a Study; its grid's axes are given by name. What is told to MLflow is tested where a sweep is."""
+    """Makes a Study; its grid's axes are given by name.
+
+    What is told to MLflow is tested where a sweep is, and what its bases predict in test_scoring.
+    """
     monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
+    monkeypatch.setattr("pipelines.report.base_scores", lambda *arguments: [])
 
     def make(**grid: list[Any]) -> Study:
         default = {"method": ["finetune", "distill"], "fraction": [0.1, 1.0], "size": ["tiny"], "seed": [0, 1]}

@@ -1,0 +1,65 @@
+"""Students scored for a report alone: on another source's reviews, and base models as they were before any training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cotd.evaluation import predictions_table, score_predictions
+from cotd.student import CARD, Student, model_digest, resolve_model
+from cotd.task import get_task
+from pipelines.annotation_files import write_parquet
+from pipelines.report.results import Results, correctness
+from pipelines.study import Plan
+
+
+def kept_predictions(path: Path, reviews: pd.DataFrame, load: Callable[[], Student]) -> pd.DataFrame:
+    """A student's predictions of reviews with gold labels, from `path` where it holds those of exactly these reviews."""
+    if not is_of(path, reviews.set_index("id")["label"]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(predictions_table(load(), reviews), path)
+    return pd.read_parquet(path)
+
+
+def is_of(path: Path, gold: pd.Series) -> bool:
+    """Whether the file holds predictions of exactly these reviews."""
+    try:
+        correctness(path, gold)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
+    """What the base models of the finished trials score before any training, where pretraining taught them the labels.
+
+    What a student is worth beyond its base is what its training gave. A base that has no student's card says nothing yet.
+
+    Args:
+        reviews: those of `results`, with gold labels, as a Review table.
+        folder: where predictions are kept.
+
+    Returns:
+        `size`, `model`, `accuracy`, `ci_low`, `ci_high` and `n` of each such size.
+    """
+    found = []
+    for size, model in {t["size"]: t["model"] for t in results.trials}.items():
+        card = Path(resolve_model(model)) / CARD
+        task = plan.config.data.task
+        if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
+            continue
+        limit = plan.config.training.max_input_tokens
+
+        def load(model: str = model, limit: int = limit) -> Student:
+            student = Student.load(model)
+            student.max_input_tokens = limit
+            return student
+
+        path = folder / f"base-{model_digest(model)}-{limit}.parquet"
+        scores = score_predictions(kept_predictions(path, reviews, load), get_task(task).positive)
+        found.append({"size": size, "model": model, **{k: scores[k] for k in ("accuracy", "ci_low", "ci_high", "n")}})
+    return found
