@@ -116,11 +116,18 @@ def power_sentences(content: Content) -> list[str]:
     if not found:
         return []
     rows = content["test_reviews"]
-    one, strict = ([c[key] * 100 for c in found] for key in ("detectable", "detectable_holm"))
+    apart = [
+        c for c in found if c["detectable"] > 0
+    ]  # two that agree everywhere say nothing of how often such methods disagree
+    one, strict = ([c[key] * 100 for c in apart] for key in ("detectable", "detectable_holm"))
+    counted = "1 comparison was" if len(found) == 1 else f"{len(found)} comparisons were"
+    tested = f"{counted} tested and corrected together (Holm, {ALPHA * 100:g} %)."
     sentences = [
-        f"{len(found)} comparisons were tested and corrected together (Holm, {ALPHA * 100:g} %). With {rows:,} test reviews, and methods "
-        f"that disagree as often as these, a difference must be of {span(one)} points to be found four times in five by one "
-        f"test, and of {span(strict)} by the strictest of all: smaller ones may be there, unseen."
+        f"{tested} With {rows:,} test reviews, and methods that disagree as often as these, a difference must be of {span(one)} "
+        f"points to be found four times in five by one test, and of {span(strict)} by the strictest of all: smaller ones may be "
+        "there, unseen."
+        if apart
+        else f"{tested} The methods agree on all {rows:,} test reviews: more are needed to tell them apart."
     ]
     if all(c["seeds_a"] == c["seeds_b"] == 1 for c in found):
         sentences.append("One seed each: the tests speak of these students, not of what another training would give.")

@@ -118,3 +118,11 @@ def test_a_student_no_better_than_a_linear_model_is_called_so(study: Make) -> No
     found["groups"] = [g for g in found["groups"] if g["fraction"] == 1.0]
     assert sentence(found | {"tfidf": [linear]}, "No student is clearly better than TF-IDF").endswith("69.0 % [65.0, 75.0].")
     assert not any("TF-IDF" in s for s in findings(found | {"tfidf": [linear | {"accuracy": 0.5}]}))
+
+
+def test_methods_that_agree_on_everything_cannot_be_told_apart(study: Make) -> None:
+    made = study(fraction=[1.0], seed=[0])
+    made.accuracy = lambda method, fraction, size: 1.0
+    assert sentence(content(made.finish_all()), "1 comparison was").endswith(
+        "The methods agree on all 200 test reviews: more are needed to tell them apart."
+    )
