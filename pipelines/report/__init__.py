@@ -93,7 +93,7 @@ def content_of(plan: Plan, results: Results) -> Content:
         "teacher": found[1]["teacher"] if found and found[1]["teacher"]["n"] else None,  # one without gold was not measured
         "annotation": annotation_costs(found),
         "tfidf": linear_baselines(plan, fractions_of(results)),
-        "bases": base_scores(plan, results, test_reviews(plan), plan.cache) if results.trials else [],
+        "bases": base_scores(plan, results, own_test_reviews(plan), plan.cache) if results.trials else [],
         "champion": read_json(config.directory / "champion.json"),
         "serving": read_json(config.directory / "serving.json"),
         "figures": [],
@@ -106,13 +106,12 @@ def content_elsewhere(plan: Plan, results: Results, elsewhere: Elsewhere, folder
     if reviews.empty:
         raise CotdError(f"{elsewhere.source}: every review of it is one that {plan.config.name} trains or selects on.")
     found = transferred(plan, results, reviews, folder)
-    if known := len(elsewhere.reviews) - len(reviews):
-        found.notes.append(f"{known} of these reviews are among those that the study trains or selects on, and were left out.")
     return {
         **figures_on(found),
         "study": plan.config.name,
         "source": elsewhere.source,
         "trained_on": plan.config.data.where,
+        "left_out": len(elsewhere.reviews) - len(reviews),
         "teacher": None, "annotation": None,
         "tfidf": linear_baselines(plan, fractions_of(results), reviews),
         "bases": base_scores(plan, found, reviews, folder / "predictions"),
@@ -120,7 +119,7 @@ def content_elsewhere(plan: Plan, results: Results, elsewhere: Elsewhere, folder
     }  # fmt: skip
 
 
-def test_reviews(plan: Plan) -> pd.DataFrame:
+def own_test_reviews(plan: Plan) -> pd.DataFrame:
     """The study's own test reviews that have gold labels."""
     reviews = pd.read_parquet(plan.reviews)
     return reviews[(reviews["split"] == "test") & reviews["label"].notna()]

@@ -116,9 +116,8 @@ def power_sentences(content: Content) -> list[str]:
     if not found:
         return []
     rows = content["test_reviews"]
-    apart = [
-        c for c in found if c["detectable"] > 0
-    ]  # two that agree everywhere say nothing of how often such methods disagree
+    # Two that agree everywhere say nothing of how often such methods disagree.
+    apart = [c for c in found if c["detectable"] > 0]
     one, strict = ([c[key] * 100 for c in apart] for key in ("detectable", "detectable_holm"))
     counted = "1 comparison was" if len(found) == 1 else f"{len(found)} comparisons were"
     tested = f"{counted} tested and corrected together (Holm, {ALPHA * 100:g} %)."

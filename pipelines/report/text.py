@@ -44,7 +44,7 @@ def heading(content: Content) -> list[str]:
     planned = len(content["trials"]) + len(content["missing"])
     lines = [
         f"# {content['study']}", "",
-        f"Data: {data(content)}, {content['test_reviews']:,} test reviews. Accuracy is against gold labels, the mean over "
+        f"Data: {data(content)}. Accuracy is against gold labels, the mean over "
         f"seeds, with 95 % intervals. {len(content['trials'])} of {planned} trials are done.", "",
     ]  # fmt: skip
     if content["given_up"]:
@@ -56,9 +56,11 @@ def heading(content: Content) -> list[str]:
 
 def data(content: Content) -> str:
     """What was trained and tested on."""
-    if elsewhere(content):
-        return f"trained on `{content['trained_on']}`, tested on `{content['source']}`"
-    return f"`{content['source']}`"
+    count = f"{content['test_reviews']:,} test reviews"
+    if not elsewhere(content):
+        return f"`{content['source']}`, {count}"
+    less = f", less {content['left_out']:,} that the study trains or selects on" if content["left_out"] else ""
+    return f"trained on `{content['trained_on']}`, tested on `{content['source']}`, {count}{less}"
 
 
 def elsewhere(content: Content) -> bool:

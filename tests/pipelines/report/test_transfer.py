@@ -69,7 +69,8 @@ def test_a_review_that_the_study_trains_on_is_left_out(trained: Study, tmp_path:
     seen = pd.DataFrame({"id": ["a", "b"], "text": ["a  FILM.", "A kettle."], "label": ["positive", "negative"]})
     content = report(trained.config, Elsewhere("kettles", seen))
     assert content["test_reviews"] == 1
-    assert "1 of these reviews are among those that the study trains or selects on, and were left out." in markdown(content)
+    text = markdown(content)
+    assert "1 test reviews, less 1 that the study trains or selects on. Accuracy is" in text
     with pytest.raises(CotdError, match="every review of it is one that small trains or selects on"):
         report(trained.config, Elsewhere("kettles", seen.head(1)))
 
