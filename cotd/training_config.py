@@ -31,7 +31,9 @@ class TrainingConfig(Block):
         description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
     )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    learning_rate: float = Field(5e-3, gt=0)
+    learning_rate: float = Field(
+        2e-3, gt=0, description="for a base that pretraining brought near; from random weights or embeddings alone, 5e-3"
+    )
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
