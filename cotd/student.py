@@ -272,7 +272,8 @@ class Student:
 
     def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
-        encoded = self.tokenizer([prefix + t for t in texts], add_special_tokens=True)["input_ids"] if len(texts) else []
+        # Not verbose: it would warn of indexing errors, of which a T5, whose positions are relative, has none.
+        encoded = self.tokenizer([prefix + t for t in texts], verbose=False)["input_ids"] if len(texts) else []
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), size):
             indices = order[start : start + size]
