@@ -34,7 +34,7 @@ BATCHES_A_PIPELINE = 32
 # Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
 ROWS_A_PIPELINE = 100_000
 # Of an in-process engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten.
-RESTARTS = 16
+RESTARTS = 32  # a row that kills takes some ten of a batch of 256 to be found; what is broken itself must end
 GONE = "gone"  # in place of answers: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
 KEPT = "What is done is kept; the same command goes on from there."
 
@@ -199,17 +199,20 @@ class AskEngines:
                 engine = self.engines[number]
                 try:
                     revive(engine, error)
-                    return {"answer": self._answers(engine, rows) if others else self._halves(engine, rows, error)}
+                    ask_again = others or blames_nobody(error, rows)
+                    return {"answer": self._answers(engine, rows) if ask_again else self._halves(engine, rows, error)}
                 except CotdError as gone:
                     return {"answer": [json.dumps({GONE: str(gone)})]}
 
-    def _answers(self, engine: Any, rows: dict[str, list[Any]]) -> list[str]:
+    def _answers(self, engine: Any, rows: dict[str, list[Any]], again: bool = False) -> list[str]:
         import ray
 
         try:
             return ray.get(engine.answer.remote(rows))["answer"]
         except ray.exceptions.RayError as error:
             revive(engine, error)
+            if blames_nobody(error, rows) and not again:
+                return self._answers(engine, rows, again=True)
             return self._halves(engine, rows, error)
 
     def _halves(self, engine: Any, rows: dict[str, list[Any]], error: Exception) -> list[str]:
@@ -222,6 +225,26 @@ class AskEngines:
         return [answer for half in parts for answer in self._answers(engine, half)]
 
 
+def blames_nobody(error: Exception, rows: dict[str, list[Any]]) -> bool:
+    """Whether a single row is to be asked about once more: an engine that is gone may have gone for another reason.
+
+    A machine short of memory, say, or a network that broke. A row that an engine fails at without dying is the culprit.
+    """
+    import ray
+
+    return len(rows["key"]) == 1 and isinstance(error, ray.exceptions.RayActorError)
+
+
+def process_of(engine: Any) -> str | None:
+    """Which process an engine is in, for as long as that lives; None where it does not answer."""
+    import ray
+
+    try:
+        return ray.get(engine.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id()))
+    except ray.exceptions.RayActorError:
+        return None
+
+
 def revive(engine: Any, error: Exception) -> None:
     """Waits until an engine that failed with `error` has started anew.
 
@@ -231,7 +254,10 @@ def revive(engine: Any, error: Exception) -> None:
     import ray
 
     if not isinstance(error, ray.exceptions.RayActorError):  # it lives, with requests half done
+        gone = process_of(engine)
         ray.kill(engine, no_restart=False)
+        while gone and process_of(engine) == gone:  # a kill takes a moment, in which it would still take requests
+            time.sleep(0.05)
     for wait in (0.2, 1, 2, 4, 0):  # at first it may not be known yet that it is gone
         try:
             ray.get(engine.__ray_ready__.remote())
