@@ -21,6 +21,8 @@ import pytest
 
 import cotd.teacher
 from cotd.config import StudyConfig, load_config
+from cotd.student import Student, load_base
+from cotd.task import SENTIMENT
 
 REFUSAL = "I cannot help with that."
 KEY = "sk-secret-0123456789"
@@ -252,6 +254,15 @@ LOAD_ONCE = functools.cache(cotd.teacher.load_tokenizer)
 def tokenizers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher's tokenizer takes half a second to load, and some eighty annotation runs of these tests want the same one."""
     monkeypatch.setattr(cotd.teacher, "load_tokenizer", LOAD_ONCE)
+
+
+@pytest.fixture(scope="session")
+def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that has learned nothing, and predicts labels."""
+    folder = tmp_path_factory.mktemp("students") / "first"
+    model, tokenizer = load_base(str(tiny_t5))
+    Student(model, tokenizer, SENTIMENT, {"method": "finetune", "max_input_tokens": 64}).save(folder)
+    return folder
 
 
 @pytest.fixture

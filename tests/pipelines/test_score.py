@@ -12,19 +12,11 @@ import pytest
 
 from cotd.cli import main
 from cotd.errors import CotdError
-from cotd.student import Student, load_base
+from cotd.student import Student
 from cotd.task import SENTIMENT
 from pipelines.cluster import ray_session
 from pipelines.files import LINE, FileWriter
 from pipelines.score import RowRefused, require_columns, require_output, score_file, score_file_by, with_predictions
-
-
-@pytest.fixture(scope="module")
-def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("students") / "first"
-    model, tokenizer = load_base(str(tiny_t5))
-    Student(model, tokenizer, SENTIMENT, {"method": "finetune", "max_input_tokens": 64}).save(folder)
-    return folder
 
 
 def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path) -> None:

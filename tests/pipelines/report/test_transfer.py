@@ -11,22 +11,13 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.evaluation import gold_reviews
-from cotd.student import Student, load_base
-from cotd.task import SENTIMENT
+from cotd.student import Student
 from pipelines import report as package
 from pipelines.report import Elsewhere, report, transfer_folder
 from pipelines.report.text import markdown
 from tests.pipelines.report.conftest import Study
 
 Make = Callable[..., Study]
-
-
-@pytest.fixture(scope="module")
-def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("students") / "first"
-    model, tokenizer = load_base(str(tiny_t5))
-    Student(model, tokenizer, SENTIMENT, {"method": "finetune", "max_input_tokens": 64}).save(folder)
-    return folder
 
 
 @pytest.fixture
