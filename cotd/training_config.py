@@ -26,7 +26,7 @@ class TrainingConfig(Block):
         False,
         description="compute each layer twice rather than keep what its gradients need: less memory, more time, the same student",
     )
-    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
+    optimizer: Literal["scaled_adamw", "scaled_muon", "adamw", "adafactor"] = Field(
         "scaled_adamw",
         description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
     )

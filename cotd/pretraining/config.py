@@ -101,7 +101,7 @@ class ObjectivesConfig(Block):
 class LoopConfig(Block):
     steps: int = Field(ge=0, description="0 writes the initial model: tokenizer and embeddings, nothing trained")
     batch_tokens: int = Field(2048, ge=64, description="pieces a batch, padding included, on each worker")
-    optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
+    optimizer: Literal["scaled_adamw", "scaled_muon", "adamw", "adafactor"] = Field(
         "scaled_adamw", description="scaled_adamw: steps relative to each matrix's size, for a learning rate of about 0.02"
     )
     learning_rate: float = Field(0.02, gt=0)

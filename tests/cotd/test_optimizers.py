@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cotd.optimizers import ScaledAdamW, trainer_optimizer
+from cotd.optimizers import ScaledAdamW, ScaledMuon, orthogonalised, trainer_optimizer
 
 
 def test_steps_are_relative_to_the_size_of_what_they_change() -> None:
@@ -28,10 +28,43 @@ def test_it_finds_a_minimum_and_decays_what_is_told_to() -> None:
     assert idle.detach().abs().max() < 0.2
 
 
-@pytest.mark.parametrize("name", ["scaled_adamw", "adamw", "adafactor"])
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64)])
+def test_muon_steps_alike_in_every_direction(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    steep = torch.randn(shape) * torch.logspace(0, -2, shape[1])  # some directions a hundred times as steep
+    values = torch.linalg.svdvals(orthogonalised(steep))
+    assert 0.5 < values.min() <= values.max() < 1.3
+    weights = torch.nn.Parameter(torch.randn(shape))
+    before = weights.detach().clone()
+    weights.grad = steep
+    ScaledMuon([weights], lr=0.1).step()
+    step = (weights.detach() - before).norm() / before.norm()
+    assert step == pytest.approx(0.1, rel=0.2), "a tenth of their size"
+
+
+def test_muon_leaves_embeddings_and_norms_to_adamw() -> None:
+    torch.manual_seed(0)
+    matrix, embeddings, norm = (torch.nn.Parameter(torch.randn(shape)) for shape in ((64, 128), (4096, 64), (64,)))
+    alike = [torch.nn.Parameter(p.detach().clone()) for p in (embeddings, norm)]
+    muon, adamw = ScaledMuon([matrix, embeddings, norm], lr=0.02), ScaledAdamW(alike, lr=0.02)
+    target = torch.randn(64, 128)
+    for _ in range(200):
+        for optimizer, parameters in ((muon, [embeddings, norm]), (adamw, alike)):
+            optimizer.zero_grad()
+            loss = sum(p.pow(2).sum() for p in parameters) + (matrix - target).pow(2).sum()
+            loss.backward()
+            optimizer.step()
+    assert all((a == b).all() for a, b in zip(alike, (embeddings, norm), strict=True))
+    assert (matrix - target).norm() < 0.1 * target.norm()
+    again = ScaledMuon([matrix, embeddings, norm], lr=0.02)
+    again.load_state_dict(muon.state_dict())
+    assert (again.state[matrix]["mean"] == muon.state[matrix]["mean"]).all(), "a stopped run goes on with its momentum"
+
+
+@pytest.mark.parametrize("name", ["scaled_adamw", "scaled_muon", "adamw", "adafactor"])
 def test_the_trainer_knows_every_optimiser(name: str) -> None:
     from transformers import TrainingArguments
 
     optim, given = trainer_optimizer(name, 0.01, 0.0)
     assert TrainingArguments(optim=optim, use_cpu=True, report_to="none").optim == optim
-    assert (given is not None) == (name == "scaled_adamw")
+    assert (given is not None) == name.startswith("scaled")
