@@ -199,8 +199,9 @@ class AskEngines:
                 engine = self.engines[number]
                 try:
                     revive(engine, error)
-                    ask_again = others or blames_nobody(error, rows)
-                    return {"answer": self._answers(engine, rows) if ask_again else self._halves(engine, rows, error)}
+                    if others or blames_nobody(error, rows):
+                        return {"answer": self._answers(engine, rows, again=not others)}
+                    return {"answer": self._halves(engine, rows, error)}
                 except CotdError as gone:
                     return {"answer": [json.dumps({GONE: str(gone)})]}
 

@@ -244,11 +244,11 @@ def linear_baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | 
     Args:
         tested: other reviews to test on than the study's own; these figures are not kept.
     """
-    path = plan.reviews.with_name(plan.reviews.name.replace("reviews-", "tfidf-")).with_suffix(".json")
     if tested is not None:
         own = pd.read_parquet(plan.reviews)
         both = pd.concat([own[own["split"] != "test"], tested.assign(split="test")], ignore_index=True)
         return [found for f in fractions if (found := tfidf_regression(both, f))]
+    path = plan.reviews.with_name(plan.reviews.name.replace("reviews-", "tfidf-")).with_suffix(".json")
     known = {float(k): v for k, v in (read_json(path) or {}).items()}
     missing = [f for f in fractions if f not in known]
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,23 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     Returns:
         `size`, `model`, `accuracy`, `ci_low`, `ci_high` and `n` of each such size.
     """
+    limit = plan.config.training.max_input_tokens
     found = []
     for size, model in {t["size"]: t["model"] for t in results.trials}.items():
         card = Path(resolve_model(model)) / CARD
         task = plan.config.data.task
         if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
             continue
-        limit = plan.config.training.max_input_tokens
-
-        def load(model: str = model, limit: int = limit) -> Student:
-            student = Student.load(model)
-            student.max_input_tokens = limit
-            return student
-
         path = folder / f"base-{model_digest(model)}-{limit}.parquet"
-        scores = score_predictions(kept_predictions(path, reviews, load), get_task(task).positive)
+        scores = score_predictions(
+            kept_predictions(path, reviews, partial(base_student, model, limit)), get_task(task).positive
+        )
         found.append({"size": size, "model": model, **{k: scores[k] for k in ("accuracy", "ci_low", "ci_high", "n")}})
     return found
+
+
+def base_student(model: str, limit: int) -> Student:
+    """A base that is a student already, reading as many tokens of a review as the study's own do."""
+    student = Student.load(model)
+    student.max_input_tokens = limit
+    return student
