@@ -10,6 +10,7 @@ from cotd.pretraining.answers import AnswerBlocks, AnswerTeacher
 from cotd.pretraining.card import write_card
 from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.corpus import Corpus, prepare
+from cotd.pretraining.rationales import read_rationales
 from cotd.pretraining.training import RunFolder, make_initial, run_digest, train
 from cotd.progress import say, track
 from cotd.tracking import PretrainingTracker
@@ -77,7 +78,7 @@ def pretrain_alone(config: PretrainConfig, restart: bool) -> dict[str, Any]:
 
 
 def check_teachers(config: PretrainConfig) -> None:
-    """Raises CotdError, naming all, where a teacher that the recipe needs is not there."""
+    """Raises CotdError, naming all, where a teacher that the recipe needs, or what one wrote, is not there."""
     from cotd.student import resolve_model
 
     wanted = [t.model for t in (config.encoder_teacher, config.answer_teacher) if t]
@@ -89,6 +90,12 @@ def check_teachers(config: PretrainConfig) -> None:
     for source in dict.fromkeys(wanted):
         try:
             resolve_model(source)
+        except CotdError as error:
+            problems.extend(error.problems)
+    for corpus_source in config.corpus.sources:
+        try:
+            if corpus_source.rationales:
+                read_rationales(corpus_source)
         except CotdError as error:
             problems.extend(error.problems)
     if problems:

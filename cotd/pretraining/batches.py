@@ -14,7 +14,7 @@ from cotd.pretraining.denoising import denoise, masked_spans
 # Chunks are sorted by length within pools of this many batches: little padding, and batches still differ by epoch.
 POOL = 50
 # What the batches of each kind are made of.
-POOLS = {"hidden": "text", "answer": "answer", "denoise": "text", "gold": "labelled"}
+POOLS = {"hidden": "text", "answer": "answer", "denoise": "text", "gold": "labelled", "rationale": "explained"}
 
 
 def plan_batches(lengths: np.ndarray, batch_tokens: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -47,30 +47,32 @@ class BatchedCorpus:
         asked: the pieces of each of those texts, prefix included.
         label_pieces: the first piece of each label's word.
         label_prefix: the pieces that ask for a gold label, to be put before a chunk's.
+        explained: the pieces of texts, prefix included, and of what a teacher wrote about each.
         objectives: how many batches of which kind.
         count: how many batches the run takes; the chunks are gone through as often as that needs.
     """
 
     def __init__(
         self, corpus: Corpus, chunks: np.ndarray, answers: Answers | None, asked: list[np.ndarray], label_pieces: list[int],
-        label_prefix: list[int], objectives: ObjectivesConfig, sentinels: list[int], batch_tokens: int, count: int, seed: int,
-        eos: int = 1, pad: int = 0,
+        label_prefix: list[int], explained: list[tuple[np.ndarray, np.ndarray]], objectives: ObjectivesConfig, sentinels: list[int],
+        batch_tokens: int, count: int, seed: int, eos: int = 1, pad: int = 0,
     ):  # fmt: skip
         self.corpus, self.objectives, self.seed = corpus, objectives, seed
         self.sentinels, self.eos, self.pad, self.batch_tokens = sentinels, eos, pad, batch_tokens
         self.chunks, self.answers, self.asked, self.label_pieces = chunks, answers, asked, label_pieces
         labels = np.asarray(corpus.arrays["label"])[chunks]
         self.labelled, self.labels = chunks[labels != NO_LABEL], labels[labels != NO_LABEL].astype(np.int64)
-        self.label_prefix = np.array(label_prefix, dtype=np.int64)
+        self.label_prefix, self.explained = np.array(label_prefix, dtype=np.int64), explained
         self.lengths = {
             "text": corpus.lengths[chunks],
             "answer": np.array([len(row) for row in asked]),
             "labelled": corpus.lengths[self.labelled] + len(label_prefix),
+            "explained": np.array([len(text) for text, _ in explained]),
         }
         # In this order, to which new kinds are added at the end: the draws of recipes without them stay what they were.
         shares = {
             "hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share,
-            "gold": objectives.gold_share,
+            "gold": objectives.gold_share, "rationale": objectives.rationale_share,
         }  # fmt: skip
         shares |= {kind: 0.0 for kind, pool in POOLS.items() if not len(self.lengths[pool])}
         total = sum(shares.values())
@@ -109,6 +111,8 @@ class BatchedCorpus:
             return self.answer_batch(plan[position])
         if kind == "gold":
             return self.gold_batch(plan[position])
+        if kind == "rationale":
+            return self.rationale_batch(plan[position])
         chunks = [self.corpus.chunk(i) for i in self.chunks[plan[position]]]
         if kind == "denoise":
             return self.denoising_batch(chunks, np.random.default_rng([self.seed, 2, index]))
@@ -142,6 +146,19 @@ class BatchedCorpus:
             "attention_mask": lengths_mask([len(r) for r in rows]),
             "labels": torch.from_numpy(self.labels[members]),
             "label_pieces": torch.tensor(self.label_pieces),
+            "tokens": torch.tensor(sum(len(r) for r in rows)),
+        }
+
+    def rationale_batch(self, members: np.ndarray) -> dict[str, Any]:
+        """`input_ids` (B, S), prefix and text; their attention mask; `labels` (B, T), the rationale, padded with -100."""
+        import torch
+
+        rows, rationales = zip(*(self.explained[i] for i in members), strict=True)
+        return {
+            "kind": "rationale",
+            "input_ids": pad_rows(list(rows), self.pad),
+            "attention_mask": lengths_mask([len(r) for r in rows]),
+            "labels": pad_rows([r[: self.objectives.max_target_tokens] for r in rationales], -100),
             "tokens": torch.tensor(sum(len(r) for r in rows)),
         }
 

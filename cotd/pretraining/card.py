@@ -23,6 +23,8 @@ def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
     shown["config"]["start"] = short(shown["config"]["start"]) if shown["config"]["start"] else None
     for source in shown["config"]["corpus"]["sources"] + shown["config"]["corpus"]["protect"] + shown["corpus"]["sources"]:
         source["source"] = name_of(source["source"])
+        if source.get("rationales"):
+            source["rationales"] = short(source["rationales"])
     (folder.model / "README.md").write_text(card(summary, folder.points()), encoding="utf-8")
     (folder.model / "pretraining.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if student := student_card(summary["config"]):
@@ -36,7 +38,13 @@ def student_card(config: dict[str, Any]) -> dict[str, Any] | None:
         return None
     task = config["answer_teacher"]["task"] if config["answer_teacher"] else "sentiment"
     longest = max(config["corpus"]["chunk_tokens"])
-    return {"method": "pretraining", "writes_rationales": False, "max_input_tokens": longest, "task": get_task(task).to_dict()}
+    explains = bool(config["objectives"]["rationale_share"])
+    return {
+        "method": "pretraining",
+        "writes_rationales": explains,
+        "max_input_tokens": longest,
+        "task": get_task(task).to_dict(),
+    }
 
 
 def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
@@ -75,7 +83,7 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "",
         "`hidden`, `sentence` and `answer` are mean squared errors in standardised units (1 is what predicting the mean "
         "gives), `label` is the divergence from the teacher's answer in nats, `gold` the cross-entropy of the gold label, "
-        "`denoise` is nats a token, all on held-out text. "
+        "`rationale` and `denoise` are nats a token, all on held-out text. "
         f"`zero shot` is the accuracy on gold validation labels of {config['probe']['source']} as it is, `probe` that after "
         f"a quick finetune on {config['probe']['rows']:,} gold labels.",
         "",
@@ -83,7 +91,11 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "",
         "It has read film and product reviews in English and little else, so it knows their words, their opinions of people "
         "and places, and their slurs. What its teachers have wrong it has learned. "
-        + ("" if config["objectives"]["denoise_share"] else "It was not taught to write: rationales it learns in finetuning. ")
+        + (
+            ""
+            if config["objectives"]["denoise_share"] + config["objectives"]["rationale_share"]
+            else "It was not taught to write: rationales it learns in finetuning. "
+        )
         + "Finetune it and measure before you rely on it.",
         "",
     ]
@@ -96,7 +108,7 @@ def name_of(source: str) -> str:
 
 
 def short(folder: str) -> str:
-    """A model's name without the folders of the machine that it lies on."""
+    """A file's or a folder's last two names, without the folders of the machine that it lies on."""
     return "/".join(Path(folder).parts[-2:]) if Path(folder).is_absolute() else folder
 
 
@@ -117,10 +129,13 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
         t = config["answer_teacher"]
         lines += [
             f"It learned what {name_of(t['model'])} says when it is asked for the {t['task']} of {asked:,} texts, whole passages "
-            f"and phrases of one to eight words: its answer, and {t['components']} principal components of its hidden state "
-            f"after layer {t['layer']} at the place of the answer.",
+            f"and phrases of one to eight words: {t['components']} principal components of its hidden state after layer "
+            f"{t['layer']} at the place of the answer, and the label read off that state by a regression of "
+            + ("gold labels." if t["readout"] == "gold" else "its answers."),
             "",
         ]
+    if config["training"]["steps"] and config["objectives"]["rationale_share"]:
+        lines += ["It learned to write what a teacher wrote about short texts.", ""]
     if config["training"]["steps"] and config["objectives"]["gold_share"]:
         named = " and ".join(name_of(s["source"]) for s in config["corpus"]["sources"] if s["labels"])
         lines += [
@@ -128,6 +143,9 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
             "labels of those same reviews says nothing about few labels.",
             "",
         ]
+    elif asked and config["answer_teacher"]["readout"] == "gold":
+        named = " and ".join(name_of(s["source"]) for s in config["corpus"]["sources"] if s["labels"] and s["answers"])
+        lines += [f"That regression is the only thing gold labels were used for; they are those of {named}.", ""]
     else:
         lines += ["No gold label was used.", ""]
     return lines
@@ -135,7 +153,7 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
 
 def curve(points: list[dict[str, float]]) -> list[str]:
     """Held-out losses and probes by step, at most a dozen rows."""
-    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "gold", "denoise")]
+    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "gold", "rationale", "denoise")]
     names += ["zero_shot_accuracy", "probe_accuracy"]
     measured = [p for p in points if any(n in p for n in names)]
     names = [n for n in names if any(n in p for p in measured)]

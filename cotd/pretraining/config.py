@@ -19,6 +19,9 @@ class CorpusSource(Block):
     labels: bool = Field(False, description="learn its gold labels, too: each chunk's is its document's")
     answers: int = Field(0, ge=0, description="chunks of this source to ask the answer teacher about")
     phrases: int = Field(0, ge=0, description="runs of 1 to 8 words to ask it about: cheaper, and they say which words count")
+    rationales: str | None = Field(
+        None, description="the annotations.parquet that `cotd annotate` wrote of this source: its rationales are learned"
+    )
     noun: str | None = Field(None, description="what the answer teacher's prompt calls a text; null: the source's own word")
 
     @model_validator(mode="after")
@@ -72,8 +75,13 @@ class AnswerTeacherConfig(Block):
     task: str = Field("sentiment", description="whose scoring prompt is asked")
     max_pieces: int = Field(128, ge=8, description="chunks longer than this are not asked about")
     components: int = Field(48, ge=1, description="principal components of the state to learn")
+    readout: Literal["answers", "gold"] = Field(
+        "answers",
+        description="what the regression that reads the label off the state is fitted to: its own answers, or the gold labels "
+        "of the asked passages of sources with `labels: true`",
+    )
     readout_texts: int = Field(
-        3000, ge=64, description="texts that it answers in full; the answers to the others are read off the state by regression"
+        3000, ge=64, description="texts that it answers in full, for readout: answers; the others' are read off the state"
     )
 
 
@@ -84,12 +92,14 @@ class ObjectivesConfig(Block):
     answer_share: float = Field(0.25, ge=0, description="… that learn the answer teacher's state")
     denoise_share: float = Field(0.25, ge=0, description="… that are denoised")
     gold_share: float = Field(0.0, ge=0, description="… that learn the gold labels of sources with `labels: true`")
+    rationale_share: float = Field(0.0, ge=0, description="… that learn to write the rationales of sources with `rationales`")
     hidden_weight: float = Field(1.0, ge=0, description="encoder states → the teacher's hidden states, mean squared error")
     sentence_weight: float = Field(1.0, ge=0, description="first decoder state → the mean of the teacher's hidden states")
     answer_weight: float = Field(1.0, ge=0, description="first decoder state → the answer teacher's, mean squared error")
     label_weight: float = Field(1.0, ge=0, description="label words → the answer teacher's answer, Kullback-Leibler divergence")
     denoise_weight: float = Field(1.0, ge=0, description="token cross-entropy of the text behind the masks")
     gold_weight: float = Field(1.0, ge=0, description="cross-entropy of the label's word")
+    rationale_weight: float = Field(1.0, ge=0, description="token cross-entropy of the rationale")
     mask_share: Share = 0.15
     mask_span: float = Field(3.0, ge=1, description="mean length of a masked span in pieces")
     target: Literal["spans", "text"] = Field(
@@ -173,9 +183,23 @@ class PretrainConfig(Block):
                 "objectives.answer_share needs an answer_teacher and at least one source with answers: N or phrases: N; "
                 "give both, or set the share to 0"
             )
+        labelled = any(s.labels and s.answers for s in self.corpus.sources)
+        if self.asks_answers and self.answer_teacher and self.answer_teacher.readout == "gold" and not labelled:
+            problems.append(
+                "answer_teacher.readout: gold needs a source with labels: true and answers: N, the passages to fit it to; "
+                "give one, or set it to answers"
+            )
         if trains and wanted.gold_share and not any(s.labels for s in self.corpus.sources):
             problems.append("objectives.gold_share needs a source with labels: true; give one, or set the share to 0")
-        if trains and not wanted.hidden_share + wanted.answer_share + wanted.denoise_share + wanted.gold_share:
+        if trains and wanted.rationale_share and not any(s.rationales for s in self.corpus.sources):
+            problems.append(
+                "objectives.rationale_share needs a source with rationales: PATH, what `cotd annotate` wrote; give one, or set "
+                "the share to 0"
+            )
+        shares = (
+            getattr(wanted, name) for name in ObjectivesConfig.model_fields if name.endswith("_share") and name != "mask_share"
+        )
+        if trains and not any(shares):
             problems.append("every share in objectives is 0: there is nothing to learn")
         if problems:
             raise ValueError("; ".join(problems))

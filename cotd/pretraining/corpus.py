@@ -183,8 +183,8 @@ def corpus_digest(config: PretrainConfig) -> str:
     """What a prepared corpus depends on; a folder of another digest is made anew."""
     teacher = config.encoder_teacher.model if config.encoder_teacher else None
     corpus = config.corpus.model_dump(exclude={"held_out"})
-    for source in corpus["sources"]:
-        del source["answers"], source["phrases"], source["noun"]
+    corpus["sources"] = [s.model_dump(exclude={"answers", "phrases", "noun", "rationales"}) for s in config.corpus.sources]
+    corpus["protect"] = [s.model_dump(exclude={"rationales"}) for s in config.corpus.protect]
     tokenizer = config.tokenizer.model_dump() if config.start is None else {"start": config.start}
     return digest({"corpus": corpus, "tokenizer": tokenizer, "teacher": teacher})
 

@@ -81,8 +81,8 @@ class TeacherStatistics:
 def sample_batches(corpus: Corpus, chunks: np.ndarray, like: BatchedCorpus, count: int) -> BatchedCorpus:
     """`count` batches of hidden states, to take statistics on."""
     objectives = like.objectives.model_copy(
-        update={"hidden_share": 1.0, "answer_share": 0.0, "denoise_share": 0.0, "gold_share": 0.0}
+        update={"hidden_share": 1.0} | dict.fromkeys(("answer_share", "denoise_share", "gold_share", "rationale_share"), 0.0)
     )
     return BatchedCorpus(
-        corpus, chunks, None, [], [], [], objectives, like.sentinels, like.batch_tokens, count, seed=like.seed + 1
+        corpus, chunks, None, [], [], [], [], objectives, like.sentinels, like.batch_tokens, count, seed=like.seed + 1
     )

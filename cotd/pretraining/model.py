@@ -128,15 +128,15 @@ class PretrainingT5(T5ForConditionalGeneration):
             "label": (torch.special.entr(shares).neg() - shares * logits).sum(-1).mean(),
         }
 
-    def denoising_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+    def writing_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean token cross-entropy of the target, in nats."""
         logits = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=-100)
 
     def losses(self, batch: dict[str, Any], teacher: EncoderTeacher | None) -> dict[str, torch.Tensor]:
         """The losses of a batch, by objective."""
-        if batch["kind"] == "denoise":
-            return {"denoise": self.denoising_loss(batch)}
+        if batch["kind"] in ("denoise", "rationale"):
+            return {batch["kind"]: self.writing_loss(batch)}
         if batch["kind"] == "answer":
             return self.answer_losses(batch)
         if batch["kind"] == "gold":

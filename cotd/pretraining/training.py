@@ -33,6 +33,7 @@ from cotd.pretraining.batches import BatchedCorpus
 from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.corpus import Corpus, corpus_digest
 from cotd.pretraining.probes import held_out_losses, probe, probe_reviews, zero_shot
+from cotd.pretraining.rationales import Rationales
 from cotd.pretraining.tokenizer import SENTINELS
 from cotd.student import first_tokens, resolve_model
 from cotd.task import get_task
@@ -95,7 +96,7 @@ def run_digest(config: PretrainConfig) -> str:
     for cosmetic in ("log_every", "save_every"):
         del plain["training"][cosmetic]
     # The prepared corpus is the same whoever is asked about how much of it, and whatever is held out; the weights are not.
-    asked = [{"answers": source.answers, "phrases": source.phrases, "noun": source.noun} for source in config.corpus.sources]
+    asked = [s.model_dump(include={"answers", "phrases", "noun", "rationales"}) for s in config.corpus.sources]
     return digest(plain | {"corpus": corpus_digest(config), "asked": asked, "held_out": config.corpus.held_out})
 
 
@@ -123,10 +124,16 @@ def make_batches(
         answers = Answers.read(corpus).of(chunks)
         prefixed = [task.label_prefix + text for text in answers.texts]
         asked = [np.array(row) for row in tokenizer(prefixed)["input_ids"]]
+    explained: list[tuple[np.ndarray, np.ndarray]] = []
+    if config.training.steps and config.objectives.rationale_share:
+        rationales = Rationales.read(config, corpus, tokenizer).of(chunks)
+        prefixed = [task.rationale_prefix + text for text in rationales.texts]
+        pairs = zip(tokenizer(prefixed)["input_ids"], tokenizer(rationales.rationales)["input_ids"], strict=True)
+        explained = [(np.array(text), np.array(rationale)) for text, rationale in pairs]
     label_prefix = tokenizer(task.label_prefix.rstrip(), add_special_tokens=False)["input_ids"]
     return BatchedCorpus(
-        corpus, chunks, answers, asked, first_tokens(tokenizer, task), label_prefix, config.objectives, sentinels, t.batch_tokens,
-        count, t.seed + seed_offset,
+        corpus, chunks, answers, asked, first_tokens(tokenizer, task), label_prefix, explained, config.objectives, sentinels,
+        t.batch_tokens, count, t.seed + seed_offset,
     )  # fmt: skip
 
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from cotd.annotations import annotation_row
+from cotd.config import DataConfig
 from cotd.errors import CotdError
 from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.training import RunFolder, train
+from cotd.sources import load_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
 from pipelines.pretrain import pretrain
@@ -48,8 +52,9 @@ def recipe(
     storage = tmp_path_factory.mktemp("pretraining")
     make_store(storage / "mlflow.db")
 
-    def make(name: str = "tiny", **changes: Any) -> PretrainConfig:
-        source = {"source": "embedded:rotten-tomatoes", "labels": True, "answers": 40, "phrases": 60}
+    def make(name: str = "tiny", rationales: Path | None = None, **changes: Any) -> PretrainConfig:
+        source: dict[str, Any] = {"source": "embedded:rotten-tomatoes", "labels": True, "answers": 40, "phrases": 60}
+        source["rationales"] = str(rationales) if rationales else None
         plain: dict[str, Any] = {
             "name": name,
             "corpus": {"sources": [source], "limit": 300, "held_out": 30, "chunk_tokens": [24, 48]},
@@ -176,6 +181,35 @@ def test_no_steps_write_the_first_model(recipe: Callable[..., PretrainConfig], l
     assert all(
         (one[n] == other[n]).all() for n in one if n != "shared.weight" and "embed_tokens" not in n and "lm_head" not in n
     )
+
+
+def test_rationales_are_learned_and_labels_read_off_by_gold_ones(
+    recipe: Callable[..., PretrainConfig], learned: Learned, tmp_path: Path
+) -> None:
+    reviews = load_reviews(DataConfig(source="embedded:rotten-tomatoes")).table
+    answer = {"finish_reason": "stop", "logprob": None, "prompt_tokens": 1, "output_tokens": 6, "error": None}
+    origin = {"teacher": "t", "revision": None, "prompt_hash": None}
+    rows = [
+        annotation_row(id_, 0, False, label, None, f"It sounds {label} to me.", answer, origin)
+        for id_, label in zip(reviews["id"], reviews["label"], strict=True)
+    ]
+    path = tmp_path / "annotations.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    changes: dict[str, Any] = {
+        "training": {"steps": 40, "optimizer": "adamw", "learning_rate": 0.03},
+        "objectives": {"rationale_share": 1, "answer_share": 1, "gold_share": 0, "hidden_share": 0, "denoise_share": 0},
+        "answer_teacher": {"readout": "gold"},
+    }
+    with pytest.raises(CotdError, match=r"no\.parquet, the rationales of embedded:rotten-tomatoes, does not exist"):
+        pretrain(recipe("explained", tmp_path / "no.parquet", **changes))
+    config = recipe("explained", path, **changes)
+    pretrain(borrow(learned, config, "corpus", "initial"))
+    points, model = RunFolder(config.directory).points(), RunFolder(config.directory).model
+    assert points[-1]["held_out_rationale"] < 0.5 * max(p["rationale"] for p in points if "rationale" in p)
+    assert Student.load(model).can_explain
+    text = (model / "README.md").read_text()
+    assert "the only thing gold labels were used for; they are those of embedded:rotten-tomatoes" in text
+    assert str(tmp_path) not in (model / "pretraining.json").read_text()
 
 
 def test_a_run_goes_on_from_another_s_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotd.pretraining.answers import balanced_shares, draw_phrase, principal_components, read_out
+from cotd.errors import CotdError
+from cotd.pretraining.answers import balanced_shares, draw_phrase, principal_components, read_gold, read_out
 
 
 @given(st.text(min_size=1).filter(lambda t: t.split()), st.integers(0, 7))
@@ -44,6 +45,17 @@ def test_answers_are_read_off_the_states_of_texts_that_were_not_answered() -> No
     unexplained = ((read - logits) ** 2)[~answered].mean() / logits.var()
     assert unexplained < 0.3, "shrunken by the penalty, but the same answers"
     assert np.corrcoef(read[~answered, 0], logits[~answered, 0])[0, 1] > 0.98
+
+
+def test_a_label_is_read_off_the_states_as_gold_labels_of_some_texts_say() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(4000, 20))
+    truth = (states @ rng.normal(size=20) > 0).astype(int)
+    gold = np.where(np.arange(4000) < 2000, truth, -1)
+    read = read_gold(states, gold, ("negative", "positive"))
+    assert (read.argmax(1) == truth)[2000:].mean() > 0.95
+    with pytest.raises(CotdError, match="none of the 2,000 asked passages with a gold label is mixed"):
+        read_gold(states, gold, ("negative", "positive", "mixed"))
 
 
 def test_a_lean_towards_one_label_is_taken_off_in_each_group() -> None:

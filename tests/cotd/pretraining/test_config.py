@@ -20,6 +20,11 @@ SOUND = {
         ({"objectives": {"hidden_share": 0}}, "answer_share needs an answer_teacher"),
         ({"objectives": {"hidden_share": 0, "answer_share": 0, "denoise_share": 0}}, "nothing to learn"),
         ({"objectives": {"hidden_share": 0, "answer_share": 0, "gold_share": 1}}, "gold_share needs a source with labels"),
+        ({"objectives": {"hidden_share": 0, "answer_share": 0, "rationale_share": 1}}, "rationale_share needs a source with"),
+        (
+            {"objectives": {"hidden_share": 0}, "answer_teacher": {"readout": "gold"}},
+            "readout: gold needs a source with labels",
+        ),
         ({"corpus": {"sources": [{"source": "a.csv", "splits": ["unlabelled"], "labels": True}]}}, "whose texts have none"),
         ({"objectives": {"hiden_share": 1}}, "Did you mean 'hidden_share'"),
         ({"training": {"steps": 10, "batch_tokens": 100}}, "less than the longest chunk"),
