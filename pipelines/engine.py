@@ -111,8 +111,9 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
     }
     if not use_gpu:
         # Blocks of 32 tokens, the smallest the CPU attention allows: few-shot prefixes are then shared almost whole
-        # (6.2 against 3.9 rationales a second with the default of 128).
-        arguments |= {"enforce_eager": True, "block_size": 32}
+        # (6.2 against 3.9 rationales a second with the default of 128). Prompts are read whole, as a seeded answer to one that
+        # is read in parts is more than vLLM 0.32's CPU engine survives ("CPU Generator does not use offset").
+        arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
     return arguments | config.engine_kwargs
 
 
@@ -291,16 +292,22 @@ class InProcessEngine:
         self.llm = LLM(**arguments)
 
     def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Answers a batch with the columns `key`, `prompt` and `sampling` (JSON); the column `answer` is JSON too."""
-        from vllm.exceptions import VLLMClientError
+        """Answers a batch with the columns `key`, `prompt` and `sampling` (JSON); the column `answer` is JSON too.
 
+        Raises:
+            Exception: whatever vLLM fails with half way; from then on nothing but an error, until the actor is started anew.
+        """
+        if self._left_off():
+            raise RuntimeError("the engine failed at another batch")
         rows = [
             (str(k), str(p), json.loads(s)) for k, p, s in zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
         ]
         try:
             completions = self._generate(rows)
-        except (ValueError, VLLMClientError):  # a batch is refused for one bad request: find it, and answer the others
-            completions = [self._generate_one(row) for row in rows]
+        except Exception as error:
+            if not self._refused(error):
+                raise
+            completions = [self._generate_one(row) for row in rows]  # refused for one bad request: the others are answered
         return {"answer": [json.dumps(c) for c in completions]}
 
     def _generate(self, rows: list[tuple[str, str, dict[str, Any]]]) -> list[Completion]:
@@ -308,12 +315,22 @@ class InProcessEngine:
         return [completion_of(key, o, s.get("allowed_token_ids")) for (key, _, s), o in zip(rows, outputs, strict=True)]
 
     def _generate_one(self, row: tuple[str, str, dict[str, Any]]) -> Completion:
-        from vllm.exceptions import VLLMClientError
-
         try:
             return self._generate([row])[0]
-        except (ValueError, VLLMClientError) as error:
+        except Exception as error:
+            if not self._refused(error):
+                raise
             return completion(row[0], error=f"{type(error).__name__}: {error}")
+
+    def _left_off(self) -> bool:
+        """Whether vLLM still holds requests of a batch that it failed at: it would go round for ever, waiting for those."""
+        return bool(self.llm.llm_engine.has_unfinished_requests())
+
+    def _refused(self, error: Exception) -> bool:
+        """Whether vLLM would not take a request, rather than fail at it half way."""
+        from vllm.exceptions import VLLMClientError
+
+        return isinstance(error, (ValueError, VLLMClientError)) and not self._left_off()
 
 
 def sampling_parameters(sampling: dict[str, Any]) -> Any:

@@ -73,6 +73,28 @@ def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
     return [math.exp(answers[r.key]["label_logprobs"][1]) for r in requests]
 
 
+@pytest.mark.parametrize("settings", [{}, {"enable_chunked_prefill": True}], ids=["as it comes", "read in parts"])
+def test_seeded_samples_of_more_prompts_than_are_read_at_once(settings: dict[str, bool]) -> None:
+    """Read in parts they end vLLM 0.32's step on a processor, and an engine that failed half way must not be asked again."""
+    from pipelines.cluster import ray_session
+    from pipelines.engine import teacher_engine
+
+    texts = embedded_reviews("rotten-tomatoes").split("test")["text"][:32]
+    padding = "The reviewer is bored by its slow pace, and says so. " * 16
+    sampling = {"max_tokens": 8, "temperature": 0.7, "logprobs": 1}
+    requests = [
+        Request(TEACHER, "test", f"Review: {text}\n{padding}\nReview: {text}\nReason:", sampling | {"seed": seed})
+        for seed in range(2)
+        for text in texts
+    ]
+    config = EngineConfig(backend="in_process", batch_size=32, engine_kwargs=settings)  # each block some 7,000 tokens
+    with ray_session(), teacher_engine(resolve_model(TEACHER), config) as complete:
+        answers = {c["key"]: c for batch in complete(requests) for c in batch}
+    assert len(answers) == 64
+    assert all(a["error"] is None for a in answers.values())
+    assert len({a["text"] for a in answers.values()}) > 32, "two samples of a text differ"
+
+
 # The tolerances that the README states.
 @pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.05)])
 def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows: int, tolerance: float) -> None:
