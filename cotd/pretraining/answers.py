@@ -189,7 +189,7 @@ class AnswerBlocks:
     def in_full(self, block: int) -> bool:
         """Whether the teacher is to answer this block's texts: every n-th one, so that texts of all lengths are among them.
 
-        It is of whatever readout, so that the blocks serve both.
+        The readout does not matter here, so that the blocks serve both.
         """
         stride = max(1, len(self.asked) // max(1, self.teacher.readout_texts))
         return block % stride == 0
