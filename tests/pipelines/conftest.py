@@ -292,7 +292,7 @@ def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pyt
             "key_env": "TEACHER_KEY",
             "concurrency": 8,
             "backoff_seconds": 0.01,
-            "timeout_seconds": 0.5,
+            "timeout_seconds": 10,  # a busy machine may stand still for seconds
         }
         teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
         path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
