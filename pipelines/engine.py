@@ -297,6 +297,8 @@ class InProcessEngine:
         Raises:
             Exception: whatever vLLM fails with half way; from then on nothing but an error, until the actor is started anew.
         """
+        from vllm.exceptions import VLLMClientError
+
         if self._left_off():
             raise RuntimeError("the engine failed at another batch")
         rows = [
@@ -304,8 +306,8 @@ class InProcessEngine:
         ]
         try:
             completions = self._generate(rows)
-        except Exception as error:
-            if not self._refused(error):
+        except (ValueError, VLLMClientError):
+            if self._left_off():
                 raise
             completions = [self._generate_one(row) for row in rows]  # refused for one bad request: the others are answered
         return {"answer": [json.dumps(c) for c in completions]}
@@ -315,22 +317,18 @@ class InProcessEngine:
         return [completion_of(key, o, s.get("allowed_token_ids")) for (key, _, s), o in zip(rows, outputs, strict=True)]
 
     def _generate_one(self, row: tuple[str, str, dict[str, Any]]) -> Completion:
+        from vllm.exceptions import VLLMClientError
+
         try:
             return self._generate([row])[0]
-        except Exception as error:
-            if not self._refused(error):
+        except (ValueError, VLLMClientError) as error:
+            if self._left_off():
                 raise
             return completion(row[0], error=f"{type(error).__name__}: {error}")
 
     def _left_off(self) -> bool:
         """Whether vLLM still holds requests of a batch that it failed at: it would go round for ever, waiting for those."""
         return bool(self.llm.llm_engine.has_unfinished_requests())
-
-    def _refused(self, error: Exception) -> bool:
-        """Whether vLLM would not take a request, rather than fail at it half way."""
-        from vllm.exceptions import VLLMClientError
-
-        return isinstance(error, (ValueError, VLLMClientError)) and not self._left_off()
 
 
 def sampling_parameters(sampling: dict[str, Any]) -> Any:
