@@ -80,16 +80,20 @@ def collate(
     return {"totals": torch.tensor(totals), "parts": parts}
 
 
-def multi_task_loss(model: Any, part: dict[str, Any], totals: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def multi_task_loss(
+    model: Any, part: dict[str, Any], totals: Tensor, label_smoothing: float = 0.0, rationales: float = 1.0
+) -> Tensor:
     """What a part adds to its batch's loss: each task's mean token cross-entropy over the whole batch times its weight.
 
     Args:
         totals: those of the batch, of all parts and workers.
+        rationales: what the weight of rationales is multiplied by: a schedule's share of λ at this step.
     """
     learned = part["labels"] != -100
     labels, tasks = part["labels"][learned], part["tasks"][learned]
     sums, pairs, tokens = totals.unbind(1)
-    weights = (sums / (pairs * tokens).clamp_min(1))[tasks]  # (L,)
+    shares = sums.new_tensor([rationales if task == "rationale" else 1.0 for task in TASKS_TRAINED])
+    weights = (shares * sums / (pairs * tokens).clamp_min(1))[tasks]  # (L,)
     inputs = {name: part[name] for name in INPUTS}
     if model.config.model_type in PACKED:
         states = token_states(model, **inputs, wanted=learned)

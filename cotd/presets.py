@@ -13,7 +13,7 @@ from cotd.errors import nearest
 # What both codes leave to transformers' Seq2SeqTrainer, and to T5 v1.1's own dropout.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
-    "dropout": 0.1, "patience": None, "shared_encoder": False,
+    "dropout": 0.1, "patience": None, "shared_encoder": False, "rationale_schedule": "constant",
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -212,9 +212,10 @@ def make_trainer(
             model.train()
             inputs = self._prepare_inputs(inputs)
             total = torch.zeros((), device=self.args.device)
+            share = settings.rationale_weight_left(self.state.global_step)
             for part in inputs["parts"]:
                 with self.accelerator.autocast():
-                    loss = multi_task_loss(self.model, part, inputs["totals"], settings.label_smoothing)
+                    loss = multi_task_loss(self.model, part, inputs["totals"], settings.label_smoothing, share)
                 if not loss.isfinite():
                     raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["review_ids"]))
                 self.accelerator.backward(loss)

@@ -37,6 +37,10 @@ class TrainingConfig(Block):
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
+    rationale_schedule: Literal["constant", "linear"] = Field(
+        "constant",
+        description="linear: λ falls in a straight line, from rationale_weight at the first step to nothing at the end",
+    )
     shared_encoder: bool = Field(
         False,
         description="cot methods: a review is encoded once for its label and its rationale, and the decoder is told which to write",
@@ -50,6 +54,10 @@ class TrainingConfig(Block):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
     )
+
+    def rationale_weight_left(self, step: int) -> float:
+        """What share of λ a step has, in [0, 1]; steps are counted from 0."""
+        return 1 - step / self.steps if self.rationale_schedule == "linear" else 1.0
 
     @model_validator(mode="before")
     @classmethod

@@ -32,6 +32,9 @@ from cotd.grid import Cell, Filters
 from cotd.methods import METHODS
 from cotd.statistics import share
 
+# Settings that mean something to methods alone whose rationales are targets of their own.
+OF_RATIONALES = ("rationale_weight", "rationale_schedule")
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -69,6 +72,8 @@ class Trial:
             del identity["training"][key]
         if not self.shares_encoder:
             del identity["training"]["shared_encoder"]
+        if self.training.rationale_schedule == "constant" or not METHODS[self.method].weighs_rationales:
+            del identity["training"]["rationale_schedule"]
         for key in ("samples", "filters"):
             if identity[key] is None:
                 del identity[key]
@@ -214,9 +219,7 @@ def plan_trials(
         method = METHODS[cell.method]
         samples, filters = chosen_annotations(config, cell)
         for drawn in settings:
-            varied = {
-                k: v for k, v in {**cell.training, **drawn}.items() if k != "rationale_weight" or method.weighs_rationales
-            }
+            varied = {k: v for k, v in {**cell.training, **drawn}.items() if k not in OF_RATIONALES or method.weighs_rationales}
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
                 training=config.training.model_copy(update=varied), task=config.data.task,

@@ -161,6 +161,33 @@ def test_a_batch_in_parts_trains_the_same(
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
 
 
+def test_a_schedule_of_rationales_ends_with_the_label_alone(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    settings = {"steps": 4, "eval_every": 4, "precision": "float32", "learning_rate": 1e-2, "rationale_weight": 2.0}
+    falling = make_trial(tiny_t5, "cot_labelled", **settings, rationale_schedule="linear")
+    assert [falling.training.rationale_weight_left(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    constant = make_trial(tiny_t5, "cot_labelled", **settings)
+    assert falling.id != constant.id
+    assert make_trial(tiny_t5, rationale_schedule="linear").id == make_trial(tiny_t5).id, "finetune has no rationales"
+
+    model, tokenizer = load_base(str(tiny_t5))
+    model.eval()
+    pairs = training_pairs(METHODS["cot_labelled"], reviews[reviews["split"] == "train"].head(5), annotations, SENTIMENT, 2.0)
+    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), 0)
+    label = loss_by_hand(model, tokenizer, pairs[pairs["task"] == "label"])
+    rationale = loss_by_hand(model, tokenizer, pairs[pairs["task"] == "rationale"])
+    lost = multi_task_loss(model, batch["parts"][0], batch["totals"], 0.0, 0.25).item()
+    assert lost == pytest.approx(label + 0.25 * 2 * rationale, rel=1e-5)
+
+    learnt = {}
+    for name, trial in {"falling": falling, "constant": constant}.items():
+        folder = make_folder(tmp_path / name)
+        train_trial(trial, folder, reviews, annotations)
+        learnt[name] = parameters(folder)
+    assert any(not torch.equal(value, learnt["constant"][key]) for key, value in learnt["falling"].items())
+
+
 def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_write(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
