@@ -52,7 +52,7 @@ def annotation_row(
     gold_conditioned: bool,
     label: str | None,
     label_probability: float | None,
-    rationale: str,
+    rationale: str | None,
     completion: dict[str, Any] | None,
     origin: Mapping[str, str | None],
     extra_prompt_tokens: int = 0,
@@ -61,6 +61,7 @@ def annotation_row(
     """One row of the Annotation table.
 
     Args:
+        rationale: None where the teacher gives labels alone; in the table that is "".
         completion: what the teacher answered, or None where it did not (then `error` says so).
         origin: teacher, revision and prompt_hash, which is None of answers whose prompt is not known.
         extra_prompt_tokens: of the label-scoring request, where that was a separate one.
@@ -69,11 +70,11 @@ def annotation_row(
     answered = nothing if completion is None or completion.get("error") else completion
     if error is None and (completion is None or completion.get("error")):
         error = completion["error"] if completion else "the teacher gave no answer"
-    if error is None:
+    if error is None and rationale is not None:
         rationale, error = tidy_rationale(rationale, answered["finish_reason"])
     return {
         "review_id": review_id, "sample": sample, "label": label, "label_probability": label_probability,
-        "rationale": rationale, "rationale_logprob": answered["logprob"], "finish_reason": answered["finish_reason"],
+        "rationale": rationale or "", "rationale_logprob": answered["logprob"], "finish_reason": answered["finish_reason"],
         "gold_conditioned": gold_conditioned, **origin,
         "prompt_tokens": answered["prompt_tokens"] + extra_prompt_tokens, "output_tokens": answered["output_tokens"],
         "error": error,

@@ -212,7 +212,7 @@ class AnswerReader:
         label, probability, problem = self._label(cells)
         rows = []
         if self.columns.label:
-            rationale, unread = text_of(cells["rationale"])
+            rationale, unread = text_of(cells["rationale"]) if self.columns.rationale else (None, None)
             reason = problem or unread
             rows.append(annotation_row(i, sample, False, label, probability, rationale, WRITTEN, self.origin, error=reason))
         if self.columns.gold_rationale and self.config.gold_conditioned and gold:

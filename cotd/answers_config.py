@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from cotd.blocks import Block
+from cotd.filters import OF_RATIONALES, named
+from cotd.methods import METHODS
 from cotd.source_files import FILE_TYPES
 
 if TYPE_CHECKING:
     from cotd.config import DataConfig, TeacherConfig
+    from cotd.grid import GridConfig
 
 # The strategy of a teacher that is asked nothing; it need not be written.
 READ_ANSWERS = "read_answers"
@@ -23,7 +26,9 @@ class AnswerColumns(Block):
         None, description="the review, by which answers and reviews are joined; null: as in data.columns.text"
     )
     label: str | None = Field(None, description="the label that the model gave, not knowing gold's")
-    rationale: str | None = Field(None, description="the rationale that it wrote with that label")
+    rationale: str | None = Field(
+        None, description="the rationale that it wrote with that label; null: none, and students learn from the labels alone"
+    )
     gold_rationale: str | None = Field(
         None,
         description="the rationale that it wrote given the gold label (cot_labelled, cot_joint). May be the column of "
@@ -33,10 +38,10 @@ class AnswerColumns(Block):
 
     @model_validator(mode="after")
     def enough_to_learn_from(self) -> AnswerColumns:
-        if (self.label is None) != (self.rationale is None):
-            raise ValueError("label and rationale go together: name the columns of both")
         if self.label is None and self.gold_rationale is None:
-            raise ValueError("name the columns of label and rationale, or that of gold_rationale, or all three")
+            raise ValueError("name the column of label, with that of rationale where there is one, or that of gold_rationale")
+        if self.rationale and self.label is None:
+            raise ValueError("rationale is what was written with the label: name its column too")
         if self.label_probability and self.label is None:
             raise ValueError("label_probability is that of the label: name its column too")
         return self
@@ -101,3 +106,17 @@ def source_problems(answers: AnswersConfig, data: DataConfig) -> list[str]:
             "scored on its own labels. Name the column of the labels that it gave, and the one of gold labels (null: none)"
         ]
     return []
+
+
+def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
+    """What of a study needs rationales beside the labels of its answers, which have none."""
+    if teacher.answers is None or teacher.answers.columns.label is None or teacher.answers.columns.rationale is not None:
+        return []
+    chosen = [teacher.filters, *(filters for block in (grid, *grid.include) for filters in block.filters or [])]
+    names = dict.fromkeys(named(entry)[0] for filters in chosen for entry in filters)
+    needing = [f"method '{method}'" for method in grid.all_values("method") if METHODS[method].rationale == "own"]
+    needing += [f"filter '{name}'" for name in names if name in OF_RATIONALES]
+    needing += ["teacher.held_out_rationales"] * teacher.held_out_rationales
+    if not needing:
+        return []
+    return [f"{', '.join(needing)}: for rationales, and no column of them is named (teacher.answers.columns.rationale)"]

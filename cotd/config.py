@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cotd.answers_config import AnswersConfig, source_problems, teacher_problems, with_strategy
+from cotd.answers_config import AnswersConfig, rationale_problems, source_problems, teacher_problems, with_strategy
 from cotd.blocks import Block, apply_override, check_block, digest, read_yaml
 from cotd.engine_config import EngineConfig
 from cotd.errors import CotdError, nearest
@@ -277,6 +277,7 @@ class StudyConfig(Block):
             )
         if self.teacher.answers:
             problems += source_problems(self.teacher.answers, self.data)
+            problems += rationale_problems(self.teacher, self.grid)
         if self.search and (cells := self.grid.count_all()) > 1:
             problems.append(
                 f"search tries settings of one student, and the grid has {cells} combinations: name one method, fraction, size "

@@ -91,6 +91,9 @@ FILTERS: dict[str, Callable[..., np.ndarray]] = {
     f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label)
 }
 
+# Those that judge a rationale, whatever its label.
+OF_RATIONALES = ("length", "near_duplicates", "names_the_label")
+
 
 def apply_filters(
     annotations: pd.DataFrame, filters: Sequence[str | Mapping[str, Mapping[str, Any]]], context: FilterContext

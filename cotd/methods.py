@@ -119,6 +119,7 @@ def training_pairs(
     # Samples may differ in their label; a rationale for another label than the one that is learnt would contradict it.
     own = own[own["label"] == own["review_id"].map(teacher_labels)]
     chosen = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
+    chosen = chosen[chosen["rationale"] != ""]  # a teacher may have given its label alone
     rationales = chosen.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
 
     pairs = []

@@ -124,6 +124,7 @@ class RationaleQuality:
         self._compared: dict[bool, list[str]] = {False: [], True: []}
 
     def add(self, annotations: pd.DataFrame) -> None:
+        annotations = annotations[annotations["rationale"] != ""]  # of a teacher that gave labels alone
         for kind, rows in usable_by_kind(annotations).items():
             self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
         usable = annotations.loc[annotations["error"].isna(), ["label", "rationale"]]

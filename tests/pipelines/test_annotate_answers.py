@@ -142,6 +142,28 @@ def test_rationales_given_gold_alone(beside: Callable[..., StudyConfig]) -> None
     assert summary["teacher"]["accuracy"] is None
 
 
+def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
+    config = beside(columns={"label": "said", "gold_rationale": "told"}, overrides=["grid.method=[distill,cot_labelled]"])
+    summary = annotate(config)
+    # All but the row of another word: also the one whose rationale, of which nobody asked, is empty.
+    assert summary["annotations"]["usable"] == 47
+    assert summary["quality"]["rationales"]["rows"] == 24, "those given gold"
+    config = beside(columns={"label": "said"}, overrides=["grid.method=[distill]"])
+    summary = annotate(config)
+    assert summary["annotations"] == {
+        "rows": 24, "reviews": 24, "usable": 23, "quarantined": {"the label is not one of negative, positive": 1}
+    }  # fmt: skip
+    assert (summary["teacher"]["accuracy"], summary["quality"]["rationales"]) == (11 / 12, {"rows": 0})
+    assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
+    table, _ = check_annotations(config, load_reviews(config.data)) or (pd.DataFrame(), None)
+    train = load_reviews(config.data).table.query("split == 'train'")
+    pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
+    assert set(pairs["task"]) == {"label"}
+    assert len(pairs) == 23
+    with pytest.raises(CotdError, match="needs annotations"):
+        training_pairs(METHODS["cot_unlabelled"], train, table, SENTIMENT, 0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "columns", "message"),
     [
@@ -174,8 +196,12 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["teacher.answers.columns.rationale=null"], "label and rationale go together"),
-        (["teacher.answers.columns={}"], "name the columns of label and rationale, or that of gold_rationale"),
+        (
+            ["teacher.answers.columns.rationale=null", "teacher.filters=[length]", "teacher.held_out_rationales=true"],
+            "method 'cot_unlabelled', filter 'length', teacher.held_out_rationales: for rationales, and no column of them is named",
+        ),
+        (["teacher.answers.columns.label=null"], "rationale is what was written with the label: name its column too"),
+        (["teacher.answers.columns={}"], "name the column of label, with that of rationale where there is one, or that of gold_r"),
         (["teacher.answers.columns.lable=x"], "unknown key 'teacher.answers.columns.lable'. Did you mean 'label'?"),
         (["teacher.answers.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl, .csv"),
         (["teacher.strategy=chain_of_thought"], "leave out strategy chain_of_thought"),
