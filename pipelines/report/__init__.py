@@ -15,7 +15,7 @@ from cotd.errors import CotdError
 from cotd.storage import on_storage
 from cotd.trials import write_json
 from pipelines.annotation_files import read_annotations
-from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
+from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.findings import Content
 from pipelines.report.page import report_page
@@ -145,6 +145,7 @@ def figures_on(results: Results) -> Content:
         "comparisons": comparisons,
         "draws": draws_for(len(comparisons)),
         "claims": judge_claims(comparisons),
+        "size_comparisons": compare_sizes(results, groups),
         "teacher_comparisons": against_teacher,
         "least_to_reach_teacher": least_to_reach(groups, against_teacher) if against_teacher else [],
         "majority": majority(results.gold),

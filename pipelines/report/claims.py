@@ -1,4 +1,4 @@
-"""Which of a study's comparisons hold: method against method, student against teacher, and the papers' claims."""
+"""Which of a study's comparisons hold: method against method, size against size, student against teacher; the papers' claims."""
 
 from __future__ import annotations
 
@@ -83,6 +83,24 @@ def by_seed(results: Results, a: Group, b: Group) -> list[dict[str, Any]]:
         {"seed": seed, "p_value": mcnemar(results.correct[ours[seed]], results.correct[theirs[seed]])}
         for seed in ours
         if seed in theirs
+    ]
+
+
+def compare_sizes(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
+    """Every two sizes at the same method, setting and fraction, the larger one first; corrected together, apart from the methods'.
+
+    Returns:
+        What `compare_methods` returns, but `a` and `b` are the sizes, and `arm` is what both were trained by.
+    """
+    pairs = [
+        (b, a) if b["parameters"] > a["parameters"] else (a, b)
+        for a, b in itertools.combinations(groups, 2)
+        if a["size"] != b["size"] and (arm(a), a["fraction"]) == (arm(b), b["fraction"])
+    ]
+    found = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs])
+    return [
+        entry(a, b, c) | {"a": a["size"], "b": b["size"], "arm": arm(a), "by_seed": by_seed(results, a, b)}
+        for (a, b), c in zip(pairs, found, strict=True)
     ]
 
 

@@ -55,6 +55,7 @@ def findings(content: Content) -> list[str]:
     if content["comparisons"] and not any(c["verdict"] != "not shown" for c in content["comparisons"]):
         sentences.append("No two methods differ by more than chance would explain.")
     sentences += power_sentences(content)
+    sentences += size_sentences(content)
     return sentences + student_sentences(content) + teacher_sentences(content) + serving_sentences(content)
 
 
@@ -63,11 +64,21 @@ def claim_sentence(claim: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
     cells: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for i in claim["comparisons"]:
         cells[comparisons[i]["verdict"]].append(comparisons[i])
-    parts = []
-    for kind, words in (("holds", "holds for"), ("opposite", "is contradicted for"), ("not shown", "is not shown for")):
-        if cells[kind]:
-            parts.append(f"{words} {places(cells[kind])}")
-    return f"**{claim['title']}** {'. It '.join(parts)}. [{claim['source']}]"
+    return f"**{claim['title']}** {verdicts(cells)}. [{claim['source']}]"
+
+
+def size_sentences(content: Content) -> list[str]:
+    """For each two sizes what `claim_sentence` says of a claim."""
+    pairs: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for c in content["size_comparisons"]:
+        pairs[c["a"], c["b"]][c["verdict"]].append(c)
+    return [f"**{a} beats {b}**, of one method, {verdicts(cells)}." for (a, b), cells in pairs.items()]
+
+
+def verdicts(cells: dict[str, list[dict[str, Any]]]) -> str:
+    """ "holds for …. It is not shown for …" of comparisons by verdict."""
+    kinds = (("holds", "holds for"), ("opposite", "is contradicted for"), ("not shown", "is not shown for"))
+    return ". It ".join(f"{words} {places(cells[kind])}" for kind, words in kinds if cells.get(kind))
 
 
 def places(cells: list[dict[str, Any]]) -> str:
@@ -75,7 +86,7 @@ def places(cells: list[dict[str, Any]]) -> str:
     by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for c in cells:
         setting = c["a"].removeprefix(c["method_a"]).strip()
-        by_arm[" ".join(filter(None, [c["size"], setting]))].append(c)
+        by_arm[c.get("arm") or " ".join(filter(None, [c["size"], setting]))].append(c)
     if len(cells) <= MOST_INTERVALS:
         told = [f"{name} at {at(c)}: {points(c)} points, {p_value(c['p_holm'])}" for name, of in by_arm.items() for c in of]
     else:

@@ -207,9 +207,10 @@ COMPARISON_HEADER = ["verdict", "size", "data", "difference, points", "p (Holm)"
 
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
+    """Of two sizes what both were trained by takes the size's place."""
     data = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / {share(c['fraction_b'])}"
     p_values = [p_value(c[key]).removeprefix("p ").removeprefix("= ") for key in ("p_holm", "p_value")]
-    return [c["verdict"], c["size"], data, points(c), *p_values, f"{c['detectable'] * 100:.1f}"]
+    return [c["verdict"], c.get("arm") or c["size"], data, points(c), *p_values, f"{c['detectable'] * 100:.1f}"]
 
 
 def published_difference(dataset: str, c: dict[str, Any]) -> str:
@@ -294,13 +295,15 @@ COSTS_NOTE = (
 
 def comparisons_table(content: Content) -> list[str]:
     lines = []
-    for title, found in (
-        ("Every comparison of two methods", content["comparisons"]),
-        ("Every student against the teacher", content["teacher_comparisons"]),
+    by_method = ["verdict", "method", *COMPARISON_HEADER[2:]]
+    for title, header, found in (
+        ("Every comparison of two methods", COMPARISON_HEADER, content["comparisons"]),
+        ("Every comparison of two sizes", by_method, content["size_comparisons"]),
+        ("Every student against the teacher", COMPARISON_HEADER, content["teacher_comparisons"]),
     ):
         if found:
             rows = [[f"`{c['a']}` beats `{c['b']}`", *comparison_cells(c)] for c in found]
-            lines += [f"## {title}", "", *table(["", *COMPARISON_HEADER], rows, 4)]
+            lines += [f"## {title}", "", *table(["", *header], rows, 4)]
     return lines
 
 
@@ -332,7 +335,8 @@ def method_lines(content: Content) -> list[str]:
         "permutation test of each review's correctness averaged over seeds, the signs of whose differences are flipped at random "
         f"{content['draws']:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value); `report.json` "
         "has McNemar's test of each single seed too, uncorrected (`by_seed`).",
-        "- **Correction**: Holm's (1979), over all comparisons of methods, and apart from those over all comparisons with the teacher.",
+        "- **Correction**: Holm's (1979), over all comparisons of methods; apart from those over all of sizes and over all with the "
+        "teacher.",
         "- **A claim holds** where the corrected p-value is below 5 % and the interval, which knows of seeds too, does not hold zero.",
         "- **Detectable**, in points: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often "
         "the two methods disagree (Connor 1987).",

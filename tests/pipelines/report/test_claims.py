@@ -8,7 +8,7 @@ import pytest
 
 from cotd.statistics import mcnemar
 from pipelines.report import content_of
-from pipelines.report.claims import compare_methods, compare_with_teacher, judge_claims, least_to_reach
+from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.findings import Content, findings
 from pipelines.report.results import group_trials
 from tests.pipelines.report.conftest import Study
@@ -40,6 +40,20 @@ def test_methods_are_compared_at_the_same_size_and_fraction(study: Make) -> None
     assert across == [
         (a, 0.1, b, 1.0, s) for a, b in (("cot_labelled", "finetune"), ("cot_unlabelled", "distill")) for s in ("tiny", "small")
     ]
+
+
+def test_sizes_are_compared_within_a_method_the_larger_first(study: Make) -> None:
+    made = study(method=["finetune", "distill"], size=["tiny", "small"])
+    made.accuracy = lambda method, fraction, size: 0.9 if (size, method) == ("small", "finetune") else 0.6
+    results = made.finish_all().results()
+    found = compare_sizes(results, group_trials(results))
+    assert [(c["a"], c["b"]) for c in found] == [("small", "tiny")] * 4
+    assert {(c["arm"], c["fraction"]): c["verdict"] for c in found} == {
+        ("finetune", 0.1): "holds", ("finetune", 1.0): "holds", ("distill", 0.1): "not shown", ("distill", 1.0): "not shown"
+    }  # fmt: skip
+    said = sentence(content(made), "**small beats tiny**")
+    assert said.startswith("**small beats tiny**, of one method, holds for finetune at 10 %: +30.0 [")
+    assert ". It is not shown for distill at 10 %: " in said
 
 
 def test_single_seeds_are_compared_by_mcnemar(study: Make) -> None:

@@ -42,7 +42,9 @@ def test_every_table_is_one_that_markdown_readers_can_draw(study: Make) -> None:
     made = study(method=METHODS, size=["tiny", "small"])
     made.accuracy = lambda method, fraction, size: 0.6 if (method, fraction) == ("finetune", 0.1) else 0.7
     text = markdown(content(made.finish_all()))
-    assert len(tables(text)) == 9  # accuracy of two sizes, two beside the papers', claims, the teacher, costs, two comparisons
+    assert (
+        len(tables(text)) == 10
+    )  # accuracy of two sizes, two beside the papers', claims, the teacher, costs, three comparisons
     for one in tables(text):
         assert len({len(row) for row in one}) == 1, one[0]
     rows = table(text, "tiny")
