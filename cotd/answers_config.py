@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from cotd.blocks import Block
-from cotd.filters import OF_RATIONALES, named
 from cotd.methods import METHODS
 from cotd.source_files import FILE_TYPES
 
@@ -109,14 +108,14 @@ def source_problems(answers: AnswersConfig, data: DataConfig) -> list[str]:
 
 
 def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
-    """What of a study needs rationales beside the labels of its answers, which have none."""
+    """What of a study needs the rationales that were written with the labels of its answers, which have none."""
     if teacher.answers is None or teacher.answers.columns.label is None or teacher.answers.columns.rationale is not None:
         return []
-    chosen = [teacher.filters, *(filters for block in (grid, *grid.include) for filters in block.filters or [])]
-    names = dict.fromkeys(named(entry)[0] for filters in chosen for entry in filters)
     needing = [f"method '{method}'" for method in grid.all_values("method") if METHODS[method].rationale == "own"]
-    needing += [f"filter '{name}'" for name in names if name in OF_RATIONALES]
     needing += ["teacher.held_out_rationales"] * teacher.held_out_rationales
     if not needing:
         return []
-    return [f"{', '.join(needing)}: for rationales, and no column of them is named (teacher.answers.columns.rationale)"]
+    return [
+        f"{', '.join(needing)}: for rationales that were written with the labels, and no column of them is named "
+        "(teacher.answers.columns.rationale)"
+    ]

@@ -1,7 +1,7 @@
 """Which annotations students learn from: named filters, applied in the order that a study lists them.
 
 A filter is a function of the annotations that are usable so far; it says which of them stay. What it takes out is
-quarantined by its name, and counted. A new filter is one function here.
+quarantined by its name, and counted. A new filter is one function here, and a name in OF_RATIONALES if it judges rationales.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ FILTERS: dict[str, Callable[..., np.ndarray]] = {
     f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label)
 }
 
-# Those that judge a rationale, whatever its label.
+# Those that judge rationales: they are shown none of the rows that have a label alone, which stay.
 OF_RATIONALES = ("length", "near_duplicates", "names_the_label")
 
 
@@ -107,7 +107,8 @@ def apply_filters(
     seen = annotations[["review_id", "sample", "gold_conditioned", "label", "rationale"]]
     error = annotations["error"].astype(object)
     for name, settings in map(named, filters):
-        usable = np.flatnonzero(error.isna())
+        judged = error.isna() & (seen["rationale"] != "") if name in OF_RATIONALES else error.isna()
+        usable = np.flatnonzero(judged)
         keep = FILTERS[name](seen.iloc[usable], context, **settings) if len(usable) else np.ones(0, dtype=bool)
         error.iloc[usable[~keep]] = REASON + name
         counts[name] = counts.get(name, 0) + int((~keep).sum())
@@ -138,7 +139,7 @@ def filtered_blocks(
     before = filtered_blocks(blocks, filters[:whole], context, near)
     rationales = {kind: TextFile(near) for kind in (False, True)}
     for block in before():
-        for kind, rows in usable_by_kind(block).items():
+        for kind, rows in rationales_by_kind(block).items():
             rationales[kind].add(block["rationale"].iloc[rows])
     settings = named(filters[whole])[1]
     repeats = {kind: near_duplicate_rows(texts, near=near, **settings) for kind, texts in rationales.items()}
@@ -147,7 +148,7 @@ def filtered_blocks(
         done = dict.fromkeys(repeats, 0)
         for block in before():
             error = block["error"].astype(object)
-            for kind, rows in usable_by_kind(block).items():
+            for kind, rows in rationales_by_kind(block).items():
                 found = repeats[kind][done[kind] : done[kind] + len(rows)]
                 error.iloc[rows[found]] = REASON + near_duplicates.__name__
                 done[kind] += len(rows)
@@ -156,9 +157,10 @@ def filtered_blocks(
     return filtered_blocks(after, filters[whole + 1 :], context, near)
 
 
-def usable_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:
-    """Whether given gold → the places of the usable rows of that kind."""
-    usable, given_gold = annotations["error"].isna().to_numpy(), annotations["gold_conditioned"].to_numpy(dtype=bool)
+def rationales_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:
+    """Whether given gold → the places of the usable rows of that kind that have a rationale."""
+    usable = (annotations["error"].isna() & (annotations["rationale"] != "")).to_numpy(dtype=bool)
+    given_gold = annotations["gold_conditioned"].to_numpy(dtype=bool)
     return {kind: np.flatnonzero(usable & (given_gold == kind)) for kind in (False, True)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cotd.filters import near_duplicate_rows, rationales_naming_labels, usable_by_kind
+from cotd.filters import near_duplicate_rows, rationales_by_kind, rationales_naming_labels
 from cotd.statistics import expected_calibration_error
 from cotd.task import Task
 
@@ -124,10 +124,10 @@ class RationaleQuality:
         self._compared: dict[bool, list[str]] = {False: [], True: []}
 
     def add(self, annotations: pd.DataFrame) -> None:
-        annotations = annotations[annotations["rationale"] != ""]  # of a teacher that gave labels alone
-        for kind, rows in usable_by_kind(annotations).items():
+        for kind, rows in rationales_by_kind(annotations).items():
             self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
-        usable = annotations.loc[annotations["error"].isna(), ["label", "rationale"]]
+        written = annotations["error"].isna() & (annotations["rationale"] != "")
+        usable = annotations.loc[written, ["label", "rationale"]]
         self._words.append(usable["rationale"].str.count(r"\S+").to_numpy(dtype=np.int32))
         self._named += int(rationales_naming_labels(usable, self._task).sum())
 

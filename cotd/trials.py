@@ -33,7 +33,7 @@ from cotd.methods import METHODS
 from cotd.statistics import share
 
 # Settings that mean something to methods alone whose rationales are targets of their own.
-OF_RATIONALES = ("rationale_weight", "rationale_schedule")
+RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,9 @@ def plan_trials(
         method = METHODS[cell.method]
         samples, filters = chosen_annotations(config, cell)
         for drawn in settings:
-            varied = {k: v for k, v in {**cell.training, **drawn}.items() if k not in OF_RATIONALES or method.weighs_rationales}
+            varied = {
+                k: v for k, v in {**cell.training, **drawn}.items() if k not in RATIONALE_SETTINGS or method.weighs_rationales
+            }
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
                 training=config.training.model_copy(update=varied), task=config.data.task,

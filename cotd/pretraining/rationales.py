@@ -92,7 +92,7 @@ def read_rationales(source: CorpusSource) -> dict[str, list[str]]:
         table = pd.read_parquet(path, columns=COLUMNS)
     except (ValueError, OSError) as error:  # pyarrow's own errors are of these two kinds
         raise CotdError(f"corpus: {path}, the rationales of {source.source}, cannot be read: {error}. {advice}") from error
-    whole = table[table["error"].isna() & table["rationale"].notna()]
+    whole = table[table["error"].isna() & table["rationale"].notna() & (table["rationale"] != "")]
     grouped: dict[str, list[str]] = (
         whole.drop_duplicates(["review_id", "rationale"]).groupby("review_id")["rationale"].agg(list)
     )

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from cotd.comparisons import Comparison, compare
-from cotd.methods import METHODS
+from cotd.methods import METHODS, Method
 from cotd.published import CLAIMS, Claim
 from cotd.statistics import mcnemar
+from cotd.trials import RATIONALE_SETTINGS
 from pipelines.report.results import Results
 
 TEACHER = "teacher"
@@ -41,12 +42,23 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
 
 
 def comparable(a: Group, b: Group) -> bool:
-    """Whether two groups differ in one thing: the method, or one setting of the same method (which one may leave as it is)."""
+    """Whether two groups differ in one thing: the method, or one setting of the same method (which one may leave as it is).
+
+    What one of two methods does not know, it does not differ in: finetune has no λ.
+    """
     if (a["size"], a["fraction"]) != (b["size"], b["fraction"]):
         return False
     mine, theirs = a["settings"], b["settings"]
-    different = [key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)]
-    return len(different) == (a["method"] == b["method"])
+    different = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+    if a["method"] == b["method"]:
+        return len(different) == 1
+    return different <= unknown_settings(METHODS[a["method"]]) | unknown_settings(METHODS[b["method"]])
+
+
+def unknown_settings(method: Method) -> set[str]:
+    """The settings that say nothing to a method."""
+    weighed = set() if method.weighs_rationales else {*RATIONALE_SETTINGS, "shared_encoder"}
+    return weighed if method.rationale else {*weighed, "samples"}
 
 
 def is_claimed(a: Group, b: Group) -> bool:
@@ -87,7 +99,8 @@ def by_seed(results: Results, a: Group, b: Group) -> list[dict[str, Any]]:
 
 
 def compare_sizes(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
-    """Every two sizes at the same method, setting and fraction, the larger one first; corrected together, apart from the methods'.
+    """Every two sizes at the same method, setting and fraction, the one with more parameters first, of two with as many the one
+    that the study names first; corrected together, apart from the methods'.
 
     Returns:
         What `compare_methods` returns, but `a` and `b` are the sizes, and `arm` is what both were trained by.

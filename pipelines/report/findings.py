@@ -54,8 +54,9 @@ def findings(content: Content) -> list[str]:
     sentences += other_differences(content)
     if content["comparisons"] and not any(c["verdict"] != "not shown" for c in content["comparisons"]):
         sentences.append("No two methods differ by more than chance would explain.")
-    sentences += power_sentences(content)
+    sentences += power_sentences(content["comparisons"], "methods", content["test_reviews"])
     sentences += size_sentences(content)
+    sentences += power_sentences(content["size_comparisons"], "sizes", content["test_reviews"])
     return sentences + student_sentences(content) + teacher_sentences(content) + serving_sentences(content)
 
 
@@ -121,23 +122,25 @@ def turned(c: dict[str, Any]) -> dict[str, Any]:
     return {**c, **swapped, "a": c["b"], "b": c["a"], "difference": -c["difference"], "low": -c["high"], "high": -c["low"]}
 
 
-def power_sentences(content: Content) -> list[str]:
-    """How the tests were corrected, and how small a difference they could have found."""
-    found = content["comparisons"]
+def power_sentences(found: list[dict[str, Any]], kind: str, rows: int) -> list[str]:
+    """How the tests were corrected, and how small a difference they could have found.
+
+    Args:
+        kind: "methods" or "sizes", of which two are compared each time. rows: test reviews.
+    """
     if not found:
         return []
-    rows = content["test_reviews"]
-    # Two that agree everywhere say nothing of how often such methods disagree.
+    # Two that agree everywhere say nothing of how often such ones disagree.
     apart = [c for c in found if c["detectable"] > 0]
     one, strict = ([c[key] * 100 for c in apart] for key in ("detectable", "detectable_holm"))
-    counted = "1 comparison was" if len(found) == 1 else f"{len(found)} comparisons were"
+    counted = f"1 comparison of {kind} was" if len(found) == 1 else f"{len(found)} comparisons of {kind} were"
     tested = f"{counted} tested and corrected together (Holm, {ALPHA * 100:g} %)."
     sentences = [
-        f"{tested} With {rows:,} test reviews, and methods that disagree as often as these, a difference must be of {span(one)} "
+        f"{tested} With {rows:,} test reviews, and {kind} that disagree as often as these, a difference must be of {span(one)} "
         f"points to be found four times in five by one test, and of {span(strict)} by the strictest of all: smaller ones may be "
         "there, unseen."
         if apart
-        else f"{tested} The methods agree on all {rows:,} test reviews: more are needed to tell them apart."
+        else f"{tested} The {kind} agree on all {rows:,} test reviews: more are needed to tell them apart."
     ]
     if all(c["seeds_a"] == c["seeds_b"] == 1 for c in found):
         sentences.append("One seed each: the tests speak of these students, not of what another training would give.")

@@ -329,17 +329,17 @@ def method_lines(content: Content) -> list[str]:
     return [
         "## How this was computed", "",
         "- **Intervals** hold 95 %: Wilson's for one seed; over several, percentiles of 2,000 bootstrap samples of test reviews and of "
-        "seeds (Owen 2007, the pigeonhole bootstrap). Those of differences draw the same reviews for both methods. With few seeds they "
+        "seeds (Owen 2007, the pigeonhole bootstrap). Those of differences draw the same reviews for both sides. With few seeds they "
         "are somewhat too narrow, as any bootstrap of few is.",
-        "- **Tests** are paired by test review and two-sided. Where both methods have one seed: McNemar's exact test (1947). Else a "
+        "- **Tests** are paired by test review and two-sided. Where both sides have one seed: McNemar's exact test (1947). Else a "
         "permutation test of each review's correctness averaged over seeds, the signs of whose differences are flipped at random "
         f"{content['draws']:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value); `report.json` "
         "has McNemar's test of each single seed too, uncorrected (`by_seed`).",
-        "- **Correction**: Holm's (1979), over all comparisons of methods; apart from those over all of sizes and over all with the "
-        "teacher.",
+        "- **Correction**: Holm's (1979), over all comparisons of methods, over all of sizes, and over all with the teacher: each of "
+        "these by itself.",
         "- **A claim holds** where the corrected p-value is below 5 % and the interval, which knows of seeds too, does not hold zero.",
         "- **Detectable**, in points: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often "
-        "the two methods disagree (Connor 1987).",
+        "the two disagree (Connor 1987).",
         "- **Test reviews** chose nothing: models are selected, and the champion is chosen, on validation.",
         *(["- Students that read rationales were given the teacher's own rationale of each test review."] if readers else []),
         "",

@@ -161,7 +161,7 @@ def test_a_batch_in_parts_trains_the_same(
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
 
 
-def test_a_schedule_of_rationales_ends_with_the_label_alone(
+def test_the_weight_of_rationales_may_fall_to_nothing(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     settings = {"steps": 4, "eval_every": 4, "precision": "float32", "learning_rate": 1e-2, "rationale_weight": 2.0}

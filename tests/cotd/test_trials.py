@@ -61,6 +61,21 @@ def test_an_id_changes_with_the_training(plan: Ids, override: str) -> None:
     assert not set(plan(override).values()) & set(plan().values())
 
 
+def test_trials_of_versions_before_a_setting_was_new_are_found() -> None:
+    training = {
+        "steps": 300, "batch_size": 32, "micro_batch_size": None, "gradient_checkpointing": False, "optimizer": "scaled_adamw",
+        "schedule": "linear", "learning_rate": 0.002, "warmup_steps": 20, "weight_decay": 0.01, "rationale_weight": 0.5,
+        "shared_encoder": False, "dropout": 0.1, "label_smoothing": 0.0, "eval_every": 50, "patience": None,
+        "max_input_tokens": 128, "max_target_tokens": 64, "precision": "auto",
+    }  # fmt: skip
+    plain = {
+        "method": "cot_labelled", "fraction": 1.0, "size": "tiny", "seed": 0, "model": "m", "training": training,
+        "task": "sentiment", "base_digest": "b", "reviews_digest": "r", "annotations_digest": "a", "samples": None,
+        "filters": None, "varied": {},
+    }  # fmt: skip
+    assert Trial.from_dict(plain).id == "d29e44d8826118d2", "what it was before rationale_schedule"
+
+
 def test_an_id_changes_with_what_is_trained_on(plan: Ids) -> None:
     before = set(plan().values())
     assert len(before) == 4

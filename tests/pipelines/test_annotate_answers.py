@@ -148,7 +148,8 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     # All but the row of another word: also the one whose rationale, of which nobody asked, is empty.
     assert summary["annotations"]["usable"] == 47
     assert summary["quality"]["rationales"]["rows"] == 24, "those given gold"
-    config = beside(columns={"label": "said"}, overrides=["grid.method=[distill]"])
+    judging = "teacher.filters=[length, near_duplicates, {names_the_label: {keep: without}}]"
+    config = beside(columns={"label": "said"}, overrides=["grid.method=[distill]", judging])
     summary = annotate(config)
     assert summary["annotations"] == {
         "rows": 24, "reviews": 24, "usable": 23, "quarantined": {"the label is not one of negative, positive": 1}
@@ -197,8 +198,8 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
     ("overrides", "message"),
     [
         (
-            ["teacher.answers.columns.rationale=null", "teacher.filters=[length]", "teacher.held_out_rationales=true"],
-            "method 'cot_unlabelled', filter 'length', teacher.held_out_rationales: for rationales, and no column of them is named",
+            ["teacher.answers.columns.rationale=null", "teacher.held_out_rationales=true"],
+            "method 'cot_unlabelled', teacher.held_out_rationales: for rationales that were written with the labels, and no column",
         ),
         (["teacher.answers.columns.label=null"], "rationale is what was written with the label: name its column too"),
         (["teacher.answers.columns={}"], "name the column of label, with that of rationale where there is one, or that of gold_r"),

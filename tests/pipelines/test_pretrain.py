@@ -202,6 +202,10 @@ def test_rationales_are_learned_and_labels_read_off_by_gold_ones(
     }
     with pytest.raises(CotdError, match=r"no\.parquet, the rationales of embedded:rotten-tomatoes, does not exist"):
         pretrain(recipe("explained", tmp_path / "no.parquet", **changes))
+    alone = tmp_path / "labels.parquet"
+    pd.DataFrame(rows).assign(rationale="").to_parquet(alone)
+    with pytest.raises(CotdError, match=r"none of the 0 reviews in .*labels\.parquet"):
+        pretrain(borrow(learned, recipe("labels", alone, **changes), "corpus", "initial"))
     config = recipe("explained", path, **changes)
     pretrain(borrow(learned, config, "corpus", "initial"))
     points, model = RunFolder(config.directory).points(), RunFolder(config.directory).model

@@ -51,9 +51,16 @@ def test_sizes_are_compared_within_a_method_the_larger_first(study: Make) -> Non
     assert {(c["arm"], c["fraction"]): c["verdict"] for c in found} == {
         ("finetune", 0.1): "holds", ("finetune", 1.0): "holds", ("distill", 0.1): "not shown", ("distill", 1.0): "not shown"
     }  # fmt: skip
+    assert any("4 comparisons of sizes were tested and corrected together" in s for s in findings(content(made)))
     said = sentence(content(made), "**small beats tiny**")
     assert said.startswith("**small beats tiny**, of one method, holds for finetune at 10 %: +30.0 [")
     assert ". It is not shown for distill at 10 %: " in said
+
+
+def test_one_seed_of_two_sizes_is_said_to_be_one(study: Make) -> None:
+    found = findings(content(study(method=["finetune"], fraction=[1.0], size=["tiny", "small"], seed=[0]).finish_all()))
+    assert any(s.startswith("1 comparison of sizes was tested") for s in found)
+    assert any(s.startswith("One seed each: the tests speak of these students") for s in found)
 
 
 def test_single_seeds_are_compared_by_mcnemar(study: Make) -> None:
@@ -80,7 +87,9 @@ def test_a_claim_that_holds_one_that_does_not_and_one_turned_round(study: Make) 
     assert sentence(found, "cot_joint_unlabelled beats finetune").startswith(
         "cot_joint_unlabelled beats finetune for tiny at 100 %: +30.0 ["
     )
-    assert "15 comparisons were tested and corrected together (Holm, 5 %). With 200 test reviews" in " ".join(findings(found))
+    assert "15 comparisons of methods were tested and corrected together (Holm, 5 %). With 200 test reviews" in " ".join(
+        findings(found)
+    )
 
 
 def test_only_claims_whose_methods_are_there_are_judged(study: Make) -> None:
@@ -137,6 +146,6 @@ def test_a_student_no_better_than_a_linear_model_is_called_so(study: Make) -> No
 def test_methods_that_agree_on_everything_cannot_be_told_apart(study: Make) -> None:
     made = study(fraction=[1.0], seed=[0])
     made.accuracy = lambda method, fraction, size: 1.0
-    assert sentence(content(made.finish_all()), "1 comparison was").endswith(
+    assert sentence(content(made.finish_all()), "1 comparison of methods was").endswith(
         "The methods agree on all 200 test reviews: more are needed to tell them apart."
     )

@@ -133,8 +133,10 @@ def test_a_trial_with_settings_of_its_own_is_a_group_of_its_own(study: Make) -> 
         ("cot_labelled", "rationale_weight 2, steps 600"),
     ]  # fmt: skip
     compared = {(c["a"], c["b"]) for c in compare_methods(results, groups)}
+    # finetune has no λ to differ in, but it has steps.
     assert compared == {
-        ("cot_labelled", "finetune"), ("cot_labelled", "cot_labelled (rationale_weight 1)"),
+        ("cot_labelled", "finetune"), ("cot_labelled (rationale_weight 1)", "finetune"),
+        ("cot_labelled (rationale_weight 2)", "finetune"), ("cot_labelled", "cot_labelled (rationale_weight 1)"),
         ("cot_labelled", "cot_labelled (rationale_weight 2)"),
         ("cot_labelled (rationale_weight 1)", "cot_labelled (rationale_weight 2)"),
         ("cot_labelled (rationale_weight 2)", "cot_labelled (rationale_weight 2, steps 600)"),
