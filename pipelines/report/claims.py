@@ -24,6 +24,11 @@ def arm(entry: dict[str, Any]) -> str:
     return f"{entry['method']} ({entry['setting']})" if entry["setting"] else str(entry["method"])
 
 
+def setting_of(comparison: dict[str, Any]) -> str:
+    """The setting of a comparison's A, "(samples 4)", or an empty string."""
+    return str(comparison["a"]).removeprefix(comparison["method_a"]).strip()
+
+
 def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
     """Every two methods at the same size, setting and fraction, and the papers' claims across fractions.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cotd.methods import METHODS
 from cotd.statistics import share
-from pipelines.report.claims import arm
+from pipelines.report.claims import arm, setting_of
 from pipelines.report.findings import Content, short
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); None is the page's own ink.
@@ -179,8 +179,7 @@ def draw_claims(content: Content) -> Any:
             dots.set_markerfacecolor("none")
         at = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / all"
         ticks.append(-y)
-        setting = c["a"].removeprefix(c["method_a"]).strip()
-        labels.append(", ".join(filter(None, [c["size"], at, setting])))
+        labels.append(", ".join(filter(None, [c["size"], at, setting_of(c)])))
     panel.axvline(0, color=BASELINE_COLOUR, linewidth=1)
     panel.set_yticks(ticks, labels, fontsize="small")
     panel.set_ylim(-y - 0.6, -0.4)

@@ -8,7 +8,7 @@ from typing import Any
 from cotd.comparisons import ALPHA
 from cotd.methods import METHODS
 from cotd.statistics import share
-from pipelines.report.claims import arm
+from pipelines.report.claims import arm, setting_of
 
 Content = dict[str, Any]
 # A claim tested in more cells than this names its intervals in the table alone.
@@ -86,8 +86,7 @@ def places(cells: list[dict[str, Any]]) -> str:
     """ "tiny at 10 %, 25 %: +3.2 to +4.3 points" for comparisons; where they are few, each with its interval and p-value."""
     by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for c in cells:
-        setting = c["a"].removeprefix(c["method_a"]).strip()
-        by_arm[c.get("arm") or " ".join(filter(None, [c["size"], setting]))].append(c)
+        by_arm[c.get("arm") or " ".join(filter(None, [c["size"], setting_of(c)]))].append(c)
     if len(cells) <= MOST_INTERVALS:
         told = [f"{name} at {at(c)}: {points(c)} points, {p_value(c['p_holm'])}" for name, of in by_arm.items() for c in of]
     else:

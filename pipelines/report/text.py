@@ -198,7 +198,7 @@ def claims_table(content: Content) -> list[str]:
         for i in claim["comparisons"]:
             c = content["comparisons"][i]
             theirs = [published_difference(d, c) for d in like]
-            rows.append([claim["title"], *comparison_cells(c), *theirs])
+            rows.append([claim["title"].replace(c["method_a"], c["a"], 1), *comparison_cells(c), *theirs])
     header = ["claim", *COMPARISON_HEADER, *(f"{published.REPORT}, {published.DATASETS[d]}" for d in like)]
     return ["## The papers' claims", "", *table(header, rows, 4), SCORED_BY_TEACHER, ""]
 
