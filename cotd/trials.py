@@ -229,7 +229,7 @@ def plan_trials(
                 annotations_digest=(
                     read if method.reads_rationales else annotations_digest if method.needs_annotations else None
                 ),
-                samples=samples, filters=filters, varied=differing(config, varied, samples, filters),
+                samples=samples, filters=filters, varied=differing(config, cell, varied, samples, filters),
             )  # fmt: skip
             trials.setdefault(trial.id, trial)
     return sorted(
@@ -251,14 +251,32 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
     return samples, None if samples is None and filters == config.teacher.filters else filters
 
 
-def differing(config: StudyConfig, varied: dict[str, Any], samples: int | None, filters: Filters | None) -> dict[str, Any]:
-    """What of a cell is not as the study's own blocks have it."""
-    found = {k: v for k, v in varied.items() if v != getattr(config.training, k)}
-    if samples is not None:
-        found["samples"] = samples
-    if filters is not None and filters != config.teacher.filters:
-        found["filters"] = filters
+def differing(
+    config: StudyConfig, cell: Cell, varied: dict[str, Any], samples: int | None, filters: Filters | None
+) -> dict[str, Any]:
+    """What of a cell is not as most of its study has it: as the grid's only value or, where it names none, the study's block.
+
+    Args:
+        varied, samples, filters: those of the cell that its method heeds.
+    """
+    grid = config.grid
+    usual = {key: sole(grid.training.get(key), getattr(config.training, key)) for key in varied}
+    found = {key: value for key, value in varied.items() if value != usual[key]}
+    if not METHODS[cell.method].needs_annotations:
+        return found
+    written = None if config.teacher.answers else config.teacher.samples
+    for key, value, common in (
+        ("samples", samples or written, sole(grid.samples, written)),
+        ("filters", config.teacher.filters if filters is None else filters, sole(grid.filters, config.teacher.filters)),
+    ):
+        if value != common:
+            found[key] = value
     return found
+
+
+def sole(values: Sequence[Any] | None, otherwise: Any) -> Any:
+    """The only one of the values; `otherwise` where there are several, or none."""
+    return values[0] if values and len(values) == 1 else otherwise
 
 
 def readable(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,31 @@ from typing import Any
 import pandas as pd
 
 from cotd.evaluation import predictions_table, score_predictions
+from cotd.progress import track
 from cotd.student import CARD, Student, model_digest, resolve_model
 from cotd.task import get_task
 from pipelines.annotation_files import write_parquet
 from pipelines.report.results import Results, correctness
 from pipelines.study import Plan
 
+PART = 512  # reviews between two looks at the progress
 
-def kept_predictions(path: Path, reviews: pd.DataFrame, load: Callable[[], Student]) -> pd.DataFrame:
-    """A student's predictions of reviews with gold labels, from `path` where it holds those of exactly these reviews."""
+
+def kept_predictions(path: Path, reviews: pd.DataFrame, load: Callable[[], Student], title: str | None = None) -> pd.DataFrame:
+    """A student's predictions of reviews with gold labels, from `path` where it holds those of exactly these reviews.
+
+    Args:
+        title: of the progress to show; None for none.
+    """
     if not is_of(path, reviews.set_index("id")["label"]):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_parquet(predictions_table(load(), reviews), path)
+        student = load()
+        parts = []
+        with track(title, len(reviews), "reviews") if title else nullcontext(lambda n: None) as advance:
+            for start in range(0, len(reviews), PART):
+                parts.append(predictions_table(student, reviews.iloc[start : start + PART]))
+                advance(len(parts[-1]))
+        write_parquet(pd.concat(parts, ignore_index=True), path)
     return pd.read_parquet(path)
 
 
@@ -55,9 +69,8 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
         if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
             continue
         path = folder / f"base-{model_digest(model)}-{limit}.parquet"
-        scores = score_predictions(
-            kept_predictions(path, reviews, partial(base_student, model, limit)), get_task(task).positive
-        )
+        table = kept_predictions(path, reviews, partial(base_student, model, limit), f"scoring {model} as it is")
+        scores = score_predictions(table, get_task(task).positive)
         found.append({"size": size, "model": model, **{k: scores[k] for k in ("accuracy", "ci_low", "ci_high", "n")}})
     return found
 

@@ -59,6 +59,15 @@ def test_fewer_samples_are_filtered_anew(plan: Plan) -> None:
     assert len({t.id for t in trials}) == 2
 
 
+def test_an_arm_says_what_is_not_as_most_of_the_grid_has_it(plan: Plan) -> None:
+    further = [{"samples": [3]}, {"training": {"rationale_weight": [0.5]}}, {"filters": [["agrees_with_gold"]]}]
+    trials = plan(
+        method=["cot_labelled"], fraction=[1.0], size=["tiny"], seed=[0], samples=[1], filters=[[]],
+        training={"rationale_weight": [2.0]}, include=further,
+    )  # fmt: skip
+    assert [t.arm for t in trials] == ["", "samples 3", "rationale_weight 0.5", "filters agrees_with_gold"]
+
+
 def test_an_id_is_what_it_was_before_grids_could_vary_more(plan: Plan) -> None:
     plain = plan(method=["cot_labelled"], fraction=[1.0], size=["tiny"], seed=[0])[0]
     before = {k: v for k, v in plain.to_dict().items() if k not in ("samples", "filters", "varied")}
