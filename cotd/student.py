@@ -17,6 +17,9 @@ from cotd.task import Task
 
 CARD = "cotd.json"
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
+# The cache is asked for: a base whose config says `use_cache: false`, as those of training do, would read all that it has
+# written anew for each token.
+GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False, "use_cache": True}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Student:
             read = {"encoder_outputs": encoded}
             generated = self.model.generate(
                 encoder_outputs=encoded, attention_mask=batch["attention_mask"],
-                max_new_tokens=self.max_target_tokens, num_beams=1, do_sample=False,
+                max_new_tokens=self.max_target_tokens, **GREEDY,
             )  # fmt: skip
             written = [[start, *self.rationale_ids(ids), *self.answer_mark] for ids in generated.tolist()]
         # Padding on the right: the decoder looks back only, and what it says beyond a row's end is not read.
@@ -202,9 +205,8 @@ class Student:
             begun = self.begun_rationales(len(indices))
             with torch.inference_mode():
                 ids = self.model.generate(
-                    **batch, decoder_input_ids=begun, max_new_tokens=max_new_tokens or self.max_target_tokens,
-                    num_beams=1, do_sample=False,
-                )  # fmt: skip
+                    **batch, decoder_input_ids=begun, max_new_tokens=max_new_tokens or self.max_target_tokens, **GREEDY
+                )
             written = [self.rationale_ids(row) for row in ids[:, begun.shape[1] :].tolist()]
             for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
                 rationales[i] = text.strip()
@@ -234,9 +236,8 @@ class Student:
                     **batch,
                     decoder_input_ids=self.begun_rationales(1),
                     max_new_tokens=self.max_target_tokens,
-                    num_beams=1,
-                    do_sample=False,
                     streamer=streamer,
+                    **GREEDY,
                 )
 
     @property
