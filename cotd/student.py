@@ -17,8 +17,8 @@ from cotd.task import Task
 
 CARD = "cotd.json"
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
-# The cache is asked for: a base whose config says `use_cache: false`, as those of training do, would read all that it has
-# written anew for each token.
+# The cache is asked for: a base whose configuration says `use_cache: false`, as the embedded student's does, would read all that
+# it has written anew for each token.
 GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False, "use_cache": True}
 
 

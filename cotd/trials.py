@@ -229,7 +229,7 @@ def plan_trials(
                 annotations_digest=(
                     read if method.reads_rationales else annotations_digest if method.needs_annotations else None
                 ),
-                samples=samples, filters=filters, varied=differing(config, cell, varied, samples, filters),
+                samples=samples, filters=filters, varied=differing(config, cell, varied),
             )  # fmt: skip
             trials.setdefault(trial.id, trial)
     return sorted(
@@ -245,32 +245,33 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
     """
     if not METHODS[cell.method].needs_annotations:
         return None, None
-    written = None if config.teacher.answers else config.teacher.samples  # a file has as many as it has
-    samples = None if cell.samples == written else cell.samples
+    samples = None if cell.samples == samples_written(config) else cell.samples
     filters = cell.filters if cell.filters is not None else config.teacher.filters if samples is not None else None
     return samples, None if samples is None and filters == config.teacher.filters else filters
 
 
-def differing(
-    config: StudyConfig, cell: Cell, varied: dict[str, Any], samples: int | None, filters: Filters | None
-) -> dict[str, Any]:
+def samples_written(config: StudyConfig) -> int | None:
+    """How many samples of a review the teacher was asked for; None of a file of answers, which has as many as it has."""
+    return None if config.teacher.answers else config.teacher.samples
+
+
+def differing(config: StudyConfig, cell: Cell, varied: dict[str, Any]) -> dict[str, Any]:
     """What of a cell is not as most of its study has it: as the grid's only value or, where it names none, the study's block.
 
     Args:
-        varied, samples, filters: those of the cell that its method heeds.
+        varied: training keys and values of the cell that its method heeds.
     """
-    grid = config.grid
+    grid, teacher = config.grid, config.teacher
     usual = {key: sole(grid.training.get(key), getattr(config.training, key)) for key in varied}
     found = {key: value for key, value in varied.items() if value != usual[key]}
-    if not METHODS[cell.method].needs_annotations:
-        return found
-    written = None if config.teacher.answers else config.teacher.samples
-    for key, value, common in (
-        ("samples", samples or written, sole(grid.samples, written)),
-        ("filters", config.teacher.filters if filters is None else filters, sole(grid.filters, config.teacher.filters)),
-    ):
-        if value != common:
-            found[key] = value
+    if METHODS[cell.method].needs_annotations:
+        written = samples_written(config)
+        samples = cell.samples or written
+        if samples != sole(grid.samples, written):
+            found["samples"] = samples
+        filters = teacher.filters if cell.filters is None else cell.filters
+        if filters != sole(grid.filters, teacher.filters):
+            found["filters"] = filters
     return found
 
 

@@ -149,16 +149,18 @@ def test_explain_returns_text(student: Student) -> None:
 def test_each_token_is_written_once_whatever_the_base_says_of_caches(tiny_t5: Path, reasoning: Student) -> None:
     model, tokenizer = load_base(str(tiny_t5))
     model.generation_config.use_cache = model.config.use_cache = False
-    for student in (
-        Student(model, tokenizer, SENTIMENT, {"max_target_tokens": 8, "writes_rationales": True}),
-        Student(model, tokenizer, SENTIMENT, reasoning.card),
-    ):
-        read: list[int] = []
-        hook = model.get_decoder().register_forward_hook(lambda m, i, out: read.append(out.last_hidden_state.shape[1]))  # noqa: B023
-        student.explain(TEXTS)
-        hook.remove()
-        assert len(read) > 1
-        assert set(read) == {1}
+    read: list[int] = []  # tokens, at each of the decoder's steps
+    model.get_decoder().register_forward_hook(lambda m, i, out: read.append(out.last_hidden_state.shape[1]))
+
+    Student(model, tokenizer, SENTIMENT, {"max_target_tokens": 8, "writes_rationales": True}).explain(TEXTS)
+    assert len(read) > 1
+    assert set(read) == {1}
+
+    read.clear()
+    Student(model, tokenizer, SENTIMENT, reasoning.card).predict(TEXTS)
+    *written, scored = read  # the label is scored after all that was written
+    assert set(written) == {1}
+    assert scored > 1
 
 
 def test_a_saved_student_predicts_the_same(student: Student, tmp_path: Path) -> None:
