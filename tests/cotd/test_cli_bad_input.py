@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cotd.cli import check_student, main
+from cotd.cli import main
+from cotd.cli.checks import check_student
 from cotd.errors import CotdError
 
 Refused = Callable[..., str]

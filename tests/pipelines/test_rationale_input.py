@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cotd.cli import check_student
+from cotd.cli.checks import check_student
 from cotd.config import StudyConfig, load_config
 from cotd.errors import CotdError
 from cotd.student import Student

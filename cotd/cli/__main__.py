@@ -1,0 +1,3 @@
+from cotd.cli import main
+
+main()

