@@ -17,8 +17,8 @@ from cotd.task import Task
 
 CARD = "cotd.json"
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
-# The cache is asked for: a base whose configuration says `use_cache: false`, as the embedded student's does, would read all that
-# it has written anew for each token.
+# The cache is asked for: transformers' Trainer writes `use_cache: false` into the configuration of what it trains, so that the
+# model would read all that it has written anew for each token.
 GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False, "use_cache": True}
 
 
@@ -91,7 +91,7 @@ class Student:
         target = Path(directory)
         scratch = target.with_name(target.name + ".part")
         shutil.rmtree(scratch, ignore_errors=True)
-        self.model.save_pretrained(scratch)
+        write_model(self.model, scratch)
         self.tokenizer.save_pretrained(scratch)
         card = {**self.card, "task": self.task.to_dict()}
         (scratch / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -352,6 +352,12 @@ def load_base(source: str) -> tuple[Any, Any]:
             f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}"
         ) from error
     return model, tokenizer
+
+
+def write_model(model: Any, folder: str | Path) -> None:
+    """Writes a model as transformers does, for use with its decoder's cache, which Trainer turns off and leaves so."""
+    model.config.use_cache = model.generation_config.use_cache = True
+    model.save_pretrained(folder)
 
 
 def model_advice(source: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError, nearest
-from cotd.student import CARD, Student, truncate
+from cotd.student import CARD, Student, truncate, write_model
 from serve.runtime import PROBES, Runtime, check_parity, require_packages
 
 # Rounding alone: nothing is quantised on the way out.
@@ -124,7 +124,7 @@ def export_student(student: Student, folder: Path, format: str) -> None:
 def write(student: Student, folder: Path, format: str) -> None:
     """Writes the model and the tokenizer."""
     if format == "hf":
-        student.model.save_pretrained(folder)
+        write_model(student.model, folder)
     elif format == "onnx":
         from serve.label_graph import label_graph
 

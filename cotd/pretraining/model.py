@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
 from cotd.pretraining.config import EncoderTeacherConfig, ObjectivesConfig, ShapeConfig
-from cotd.student import resolve_model
+from cotd.student import resolve_model, write_model
 
 
 def t5_config(shape: ShapeConfig, vocabulary: int, dropout: float) -> T5Config:
@@ -155,5 +155,5 @@ def save_as_t5(model: PretrainingT5, tokenizer: Any, folder: Path, dtype: torch.
     plain = T5ForConditionalGeneration(T5Config(**{k: v for k, v in model.config.to_dict().items() if k != "teacher_widths"}))
     state = model.state_dict()
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
-    plain.to(dtype).save_pretrained(folder)
+    write_model(plain.to(dtype), folder)
     tokenizer.save_pretrained(folder)

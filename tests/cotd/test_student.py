@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
 from cotd.errors import CotdError
 from cotd.student import Student, load_base, model_digest
@@ -161,6 +162,15 @@ def test_each_token_is_written_once_whatever_the_base_says_of_caches(tiny_t5: Pa
     *written, scored = read  # the label is scored after all that was written
     assert set(written) == {1}
     assert scored > 1
+
+
+def test_a_saved_student_writes_with_the_cache_also_where_cotd_is_not(tiny_t5: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    model.generation_config.use_cache = model.config.use_cache = False  # as Trainer leaves it
+    Student(model, tokenizer, SENTIMENT, {}).save(tmp_path / "student")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "student")
+    assert again.config.use_cache
+    assert again.generation_config.use_cache
 
 
 def test_a_saved_student_predicts_the_same(student: Student, tmp_path: Path) -> None:
