@@ -1,4 +1,4 @@
-"""`cotd annotate`, `sweep`, `train`, `report`, `promote` and `demo`: the stages of a study."""
+"""`cotd annotate`, `sweep`, `train`, `report`, `compare`, `promote` and `demo`: the stages of a study."""
 
 from __future__ import annotations
 
@@ -169,6 +169,21 @@ def report(
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
     print(f"written to {where}: {', '.join(files)}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[str], typer.Argument(help="studies' folders, each with its report")],
+    output: Annotated[Path, typer.Option(help="the folder to write to")] = Path("runs/comparison"),
+) -> None:
+    """Sets studies beside one another: what rationales changed in each, as a figure and a table.
+
+    Example: cotd compare runs/sentences-rotten-tomatoes runs/sentences-amazon-sentences
+    """
+    from pipelines.report.compare import FIGURE, TEXT, compare_studies
+
+    print(compare_studies(folders, output))
+    print(f"written to {output}: {FIGURE}, {TEXT}")
 
 
 @app.command()

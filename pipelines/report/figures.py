@@ -157,36 +157,46 @@ def draw_methods(content: Content) -> Any:
 
 
 def draw_claims(content: Content) -> Any:
-    """Each claim's differences with their intervals, around zero; filled where the corrected test says so too."""
+    """Each claim's differences with their intervals, below its title."""
     import matplotlib.pyplot as plt
 
-    rows = [(claim, content["comparisons"][i]) for claim in content["claims"] for i in claim["comparisons"]]
-    figure, panel = plt.subplots(figsize=(9, 1.0 + 0.3 * (len(rows) + len(content["claims"]))))
-    y, ticks, labels, last = 0.0, [], [], None
-    for claim, c in rows:
-        if claim is not last:
-            y += 1
-            panel.text(
-                0, -y, claim["title"], transform=panel.get_yaxis_transform(), va="center", fontweight="bold", fontsize="small"
-            )
-            last = claim
+    rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for claim in content["claims"]:
+        for c in (content["comparisons"][i] for i in claim["comparisons"]):
+            at = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / all"
+            rows.setdefault(claim["title"], []).append((", ".join(filter(None, [c["size"], at, setting_of(c)])), c))
+    count = len(rows) + sum(map(len, rows.values()))
+    figure, panel = plt.subplots(figsize=(9, 1.0 + 0.3 * count))
+    draw_differences(panel, rows)
+    figure.tight_layout()
+    return figure
+
+
+def draw_differences(panel: Any, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+    """Differences in accuracy with their intervals, around zero; filled where the corrected test says so too.
+
+    Args:
+        rows: heading → the labels and comparisons below it.
+    """
+    y, ticks, labels = 0, [], []
+    for heading, comparisons in rows.items():
         y += 1
-        difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
-        colour = COLOURS[c["method_a"]]
-        bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
-        (dots, *_) = panel.errorbar([difference], [-y], xerr=bars, marker="o", capsize=3, color=colour)
-        if c["verdict"] == "not shown":
-            dots.set_markerfacecolor("none")
-        at = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / all"
-        ticks.append(-y)
-        labels.append(", ".join(filter(None, [c["size"], at, setting_of(c)])))
+        panel.text(0, -y, heading, transform=panel.get_yaxis_transform(), va="center", fontweight="bold", fontsize="small")
+        for label, c in comparisons:
+            y += 1
+            difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
+            bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
+            colour = COLOURS[c["method_a"]]
+            (dots, *_) = panel.errorbar([difference], [-y], xerr=bars, marker="o", capsize=3, color=colour)
+            if c["verdict"] == "not shown":
+                dots.set_markerfacecolor("none")
+            ticks.append(-y)
+            labels.append(label)
     panel.axvline(0, color=BASELINE_COLOUR, linewidth=1)
     panel.set_yticks(ticks, labels, fontsize="small")
     panel.set_ylim(-y - 0.6, -0.4)
     panel.set_xlabel("difference in accuracy, points (filled: beyond chance, corrected)")
     panel.grid(axis="x", alpha=0.3)
-    figure.tight_layout()
-    return figure
 
 
 def panel_grid(rows: int, columns: int) -> tuple[Any, Any]:
