@@ -17,8 +17,8 @@ from cotd.task import Task
 
 CARD = "cotd.json"
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
-# The cache is asked for: transformers' Trainer writes `use_cache: false` into the configuration of what it trains, so that the
-# model would read all that it has written anew for each token.
+# The cache is asked for: a base whose configuration says `use_cache: false`, as the embedded student's does, would read all that
+# it has written anew for each token.
 GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False, "use_cache": True}
 
 
@@ -355,7 +355,7 @@ def load_base(source: str) -> tuple[Any, Any]:
 
 
 def write_model(model: Any, folder: str | Path) -> None:
-    """Writes a model as transformers does, for use with its decoder's cache, which Trainer turns off and leaves so."""
+    """Writes a model as transformers does, its decoder's cache turned on (in `model`, too), which Trainer leaves off."""
     model.config.use_cache = model.generation_config.use_cache = True
     model.save_pretrained(folder)
 

@@ -6,14 +6,12 @@ from typing import Annotated
 
 import typer
 
-ENDPOINT = "http://127.0.0.1:8000"
 CHAMPION = "models:/cotd-student@champion"
 
 Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded")
 ]
-Student = Annotated[str, typer.Option(help="models:/NAME@ALIAS, a folder, or a hub id")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
 ]

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import CHAMPION, ENDPOINT, TrackingUri
+from cotd.cli.arguments import CHAMPION, TrackingUri
 from cotd.cli.checks import check_student, refuse, require_all, tracking_store
 from cotd.errors import CotdError
+
+ENDPOINT = "http://127.0.0.1:8000"
 
 Rows = Callable[[list[str]], list[dict[str, Any]]]
 

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import CHAMPION, Student, TrackingUri
+from cotd.cli.arguments import CHAMPION, TrackingUri
 from cotd.cli.checks import check_student, require_all, tracking_store
 
 
 @app.command("serve")
 def serve_command(
-    student: Student = CHAMPION,
+    student: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a folder, or a hub id")] = CHAMPION,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1)] = 1,

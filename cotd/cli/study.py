@@ -174,15 +174,16 @@ def report(
 @app.command()
 def compare(
     folders: Annotated[list[str], typer.Argument(help="studies' folders, each with its report")],
-    output: Annotated[Path, typer.Option(help="the folder to write to")] = Path("runs/comparison"),
+    output: Annotated[str, typer.Option(help="the folder to write to")] = "runs/comparison",
 ) -> None:
     """Sets studies beside one another: what rationales changed in each, as a figure and a table.
 
-    Example: cotd compare runs/sentences-rotten-tomatoes runs/sentences-amazon-sentences
+    Example: cotd compare runs/imdb runs/yelp_gpt35
     """
     from pipelines.report.compare import FIGURE, TEXT, compare_studies
 
-    print(compare_studies(folders, output))
+    for sentence in compare_studies(folders, output):
+        print(sentence)
     print(f"written to {output}: {FIGURE}, {TEXT}")
 
 

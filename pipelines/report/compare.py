@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import fsspec
 
 from cotd.errors import CotdError
 from cotd.methods import METHODS
 from cotd.published import CLAIMS
 from cotd.statistics import share
+from cotd.storage import is_remote, open_remote
 from pipelines.report.claims import arm, setting_of
 from pipelines.report.figures import LABELS, Figure, draw_differences, rendered
-from pipelines.report.findings import Content, percent
+from pipelines.report.findings import Content, percent, points
 from pipelines.report.text import comparison_cells, table
 
 FIGURE, TEXT = "comparison.png", "comparison.md"
@@ -23,110 +23,161 @@ HEADER = [
     "study", "verdict", "size", "data", "setting", "reviews", "without", "with", "difference, points", "p (Holm)", "p",
     "detectable",
 ]  # fmt: skip
-# What rationales are added to: (with, without), by whose labels both learn from.
-ADDED = {METHODS[c.worse].labels: (c.better, c.worse) for c in CLAIMS if not c.less_data and not METHODS[c.worse].rationale}
+# By whose labels both learn from: the method with rationales, and the same without.
+ADDED: dict[str, tuple[str, str]] = {
+    METHODS[c.worse].labels: (c.better, c.worse) for c in CLAIMS if not c.less_data and not METHODS[c.worse].rationale
+}
+NOTE = (
+    "Accuracy in % of test reviews against gold labels, the mean over seeds, with 95 % intervals. Of two numbers of reviews the "
+    "first is without rationales: not every review has one. Tests are corrected (Holm) within each study, not over studies; "
+    "nothing is pooled, as studies may share students and reviews. *Detectable* is the difference that one test would have "
+    "found four times in five."
+)
 
 
-def compare_studies(folders: Sequence[str], output: Path) -> str:
-    """Writes `comparison.png` and `comparison.md`: each study's difference between a method and the same with rationales.
+@dataclass(frozen=True)
+class Difference:
+    """How much better a method did with rationales than without, at one place of one study.
 
-    Nothing is pooled: studies may share students and reviews. Tests are corrected within each study, as in its report.
+    Attributes:
+        labels: whose labels both learned from, a key of `ADDED`.
+        comparison: as `report.json` lists it.
+        cells: of the table, but for the study's.
+    """
+
+    study: str
+    labels: str
+    comparison: dict[str, Any]
+    cells: list[str]
+
+    @property
+    def place(self) -> str:
+        c = self.comparison
+        return ", ".join(filter(None, [c["size"], share(c["fraction"]), setting_of(c)]))
+
+
+def compare_studies(folders: Sequence[str], output: str | Path) -> list[str]:
+    """Writes `comparison.png` and `comparison.md`: for each study, how much better a method did with rationales than without.
 
     Args:
-        folders: those that hold the studies' `report.json`, in the order of the rows; of any fsspec path.
+        folders: folders or fsspec URLs, each holding a `report.json`; rows follow their order. A report named twice is read once.
 
     Returns:
-        The table, as Markdown.
+        What was found, as sentences.
 
     Raises:
-        CotdError: a folder holds no report, or none that compares a method with and without rationales.
+        CotdError: a folder holds no report, or one without such a comparison; or the output cannot be a folder here. All
+            that is wrong is said at once.
     """
-    reports = read_reports(folders)
-    rows = {labels: differences(reports, *methods) for labels, methods in ADDED.items()}
-    rows = {labels: found for labels, found in rows.items() if found}
+    found, problems = read_differences(folders)
+    problems += output_problems(output)
+    if problems or not found:
+        raise CotdError(*(problems or ["no study's folder was named."]))
+    by_labels = {labels: [d for d in found if d.labels == labels] for labels in ADDED}
     lines = ["# What rationales changed", "", f"![Differences in accuracy with 95 % intervals, by study]({FIGURE})", ""]
-    for labels, found in rows.items():
-        with_them, without = ADDED[labels]
-        lines += [f"## {LABELS[labels].capitalize()}: `{with_them}` less `{without}`", ""]
-        lines += table(HEADER, [cells(content, c) for content, c in found], 5)
-    lines += [
-        "Accuracy in % of test reviews against gold labels, the mean over seeds, with 95 % intervals. Tests are corrected (Holm) "
-        "within each study, not over studies; nothing is pooled, as studies may share students and reviews. *Detectable* is the "
-        "difference that one test would have found four times in five.", "",
-    ]  # fmt: skip
-    text = "\n".join(lines)
-    png, _ = rendered(Figure(FIGURE, "What rationales changed", draw), {"rows": rows})
-    output.mkdir(parents=True, exist_ok=True)
-    (output / FIGURE).write_bytes(png)
-    (output / TEXT).write_text(text, encoding="utf-8")
-    return text
-
-
-def read_reports(folders: Sequence[str]) -> list[Content]:
-    """The studies' reports; problems with any of them are raised together."""
-    reports, problems = [], []
-    for folder in folders:
-        path = f"{folder.removesuffix('report.json').rstrip('/')}/report.json"
-        try:
-            with fsspec.open(path, encoding="utf-8", mode="rt") as file:
-                content = json.load(file)
-            if any(differences([content], *methods) for methods in ADDED.values()):
-                reports.append(content)
-            else:
-                wanted = " or ".join(f"{b} and {a}" for a, b in ADDED.values())
-                problems.append(f"{path}: nothing to compare: no finished trials of {wanted} at one size and fraction.")
-        except (FileNotFoundError, NotADirectoryError):
-            problems.append(f"no report in '{folder}'. Write it: cotd report CONFIG; it lies in the study's folder.")
-        except (ValueError, KeyError, TypeError) as error:
-            problems.append(
-                f"{path} is no report that this version reads ({type(error).__name__}: {error}). Write it anew: cotd report CONFIG."
-            )
-    if problems:
-        raise CotdError(*problems)
-    return reports
-
-
-def differences(reports: Sequence[Content], better: str, worse: str) -> list[tuple[Content, dict[str, Any]]]:
-    """Every comparison of two methods at the same data, with the report that it is from."""
+    for labels, differences in by_labels.items():
+        if differences:
+            lines += [f"## {title(labels)}", "", *table(HEADER, [[d.study, *d.cells] for d in differences], 5)]
+    png, _ = rendered(Figure(FIGURE, "What rationales changed", draw), {"differences": found})
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FIGURE).write_bytes(png)
+    (folder / TEXT).write_text("\n".join([*lines, NOTE, ""]), encoding="utf-8")
     return [
-        (content, c)
-        for content in reports
-        for c in content["comparisons"]
-        if (c["method_a"], c["method_b"]) == (better, worse) and c["fraction"] is not None
-    ]
+        f"{d.study}, {d.place}: {ADDED[d.labels][0]} less {ADDED[d.labels][1]} {points(d.comparison)} points, "
+        f"{d.comparison['verdict']}"
+        for d in found
+    ]  # fmt: skip
 
 
-def name(content: Content) -> str:
-    """The study; of students that were tested elsewhere also where."""
-    return str(content["study"]) + (f", on {content['source']}" if content["trained_on"] else "")
+def title(labels: str) -> str:
+    with_rationales, without = ADDED[labels]
+    return f"{LABELS[labels].capitalize()}: {with_rationales} less {without}"
 
 
-def cells(content: Content, c: dict[str, Any]) -> list[str]:
-    at = {arm(g): g for g in content["groups"] if (g["size"], g["fraction"]) == (c["size"], c["fraction"])}
-    with_them, without = at[c["a"]], at[c["b"]]
-    verdict, size, data, *numbers = comparison_cells(c)
-    reviews = f"{with_them['train_reviews']:,}"
-    return [name(content), verdict, size, data, setting_of(c), reviews, percent(without), percent(with_them), *numbers]
+def read_differences(folders: Iterable[str]) -> tuple[list[Difference], list[str]]:
+    """The studies' differences, and what is wrong with the reports. Studies of one name are told apart by their folders."""
+    reports: dict[str, list[Difference]] = {}
+    problems = []
+    for folder in folders:
+        try:
+            path, content = read_report(folder)
+            reports[path] = differences_of(content)
+            if not reports[path]:
+                pairs = " nor ".join(f"`{a}` with `{b}`" for a, b in ADDED.values())
+                problems.append(
+                    f"{path} compares neither {pairs} at one size and fraction. "
+                    "Train both with `cotd sweep CONFIG`, then run `cotd report CONFIG`."
+                )
+        except CotdError as error:
+            problems += error.problems
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problems.append(
+                f"the report in '{folder}' is none that this version reads ({type(error).__name__}: {error}). "
+                "Write it anew: `cotd report CONFIG`."
+            )
+    names = [found[0].study for found in reports.values() if found]
+    return [
+        replace(d, study=f"{d.study} ({path.removesuffix('/report.json')})") if names.count(d.study) > 1 else d
+        for path, found in reports.items()
+        for d in found
+    ], problems
+
+
+def read_report(folder: str) -> tuple[str, Content]:
+    """A study's report, and where it lies."""
+    files, path = open_remote(folder)
+    if not path.endswith("/report.json"):
+        path = f"{path.rstrip('/')}/report.json"
+    try:
+        with files.open(path, "r", encoding="utf-8") as file:
+            return path, json.load(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CotdError(f"no report in '{folder}'. Name a study's folder, runs/NAME, after `cotd report CONFIG`.") from error
+    except OSError as error:
+        raise CotdError(f"{path} cannot be read: {error}") from error
+
+
+def output_problems(output: str | Path) -> list[str]:
+    if is_remote(str(output)):
+        return [f"--output '{output}' is no folder here."]
+    nearest = next((p for p in [Path(output), *Path(output).parents] if p.exists()), Path())
+    return [] if nearest.is_dir() else [f"--output '{output}': '{nearest}' is a file, not a folder."]
+
+
+def differences_of(content: Content) -> list[Difference]:
+    """What a report says of methods with and without rationales at the same data."""
+    study = str(content["study"]) + (f", on {content['source']}" if content["trained_on"] else "")
+    places = {(arm(g), g["size"], g["fraction"]): g for g in content["groups"]}
+    found = []
+    for labels, methods in ADDED.items():
+        for c in content["comparisons"]:
+            if (c["method_a"], c["method_b"]) != methods or c["fraction"] is None:
+                continue
+            with_rationales, without = (places[c[side], c["size"], c["fraction"]] for side in "ab")
+            counts = dict.fromkeys(f"{g['train_reviews']:,}" for g in (without, with_rationales))
+            verdict, size, data, *numbers = comparison_cells(c)
+            cells = [
+                verdict, size, data, setting_of(c), " / ".join(counts), percent(without), percent(with_rationales), *numbers,
+            ]  # fmt: skip
+            found.append(Difference(study, labels, c, cells))
+    return found
 
 
 def draw(content: Content) -> Any:
-    """A panel for each kind of labels, a row for each comparison, below its study's name."""
+    """A panel for each kind of labels, and in all of them the same rows, below their study's name."""
     import matplotlib.pyplot as plt
 
-    panels = content["rows"]
-    heights = [len(found) + len({name(report) for report, _ in found}) for found in panels.values()]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(8.5 * len(panels), 1.2 + 0.27 * max(heights)), squeeze=False, sharex=True, layout="constrained"
-    )
-    for panel, (labels, found) in zip(axes[0], panels.items(), strict=True):
-        rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for report, c in found:
-            label = ", ".join(filter(None, [c["size"], share(c["fraction"]), setting_of(c)]))
-            rows.setdefault(name(report), []).append((label, c))
-        draw_differences(panel, rows)
-        with_them, without = ADDED[labels]
-        panel.set_title(f"{LABELS[labels]}: {with_them} less {without}", fontsize="medium")
-    lowest = min(panel.get_ylim()[0] for panel in axes[0])
-    for panel in axes[0]:  # rows as far apart in both
-        panel.set_ylim(lowest, panel.get_ylim()[1])
+    found: list[Difference] = content["differences"]
+    panels = [labels for labels in ADDED if any(d.labels == labels for d in found)]
+    places: dict[str, dict[str, None]] = {}
+    for d in found:
+        places.setdefault(d.study, {})[d.place] = None
+    count = len(places) + sum(map(len, places.values()))
+    size = (2.5 + 5.5 * len(panels), 1.2 + 0.27 * count)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for panel, labels in zip(axes[0], panels, strict=True):
+        known = {(d.study, d.place): d.comparison for d in found if d.labels == labels}
+        draw_differences(panel, {study: [(p, known.get((study, p))) for p in rows] for study, rows in places.items()})
+        panel.set_title(title(labels), fontsize="medium")
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,11 +172,11 @@ def draw_claims(content: Content) -> Any:
     return figure
 
 
-def draw_differences(panel: Any, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+def draw_differences(panel: Any, rows: Mapping[str, Sequence[tuple[str, dict[str, Any] | None]]]) -> None:
     """Differences in accuracy with their intervals, around zero; filled where the corrected test says so too.
 
     Args:
-        rows: heading → the labels and comparisons below it.
+        rows: heading → the labels and comparisons below it; None leaves a row empty.
     """
     y, ticks, labels = 0, [], []
     for heading, comparisons in rows.items():
@@ -184,14 +184,16 @@ def draw_differences(panel: Any, rows: dict[str, list[tuple[str, dict[str, Any]]
         panel.text(0, -y, heading, transform=panel.get_yaxis_transform(), va="center", fontweight="bold", fontsize="small")
         for label, c in comparisons:
             y += 1
+            ticks.append(-y)
+            labels.append(label)
+            if c is None:
+                continue
             difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
             bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
             colour = COLOURS[c["method_a"]]
             (dots, *_) = panel.errorbar([difference], [-y], xerr=bars, marker="o", capsize=3, color=colour)
             if c["verdict"] == "not shown":
                 dots.set_markerfacecolor("none")
-            ticks.append(-y)
-            labels.append(label)
     panel.axvline(0, color=BASELINE_COLOUR, linewidth=1)
     panel.set_yticks(ticks, labels, fontsize="small")
     panel.set_ylim(-y - 0.6, -0.4)

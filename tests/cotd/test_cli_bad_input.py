@@ -82,6 +82,13 @@ def test_a_study_that_is_not_there(refused: Refused, command: str) -> None:
     assert refused(command, "nowhere.yaml").startswith("error: no configuration file 'nowhere.yaml'.")
 
 
+def test_studies_without_a_report_to_compare(refused: Refused) -> None:
+    error = refused("compare", "nowhere", "here/nor", "--output", "s3://runs/comparison")
+    assert error.startswith(
+        "3 errors:\n  1. no report in 'nowhere'. Name a study's folder, runs/NAME, after `cotd report CONFIG`."
+    )
+
+
 def test_an_empty_data_set(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
     error = refused("annotate", write_study(review_rows[:0]))
     assert "reviews.csv: no usable review among 0 rows" in error
