@@ -108,6 +108,7 @@ def test_a_recipe_becomes_a_t5_that_learned_from_both_teachers(recipe: Callable[
     assert points[-1]["held_out_hidden"] < 0.98, "predicting the mean is 1"
     model, tokenizer = load_base(str(folder.model))
     assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
+    assert model.generation_config.use_cache
     student = Student.load(folder.model)  # it has learned the labels, and predicts as it is
     assert student.predict(["A fine film."]) == Student(model, tokenizer, SENTIMENT, {}).predict(["A fine film."])
     assert (student.task, student.can_explain, student.max_input_tokens) == (SENTIMENT, False, 48)
