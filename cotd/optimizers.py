@@ -88,16 +88,24 @@ class ScaledMuon(ScaledAdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = super().step(closure)
         for group in self.param_groups:
+            alike: dict[Any, list[torch.Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None or self.takes(p):
-                    continue
-                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
-                mean.lerp_(p.grad, 1 - self.MOMENTUM)
-                ahead = p.grad.lerp(mean, self.MOMENTUM)  # Nesterov's
-                rate = group["lr"] * scale(p, group["min_scale"])
-                p.mul_(1 - rate * group["weight_decay"])
-                p.sub_(orthogonalised(ahead) * (rate * max(p.shape) ** 0.5))
+                if p.grad is not None and not self.takes(p):
+                    alike.setdefault((p.shape, p.device), []).append(p)
+            # Those of one shape together: a GPU takes longer to be asked than to multiply so small matrices.
+            for matrices in alike.values():
+                for p, direction in zip(matrices, orthogonalised(torch.stack([self.ahead(p) for p in matrices])), strict=True):
+                    rate = group["lr"] * scale(p, group["min_scale"])
+                    p.mul_(1 - rate * group["weight_decay"])
+                    p.sub_(direction * (rate * max(p.shape) ** 0.5))
         return loss
+
+    def ahead(self, p: torch.Tensor) -> torch.Tensor:
+        """Nesterov's momentum, with this step's gradient in it."""
+        assert p.grad is not None
+        mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+        mean.lerp_(p.grad, 1 - self.MOMENTUM)
+        return p.grad.lerp(mean, self.MOMENTUM)
 
 
 def scale(p: torch.Tensor, least: float) -> torch.Tensor:
@@ -105,15 +113,16 @@ def scale(p: torch.Tensor, least: float) -> torch.Tensor:
     return (p.norm() / p.numel() ** 0.5).clamp_min(least)
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with singular values near 1 and its own singular vectors, by five steps of Newton and Schulz's iteration.
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices (…, m, n) with singular values near 1 and their own singular vectors, by five steps of Newton and Schulz's
+    iteration.
 
     The coefficients are Jordan's (2024), which bring values from 0.001 on to between 0.7 and 1.2.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    return x.mT if tall else x

@@ -9,7 +9,7 @@ the model's own `forward`.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,23 @@ class Group(NamedTuple):
     tokens: int
     places: Tensor | None  # (tokens,) where the tokens stand among rows × width; None where all are there
     unread: Tensor | None  # (B, 1, 1, W), added to scores: UNREAD where a row has no token, else 0; None where all are there
+
+
+class Layout(Protocol):
+    """How tokens, one after another, stand in rows: what attention asks of a `Packing` or of what stands for one."""
+
+    groups: list[Group]
+
+    def pad(self, packed: Tensor) -> list[Tensor]: ...
+
+
+class Readable(Protocol):
+    """What cross-attention asks of a `Memory` or of what stands for one."""
+
+    states: Tensor
+    unread: list[Tensor | None]
+
+    def rows(self, packed: Tensor) -> list[Tensor]: ...
 
 
 class Packing:
@@ -164,7 +181,9 @@ def run_stack(stack: Any, hidden: Tensor, packing: Packing, memory: Memory | Non
     return drop(norm(stack.final_layer_norm, hidden), rate, training)
 
 
-def run_block(block: Any, hidden: Tensor, packing: Packing, biases: list[Tensor], rate: float, memory: Memory | None) -> Tensor:
+def run_block(
+    block: Any, hidden: Tensor, packing: Layout, biases: list[Tensor], rate: float, memory: Readable | None
+) -> Tensor:
     """A layer of a stack, for `run_stack`: (N, d) → (N, d).
 
     Args:
@@ -209,7 +228,7 @@ def attend(
     queries: list[Tensor],
     keys: list[Tensor],
     values: list[Tensor],
-    packing: Packing,
+    packing: Layout,
     unread: list[Tensor | None],
     biases: list[Tensor] | None = None,
 ) -> Tensor:

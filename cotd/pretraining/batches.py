@@ -9,12 +9,19 @@ import numpy as np
 from cotd.pretraining.answers import Answers
 from cotd.pretraining.config import ObjectivesConfig
 from cotd.pretraining.corpus import NO_LABEL, Corpus
-from cotd.pretraining.denoising import denoise, masked_spans
+from cotd.pretraining.denoising import denoise, masked_ends, masked_spans
 
 # Chunks are sorted by length within pools of this many batches: little padding, and batches still differ by epoch.
 POOL = 50
 # What the batches of each kind are made of.
-POOLS = {"hidden": "text", "answer": "answer", "denoise": "text", "gold": "labelled", "rationale": "explained"}
+POOLS = {
+    "hidden": "text",
+    "answer": "answer",
+    "denoise": "text",
+    "gold": "labelled",
+    "rationale": "explained",
+    "continue": "text",
+}
 
 
 def plan_batches(lengths: np.ndarray, batch_tokens: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -69,10 +76,10 @@ class BatchedCorpus:
             "labelled": corpus.lengths[self.labelled] + len(label_prefix),
             "explained": np.array([len(text) for text, _ in explained]),
         }
-        # In this order, to which new kinds are added at the end: the draws of recipes without them stay what they were.
+        # In this order, to which new kinds are added at the end: the draws of kinds of recipes without them stay what they were.
         shares = {
             "hidden": objectives.hidden_share, "answer": objectives.answer_share, "denoise": objectives.denoise_share,
-            "gold": objectives.gold_share, "rationale": objectives.rationale_share,
+            "gold": objectives.gold_share, "rationale": objectives.rationale_share, "continue": objectives.continue_share,
         }  # fmt: skip
         shares |= {kind: 0.0 for kind, pool in POOLS.items() if not len(self.lengths[pool])}
         total = sum(shares.values())
@@ -113,9 +120,9 @@ class BatchedCorpus:
             return self.gold_batch(plan[position])
         if kind == "rationale":
             return self.rationale_batch(plan[position])
-        chunks = [self.corpus.chunk(i) for i in self.chunks[plan[position]]]
-        if kind == "denoise":
-            return self.denoising_batch(chunks, np.random.default_rng([self.seed, 2, index]))
+        chunks = self.chunks[plan[position]]
+        if kind in ("denoise", "continue"):
+            return self.writing_batch(kind, chunks, np.random.default_rng([self.seed, 2, index]))
         return self.hidden_batch(chunks)
 
     def answer_batch(self, members: np.ndarray) -> dict[str, Any]:
@@ -162,40 +169,49 @@ class BatchedCorpus:
             "tokens": torch.tensor(sum(len(r) for r in rows)),
         }
 
-    def hidden_batch(self, chunks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    def hidden_batch(self, chunks: np.ndarray) -> dict[str, Any]:
         """`input_ids`, `first` and `last` of shape (B, S); `teacher_ids` (B, T); attention masks of both."""
         import torch
 
-        pieces = pad_rows([c["pieces"] for c in chunks], self.pad)
-        teacher = pad_rows([c["teacher"] for c in chunks], 0)
+        pieces, lengths = self.corpus.rows("pieces", chunks)
+        teacher, teacher_lengths = self.corpus.rows("teacher", chunks)
         return {
             "kind": "hidden",
-            "input_ids": pieces,
-            "attention_mask": lengths_mask([len(c["pieces"]) for c in chunks]),
-            "teacher_ids": teacher,
-            "teacher_mask": lengths_mask([len(c["teacher"]) for c in chunks]),
-            "first": pad_rows([c["first"] for c in chunks], 0),
-            "last": pad_rows([c["last"] for c in chunks], 0),
-            "tokens": torch.tensor(sum(len(c["pieces"]) for c in chunks)),
+            "input_ids": torch.from_numpy(pieces),
+            "attention_mask": lengths_mask(lengths),
+            "teacher_ids": torch.from_numpy(teacher),
+            "teacher_mask": lengths_mask(teacher_lengths),
+            "first": torch.from_numpy(self.corpus.rows("first", chunks)[0]),
+            "last": torch.from_numpy(self.corpus.rows("last", chunks)[0]),
+            "tokens": torch.tensor(lengths.sum()),
         }
 
-    def denoising_batch(self, chunks: list[dict[str, np.ndarray]], generator: np.random.Generator) -> dict[str, Any]:
-        """`input_ids` of shape (B, S) with masks, their attention mask, and `labels` (B, T) padded with -100."""
+    def writing_batch(self, kind: str, chunks: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
+        """`input_ids` of shape (B, S) with masks, their attention mask, and `labels` (B, T) padded with -100.
+
+        Args:
+            kind: "denoise" or "continue".
+        """
         import torch
 
         o = self.objectives
-        pairs = []
-        for chunk in chunks:
-            body = chunk["pieces"][:-1] if chunk["pieces"][-1] == self.eos else chunk["pieces"]
-            masked = masked_spans(len(body), o.mask_share, o.mask_span, len(self.sentinels), generator)
-            pairs.append(denoise(body, masked, self.sentinels, self.eos, o.target))
-        labels = [t[: o.max_target_tokens] for _, t in pairs]
+        pieces, lengths = self.corpus.rows("pieces", chunks)
+        bodies = lengths - (pieces[np.arange(len(pieces)), lengths - 1] == self.eos)  # long chunks are cut before their </s>
+        if kind == "denoise":
+            masked = masked_spans(bodies, o.mask_share, o.mask_span, len(self.sentinels), generator)
+        else:
+            masked = masked_ends(bodies, o.max_target_tokens, generator)
+        pieces = pieces[:, : masked.shape[1]]
+        (inputs, read), (targets, written) = denoise(
+            pieces, bodies, masked, self.sentinels, self.eos, "spans" if kind == "continue" else o.target
+        )
+        targets[np.arange(targets.shape[1]) >= written[:, None]] = -100
         return {
-            "kind": "denoise",
-            "input_ids": pad_rows([s for s, _ in pairs], self.pad),
-            "attention_mask": lengths_mask([len(s) for s, _ in pairs]),
-            "labels": pad_rows(labels, -100),
-            "tokens": torch.tensor(sum(len(c["pieces"]) for c in chunks)),
+            "kind": kind,
+            "input_ids": torch.from_numpy(inputs),
+            "attention_mask": lengths_mask(read),
+            "labels": torch.from_numpy(targets[:, : o.max_target_tokens]),
+            "tokens": torch.tensor(lengths.sum()),
         }
 
 
@@ -206,9 +222,9 @@ def pad_rows(rows: list[np.ndarray], value: int) -> Any:
     return torch.nn.utils.rnn.pad_sequence([torch.as_tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
-def lengths_mask(lengths: list[int]) -> Any:
-    """A (B, longest) int64 tensor: 1 where a row has a token."""
+def lengths_mask(lengths: Any) -> Any:
+    """A (B, longest) int64 tensor of (B,) lengths: 1 where a row has a token."""
     import torch
 
-    counts = torch.tensor(lengths)
-    return (torch.arange(int(counts.max()) if lengths else 0) < counts[:, None]).long()
+    counts = torch.as_tensor(lengths)
+    return (torch.arange(int(counts.max()) if len(counts) else 0) < counts[:, None]).long()

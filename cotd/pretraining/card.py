@@ -83,7 +83,7 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "",
         "`hidden`, `sentence` and `answer` are mean squared errors in standardised units (1 is what predicting the mean "
         "gives), `label` is the divergence from the teacher's answer in nats, `gold` the cross-entropy of the gold label, "
-        "`rationale` and `denoise` are nats a token, all on held-out text. "
+        "`rationale`, `denoise` and `continue` are nats a token, all on held-out text. "
         f"`zero shot` is the accuracy on gold validation labels of {config['probe']['source']} as it is, `probe` that after "
         f"a quick finetune on {config['probe']['rows']:,} gold labels.",
         "",
@@ -93,7 +93,7 @@ def card(summary: dict[str, Any], points: list[dict[str, float]]) -> str:
         "and places, and their slurs. What its teachers have wrong it has learned. "
         + (
             ""
-            if config["objectives"]["denoise_share"] + config["objectives"]["rationale_share"]
+            if any(config["objectives"].get(f"{kind}_share") for kind in ("denoise", "continue", "rationale"))
             else "It was not taught to write: rationales it learns in finetuning. "
         )
         + "Finetune it and measure before you rely on it.",
@@ -153,7 +153,9 @@ def teachers(config: dict[str, Any], asked: int) -> list[str]:
 
 def curve(points: list[dict[str, float]]) -> list[str]:
     """Held-out losses and probes by step, at most a dozen rows."""
-    names = [f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "gold", "rationale", "denoise")]
+    names = [
+        f"held_out_{name}" for name in ("hidden", "sentence", "answer", "label", "gold", "rationale", "denoise", "continue")
+    ]
     names += ["zero_shot_accuracy", "probe_accuracy"]
     measured = [p for p in points if any(n in p for n in names)]
     names = [n for n in names if any(n in p for p in measured)]

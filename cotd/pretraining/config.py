@@ -93,11 +93,13 @@ class ObjectivesConfig(Block):
     denoise_share: float = Field(0.25, ge=0, description="… that are denoised")
     gold_share: float = Field(0.0, ge=0, description="… that learn the gold labels of sources with `labels: true`")
     rationale_share: float = Field(0.0, ge=0, description="… that learn to write the rationales of sources with `rationales`")
+    continue_share: float = Field(0.0, ge=0, description="… whose end is to be written, max_target_tokens of it")
     hidden_weight: float = Field(1.0, ge=0, description="encoder states → the teacher's hidden states, mean squared error")
     sentence_weight: float = Field(1.0, ge=0, description="first decoder state → the mean of the teacher's hidden states")
     answer_weight: float = Field(1.0, ge=0, description="first decoder state → the answer teacher's, mean squared error")
     label_weight: float = Field(1.0, ge=0, description="label words → the answer teacher's answer, Kullback-Leibler divergence")
     denoise_weight: float = Field(1.0, ge=0, description="token cross-entropy of the text behind the masks")
+    continue_weight: float = Field(1.0, ge=0, description="token cross-entropy of the text's end")
     gold_weight: float = Field(1.0, ge=0, description="cross-entropy of the label's word")
     rationale_weight: float = Field(1.0, ge=0, description="token cross-entropy of the rationale")
     mask_share: Share = 0.15
@@ -106,6 +108,11 @@ class ObjectivesConfig(Block):
         "spans", description="spans: what was masked (T5, Raffel et al. 2020); text: the whole text (BART, Lewis et al. 2020)"
     )
     max_target_tokens: int = Field(64, ge=8)
+
+    @classmethod
+    def share_names(cls) -> list[str]:
+        """The fields that say how many batches are of each kind."""
+        return [name for name in cls.model_fields if name.endswith("_share") and name != "mask_share"]
 
 
 class LoopConfig(Block):
@@ -196,10 +203,7 @@ class PretrainConfig(Block):
                 "objectives.rationale_share needs a source with rationales: PATH, what `cotd annotate` wrote; give one, or set "
                 "the share to 0"
             )
-        shares = (
-            getattr(wanted, name) for name in ObjectivesConfig.model_fields if name.endswith("_share") and name != "mask_share"
-        )
-        if trains and not any(shares):
+        if trains and not any(getattr(wanted, name) for name in wanted.share_names()):
             problems.append("every share in objectives is 0: there is nothing to learn")
         if problems:
             raise ValueError("; ".join(problems))

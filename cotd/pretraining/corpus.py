@@ -178,6 +178,21 @@ class Corpus:
         cut = {name: np.asarray(self.arrays[name][a:b]).astype(np.int64) for name in ("pieces", "first", "last")}
         return cut | {"teacher": np.asarray(self.arrays["teacher"][c:d]).astype(np.int64)}
 
+    def rows(self, name: str, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """An array's parts of some chunks, as rows (B, longest) of int64 with zeros behind, and their lengths (B,).
+
+        Args:
+            name: "pieces", "teacher", "first" or "last".
+            chunks: (B,), the chunks' numbers.
+        """
+        bounds = self.arrays["teacher_starts" if name == "teacher" else "piece_starts"]
+        starts = np.asarray(bounds[chunks])
+        lengths = np.asarray(bounds[chunks + 1]) - starts
+        real = np.arange(int(lengths.max(initial=0))) < lengths[:, None]
+        padded = np.zeros(real.shape, dtype=np.int64)
+        padded[real] = self.arrays[name][(starts[:, None] + np.arange(real.shape[1]))[real]]
+        return padded, lengths
+
 
 def corpus_digest(config: PretrainConfig) -> str:
     """What a prepared corpus depends on; a folder of another digest is made anew."""

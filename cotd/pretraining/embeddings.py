@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from cotd.pretraining.batches import BatchedCorpus
+from cotd.pretraining.config import ObjectivesConfig
 from cotd.pretraining.corpus import Corpus
 from cotd.pretraining.model import EncoderTeacher, masked_mean
 
@@ -78,11 +78,6 @@ class TeacherStatistics:
         return rows
 
 
-def sample_batches(corpus: Corpus, chunks: np.ndarray, like: BatchedCorpus, count: int) -> BatchedCorpus:
-    """`count` batches of hidden states, to take statistics on."""
-    objectives = like.objectives.model_copy(
-        update={"hidden_share": 1.0} | dict.fromkeys(("answer_share", "denoise_share", "gold_share", "rationale_share"), 0.0)
-    )
-    return BatchedCorpus(
-        corpus, chunks, None, [], [], [], [], objectives, like.sentinels, like.batch_tokens, count, seed=like.seed + 1
-    )
+def hidden_alone(objectives: ObjectivesConfig) -> ObjectivesConfig:
+    """The same with batches of hidden states and no others, to take statistics on."""
+    return objectives.model_copy(update=dict.fromkeys(objectives.share_names(), 0.0) | {"hidden_share": 1.0})

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoModel, T5Config, T5ForConditionalGeneration
 
+from cotd.hardware import choose_dtype
 from cotd.pretraining.config import EncoderTeacherConfig, ObjectivesConfig, ShapeConfig
+from cotd.pretraining.rows import decode, encode
 from cotd.student import resolve_model, write_model
+from cotd.token_loss import token_loss
 
 
 def t5_config(shape: ShapeConfig, vocabulary: int, dropout: float) -> T5Config:
@@ -22,10 +25,16 @@ def t5_config(shape: ShapeConfig, vocabulary: int, dropout: float) -> T5Config:
 
 
 class EncoderTeacher:
-    """A frozen BERT-like encoder, cut off above the layer that is learned from."""
+    """A frozen BERT-like encoder, cut off above the layer that is learned from.
 
-    def __init__(self, config: EncoderTeacherConfig, device: str | torch.device = "cpu"):
-        self.model = AutoModel.from_pretrained(resolve_model(config.model), dtype=torch.float32).eval().to(device)
+    Args:
+        precision: of its arithmetic on a GPU, as `training.precision`; on a processor it is float32.
+    """
+
+    def __init__(self, config: EncoderTeacherConfig, device: str | torch.device = "cpu", precision: str = "auto"):
+        on_gpu = torch.device(device).type == "cuda"
+        dtype = getattr(torch, choose_dtype(precision, use_gpu=True)) if on_gpu else torch.float32
+        self.model = AutoModel.from_pretrained(resolve_model(config.model), dtype=dtype).eval().to(device)
         self.model.requires_grad_(False)
         layers = self.model.encoder.layer
         self.model.encoder.layer = layers[: config.layer]
@@ -79,11 +88,14 @@ class PretrainingT5(T5ForConditionalGeneration):
         standardised = (target - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_spread")
         return (getattr(self, f"{name}_head")(states).float() - standardised).pow(2).mean(-1)
 
+    def encoded(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The encoder's states of a batch's inputs, (B, S, d_model)."""
+        return encode(self, batch["input_ids"], batch["attention_mask"])
+
     def first_decoder_state(self, encoded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The state that scores the label words, (B, d_model)."""
         start = torch.full((len(mask), 1), self.config.decoder_start_token_id, device=mask.device)
-        decoded = self.decoder(input_ids=start, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False)
-        return decoded.last_hidden_state[:, 0]
+        return decode(self, encoded, mask, start)[:, 0]
 
     def hidden_losses(self, batch: dict[str, Any], teacher_states: torch.Tensor) -> dict[str, torch.Tensor]:
         """`hidden`, of every piece's encoder state, and `sentence`, of the text's mean from the first decoder state.
@@ -91,8 +103,7 @@ class PretrainingT5(T5ForConditionalGeneration):
         Args:
             teacher_states: (B, S, width).
         """
-        mask = batch["attention_mask"]
-        encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        mask, encoded = batch["attention_mask"], self.encoded(batch)
         hidden = (self.regression_loss("hidden", encoded, teacher_states) * mask).sum() / mask.sum()
         whole = masked_mean(teacher_states, mask)
         return {
@@ -102,15 +113,16 @@ class PretrainingT5(T5ForConditionalGeneration):
 
     def label_scores(self, state: torch.Tensor, label_pieces: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the labels' words, (B, labels), over the whole vocabulary, from first decoder states (B, d_model)."""
-        # As T5 with tied embeddings scores a token.
-        return self.lm_head(state * self.config.d_model**-0.5).float().log_softmax(-1)[:, label_pieces]
+        return self.lm_head(self.scaled(state)).float().log_softmax(-1)[:, label_pieces]
+
+    def scaled(self, states: torch.Tensor) -> torch.Tensor:
+        """Decoder states as the output layer reads them: with tied embeddings T5 makes them smaller."""
+        return states * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else states
 
     def gold_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean cross-entropy in nats of the gold label's word."""
-        mask = batch["attention_mask"]
-        encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        scores = self.label_scores(self.first_decoder_state(encoded, mask), batch["label_pieces"])
-        return torch.nn.functional.nll_loss(scores, batch["labels"])
+        state = self.first_decoder_state(self.encoded(batch), batch["attention_mask"])
+        return torch.nn.functional.nll_loss(self.label_scores(state, batch["label_pieces"]), batch["labels"])
 
     def answer_losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """`answer`, of the answer teacher's state from the first decoder state, and `label`, of its answer.
@@ -118,9 +130,7 @@ class PretrainingT5(T5ForConditionalGeneration):
         `label` is the Kullback-Leibler divergence in nats of the student's first token, over the whole vocabulary, from
         the label words with the teacher's probabilities.
         """
-        mask = batch["attention_mask"]
-        encoded = self.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-        state = self.first_decoder_state(encoded, mask)
+        state = self.first_decoder_state(self.encoded(batch), batch["attention_mask"])
         logits = self.label_scores(state, batch["label_pieces"])
         shares = batch["shares"]
         return {
@@ -130,12 +140,17 @@ class PretrainingT5(T5ForConditionalGeneration):
 
     def writing_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Mean token cross-entropy of the target, in nats."""
-        logits = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=-100)
+        labels = batch["labels"]  # (B, T)
+        shifted = torch.nn.functional.pad(labels[:, :-1].clamp_min(0), (1, 0), value=self.config.decoder_start_token_id)
+        states = decode(self, self.encoded(batch), batch["attention_mask"], shifted)
+        real = (labels >= 0).flatten().float()
+        return token_loss(
+            self.scaled(states.flatten(0, 1)), self.lm_head.weight, labels.flatten().clamp_min(0), real / real.sum()
+        )
 
     def losses(self, batch: dict[str, Any], teacher: EncoderTeacher | None) -> dict[str, torch.Tensor]:
         """The losses of a batch, by objective."""
-        if batch["kind"] in ("denoise", "rationale"):
+        if batch["kind"] in ("denoise", "continue", "rationale"):
             return {batch["kind"]: self.writing_loss(batch)}
         if batch["kind"] == "answer":
             return self.answer_losses(batch)

@@ -13,6 +13,7 @@ A run's folder:
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections import defaultdict
@@ -119,17 +120,19 @@ def make_batches(
     sentinels = tokenizer.convert_tokens_to_ids(SENTINELS)
     t, answers = config.training, None
     asked: list[np.ndarray] = []
+
+    def coded(texts: list[str]) -> list[np.ndarray]:
+        return [np.array(row) for row in tokenizer(texts)["input_ids"]] if texts else []
+
     task = get_task(config.answer_teacher.task if config.answer_teacher else "sentiment")
     if config.asks_answers:
         answers = Answers.read(corpus).of(chunks)
-        prefixed = [task.label_prefix + text for text in answers.texts]
-        asked = [np.array(row) for row in tokenizer(prefixed)["input_ids"]]
+        asked = coded([task.label_prefix + text for text in answers.texts])
     explained: list[tuple[np.ndarray, np.ndarray]] = []
     if config.training.steps and config.objectives.rationale_share:
         rationales = Rationales.read(config, corpus, tokenizer).of(chunks)
         prefixed = [task.rationale_prefix + text for text in rationales.texts]
-        pairs = zip(tokenizer(prefixed)["input_ids"], tokenizer(rationales.rationales)["input_ids"], strict=True)
-        explained = [(np.array(text), np.array(rationale)) for text, rationale in pairs]
+        explained = list(zip(coded(prefixed), coded(rationales.rationales), strict=True))
     label_prefix = tokenizer(task.label_prefix.rstrip(), add_special_tokens=False)["input_ids"]
     return BatchedCorpus(
         corpus, chunks, answers, asked, first_tokens(tokenizer, task), label_prefix, explained, config.objectives, sentinels,
@@ -143,13 +146,19 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def loader_workers() -> int:
+    """Processes that make batches beside a GPU, which takes them faster than one makes them."""
+    mine = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of the workers on this machine
+    return max(1, min(12, mine - 2))
+
+
 def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> None:
     """Writes the model before the first step: the one that the run goes on from, or random weights and a teacher's embeddings;
     and the statistics of the teacher's states."""
     import torch
     from transformers import T5Config
 
-    from cotd.pretraining.embeddings import TeacherStatistics, sample_batches
+    from cotd.pretraining.embeddings import TeacherStatistics, hidden_alone
     from cotd.pretraining.model import EncoderTeacher, PretrainingT5, t5_config
 
     tokenizer, device = load_tokenizer(folder), best_device()
@@ -163,10 +172,10 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
     values: dict[str, torch.Tensor] = {}
     statistics = None
     if config.encoder_teacher:
-        teacher = EncoderTeacher(config.encoder_teacher, device)
+        teacher = EncoderTeacher(config.encoder_teacher, device, config.training.precision)
         widths |= {"hidden": teacher.width, "sentence": teacher.width}
-        batches = make_batches(config, corpus, tokenizer, train_chunks, 0)
-        sample = sample_batches(corpus, train_chunks, batches, STATISTICS_BATCHES)
+        hidden = config.model_copy(update={"objectives": hidden_alone(config.objectives)})
+        sample = make_batches(hidden, corpus, tokenizer, train_chunks, STATISTICS_BATCHES, seed_offset=1)
         statistics = TeacherStatistics(corpus, teacher, sample, len(tokenizer), device)
         values |= statistics.by_head()
     if config.asks_answers:
@@ -239,7 +248,7 @@ def train(
     set_dropout(model, settings.dropout)
     teacher = None
     if config.encoder_teacher and config.objectives.hidden_share:
-        teacher = EncoderTeacher(config.encoder_teacher, best_device())
+        teacher = EncoderTeacher(config.encoder_teacher, best_device(), settings.precision)
     precision = choose_dtype(settings.precision, use_gpu)
     optim, optimizer = trainer_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay)
     arguments = TrainingArguments(
@@ -249,13 +258,14 @@ def train(
         optim=optim,
         save_strategy="steps", save_steps=settings.save_every, save_total_limit=1, logging_steps=settings.log_every,
         seed=settings.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
-        bf16=precision == "bfloat16", dataloader_num_workers=4 if use_gpu else 0, log_level="error",
+        bf16=precision == "bfloat16", dataloader_num_workers=loader_workers() if use_gpu else 0, log_level="error",
+        logging_nan_inf_filter=False,  # it would wait for the GPU at every step
         average_tokens_across_devices=False,  # workers would exchange counts for batches with labels alone, and wait for others
     )  # fmt: skip
     batches = make_batches(config, corpus, tokenizer, train_chunks, settings.steps * arguments.world_size)
     held_out = make_batches(config, corpus, tokenizer, held_out_chunks, 40, seed_offset=1)
     validation = probe_reviews(config.probe).split("validation") if config.probe.source else None
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, Any] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
 
     class PretrainingTrainer(Trainer):
@@ -270,20 +280,20 @@ def train(
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             with self.accelerator.autocast():
                 losses = self.model.losses(inputs, teacher)
-            for name, value in losses.items():
-                sums[name] += float(value.detach())
+            for name, value in losses.items():  # as tensors: a number would have the processor wait for the GPU
+                sums[name] = sums[name] + value.detach()
                 counts[name] += 1
-            sums["tokens"] += float(inputs["tokens"]) * self.args.world_size
+            sums["tokens"] = sums["tokens"] + inputs["tokens"] * self.args.world_size
             return total_loss(losses, config.objectives)
 
         def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
             if "loss" not in logs or not self.is_world_process_zero():
                 return
             point: dict[str, float] = {"step": self.state.global_step, "loss": logs["loss"]}
-            point |= {name: sums[name] / n for name, n in counts.items()}
+            point |= {name: float(sums[name]) / n for name, n in counts.items()}
             point |= {
                 "learning_rate": logs["learning_rate"],
-                "tokens": sums["tokens"],
+                "tokens": float(sums["tokens"]),
                 "seconds": time.perf_counter() - started,
             }
             sums.clear()

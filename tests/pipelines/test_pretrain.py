@@ -153,16 +153,15 @@ def test_a_stopped_run_goes_on_exactly(recipe: Callable[..., PretrainConfig], le
 
 def test_bfloat16_is_what_every_objective_computes_in(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
     found: dict[str, dict[str, float]] = {}
+    wanted = {"label", "answer", "gold", "hidden", "sentence", "denoise", "continue"}
     for precision in ("float32", "bfloat16"):
-        settings = {"steps": 12, "dropout": 0.0, "learning_rate": 1e-6, "warmup_steps": 0, "precision": precision}
-        config = borrow(learned, recipe(precision, training=settings), "corpus", "initial")
+        settings = {"steps": 36, "dropout": 0.0, "learning_rate": 1e-6, "warmup_steps": 0, "precision": precision}
+        config = borrow(learned, recipe(precision, training=settings, objectives={"continue_share": 0.25}), "corpus", "initial")
         assert pretrain(config)["precision"] == precision
         points = RunFolder(config.directory).points()
-        found[precision] = {
-            name: p[name] for p in points for name in ("label", "answer", "gold", "hidden", "sentence", "denoise") if name in p
-        }
+        found[precision] = {name: p[name] for p in points for name in wanted if name in p}
     exact, rough = found["float32"], found["bfloat16"]
-    assert exact.keys() == {"label", "answer", "gold", "hidden", "sentence", "denoise"}
+    assert exact.keys() == wanted
     assert all(rough[name] != exact[name] for name in exact)
     assert rough == pytest.approx(exact, rel=0.02)
 

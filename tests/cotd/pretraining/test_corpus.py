@@ -112,6 +112,11 @@ def test_every_chunk_has_its_document_s_gold_label(tmp_path: Path) -> None:
     ]
     assert {label for text, label in texts if "sunshine" in text} == {1}
     assert {label for text, label in texts if "drizzle" in text} == {0}
+    some = np.array([5, 0, len(corpus) - 1])
+    for name in ("pieces", "teacher", "first", "last"):
+        rows, lengths = corpus.rows(name, some)
+        for chunk, row, length in zip(some, rows, lengths, strict=True):
+            assert row.tolist() == [*corpus.chunk(chunk)[name], *[0] * (rows.shape[1] - length)]
 
 
 def test_gold_labels_that_are_not_there_are_an_error(tmp_path: Path) -> None:

@@ -67,3 +67,22 @@ def test_the_label_loss_is_the_divergence_from_the_teacher_s_answer(model: Pretr
         for row, scores in zip(shares, predicted, strict=True)
     ]
     assert loss == pytest.approx(float(sum(by_hand)) / 3, rel=1e-4)
+
+
+def test_rows_are_written_as_transformers_writes_them(model: PretrainingT5) -> None:
+    """Padded inputs and padded targets, the loss and its gradients."""
+    torch.manual_seed(1)
+    mask = (torch.arange(9) < torch.tensor([9, 5, 7])[:, None]).long()
+    labels = torch.randint(3, 50, (3, 6)).masked_fill(torch.arange(6) >= torch.tensor([2, 6, 1])[:, None], -100)
+    made = {"kind": "denoise", "input_ids": torch.randint(3, 50, (3, 9)) * mask, "attention_mask": mask, "labels": labels}
+    found = []
+    for loss in (
+        model.losses(made, None)["denoise"],
+        model(input_ids=made["input_ids"], attention_mask=mask, labels=labels).loss,
+    ):
+        model.zero_grad()
+        loss.backward()
+        bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        found.append((loss.detach(), model.shared.weight.grad.clone(), bias.weight.grad.clone()))
+    for own, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(own, theirs)
