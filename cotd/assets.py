@@ -285,9 +285,9 @@ def convert_amazon(package: Path | None, target: Path) -> None:
     write_rows(rows, target)
 
 
-def copy_tiny_student(_: Path | None, target: Path) -> None:
-    """The student is this project's own, made by `cotd pretrain` and shipped with the package."""
-    shutil.copytree(Path(__file__).parent / "students" / "t5-tiny", target, dirs_exist_ok=True)
+def copy_student(_: Path | None, target: Path, name: str) -> None:
+    """Students are this project's own, made by `cotd pretrain` and shipped with the package."""
+    shutil.copytree(Path(__file__).parent / "students" / name, target, dirs_exist_ok=True)
 
 
 ASSETS = {
@@ -320,8 +320,12 @@ ASSETS = {
             noun="product review",
         ),
         Asset(
-            "t5-tiny", "student", "8.4M-parameter T5, pretrained on reviews by `cotd pretrain`", "Apache-2.0", copy_tiny_student,
-            version=3,
+            "t5-tiny", "student", "8.4M-parameter T5, pretrained on reviews by `cotd pretrain`", "Apache-2.0",
+            functools.partial(copy_student, name="t5-tiny"), version=3,
+        ),
+        Asset(
+            "t5-mini", "student", "10M-parameter T5, pretrained on reviews by `cotd pretrain` on a GPU", "Apache-2.0",
+            functools.partial(copy_student, name="t5-mini"),
         ),
     )
 }  # fmt: skip
