@@ -38,6 +38,7 @@ class Layout(Protocol):
     """How tokens, one after another, stand in rows: what attention asks of a `Packing` or of what stands for one."""
 
     groups: list[Group]
+    width: int  # of the widest group
 
     def pad(self, packed: Tensor) -> list[Tensor]: ...
 
@@ -165,7 +166,7 @@ class Memory:
         return [padded[:, :width][chosen] for chosen, width in zip(self.read, self.widths, strict=True)]
 
 
-def run_stack(stack: Any, hidden: Tensor, packing: Packing, memory: Memory | None = None) -> Tensor:
+def run_stack(stack: Any, hidden: Tensor, packing: Layout, memory: Readable | None = None) -> Tensor:
     """An encoder or, with `memory`, a decoder over packed embeddings (N, d): (N, d)."""
     rate, training = stack.dropout.p, stack.training
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(packing.width, packing.width)  # (1, H, S, S), for all layers
