@@ -26,9 +26,10 @@ from cotd.blocks import digest
 from cotd.errors import CotdError
 from cotd.filters import choose_annotations
 from cotd.methods import METHODS, training_pairs
-from cotd.student import find, truncate
+from cotd.student import find
 from cotd.task import Task
 from cotd.trials import Trial, write_json
+from cotd.truncation import Truncation, tail_length, truncate
 
 TASKS_TRAINED = ("label", "rationale", "joint")
 FORMAT = 1  # raised when the same trial would be encoded otherwise
@@ -127,6 +128,7 @@ def encode_pairs(
     max_target: int,
     answer_mark: str = Task.answer_mark,
     positions: Mapping[str, int] | None = None,
+    truncation: Truncation = "head",
 ) -> EncodedPairs:
     """Training pairs (PAIR_COLUMNS, those of a review beside each other) as token ids, in the same order.
 
@@ -149,6 +151,7 @@ def encode_pairs(
         return places[key]
 
     words: list[str] = []
+    tail = tail_length(truncation, max_input)
     rows = np.zeros(len(pairs), dtype=PAIR)
     for i, (pair, source, target) in enumerate(zip(pairs.itertuples(), inputs, targets, strict=True)):
         after = find(target[::-1], mark[::-1]) if pair.task == "joint" else None  # tokens after the last mark
@@ -162,7 +165,7 @@ def encode_pairs(
             words += [name] if word == len(words) else []
         rows[i] = (
             TASKS_TRAINED.index(pair.task), pair.weight, word, len(source) > max_input, len(target) > max_target,
-            *place((False, pair.input), truncate(source, max_input)),
+            *place((False, pair.input), truncate(source, max_input, tail)),
             *place((True, f"{pair.task} {pair.target}"), truncate(target, max_target, keep)),
         )  # fmt: skip
     ids = pairs["review_id"].to_numpy(dtype=str)
@@ -195,7 +198,15 @@ def encode_trial(
     pairs = training_pairs(METHODS[trial.method], train, annotations, task, 1.0, trial.shares_encoder)
     positions = {review_id: position for position, review_id in enumerate(train["id"])}
     settings = trial.training
-    return encode_pairs(pairs, tokenizer, settings.max_input_tokens, settings.max_target_tokens, task.answer_mark, positions)
+    return encode_pairs(
+        pairs,
+        tokenizer,
+        settings.max_input_tokens,
+        settings.max_target_tokens,
+        task.answer_mark,
+        positions,
+        settings.truncation,
+    )
 
 
 def cached_pairs(cache: Path, trial: Trial, tokenizer: Any, task: Task, make: Callable[[], EncodedPairs]) -> EncodedPairs:
@@ -213,6 +224,8 @@ def cached_pairs(cache: Path, trial: Trial, tokenizer: Any, task: Task, make: Ca
     }  # fmt: skip
     if trial.shares_encoder:
         identity["shared_encoder"] = True
+    if trial.training.truncation != "head":
+        identity["truncation"] = trial.training.truncation
     folder = cache / f"pairs-{digest(identity)}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from cotd.errors import nearest
 TRAINER_DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
     "dropout": 0.1, "patience": None, "shared_encoder": False, "rationale_schedule": "constant",
+    "truncation": "head", "weight_average": None,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

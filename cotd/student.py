@@ -14,6 +14,7 @@ from cotd import assets
 from cotd.errors import CotdError
 from cotd.hub import fetch_student, hub_commit
 from cotd.task import Task
+from cotd.truncation import Truncation, tail_length, truncate
 
 CARD = "cotd.json"
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
@@ -29,7 +30,7 @@ class Prediction:
     Attributes:
         score: the label's probability.
         probabilities: label → probability, temperature-scaled; they sum to 1.
-        truncated: whether the text was longer than the student reads, so that its end was not seen.
+        truncated: whether the text was longer than the student reads, so that part of it was not seen.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Student:
         self.task = task
         self.card = card
         self.max_input_tokens: int = card.get("max_input_tokens", 128)
+        self.truncation: Truncation = card.get("truncation", "head")
         self.max_target_tokens: int = card.get("max_target_tokens", 64)
         self.temperature: float = card.get("temperature", 1.0)
         self.first_tokens = first_tokens(tokenizer, task)
@@ -260,6 +262,11 @@ class Student:
         return torch.tensor([begun] * rows, device=self.model.device)
 
     @property
+    def tail_tokens(self) -> int:
+        """How many of the last tokens are read of an input that is longer than `max_input_tokens`."""
+        return tail_length(self.truncation, self.max_input_tokens)
+
+    @property
     def can_explain(self) -> bool:
         return bool(self.card.get("writes_rationales"))
 
@@ -279,14 +286,9 @@ class Student:
         for start in range(0, len(order), size):
             indices = order[start : start + size]
             cut = [len(encoded[i]) > self.max_input_tokens for i in indices]
-            rows = [truncate(encoded[i], self.max_input_tokens) for i in indices]
+            rows = [truncate(encoded[i], self.max_input_tokens, self.tail_tokens) for i in indices]
             batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
             yield indices, {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, cut
-
-
-def truncate(ids: list[int], limit: int, keep: int = 1) -> list[int]:
-    """At most `limit` token ids, the last `keep` of which stay: the end-of-sequence token, and what goes before it."""
-    return ids if len(ids) <= limit else [*ids[: max(0, limit - keep)], *ids[-keep:]]
 
 
 def find(ids: list[int], wanted: list[int]) -> int | None:

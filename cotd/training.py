@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
 from math import isfinite
@@ -27,6 +28,7 @@ from cotd.student import Student, load_base
 from cotd.task import get_task
 from cotd.training_checks import disk_is_full, not_a_number, out_of_memory, require_both_labels, require_rationales
 from cotd.trials import Trial, TrialFolder, fraction_rows
+from cotd.weight_average import WeightAverage
 
 # Test reviews whose rationales are written and scored: that takes a decoder step a token, where a label takes one.
 RATIONALES_JUDGED = 200
@@ -108,6 +110,7 @@ def train_trial(
         "reads_rationales": method.reads_rationales,
         "shared_encoder": trial.shares_encoder,
         "max_input_tokens": trial.training.max_input_tokens,
+        "truncation": trial.training.truncation,
         "max_target_tokens": trial.training.max_target_tokens,
     }
     student = Student(model, tokenizer, task, card)
@@ -127,14 +130,20 @@ def train_trial(
     require_both_labels(trial, task, len(rows), rows.label_words(), splits["validation"])
     trainer = make_trainer(student, rows, splits["validation"], trial, folder, on_score, read)
     trained_from = time.perf_counter()
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if checkpoint and trainer.average:
+        trainer.average.load(checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=latest_checkpoint(folder.checkpoints))
+        trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise CotdError(out_of_memory(trial, trainer.state.global_step + 1, error)) from error
     train_seconds = time.perf_counter() - trained_from
     trainer.accelerator.wait_for_everyone()  # the others still read checkpoints, which go at the end
     if not trainer.is_world_process_zero():
         return {}
+    if trainer.average:  # the Trainer itself has gone back to what was trained, not to its average
+        trainer.average.load(trainer.state.best_model_checkpoint)
+        trainer.average.put(trainer.average.average)
     model.eval()
 
     validation, test = splits["validation"], splits["test"]
@@ -184,13 +193,15 @@ def make_trainer(
     from accelerate.data_loader import prepare_data_loader
     from accelerate.utils import broadcast
     from torch.utils.data import DataLoader, RandomSampler
-    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
     settings = trial.training
     texts, gold = list(validation["text"]), list(validation["label"])
     use_gpu = torch.cuda.is_available()
 
     class MultiTaskTrainer(Trainer):
+        average: WeightAverage | None = None
+
         def _get_train_sampler(self, *_: Any) -> Any:
             """A random order, as in the papers: batches of like length save little where nothing is padded, and learn less."""
             generator = torch.Generator().manual_seed(trial.seed)
@@ -225,7 +236,10 @@ def make_trainer(
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             """Validation accuracy, which the first worker finds and tells the others."""
-            found = self.validation_accuracy() if self.is_world_process_zero() else 0.0
+            found = 0.0
+            if self.is_world_process_zero():
+                with self.average.in_place() if self.average else nullcontext():
+                    found = self.validation_accuracy()
             accuracy = broadcast(torch.tensor(found, dtype=torch.float64, device=self.args.device)).item()
             losses = [e["loss"] for e in self.state.log_history if "loss" in e]
             point = {"step": self.state.global_step, "validation_accuracy": accuracy}
@@ -239,6 +253,11 @@ def make_trainer(
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
+        def save_model(self, output_dir: str | None = None, **how: Any) -> None:
+            super().save_model(output_dir, **how)
+            if self.average and self.is_world_process_zero():
+                self.average.save(output_dir or folder.checkpoints)
+
         def validation_accuracy(self) -> float:
             """By label scoring: what the student is selected by is what it is served by."""
             was_training = self.model.training
@@ -250,6 +269,11 @@ def make_trainer(
                 raise CotdError(not_a_number(self.state.global_step, "a validation score", []))
             predicted = [p.label for p in predictions]
             return sum(p == g for p, g in zip(predicted, gold, strict=True)) / len(gold)
+
+    class Averaging(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if trainer.average:
+                trainer.average.update(state.global_step)
 
     eval_every = min(settings.eval_every, settings.steps)
     precision = choose_dtype(settings.precision, use_gpu)
@@ -275,6 +299,11 @@ def make_trainer(
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+    if settings.weight_average:
+        trainer.average = WeightAverage(
+            student.model, settings.weight_average
+        )  # on the device where the Trainer has put the model
+        trainer.add_callback(Averaging)
     if settings.patience:
         trainer.add_callback(EarlyStoppingCallback(settings.patience))
     return trainer

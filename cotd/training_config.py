@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cotd.blocks import Block
 from cotd.presets import apply_preset
+from cotd.truncation import Truncation
 
 
 class TrainingConfig(Block):
@@ -47,9 +48,18 @@ class TrainingConfig(Block):
     )  # fmt: skip
     dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    weight_average: float | None = Field(
+        None, gt=0, lt=1,
+        description="what is scored, selected and kept is not the weights but their exponential moving average, of this decay",
+    )  # fmt: skip
     eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")
     patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
     max_input_tokens: int = Field(128, ge=8)
+    truncation: Truncation = Field(
+        "head",
+        description="what is read of a review of more than max_input_tokens: its first ones, or (head_tail) a quarter of them "
+        "from its beginning and three from its end",
+    )
     max_target_tokens: int = Field(64, ge=4)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"

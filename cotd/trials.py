@@ -35,6 +35,9 @@ from cotd.statistics import share
 # Settings that mean something to methods alone whose rationales are targets of their own.
 RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
 
+# What was trained before there were such settings.
+BEFORE = {"truncation": "head", "weight_average": None}
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -74,6 +77,9 @@ class Trial:
             del identity["training"]["shared_encoder"]
         if self.training.rationale_schedule == "constant" or not METHODS[self.method].weighs_rationales:
             del identity["training"]["rationale_schedule"]
+        for key, before in BEFORE.items():
+            if identity["training"][key] == before:
+                del identity["training"][key]
         for key in ("samples", "filters"):
             if identity[key] is None:
                 del identity[key]

@@ -1,11 +1,28 @@
-"""Cutting a text that is too long for the teacher, at a sentence's end where there is one."""
+"""Cutting what is too long: a text for the teacher, at a sentence's end where there is one, and token ids for a student."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 # Of these marks only those of Chinese and Japanese end a sentence without a space after them: 3.5 has two halves.
 SENTENCE_END = re.compile(r"[.!?…؟۔।][\"')\]”’»]*(?=\s|$)|[。！？｡．][\"')\]”’」』）】]*")
+
+Truncation = Literal["head", "head_tail"]
+
+
+def truncate(ids: list[int], limit: int, tail: int = 1) -> list[int]:
+    """At most `limit` token ids: the first of them, and the last `tail`; the very last one ends the sequence."""
+    return ids if len(ids) <= limit else [*ids[: max(0, limit - tail)], *ids[-tail:]]
+
+
+def tail_length(truncation: Truncation, limit: int) -> int:
+    """How many of the last tokens stay of an input that is cut to `limit`.
+
+    `head`: its last alone, which ends the sequence. `head_tail`: three quarters of what is read, as in Sun et al. (2019,
+    section 5.3.1): what a review comes to stands at its end.
+    """
+    return 1 if truncation == "head" else max(1, limit - limit // 4)
 
 
 def tokens_by_length(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError, nearest
-from cotd.student import CARD, Student, truncate, write_model
+from cotd.student import CARD, Student, write_model
 from serve.runtime import PROBES, Runtime, check_parity, require_packages
 
 # Rounding alone: nothing is quantised on the way out.
@@ -16,45 +16,63 @@ TOLERANCE = 1e-3
 # What is needed beyond cotd itself, by format.
 PACKAGES = {"hf": (), "onnx": ("onnx", "onnxruntime"), "ctranslate2": ("ctranslate2",)}
 
-HF = """
+# What all formats begin with; of a text that is too long the first tokens are read, and the last `tail`.
+TEXTS = """card = json.load(open("cotd.json", encoding="utf-8"))
+limit, tail = card["max_input_tokens"], card["tail_tokens"]
+
+def cut(ids):
+    return ids if len(ids) <= limit else ids[:limit - tail] + ids[-tail:]
+
+texts = [card["task"]["label_prefix"] + text for text in ["A warm and funny film.", "Dull and lifeless."]]
+"""
+HF = (
+    """
 import json, torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-card = json.load(open("cotd.json", encoding="utf-8"))
-tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".", dtype="float32")
-texts = [card["task"]["label_prefix"] + text for text in ["A warm and funny film.", "Dull and lifeless."]]
-batch = tokenizer(texts, padding=True, truncation=True, max_length=card["max_input_tokens"], return_tensors="pt")
+"""
+    + TEXTS
+    + """tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForSeq2SeqLM.from_pretrained(".", dtype="float32")
+batch = tokenizer.pad({"input_ids": [cut(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]}, return_tensors="pt")
 start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
 with torch.inference_mode():
     out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], decoder_input_ids=start)
 logits = out.logits[:, 0, card["label_token_ids"]]  # (texts, labels)
 print(card["task"]["labels"], torch.softmax(logits / card["temperature"], dim=-1).tolist())
 """
-ONNX = """
+)
+ONNX = (
+    """
 import json, numpy as np, onnxruntime, tokenizers
-card = json.load(open("cotd.json", encoding="utf-8"))
-tokenizer, session = tokenizers.Tokenizer.from_file("tokenizer.json"), onnxruntime.InferenceSession("model.onnx")
-tokenizer.enable_truncation(card["max_input_tokens"])
-tokenizer.enable_padding(pad_id=card["pad_token_id"])
-texts = [card["task"]["label_prefix"] + text for text in ["A warm and funny film.", "Dull and lifeless."]]
-batch = tokenizer.encode_batch(texts)
-feed = {"input_ids": np.array([e.ids for e in batch]), "attention_mask": np.array([e.attention_mask for e in batch])}
+"""
+    + TEXTS
+    + """tokenizer, session = tokenizers.Tokenizer.from_file("tokenizer.json"), onnxruntime.InferenceSession("model.onnx")
+tokenizer.no_truncation()
+tokenizer.no_padding()
+rows = [cut(e.ids) for e in tokenizer.encode_batch(texts)]
+attended = np.array([[i < len(row) for i in range(max(map(len, rows)))] for row in rows], dtype=np.int64)
+ids = np.full_like(attended, card["pad_token_id"])
+ids[attended == 1] = np.concatenate(rows)
+feed = {"input_ids": ids, "attention_mask": attended}
 logits = session.run(["logits"], feed)[0] / card["temperature"]  # (texts, labels)
 odds = np.exp(logits - logits.max(axis=1, keepdims=True))
 print(card["task"]["labels"], (odds / odds.sum(axis=1, keepdims=True)).tolist())
 """
-CTRANSLATE2 = """
+)
+CTRANSLATE2 = (
+    """
 import ctranslate2, json, numpy as np, tokenizers
-card = json.load(open("cotd.json", encoding="utf-8"))
-tokenizer, model = tokenizers.Tokenizer.from_file("tokenizer.json"), ctranslate2.Translator(".", compute_type="default")
-tokenizer.enable_truncation(card["max_input_tokens"])
+"""
+    + TEXTS
+    + """tokenizer, model = tokenizers.Tokenizer.from_file("tokenizer.json"), ctranslate2.Translator(".", compute_type="default")
+tokenizer.no_truncation()
 tokenizer.no_padding()
-texts = [card["task"]["label_prefix"] + text for text in ["A warm and funny film.", "Dull and lifeless."]]
-tokens = [e.tokens for e in tokenizer.encode_batch(texts)]
+tokens = [cut(e.tokens) for e in tokenizer.encode_batch(texts)]
 results = model.translate_batch(tokens, beam_size=1, max_decoding_length=1, max_input_length=0, return_logits_vocab=True)
 logits = np.stack([np.array(r.logits[0])[0, card["label_token_ids"]] for r in results]) / card["temperature"]
 odds = np.exp(logits - logits.max(axis=1, keepdims=True))
 print(card["task"]["labels"], (odds / odds.sum(axis=1, keepdims=True)).tolist())
 """
+)
 USAGE = {
     "hf": ("torch transformers", HF),
     "onnx": ("onnxruntime tokenizers", ONNX),
@@ -156,6 +174,7 @@ def write_card(student: Student, folder: Path) -> None:
         "task": student.task.to_dict(),
         "temperature": student.temperature,
         "max_input_tokens": student.max_input_tokens,
+        "tail_tokens": student.tail_tokens,
         "label_token_ids": student.first_tokens,
         "pad_token_id": student.tokenizer.pad_token_id,
     }
@@ -170,11 +189,11 @@ def check_tokens(student: Student, folder: Path) -> None:
     if not path.is_file():
         raise CotdError("its tokenizer cannot be written as a tokenizer.json.")
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(student.max_input_tokens)
+    tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in PROBES:
         whole = student.tokenizer(student.task.label_prefix + text)["input_ids"]
-        if tokenizer.encode(student.task.label_prefix + text).ids != truncate(whole, student.max_input_tokens):
+        if tokenizer.encode(student.task.label_prefix + text).ids != whole:
             raise CotdError(f"its tokenizer.json does not split '{text[:40]}' as the student's tokenizer does.")
 
 

@@ -78,7 +78,7 @@ class TextPrediction(BaseModel):
     label: str
     score: float = Field(description="probability of the label")
     probabilities: dict[str, float]
-    truncated: bool = Field(description="the text was longer than the student reads; its end was not seen")
+    truncated: bool = Field(description="the text was longer than the student reads; part of it was not seen")
     rationale: str | None = None
 
 

@@ -15,6 +15,7 @@ from cotd.evaluation import predictions_table, score_predictions
 from cotd.progress import track
 from cotd.student import CARD, Student, model_digest, resolve_model
 from cotd.task import get_task
+from cotd.training_config import TrainingConfig
 from pipelines.annotation_files import write_parquet
 from pipelines.report.results import Results, correctness
 from pipelines.study import Plan
@@ -61,22 +62,23 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     Returns:
         `size`, `model`, `accuracy`, `ci_low`, `ci_high` and `n` of each such size.
     """
-    limit = plan.config.training.max_input_tokens
+    settings = plan.config.training
+    read = str(settings.max_input_tokens) + ("" if settings.truncation == "head" else f"-{settings.truncation}")
     found = []
     for size, model in {t["size"]: t["model"] for t in results.trials}.items():
         card = Path(resolve_model(model)) / CARD
         task = plan.config.data.task
         if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
             continue
-        path = folder / f"base-{model_digest(model)}-{limit}.parquet"
-        table = kept_predictions(path, reviews, partial(base_student, model, limit), f"scoring {model} as it is")
+        path = folder / f"base-{model_digest(model)}-{read}.parquet"
+        table = kept_predictions(path, reviews, partial(base_student, model, settings), f"scoring {model} as it is")
         scores = score_predictions(table, get_task(task).positive)
         found.append({"size": size, "model": model, **{k: scores[k] for k in ("accuracy", "ci_low", "ci_high", "n")}})
     return found
 
 
-def base_student(model: str, limit: int) -> Student:
-    """A base that is a student already, reading as many tokens of a review as the study's own do."""
+def base_student(model: str, settings: TrainingConfig) -> Student:
+    """A base that is a student already, reading as much of a review as the study's own do."""
     student = Student.load(model)
-    student.max_input_tokens = limit
+    student.max_input_tokens, student.truncation = settings.max_input_tokens, settings.truncation
     return student

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
 from cotd.errors import CotdError
 from cotd.student import Student, load_base, model_digest
 from cotd.task import SENTIMENT
+from cotd.truncation import Truncation, tail_length, truncate
 
 TEXTS = [
     "A warm and funny film.",
@@ -108,9 +111,9 @@ def test_a_student_that_reads_rationales_needs_one_a_text(student: Student, tiny
     reasons = [f"It says so in {i} words." for i in range(len(TEXTS))]
     alike = student.predict([f"{why} Review: {text}" for why, text in zip(reasons, TEXTS, strict=True)])
     assert [p.probabilities for p in reader.predict(TEXTS, reasons)] == [p.probabilities for p in alike]
-    for given in (None, reasons[:2]):
+    for reads in (None, reasons[:2]):
         with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale beside each text"):
-            reader.predict(TEXTS, given)
+            reader.predict(TEXTS, reads)
     with pytest.raises(CotdError, match="reads no rationales"):
         student.predict(TEXTS, reasons)
 
@@ -135,6 +138,28 @@ def test_truncation_is_flagged_and_keeps_the_beginning(student: Student, tiny_t5
     a, b = short.predict([text + " I loved it.", text + " I hated it."])
     assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what lies beyond the limit is not read"
     assert exact.predict([text])[0].score != short.predict([text])[0].score
+
+
+def test_a_student_may_read_the_end_of_what_is_too_long(tiny_t5: Path) -> None:
+    model, tokenizer = load_base(str(tiny_t5))
+    student = Student(model, tokenizer, SENTIMENT, {"max_input_tokens": 40, "truncation": "head_tail"})
+    first, middle, last = "It begins well. ", "Then there is a car chase. " * 20, "In the end I was glued to my seat."
+    a, b = student.predict([first + middle + last, first + middle * 2 + last])
+    assert a.truncated
+    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what lies between is not read"
+    others = student.predict(["It begins badly. " + middle + last, first + middle + "In the end I walked out."])
+    assert all(other.score != a.score for other in others)
+
+
+@given(st.lists(st.integers(2, 99), max_size=60), st.integers(8, 64), st.sampled_from(["head", "head_tail"]))
+def test_what_is_read_is_the_beginning_and_the_end(ids: list[int], limit: int, truncation: Truncation) -> None:
+    ids = [*ids, 1]
+    tail = tail_length(truncation, limit)
+    read = truncate(ids, limit, tail)
+    assert len(read) == min(len(ids), limit)
+    if len(ids) > limit:
+        assert read == ids[: limit - tail] + ids[len(ids) - tail :]
+    assert (read[0], read[-1]) == (ids[0], 1)
 
 
 def test_explain_returns_text(student: Student) -> None:

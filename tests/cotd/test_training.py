@@ -313,7 +313,7 @@ def test_the_metrics_are_those_of_the_saved_student(trained: Trained, reviews: p
 
 
 def train_killed_and_resumed(
-    killed_at: int, trial: Trial, folder: TrialFolder, reviews: pd.DataFrame, annotations: pd.DataFrame
+    killed_at: int, trial: Trial, folder: TrialFolder, reviews: pd.DataFrame, annotations: pd.DataFrame | None
 ) -> list[float]:
     """Stops a trial as it scores a step, trains it again, and returns the steps that the second attempt scored."""
 
@@ -356,6 +356,33 @@ def test_a_resumed_trial_is_the_trial_that_was_never_stopped(
     assert timeless(folder.result()) == timeless(result)
 
 
+def test_what_is_kept_may_be_the_average_of_the_weights(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    settings = {"schedule": "constant_with_warmup", "eval_every": 99}
+
+    def weights_after(steps: int, **more: Any) -> dict[str, torch.Tensor]:
+        folder = make_folder(tmp_path / f"{steps}{more}")
+        train_trial(make_trial(tiny_t5, steps=steps, **settings, **more), folder, reviews, None)
+        return parameters(folder)
+
+    average = dict(load_base(str(tiny_t5))[0].named_parameters())
+    for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 0.3), (4, 0.3)):
+        trained = weights_after(step)
+        average = {name: decay * average[name] + (1 - decay) * trained[name] for name in average}
+    kept = weights_after(4, weight_average=0.3)
+    for name, expected in average.items():
+        torch.testing.assert_close(kept[name], expected, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(kept[name], trained[name])
+
+
+def test_a_resumed_average_is_the_one_that_was_never_stopped(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    trial = make_trial(tiny_t5, weight_average=0.9)
+    whole, killed = make_folder(tmp_path / "whole"), make_folder(tmp_path / "killed")
+    train_trial(trial, whole, reviews, None)
+    train_killed_and_resumed(6, trial, killed, reviews, None)
+    assert timeless(killed.result()) == timeless(whole.result())
+    assert all(torch.equal(a, parameters(killed)[name]) for name, a in parameters(whole).items())
+
+
 def test_a_student_learns_labels_and_rationales(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -370,6 +397,24 @@ def test_a_student_learns_labels_and_rationales(
     warm, dull = student.explain(["A warm and funny film, number 1.", "A dull and lifeless film, number 2."])
     assert warm.startswith("The reviewer finds it warm")
     assert dull.startswith("The reviewer finds it dull")
+
+
+def test_what_is_said_at_the_end_of_long_reviews_is_learned_by_those_who_read_it(
+    tiny_t5: Path, review_rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows = review_rows.assign(
+        text="Let me begin with who directed it and in which year it was made. " * 3 + review_rows["text"]
+    )
+    reviews = build_reviews(rows, "long", SENTIMENT).table
+    accuracy = {}
+    for truncation in ("head", "head_tail"):
+        trial = make_trial(tiny_t5, steps=80, eval_every=80, max_input_tokens=32, truncation=truncation)
+        result = train_trial(trial, make_folder(tmp_path / truncation), reviews, None)
+        assert result["cut_inputs"] == result["train_pairs"] == 24
+        accuracy[truncation] = result["test"]["accuracy"]
+    assert accuracy == {"head": 0.5, "head_tail": 1.0}
+    student = Student.load(tmp_path / "head_tail" / "student", device="cpu")
+    assert (student.max_input_tokens, student.tail_tokens) == (32, 24), "it reads as it was trained to"
 
 
 def test_cot_joint_learns_to_reason_and_then_to_answer(

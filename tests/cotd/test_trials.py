@@ -55,7 +55,14 @@ def test_an_id_does_not_depend_on_what_a_size_is_called(plan: Ids) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["training.steps=7", "training.learning_rate=0.01", "training.precision=float32", "grid.seed=[1]"]
+    "override",
+    [
+        "training.steps=7",
+        "training.learning_rate=0.01",
+        "training.precision=float32",
+        "training.truncation=head_tail",
+        "grid.seed=[1]",
+    ],
 )
 def test_an_id_changes_with_the_training(plan: Ids, override: str) -> None:
     assert not set(plan(override).values()) & set(plan().values())
@@ -73,7 +80,7 @@ def test_trials_of_versions_before_a_setting_was_new_are_found() -> None:
         "task": "sentiment", "base_digest": "b", "reviews_digest": "r", "annotations_digest": "a", "samples": None,
         "filters": None, "varied": {},
     }  # fmt: skip
-    assert Trial.from_dict(plain).id == "d29e44d8826118d2", "what it was before rationale_schedule"
+    assert Trial.from_dict(plain).id == "d29e44d8826118d2", "what it was before rationale_schedule and truncation"
 
 
 def test_an_id_changes_with_what_is_trained_on(plan: Ids) -> None:

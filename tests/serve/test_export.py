@@ -33,6 +33,41 @@ def need(packages: Any) -> None:
         pytest.skip(f"needs pip install {' '.join(missing)}")
 
 
+def rows_by_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str] = TEXTS) -> dict[str, Any]:
+    """What the Python of an export's README prints, with `texts` in place of its own: label → the texts' probabilities."""
+    snippet = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    own = re.search(r"^(import|from)\b.*\b(cotd|serve|pipelines)\b", snippet[1], re.MULTILINE)
+    assert own is None, "elsewhere there is none of these"
+    assert f'["{TEXTS[0]}", "{TEXTS[1]}"]' in snippet[1]
+    code = snippet[1].replace(f'["{TEXTS[0]}", "{TEXTS[1]}"]', repr(texts))
+    monkeypatch.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "README.md", "exec"), {})
+    labels, rows = printed.getvalue().strip().split("] [[")
+    return dict(zip(ast.literal_eval(labels + "]"), zip(*ast.literal_eval("[[" + rows), strict=True), strict=True))
+
+
+def expected_rows(student: Student, texts: list[str]) -> dict[str, Any]:
+    predictions = student.predict(texts)
+    return {label: pytest.approx([p.probabilities[label] for p in predictions], abs=1e-4) for label in student.task.labels}
+
+
+@pytest.mark.parametrize("truncation", ["head", "head_tail"])
+@pytest.mark.parametrize("format", PACKAGES)
+def test_the_readme_of_an_export_reads_what_the_student_reads_of_a_long_text(
+    student: Student, tmp_path: Path, format: str, truncation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(PACKAGES[format])
+    card = {**student.card, "max_input_tokens": 24, "truncation": truncation}
+    reader = Student(student.model, student.tokenizer, student.task, card)
+    export_student(reader, tmp_path / "student", format)
+    texts = ["A warm and funny film. " * 9 + "Not!", TEXTS[1]]
+    assert rows_by_readme(tmp_path / "student", monkeypatch, texts) == expected_rows(reader, texts)
+    ends = reader.predict([texts[0], texts[0].replace("Not!", "Indeed, and once more!")])
+    assert (ends[0].score != ends[1].score) == (truncation == "head_tail")
+
+
 @pytest.mark.parametrize("format", PACKAGES)
 def test_the_readme_of_an_export_gives_the_students_probabilities(
     student: Student, student_folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
@@ -44,18 +79,7 @@ def test_the_readme_of_an_export_gives_the_students_probabilities(
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    readme = (target / "README.md").read_text()
-    snippet = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert snippet is not None
-    own = re.search(r"^(import|from)\b.*\b(cotd|serve|pipelines)\b", snippet[1], re.MULTILINE)
-    assert own is None, "elsewhere there is none of these"
-    monkeypatch.chdir(target)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(snippet[1], "README.md", "exec"), {})
-    labels, rows = printed.getvalue().strip().split("] [[")
-    assert ast.literal_eval(labels + "]") == list(student.task.labels)
-    expected = [list(p.probabilities.values()) for p in student.predict(TEXTS)]
-    assert torch.allclose(torch.tensor(ast.literal_eval("[[" + rows)), torch.tensor(expected), atol=1e-4)
+    assert rows_by_readme(target, monkeypatch) == expected_rows(student, TEXTS)
     assert sorted(p.name for p in target.parent.iterdir()) == ["student"]
 
 
