@@ -56,9 +56,9 @@ class TrainingConfig(Block):
     patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
     max_input_tokens: int = Field(128, ge=8)
     truncation: Truncation = Field(
-        "head",
-        description="what is read of a review of more than max_input_tokens: its first ones, or (head_tail) a quarter of them "
-        "from its beginning and three from its end",
+        "head_tail",
+        description="what is read of a review of more than max_input_tokens: a quarter of them from its beginning and three "
+        "from its end, where it comes to its verdict, or (head) its first ones, as in the papers",
     )
     max_target_tokens: int = Field(64, ge=4)
     precision: Literal["auto", "float32", "bfloat16"] = Field(

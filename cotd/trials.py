@@ -35,7 +35,7 @@ from cotd.statistics import share
 # Settings that mean something to methods alone whose rationales are targets of their own.
 RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
 
-# What was trained before there were such settings.
+# What was trained before there were such settings, and is found by the id that it had then.
 BEFORE = {"truncation": "head", "weight_average": None}
 
 
@@ -117,7 +117,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Trial:
-        return cls(**{**plain, "training": TrainingConfig(**plain["training"])})
+        return cls(**{**plain, "training": TrainingConfig(**{**BEFORE, **plain["training"]})})
 
 
 class TrialFolder:

@@ -60,7 +60,8 @@ def test_an_id_does_not_depend_on_what_a_size_is_called(plan: Ids) -> None:
         "training.steps=7",
         "training.learning_rate=0.01",
         "training.precision=float32",
-        "training.truncation=head_tail",
+        "training.truncation=head",
+        "training.weight_average=0.99",
         "grid.seed=[1]",
     ],
 )
