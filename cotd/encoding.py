@@ -137,6 +137,7 @@ def encode_pairs(
 
     Args:
         positions: review id → its place in the training split; by default they are counted as they come.
+        truncation: what stays of an input that is too long; of a target it is the beginning.
     """
     inputs = tokenizer(list(pairs["input"]))["input_ids"]
     targets = tokenizer(text_target=list(pairs["target"]))["input_ids"]
@@ -205,7 +206,7 @@ def encode_trial(
         settings.max_target_tokens,
         task.answer_mark,
         positions,
-        settings.truncation,
+        trial.truncation,
     )
 
 
@@ -224,8 +225,8 @@ def cached_pairs(cache: Path, trial: Trial, tokenizer: Any, task: Task, make: Ca
     }  # fmt: skip
     if trial.shares_encoder:
         identity["shared_encoder"] = True
-    if trial.training.truncation != "head":
-        identity["truncation"] = trial.training.truncation
+    if trial.truncation != "head":
+        identity["truncation"] = trial.truncation
     folder = cache / f"pairs-{digest(identity)}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

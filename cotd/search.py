@@ -68,7 +68,7 @@ class SearchConfig(Block):
             ends: list[Any] = distribution.ends
             if distribution.choice is None and key in TrainingConfig.model_fields:
                 kind = TrainingConfig.model_fields[key].annotation
-                if kind not in (int, float):
+                if kind not in (int, float, float | None):
                     wrong.append(f"{key} is no number; draw it by choice: [values]")
                     continue
                 ends = [math.ceil(ends[0]), math.floor(ends[1])] if kind is int else ends

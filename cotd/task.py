@@ -44,7 +44,8 @@ class Task:
         return f"{rationale} {self.answer_mark} {self.words[label]}"
 
     def with_rationale(self, text: str, rationale: str) -> str:
-        """A rationale and the review as one input. The rationale goes first: what a limit cuts off is the review's end."""
+        """A rationale and the review as one input. The rationale goes first: what a limit cuts off is the review's end
+        (`Trial.truncation`)."""
         return f"{rationale} {self.review_mark} {text}".lstrip()
 
     def parse_label(self, value: Any) -> str | None:

@@ -27,7 +27,7 @@ from cotd.rationales import score_rationales
 from cotd.student import Student, load_base
 from cotd.task import get_task
 from cotd.training_checks import disk_is_full, not_a_number, out_of_memory, require_both_labels, require_rationales
-from cotd.trials import Trial, TrialFolder, fraction_rows
+from cotd.trials import Trial, TrialFolder, fraction_rows, write_json
 from cotd.weight_average import WeightAverage
 
 # Test reviews whose rationales are written and scored: that takes a decoder step a token, where a label takes one.
@@ -110,7 +110,7 @@ def train_trial(
         "reads_rationales": method.reads_rationales,
         "shared_encoder": trial.shares_encoder,
         "max_input_tokens": trial.training.max_input_tokens,
-        "truncation": trial.training.truncation,
+        "truncation": trial.truncation,
         "max_target_tokens": trial.training.max_target_tokens,
     }
     student = Student(model, tokenizer, task, card)
@@ -131,8 +131,10 @@ def train_trial(
     trainer = make_trainer(student, rows, splits["validation"], trial, folder, on_score, read)
     trained_from = time.perf_counter()
     checkpoint = latest_checkpoint(folder.checkpoints)
-    if checkpoint and trainer.average:
-        trainer.average.load(checkpoint)
+    if checkpoint:
+        adopt_checkpoint(Path(checkpoint))
+        if trainer.average:
+            trainer.average.load(checkpoint)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
@@ -316,6 +318,15 @@ def latest_checkpoint(directory: Path) -> str | None:
     """
     found = [p for p in directory.glob("checkpoint-*") if readable_state(p / "trainer_state.json")]
     return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if found else None
+
+
+def adopt_checkpoint(checkpoint: Path) -> None:
+    """Has a checkpoint say where the best one lies now: the Trainer notes a path, which was another machine's perhaps, and
+    forgets the best one where that is not there."""
+    path = checkpoint / "trainer_state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if (noted := state.get("best_model_checkpoint")) and Path(noted) != (here := checkpoint.parent / Path(noted).name):
+        write_json(path, {**state, "best_model_checkpoint": str(here)})
 
 
 def readable_state(path: Path) -> bool:

@@ -58,7 +58,8 @@ class TrainingConfig(Block):
     truncation: Truncation = Field(
         "head_tail",
         description="what is read of a review of more than max_input_tokens: a quarter of them from its beginning and three "
-        "from its end, where it comes to its verdict, or (head) its first ones, as in the papers",
+        "from its end, where it comes to its verdict, or (head) its first ones, as in the papers; methods that read a rationale "
+        "beside the review have head",
     )
     max_target_tokens: int = Field(64, ge=4)
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -31,6 +31,7 @@ from cotd.config import StudyConfig, TrainingConfig, digest
 from cotd.grid import Cell, Filters
 from cotd.methods import METHODS
 from cotd.statistics import share
+from cotd.truncation import Truncation
 
 # Settings that mean something to methods alone whose rationales are targets of their own.
 RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
@@ -77,6 +78,7 @@ class Trial:
             del identity["training"]["shared_encoder"]
         if self.training.rationale_schedule == "constant" or not METHODS[self.method].weighs_rationales:
             del identity["training"]["rationale_schedule"]
+        identity["training"]["truncation"] = self.truncation
         for key, before in BEFORE.items():
             if identity["training"][key] == before:
                 del identity["training"][key]
@@ -89,6 +91,11 @@ class Trial:
     def shares_encoder(self) -> bool:
         """Whether a review is encoded once for its label and its rationale: only methods that write both apart do."""
         return self.training.shared_encoder and METHODS[self.method].weighs_rationales
+
+    @property
+    def truncation(self) -> Truncation:
+        """How inputs that are too long are cut: of a rationale with a review after it always the end, so that it stays whole."""
+        return "head" if METHODS[self.method].reads_rationales else self.training.truncation
 
     @property
     def title(self) -> str:

@@ -174,6 +174,7 @@ def write_card(student: Student, folder: Path) -> None:
         "task": student.task.to_dict(),
         "temperature": student.temperature,
         "max_input_tokens": student.max_input_tokens,
+        "truncation": student.truncation,
         "tail_tokens": student.tail_tokens,
         "label_token_ids": student.first_tokens,
         "pad_token_id": student.tokenizer.pad_token_id,

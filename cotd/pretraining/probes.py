@@ -69,7 +69,9 @@ def probe(config: PretrainConfig, model: Any, tokenizer: Any, scratch: Path) -> 
     random_state = torch.get_rng_state()
     save_as_t5(model, tokenizer, scratch / "base")
     # The rate for a model that knows nothing yet, whatever it knows: probes are compared along a run, and between runs.
-    training = TrainingConfig(steps=settings.steps, eval_every=max(1, settings.steps // 4), dropout=0.0, learning_rate=5e-3)
+    training = TrainingConfig(
+        steps=settings.steps, eval_every=max(1, settings.steps // 4), dropout=0.0, learning_rate=5e-3, truncation="head"
+    )  # fmt: skip
     trial = Trial(
         "finetune", 1.0, "probe", 0, str(scratch / "base"), training, "sentiment", base_digest="", reviews_digest="",
         annotations_digest=None,

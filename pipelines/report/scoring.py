@@ -62,14 +62,14 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     Returns:
         `size`, `model`, `accuracy`, `ci_low`, `ci_high` and `n` of each such size.
     """
-    settings = plan.config.training
-    read = str(settings.max_input_tokens) + ("" if settings.truncation == "head" else f"-{settings.truncation}")
     found = []
     for size, model in {t["size"]: t["model"] for t in results.trials}.items():
         card = Path(resolve_model(model)) / CARD
         task = plan.config.data.task
         if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
             continue
+        settings = read_alike([t.training for t in plan.trials if t.size == size]) or plan.config.training
+        read = str(settings.max_input_tokens) + ("" if settings.truncation == "head" else f"-{settings.truncation}")
         path = folder / f"base-{model_digest(model)}-{read}.parquet"
         table = kept_predictions(path, reviews, partial(base_student, model, settings), f"scoring {model} as it is")
         scores = score_predictions(table, get_task(task).positive)
@@ -77,8 +77,13 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     return found
 
 
+def read_alike(trained: list[TrainingConfig]) -> TrainingConfig | None:
+    """One of these settings, if by all of them the same of a review is read."""
+    return trained[0] if len({(t.max_input_tokens, t.truncation) for t in trained}) == 1 else None
+
+
 def base_student(model: str, settings: TrainingConfig) -> Student:
-    """A base that is a student already, reading as much of a review as the study's own do."""
+    """A base that is a student already, reading of a review what the study's own do."""
     student = Student.load(model)
     student.max_input_tokens, student.truncation = settings.max_input_tokens, settings.truncation
     return student

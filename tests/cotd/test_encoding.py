@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,22 @@ def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, reviews: pd.DataFra
         count(filters=[{"length": {"min_words": 50}}])
     identities = [make_trial(tiny_t5, **f).id for f in ({}, {"samples": 1}, {"filters": []}, {"samples": 1, "filters": []})]
     assert len(set(identities)) == 4
+
+
+def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    tokenizer = load_base(str(tiny_t5))[1]
+    train = reviews[reviews["split"] == "train"]
+    whole = tokenizer(["predict: " + t for t in train["text"]])["input_ids"]
+    assert min(map(len, whole)) > 8
+    found = {}
+    for truncation in ("head", "head_tail"):
+        settings = TrainingConfig(max_input_tokens=8, truncation=truncation)
+        trial = make_trial(tiny_t5, "finetune", training=settings)
+        pairs = cached_pairs(
+            tmp_path, trial, tokenizer, SENTIMENT, partial(encode_trial, trial, train, None, tokenizer, SENTIMENT)
+        )
+        found[truncation] = [row["label"][0][0] for row in pairs[:]]
+    assert found == {"head": [[*ids[:7], ids[-1]] for ids in whole], "head_tail": [[*ids[:2], *ids[-6:]] for ids in whole]}
 
 
 def test_a_cut_off_cache_is_not_taken_for_a_whole_one(

@@ -20,7 +20,7 @@ from cotd.errors import CotdError
 from cotd.methods import METHODS, training_pairs
 from cotd.packed_t5 import run_block, token_states
 from cotd.reviews import build_reviews
-from cotd.student import Student, load_base
+from cotd.student import Prediction, Student, load_base
 from cotd.task import SENTIMENT
 from cotd.training import latest_checkpoint, train_trial
 from cotd.trials import Trial, TrialFolder
@@ -34,6 +34,13 @@ SETTINGS = {
     "learning_rate": 1e-2,
     "dropout": 0.0,
 }
+
+
+# Predictions of test reviews, for what does not look at them.
+SCORED = {
+    "review_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive", "negative"],
+    "probability_positive": [0.9, 0.1], "probability_negative": [0.1, 0.9], "truncated": [False, False],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -356,31 +363,94 @@ def test_a_resumed_trial_is_the_trial_that_was_never_stopped(
     assert timeless(folder.result()) == timeless(result)
 
 
-def test_what_is_kept_may_be_the_average_of_the_weights(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
-    settings = {"schedule": "constant_with_warmup", "eval_every": 99}
+class ScriptedScores:
+    """Has validation scores be what a test needs, and keeps the weights that were scored.
 
-    def weights_after(steps: int, **more: Any) -> dict[str, torch.Tensor]:
-        folder = make_folder(tmp_path / f"{steps}{more}")
-        train_trial(make_trial(tiny_t5, steps=steps, **settings, **more), folder, reviews, None)
+    Attributes:
+        scored: the weights of each scoring so far.
+    """
+
+    def __init__(self, reviews: pd.DataFrame, right: Sequence[int]):
+        """Args: right: how many of the 24 validation reviews each scoring in turn finds right."""
+        held_out = reviews[reviews["split"] == "validation"]
+        self.gold, self.right = list(held_out["label"]), right
+        self.scored: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, student: Student, texts: Sequence[str], *_: Any) -> list[Prediction]:
+        self.scored.append({name: p.detach().clone() for name, p in student.model.named_parameters()})
+        right = self.right[len(self.scored) - 1]
+        other = {"positive": "negative", "negative": "positive"}
+        labels = [gold if i < right else other[gold] for i, gold in enumerate(self.gold)]
+        return [Prediction(label, 1.0, dict.fromkeys(other, 0.5), False) for label in labels]
+
+
+def test_what_is_scored_and_kept_may_be_the_average_of_the_weights(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"schedule": "constant_with_warmup"}
+
+    def weights_after(steps: int) -> dict[str, torch.Tensor]:
+        folder = make_folder(tmp_path / str(steps))
+        train_trial(make_trial(tiny_t5, steps=steps, eval_every=99, **settings), folder, reviews, None)
         return parameters(folder)
 
+    def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+        return all(torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-6) for name in b)
+
     average = dict(load_base(str(tiny_t5))[0].named_parameters())
+    averages, trained = [], []
     for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 0.3), (4, 0.3)):
-        trained = weights_after(step)
-        average = {name: decay * average[name] + (1 - decay) * trained[name] for name in average}
-    kept = weights_after(4, weight_average=0.3)
-    for name, expected in average.items():
-        torch.testing.assert_close(kept[name], expected, rtol=1e-5, atol=1e-6)
-        assert not torch.equal(kept[name], trained[name])
+        trained.append(weights_after(step))
+        average = {name: (decay * p + (1 - decay) * trained[-1][name]).detach() for name, p in average.items()}
+        averages.append(average)
+    scores = ScriptedScores(reviews, [12, 20, 16, 16])  # the second is the best
+    folder = make_folder(tmp_path / "averaged")
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "predict", lambda *given: scores(*given))
+        patch.setattr("cotd.training.predictions_table", lambda *_: pd.DataFrame(SCORED))
+        result = train_trial(make_trial(tiny_t5, weight_average=0.3, **settings), folder, reviews, None)
+    assert result["best_step"] == 4
+    assert close(scores.scored[0], averages[1])
+    assert close(scores.scored[1], averages[3])
+    assert close(parameters(folder), averages[3])
+    assert not close(trained[3], averages[3])
 
 
-def test_a_resumed_average_is_the_one_that_was_never_stopped(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_resumed_average_is_the_one_that_was_never_stopped(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = make_trial(tiny_t5, weight_average=0.9)
     whole, killed = make_folder(tmp_path / "whole"), make_folder(tmp_path / "killed")
-    train_trial(trial, whole, reviews, None)
-    train_killed_and_resumed(6, trial, killed, reviews, None)
-    assert timeless(killed.result()) == timeless(whole.result())
+    for folder in (whole, killed):
+        scores = ScriptedScores(reviews, range(12, 24))  # each is better than the one before, so that the last is kept
+        with monkeypatch.context() as patch:
+            patch.setattr(Student, "predict", lambda *given, scores=scores: scores(*given))
+            patch.setattr("cotd.training.predictions_table", lambda *_: pd.DataFrame(SCORED))
+            if folder is whole:
+                train_trial(trial, whole, reviews, None)
+            else:
+                assert train_killed_and_resumed(6, trial, killed, reviews, None) == [6, 8]
+        assert folder.result()["best_step"] == 8
     assert all(torch.equal(a, parameters(killed)[name]) for name, a in parameters(whole).items())
+
+
+def test_a_trial_that_goes_on_elsewhere_still_knows_its_best_checkpoint(
+    tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is not the best, and nothing is left to train that would find a better one."""
+    trial, here = make_trial(tiny_t5, weight_average=0.9), make_folder(tmp_path / "here")
+    scores = ScriptedScores(reviews, [12, 20, 16, 16, 0])
+    monkeypatch.setattr("cotd.training.predictions_table", lambda *_: pd.DataFrame(SCORED))
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "predict", lambda *given: scores(*given))
+        patch.setattr("cotd.training.fit_temperature", lambda *_: pytest.fail("the machine goes away"))
+        with pytest.raises(pytest.fail.Exception, match="goes away"):
+            train_trial(trial, here, reviews, None)
+    here.path.rename(tmp_path / "there")
+    there = TrialFolder(tmp_path / "there")
+    assert train_trial(trial, there, reviews, None)["best_step"] == 4
+    kept = parameters(there)
+    assert all(torch.equal(p, scores.scored[1][name]) for name, p in kept.items())
 
 
 def test_a_student_learns_labels_and_rationales(
@@ -437,6 +507,10 @@ def test_rationale_input_is_scored_with_the_teachers_rationales(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     trial, folder = make_trial(tiny_t5, "rationale_input", steps=4), make_folder(tmp_path / "reads")
+    assert (trial.truncation, make_trial(tiny_t5).truncation) == ("head", "head_tail"), (
+        "the rationale, which is first, stays whole"
+    )
+    assert trial.id == make_trial(tiny_t5, "rationale_input", steps=4, truncation="head").id
     held_out = reviews[reviews["split"] != "train"]
     rationales = {i: f"The reviewer finds it {label}." for i, label in zip(held_out["id"], held_out["label"], strict=True)}
     some = {i: why for i, why in rationales.items() if i not in set(held_out["id"][held_out["split"] == "test"].head(2))}
