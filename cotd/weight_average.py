@@ -18,8 +18,10 @@ class WeightAverage:
     After step t the average moves by 1 − min(decay, (1 + t) / (10 + t)) of the way to the weights: at first by most of
     it, so that where training began is soon forgotten.
 
+    PyTorch's AveragedModel keeps a whole second module, and its exponential average does not begin faster than it goes on.
+
     Args:
-        decay: in (0, 1); 0.99 averages over the last hundred steps or so.
+        decay: in (0, 1); 0.99 averages over the last hundred steps or so, and before step 890 over the last ninth of them.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
