@@ -19,6 +19,7 @@ from cotd.search import SearchConfig
 from cotd.storage import copy_folder, is_remote, open_remote
 from cotd.task import TASKS
 from cotd.training_config import TrainingConfig
+from cotd.truncation import Truncation
 from cotd.variants import all_variants, choose_variant
 
 __all__ = ["Block", "StudyConfig", "TrainingConfig", "apply_override", "check_block", "digest", "load_config", "read_yaml"]
@@ -165,6 +166,11 @@ class TeacherConfig(Block):
     temperature: float = Field(0.0, ge=0, le=2)
     max_rationale_tokens: int = Field(40, ge=4)
     max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
+    truncation: Truncation = Field(
+        "head_tail",
+        description="what it is shown of them: a quarter of those tokens from the beginning and the rest from the end, where a "
+        "review comes to its verdict, or (head) the beginning alone",
+    )
     gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
     held_out_rationales: bool = Field(
         False, description="also write own rationales of validation and test reviews: rationale_input reads them"
@@ -212,6 +218,8 @@ class TeacherConfig(Block):
     def decisive(self) -> dict[str, Any]:
         """What decides the training reviews' annotations: not where and how fast the engine runs, nor costs, nor the store."""
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
+        if self.truncation == "head" or self.answers:
+            del plain["truncation"]  # as it was before there was a choice: those annotations are found
         if self.answers:
             plain["answers"] = self.answers.columns.model_dump()
         elif self.api:

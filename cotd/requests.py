@@ -16,9 +16,12 @@ from cotd.prompts import Prompts
 from cotd.review_table import ReviewTable
 from cotd.scratch import TextFile
 from cotd.task import Task
+from cotd.truncation import fit_end_by_length, head_length
 
 # How much of a text a teacher is shown, where it is no number of characters.
 UNKNOWN, WHOLE = -1, -2
+# What stands for the middle of a review of which both ends are shown.
+OMISSION = " … "
 # A JSON answer's quotes, braces and keys, and its label.
 JSON_TOKENS = 24
 # How most chat formats begin a special token, <|im_end|> say, in case there is no tokenizer to ask.
@@ -32,11 +35,12 @@ class Teacher:
     Attributes:
         name: the model as configured. revision: which weights, as far as known, and how they are used.
         first_token: word → id of its first token, as it follows a prompt; None where there is no tokenizer.
-        fit: cuts a text to a number of tokens.
+        fit: cuts a text to its first tokens, of a number.
+        fit_end: cuts it to its last ones.
         count: the tokens of a text, or an estimate.
         special: its special tokens, as they are written.
-        cut: of each text of a file, how many characters of it, without special tokens, the teacher is shown: a number,
-            WHOLE, or UNKNOWN before it was looked at.
+        cut: of each text of a file, without special tokens, how many of its first and of its last characters the teacher is
+            shown, (N, 2): numbers, WHOLE, or UNKNOWN before it was looked at.
         commit: of a hub model, for the engine to load.
     """
 
@@ -49,6 +53,7 @@ class Teacher:
     special: tuple[str, ...] = ()
     cut: dict[TextFile, np.ndarray] = field(default_factory=dict)
     commit: str | None = None
+    fit_end: Callable[[str, int], str] = fit_end_by_length
 
     def request(self, prompt: str, **sampling: Any) -> Request:
         return Request(self.name, self.revision, prompt, sampling)
@@ -58,19 +63,31 @@ class Teacher:
         cut = self._cut(reviews)
         for number, i, whole in reviews.texts_by_number():
             text = self.unspecial(whole)  # before it is cut: what was one token is several now
-            if cut[number] == UNKNOWN:
-                length = len(self.fit(text, self.config.max_review_tokens))
-                cut[number] = length if length < len(text) else WHOLE
-            yield i, text if cut[number] == WHOLE else text[: cut[number]]
+            if cut[number, 0] == UNKNOWN:
+                cut[number] = self._lengths(text)
+            first, last = cut[number]
+            yield i, text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
 
     def count_cut(self, reviews: ReviewTable) -> int:
         """How many of the reviews were too long to be shown whole."""
-        return int((self._cut(reviews)[reviews.numbers] >= 0).sum())
+        return int((self._cut(reviews)[reviews.numbers, 0] >= 0).sum())
 
     def _cut(self, reviews: ReviewTable) -> np.ndarray:
         if reviews.texts not in self.cut:
-            self.cut[reviews.texts] = np.full(len(reviews.texts), UNKNOWN, dtype=np.int32)
+            self.cut[reviews.texts] = np.full((len(reviews.texts), 2), UNKNOWN, dtype=np.int32)
         return self.cut[reviews.texts]
+
+    def _lengths(self, text: str) -> tuple[int, int]:
+        """How many of a text's first and of its last characters are shown, or WHOLE."""
+        limit = self.config.max_review_tokens
+        head = len(self.fit(text, limit))
+        if head == len(text):
+            return WHOLE, WHOLE
+        first_tokens = head_length(self.config.truncation, limit)
+        if first_tokens == limit:
+            return head, 0
+        last_tokens = max(1, limit - first_tokens - self.count(OMISSION))
+        return len(self.fit(text, first_tokens)), len(self.fit_end(text, last_tokens))
 
     def unspecial(self, text: str) -> str:
         """A text in which nothing is a special token to the teacher (the end of the prompt, another speaker's turn)."""

@@ -12,7 +12,7 @@ from cotd.errors import CotdError
 from cotd.hub import first_sentence, hub_commit
 from cotd.requests import Teacher
 from cotd.student import model_digest, resolve_model
-from cotd.truncation import cut_text, fit_by_length, tokens_by_length
+from cotd.truncation import cut_beginning, cut_text, fit_by_length, tokens_by_length
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
@@ -33,17 +33,23 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if tokenizer is None:
         return Teacher(config.model, revision, None, fit_by_length, config, tokens_by_length)
 
-    def offsets(text: str, limit: int) -> list[tuple[int, int]]:
-        # Texts of megabytes take long, and no token has so many characters.
-        encoded = tokenizer(text[: 64 * limit], add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["offset_mapping"]
+    def offsets(text: str) -> list[tuple[int, int]]:
+        return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
+    # Texts of megabytes take long, and no token has 64 characters. A token has at least one byte; an emoji may be four tokens,
+    # and a character that the limit falls into is left out.
     def fit(text: str, limit: int) -> str:
-        if len(text.encode()) <= limit:  # a token has at least one byte; an emoji may be four tokens
+        if len(text.encode()) <= limit:
             return text
-        found = offsets(text, limit)
-        # A character that the limit falls into is left out.
+        found = offsets(text[: 64 * limit])
         return text if len(found) <= limit else cut_text(text, min(found[limit - 1][1], found[limit][0]))
+
+    def fit_end(text: str, limit: int) -> str:
+        if len(text.encode()) <= limit:
+            return text
+        end = text[-64 * limit :]
+        found = offsets(end)
+        return text if len(found) <= limit else cut_beginning(end, max(found[-limit][0], found[-limit - 1][1]))
 
     @functools.cache  # a few words, and every request asks
     def first_token(word: str) -> int:
@@ -53,7 +59,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         return len(tokenizer(text)["input_ids"])
 
     special = tuple(tokenizer.all_special_tokens)
-    return Teacher(config.model, revision, first_token, fit, config, count, special, commit=commit)
+    return Teacher(config.model, revision, first_token, fit, config, count, special, commit=commit, fit_end=fit_end)
 
 
 def api_revision(revision: str | None, api: ApiConfig) -> str:

@@ -25,6 +25,11 @@ def tail_length(truncation: Truncation, limit: int) -> int:
     return 1 if truncation == "head" else max(1, limit - limit // 4)
 
 
+def head_length(truncation: Truncation, limit: int) -> int:
+    """How many of a review's first tokens a teacher is shown of `limit`: as many as a student reads."""
+    return limit if truncation == "head" else limit - tail_length(truncation, limit)
+
+
 def tokens_by_length(text: str) -> int:
     """About how many tokens a text has: one for four bytes of UTF-8, as English has in most vocabularies."""
     return -(-len(text.encode()) // 4)
@@ -37,6 +42,13 @@ def fit_by_length(text: str, limit: int) -> str:
     return cut_text(text, len(text.encode()[: 4 * limit].decode(errors="ignore")))
 
 
+def fit_end_by_length(text: str, limit: int) -> str:
+    """The end of a text, of about `limit` tokens."""
+    if tokens_by_length(text) <= limit:
+        return text
+    return cut_beginning(text, len(text) - len(text.encode()[-4 * limit :].decode(errors="ignore")))
+
+
 def cut_text(text: str, end: int) -> str:
     """At most the first `end` characters of a text: to the last sentence's end in their second half, else to a word's."""
     sentences = [m.end() for m in SENTENCE_END.finditer(text[: end + 1]) if end // 2 <= m.end() <= end]
@@ -44,3 +56,17 @@ def cut_text(text: str, end: int) -> str:
         return text[: sentences[-1]]
     space = text.rfind(" ", end // 2, end + 1)
     return text[: space if space > 0 else end]
+
+
+def cut_beginning(text: str, start: int) -> str:
+    """A text without at least its first `start` characters: from a sentence's beginning in the first half of the rest, else a
+    word's."""
+    if start <= 0:
+        return text
+    latest = start + (len(text) - start) // 2
+    for end in (m.end() for m in SENTENCE_END.finditer(text[: latest + 1])):
+        following = end + len(text[end:]) - len(text[end:].lstrip())
+        if start <= following <= latest:
+            return text[following:]
+    space = text.find(" ", start - 1, latest)
+    return text[space + 1 if space >= 0 else start :]

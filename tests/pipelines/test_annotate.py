@@ -24,7 +24,7 @@ from cotd.sources import load_reviews
 from cotd.strategies import STRATEGIES
 from cotd.task import SENTIMENT
 from cotd.teacher import load_teacher
-from cotd.truncation import fit_by_length, tokens_by_length
+from cotd.truncation import fit_by_length, fit_end_by_length, tokens_by_length
 from pipelines.annotate import annotate, preview
 from pipelines.annotation_files import QUARANTINE, AnnotationFiles, parquet_file, read_annotations
 from pipelines.annotation_job import check_gold, prepare
@@ -214,15 +214,16 @@ def test_bad_rows_are_named_in_the_summary(
     assert summary["annotations"]["reviews"] == 23
 
 
+@pytest.mark.parametrize("truncation", ["head", "head_tail"])
 def test_a_long_review_is_cut_to_the_teachers_limit(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, truncation: str
 ) -> None:
     long = pd.DataFrame([("warm " * 500 + "THE END", "positive", "train")], columns=["text", "label", "split"])
-    settings = {"calibration": {"rows": 24}, "max_review_tokens": 50}
+    settings = {"calibration": {"rows": 24}, "max_review_tokens": 50, "truncation": truncation}
     annotate(load_config(write_study(pd.concat([review_rows, long]), teacher=settings)), teacher_double.complete)
     (shown,) = {p for p in prompts(teacher_double) if p.count("warm") > 20 and p.endswith("Sentiment:")}
     assert 40 <= shown.count("warm") <= 50
-    assert "THE END" not in shown
+    assert ("THE END" in shown) == (truncation == "head_tail")
 
 
 @pytest.mark.parametrize("model", ["embedded", "length"])
@@ -241,6 +242,42 @@ def test_texts_are_cut_at_a_sentence_end(model: str, embedded_student: Path) -> 
     assert count(fit("🎬" * 90, 100)) <= 100, "fewer characters than tokens"
     assert fit("word " * 2000, 100).endswith("word")
     assert fit("A short one", 100) == "A short one"
+
+
+@pytest.mark.parametrize("model", ["embedded", "length"])
+def test_ends_of_texts_begin_at_a_sentence(model: str, embedded_student: Path) -> None:
+    teacher = load_teacher(TeacherConfig()) if model == "embedded" else None
+    fit_end = teacher.fit_end if teacher else fit_end_by_length
+    count = teacher.count if teacher else tokens_by_length
+    sentences = " ".join(f"This is sentence number {i}." for i in range(200))
+    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000):
+        end = fit_end(text, 100)
+        assert text.endswith(end)
+        assert 20 <= count(end) <= 104
+        assert fit_end(end, 104) == end
+    assert fit_end(sentences, 100).startswith("This is")
+    assert fit_end("这部电影很好看。" * 200, 100).startswith("这部")
+    assert fit_end("word " * 2000, 100).startswith("word")
+    assert fit_end("A short one", 100) == "A short one"
+
+
+def test_both_ends_of_a_long_review_are_shown(embedded_student: Path) -> None:
+    limit = 60
+    middle = " ".join(f"Sentence number {i} is here." for i in range(50))
+    texts = [f"It begins well. {middle} It ends badly.", "It is short."]
+    reviews = build_reviews(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
+    teacher = load_teacher(TeacherConfig(max_review_tokens=limit, truncation="head_tail"))
+    for _ in range(2):  # the second time it is remembered
+        shown = {text[:9]: text for _, text in teacher.shown(reviews)}
+        assert shown["It is sho"] == "It is short."
+        beginning, omission, end = shown["It begins"].partition(" … ")
+        assert beginning.startswith("It begins well.")
+        assert omission
+        assert end.startswith("Sentence")
+        assert end.endswith("It ends badly.")
+        assert teacher.count(beginning) <= limit // 4 < teacher.count(end)
+        assert limit // 2 <= teacher.count(shown["It begins"]) <= limit
+    assert teacher.count_cut(reviews) == 1
 
 
 def test_cut_reviews_are_counted(write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any) -> None:
