@@ -43,6 +43,13 @@ class ScaledAdamW(torch.optim.Optimizer):
         """Whether these weights are stepped so."""
         return True
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As PyTorch's, which leaves the counts of steps on the processor unless told that an optimiser is fused."""
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(p.device)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; `closure`, if given, is called for the loss, which is returned."""

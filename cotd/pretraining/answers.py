@@ -104,6 +104,7 @@ class AnswerTeacher:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
+        self.tokenizer.truncation_side = "left"  # what asks for the label stands at the prompt's end
         dtype = getattr(torch, choose_dtype("auto", self.device == "cuda"))
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval().to(self.device)
         prompts = {noun: load_prompts(task, noun) for noun in nouns}

@@ -94,26 +94,35 @@ class BatchedCorpus:
             of_pool = pools == pool
             self.positions[of_pool] = np.arange(of_pool.sum())
         self.plans: dict[tuple[str, int], list[np.ndarray]] = {}
+        self.plan_lengths: dict[tuple[str, int], int] = {}
 
     def __len__(self) -> int:
         return self.count
 
     def _plan(self, pool: str, epoch: int) -> list[np.ndarray]:
-        """The pool's batches of one epoch; only the newest two epochs are kept."""
+        """The pool's batches of one epoch; of the others only the one before it is kept."""
         if (pool, epoch) not in self.plans:
             generator = np.random.default_rng([self.seed, 1, epoch, len(pool)])
-            self.plans = {k: v for k, v in self.plans.items() if k[0] != pool or k[1] in (0, epoch - 1)}
+            self.plans = {k: v for k, v in self.plans.items() if k[0] != pool or k[1] == epoch - 1}
             self.plans[pool, epoch] = plan_batches(self.lengths[pool], self.batch_tokens, generator)
+            self.plan_lengths[pool, epoch] = len(self.plans[pool, epoch])
         return self.plans[pool, epoch]
+
+    def _plan_length(self, pool: str, epoch: int) -> int:
+        """How many batches an epoch has; epochs differ a little."""
+        if (pool, epoch) not in self.plan_lengths:
+            self._plan(pool, epoch)
+        return self.plan_lengths[pool, epoch]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.count:
             raise IndexError(index)
         kind, position, epoch = self.kinds[index], int(self.positions[index]), 0
         pool = POOLS[kind]
-        while position >= len(plan := self._plan(pool, epoch)):  # epochs differ a little in how many batches they make
-            position -= len(plan)
+        while position >= (length := self._plan_length(pool, epoch)):
+            position -= length
             epoch += 1
+        plan = self._plan(pool, epoch)
         if kind == "answer":
             return self.answer_batch(plan[position])
         if kind == "gold":

@@ -15,20 +15,27 @@ from cotd.task import get_task
 def write_card(folder: RunFolder, summary: dict[str, Any]) -> None:
     """Writes `README.md` and `pretraining.json` beside the weights, and, where it learned labels, a student's `cotd.json`.
 
-    None says where on this machine anything lay.
+    None says where on this machine anything lay. `README.md`, whose presence means done, is written last.
     """
     shown = copy.deepcopy(summary)
+    config = shown["config"]
     for key in ("storage", "tracking_uri"):
-        del shown["config"][key]
-    shown["config"]["start"] = short(shown["config"]["start"]) if shown["config"]["start"] else None
-    for source in shown["config"]["corpus"]["sources"] + shown["config"]["corpus"]["protect"] + shown["corpus"]["sources"]:
+        del config[key]
+    for block, key in (
+        (config, "start"), (config, "language_teacher"), (config["encoder_teacher"], "model"), (config["answer_teacher"], "model"),
+    ):  # fmt: skip
+        if block and block[key]:
+            block[key] = short(block[key])
+    if config["probe"]["source"]:
+        config["probe"]["source"] = name_of(config["probe"]["source"])
+    for source in config["corpus"]["sources"] + config["corpus"]["protect"] + shown["corpus"]["sources"]:
         source["source"] = name_of(source["source"])
         if source.get("rationales"):
             source["rationales"] = short(source["rationales"])
-    (folder.model / "README.md").write_text(card(summary, folder.points()), encoding="utf-8")
     (folder.model / "pretraining.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if student := student_card(summary["config"]):
         (folder.model / CARD).write_text(json.dumps(student, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder.model / "README.md").write_text(card(summary | {"config": config}, folder.points()), encoding="utf-8")
 
 
 def student_card(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cotd.config import Block, Columns, Share, check_block, read_yaml
+from cotd.config import Block, Columns, DataConfig, Share, check_block, read_yaml
 
 
 class CorpusSource(Block):
@@ -16,6 +16,11 @@ class CorpusSource(Block):
     splits: list[Literal["train", "validation", "test", "unlabelled"]] = Field(
         ["train"], description="the splits to read; `unlabelled` stands for all rows of a source without a split column"
     )
+    validation_share: Share = Field(
+        DataConfig.model_fields["validation_share"].default,
+        description="of a source that brings no such split: as the studies have it whose validation and test reviews stay unseen",
+    )
+    test_share: Share = DataConfig.model_fields["test_share"].default
     labels: bool = Field(False, description="learn its gold labels, too: each chunk's is its document's")
     answers: int = Field(0, ge=0, description="chunks of this source to ask the answer teacher about")
     phrases: int = Field(0, ge=0, description="runs of 1 to 8 words to ask it about: cheaper, and they say which words count")
@@ -28,6 +33,19 @@ class CorpusSource(Block):
     def labels_are_there(self) -> CorpusSource:
         if self.labels and "unlabelled" in self.splits:
             raise ValueError(f"{self.source}: labels: true, but splits has 'unlabelled', whose texts have none; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def all_rows_or_some_splits(self) -> CorpusSource:
+        if "unlabelled" in self.splits and len(set(self.splits)) > 1:
+            raise ValueError(
+                f"{self.source}: 'unlabelled' stands for all rows, and is beside other splits; leave it out, or them"
+            )
+        if "unlabelled" in self.splits and self.columns.split:
+            raise ValueError(
+                f"{self.source}: splits has 'unlabelled', which stands for all rows, and columns.split names a column that says "
+                "which rows are for training; name splits out of that, or leave columns.split out"
+            )
         return self
 
 
@@ -138,7 +156,9 @@ class ProbeConfig(Block):
     """A quick finetune on gold labels now and then: does what is learned serve the task?"""
 
     source: str | None = Field("embedded:rotten-tomatoes", description="null: no probe")
-    every: int = Field(2000, ge=1, description="steps between probes; one is always taken at the end")
+    every: int = Field(
+        2000, ge=1, description="steps between probes; one is always taken at the end, and by several workers no other"
+    )
     rows: int = Field(1000, ge=32, description="training reviews; scored on the validation split, never on test")
     steps: int = Field(100, ge=1)
 

@@ -57,7 +57,7 @@ def read_documents(source: CorpusSource) -> dict[str, int]:
         texts = {clean_text(t): NO_LABEL for t in rows["text"] if isinstance(t, str)}
     else:
         task = get_task(data.task)
-        table = build_reviews(rows, dataset_name(data), task, data.test_share, data.validation_share).table
+        table = build_reviews(rows, dataset_name(data), task, source.test_share, source.validation_share).table
         table = table[table["split"].isin(source.splits)]
         numbers = {label: number for number, label in enumerate(task.labels)} if source.labels else {}
         texts = {text: numbers.get(label, NO_LABEL) for text, label in zip(table["text"], table["label"], strict=True)}
@@ -194,12 +194,21 @@ class Corpus:
         return padded, lengths
 
 
+def what_is_read(source: CorpusSource) -> dict[str, Any]:
+    """What of a source's description decides its documents."""
+    plain = source.model_dump(exclude={"answers", "phrases", "noun", "rationales"})
+    for share in ("test_share", "validation_share"):
+        if plain[share] == CorpusSource.model_fields[share].default:
+            del plain[share]  # as it was before there was a choice: corpora prepared then are found
+    return plain
+
+
 def corpus_digest(config: PretrainConfig) -> str:
     """What a prepared corpus depends on; a folder of another digest is made anew."""
     teacher = config.encoder_teacher.model if config.encoder_teacher else None
     corpus = config.corpus.model_dump(exclude={"held_out"})
-    corpus["sources"] = [s.model_dump(exclude={"answers", "phrases", "noun", "rationales"}) for s in config.corpus.sources]
-    corpus["protect"] = [s.model_dump(exclude={"rationales"}) for s in config.corpus.protect]
+    corpus["sources"] = [what_is_read(s) for s in config.corpus.sources]
+    corpus["protect"] = [what_is_read(s) | s.model_dump(include={"answers", "phrases", "noun"}) for s in config.corpus.protect]
     tokenizer = config.tokenizer.model_dump() if config.start is None else {"start": config.start}
     return digest({"corpus": corpus, "tokenizer": tokenizer, "teacher": teacher})
 
@@ -264,6 +273,11 @@ def load_teacher_tokenizer(config: PretrainConfig) -> Any | None:
     return AutoTokenizer.from_pretrained(resolve_model(config.encoder_teacher.model))
 
 
+def id_type(tokenizer: Any | None) -> type[np.unsignedinteger[Any]]:
+    """The smallest type that holds a tokenizer's ids; those of many languages have hundreds of thousands."""
+    return np.uint16 if tokenizer is None or len(tokenizer) <= 2**16 else np.uint32
+
+
 def write_arrays(folder: Path, documents: dict[str, Origin], tokenizer: Any, teacher: Any | None, limits: list[int]) -> None:
     """Tokenises documents with both tokenizers and writes the corpus' arrays."""
     texts_and_origins = list(documents.items())
@@ -271,6 +285,7 @@ def write_arrays(folder: Path, documents: dict[str, Origin], tokenizer: Any, tea
     pieces_in_sample = sum(len(ids) for ids in tokenizer(sample, verbose=False)["input_ids"])
     characters_a_piece = sum(map(len, sample)) / pieces_in_sample
     longest = max(limits)
+    piece_type, teacher_type = id_type(tokenizer), id_type(teacher)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("pieces", "teacher", "first", "last")}
     piece_lengths, teacher_lengths = [], []
     origins: list[Origin] = []
@@ -286,8 +301,8 @@ def write_arrays(folder: Path, documents: dict[str, Origin], tokenizer: Any, tea
         )
         for i in range(len(texts)):
             first, last = align(coded["offset_mapping"][i], seen["offset_mapping"][i])
-            columns["pieces"].append(np.array(coded["input_ids"][i], dtype=np.uint16))
-            columns["teacher"].append(np.array(seen["input_ids"][i], dtype=np.uint16))
+            columns["pieces"].append(np.array(coded["input_ids"][i], dtype=piece_type))
+            columns["teacher"].append(np.array(seen["input_ids"][i], dtype=teacher_type))
             columns["first"].append(first.astype(np.uint16))
             columns["last"].append(last.astype(np.uint16))
             piece_lengths.append(len(first))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cotd.config import DataConfig, TrainingConfig
 from cotd.pretraining.batches import BatchedCorpus
-from cotd.pretraining.config import PretrainConfig, ProbeConfig
+from cotd.pretraining.config import ProbeConfig
 from cotd.reviews import Reviews
 from cotd.student import Student
 from cotd.task import get_task
@@ -52,7 +52,7 @@ def probe_reviews(settings: ProbeConfig) -> Reviews:
     return load_reviews(DataConfig(source=settings.source, train_rows=settings.rows, validation_rows=1000, test_rows=32))
 
 
-def probe(config: PretrainConfig, model: Any, tokenizer: Any, scratch: Path) -> dict[str, float]:
+def probe(settings: ProbeConfig, model: Any, tokenizer: Any, scratch: Path) -> dict[str, float]:
     """`probe_accuracy`: validation accuracy of a quick finetune of the model as it is, with the trainer that trials use.
 
     Args:
@@ -61,24 +61,31 @@ def probe(config: PretrainConfig, model: Any, tokenizer: Any, scratch: Path) -> 
     import torch
 
     from cotd.pretraining.model import save_as_t5
+
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_as_t5(model, tokenizer, scratch / "base")
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):  # the run goes on with the random numbers that it would have had
+        accuracy = probe_model(settings, scratch / "base", scratch / "trial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    return accuracy
+
+
+def probe_model(settings: ProbeConfig, base: Path, scratch: Path) -> dict[str, float]:
+    """`probe_accuracy` of a T5 that lies in a folder. The trial's own is `scratch`, and left to be removed."""
     from cotd.training import train_trial
     from cotd.trials import Trial, TrialFolder
 
-    settings, reviews = config.probe, probe_reviews(config.probe)
-    shutil.rmtree(scratch, ignore_errors=True)
-    random_state = torch.get_rng_state()
-    save_as_t5(model, tokenizer, scratch / "base")
+    reviews = probe_reviews(settings)
     # The rate for a model that knows nothing yet, whatever it knows: probes are compared along a run, and between runs.
     training = TrainingConfig(
         steps=settings.steps, eval_every=max(1, settings.steps // 4), dropout=0.0, learning_rate=5e-3, truncation="head"
     )  # fmt: skip
     trial = Trial(
-        "finetune", 1.0, "probe", 0, str(scratch / "base"), training, "sentiment", base_digest="", reviews_digest="",
+        "finetune", 1.0, "probe", 0, str(base), training, "sentiment", base_digest="", reviews_digest="",
         annotations_digest=None,
     )  # fmt: skip
-    trial_folder = TrialFolder(scratch / "trial")
+    trial_folder = TrialFolder(scratch)
     trial_folder.path.mkdir(parents=True)
     result = train_trial(trial, trial_folder, reviews.table, None)
-    shutil.rmtree(scratch, ignore_errors=True)
-    torch.set_rng_state(random_state)
     return {"probe_accuracy": result["validation"]["accuracy"]}

@@ -7,12 +7,14 @@ A run's folder:
     checkpoints/     the newest one; training goes on from it exactly
     metrics.jsonl    a line for each logged step
     model/           the finished T5, in Hugging Face layout, with its card
-    summary.json     written last: its presence means done
+    summary.json     what was trained and how; done is what has the card, too, which is written last
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -79,13 +81,24 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary.read_text(encoding="utf-8"))
 
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes it whole or not at all."""
+        scratch = self.summary.with_suffix(".part")
+        scratch.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+        scratch.replace(self.summary)
+
+    def lines(self) -> list[dict[str, float]]:
+        """What has been logged, in the order of writing; a line that a kill or a full disk cut off is passed over."""
+        found = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
     def points(self) -> list[dict[str, float]]:
         """The logged points, in order; a step logged twice, because a stop lay between, counts once."""
-        if not self.metrics.is_file():
-            return []
-        lines = [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
         by_step: dict[int, dict[str, float]] = {}
-        for point in lines:
+        for point in self.lines():
             by_step[int(point["step"])] = by_step.get(int(point["step"]), {}) | point
         return [by_step[step] for step in sorted(by_step)]
 
@@ -190,6 +203,9 @@ def make_initial(config: PretrainConfig, corpus: Corpus, folder: RunFolder) -> N
         for head in widths:  # small, so that the first prediction is about the mean; not zero, where scaled steps would be tiny
             torch.nn.init.normal_(getattr(model, f"{head}_head").weight, std=HEAD_SPREAD)
             torch.nn.init.zeros_(getattr(model, f"{head}_head").bias)
+            # Written out: of what a loaded model lacks transformers makes room, and knows no values for these.
+            torch.nn.init.zeros_(getattr(model, f"{head}_mean"))
+            torch.nn.init.ones_(getattr(model, f"{head}_spread"))
     with torch.no_grad():
         for name, value in values.items():
             getattr(model, name).copy_(value.cpu())
@@ -226,7 +242,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains from the initial model or the newest checkpoint, and writes the finished T5.
 
-    On several workers each calls this; batches are dealt out among them, and the first one writes.
+    On several workers each calls this; batches are dealt out among them, and the first one writes. They take no probe: it is
+    a training of its own, which the others would be part of.
 
     Args:
         on_point: called with each logged point: `step`, `loss`, the losses by objective, `tokens`, held-out losses,
@@ -234,6 +251,9 @@ def train(
 
     Returns:
         What `summary.json` holds.
+
+    Raises:
+        CotdError: the loss is no number any more.
     """
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -262,9 +282,16 @@ def train(
         logging_nan_inf_filter=False,  # it would wait for the GPU at every step
         average_tokens_across_devices=False,  # workers would exchange counts for batches with labels alone, and wait for others
     )  # fmt: skip
+    if (
+        arguments.world_size == 1
+    ):  # one process trains on one GPU, however many it sees: the Trainer would deal batches out to all
+        arguments._n_gpu = min(1, arguments.n_gpu)
+    arguments.seed += arguments.process_index  # what workers drop out differs
+    start = Path(resolve_model(config.start)) if config.start else None
     batches = make_batches(config, corpus, tokenizer, train_chunks, settings.steps * arguments.world_size)
     held_out = make_batches(config, corpus, tokenizer, held_out_chunks, 40, seed_offset=1)
     validation = probe_reviews(config.probe).split("validation") if config.probe.source else None
+    probes = config.probe.source is not None and arguments.world_size == 1
     sums: dict[str, Any] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
 
@@ -287,6 +314,8 @@ def train(
             return total_loss(losses, config.objectives)
 
         def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
+            if not math.isfinite(logs.get("loss", 0.0)):  # the mean over all workers, so that all of them stop
+                raise CotdError(diverged(self.state.global_step, folder))
             if "loss" not in logs or not self.is_world_process_zero():
                 return
             point: dict[str, float] = {"step": self.state.global_step, "loss": logs["loss"]}
@@ -308,9 +337,10 @@ def train(
                 write_point({"step": state.global_step} | measure())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            due = config.probe.source and state.global_step % config.probe.every == 0 and state.global_step < settings.steps
-            if due and state.is_world_process_zero:
-                write_point({"step": state.global_step} | probe(config, model, tokenizer, folder.path / "probe"))
+            if state.global_step % settings.save_every == 0:
+                control.should_log = True  # before it is saved: a loss that is no number stops it there
+            if probes and state.global_step % config.probe.every == 0 and state.global_step < settings.steps:
+                write_point({"step": state.global_step} | probe(config.probe, model, tokenizer, folder.path / "probe"))
 
     def measure() -> dict[str, float]:
         measured = held_out_losses(model, held_out, teacher)
@@ -335,11 +365,10 @@ def train(
     if not trainer.is_world_process_zero():
         return {}
     last = {"step": settings.steps} | measure()
-    if config.probe.source:
-        last |= probe(config, model, tokenizer, folder.path / "probe")
+    if probes:
+        last |= probe(config.probe, model, tokenizer, folder.path / "probe")
     write_point(last)
     points = folder.points()
-    start = Path(resolve_model(config.start)) if config.start else None
     before = start / "pretraining.json" if start else None
     summary = {
         "digest": run_digest(config), "steps": settings.steps, "tokens": sum(p.get("tokens", 0) for p in points),
@@ -356,8 +385,18 @@ def train(
         shutil.copy(start / "README.md", scratch / "START.md")
     shutil.rmtree(folder.model, ignore_errors=True)
     scratch.rename(folder.model)
-    folder.summary.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+    folder.write_summary(summary)
     return summary
+
+
+def diverged(step: int, folder: RunFolder) -> str:
+    """What to do when the loss is no number."""
+    kept = latest_checkpoint(folder.checkpoints)
+    where = f"{kept} is kept" if kept else "no checkpoint had been saved yet"
+    return (
+        f"pretraining has diverged: by step {step} the loss is not a number. It has stopped; {where}. Lower "
+        "training.learning_rate, raise training.warmup_steps, or set training.precision: float32, and start over with --restart."
+    )
 
 
 def plain_parameters(model: Any) -> int:
@@ -369,8 +408,8 @@ def plain_parameters(model: Any) -> int:
 def total_seconds(folder: RunFolder) -> float:
     """Seconds of training over all attempts: each attempt's clock starts at zero."""
     total = previous = 0.0
-    for line in folder.metrics.read_text(encoding="utf-8").splitlines():
-        seconds = json.loads(line).get("seconds")
+    for line in folder.lines():
+        seconds = line.get("seconds")
         if seconds is not None:
             total += seconds - previous if seconds >= previous else seconds
             previous = seconds

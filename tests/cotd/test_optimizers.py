@@ -68,3 +68,16 @@ def test_the_trainer_knows_every_optimiser(name: str) -> None:
     optim, given = trainer_optimizer(name, 0.01, 0.0)
     assert TrainingArguments(optim=optim, use_cpu=True, report_to="none").optim == optim
     assert (given is not None) == name.startswith("scaled")
+
+
+@pytest.mark.parametrize("optimizer", [ScaledAdamW, ScaledMuon])
+def test_what_is_loaded_lies_where_the_weights_lie(optimizer: type[ScaledAdamW]) -> None:
+    """Checkpoints are read onto the processor; a GPU takes no step with a count that is there."""
+    vector, matrix = torch.ones(3, requires_grad=True), torch.ones(64, 64, requires_grad=True)
+    stepped = optimizer([vector, matrix])
+    (vector.sum() + matrix.sum()).backward()
+    stepped.step()
+    elsewhere = [torch.empty_like(p, device="meta", requires_grad=True) for p in (vector, matrix)]
+    resumed = optimizer(elsewhere)
+    resumed.load_state_dict(stepped.state_dict())
+    assert {t.device.type for p in elsewhere for t in resumed.state[p].values()} == {"meta"}

@@ -218,7 +218,7 @@ def test_rationales_are_learned_and_labels_read_off_by_gold_ones(
 
 def test_a_run_goes_on_from_another_s_model(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
     before = RunFolder(learned[0].directory).model
-    plain = {"start": str(before), "objectives": {"gold_share": 1, "hidden_share": 0, "answer_share": 0, "denoise_share": 0}}
+    plain = {"start": str(before), "objectives": {"gold_share": 1, "hidden_share": 0, "answer_share": 1, "denoise_share": 0}}
     for name, steps in (("as_it_was", 0), ("further", 3)):
         pretrain(recipe(name, training={"steps": steps}, **plain))
     first, same, further = (
@@ -226,6 +226,9 @@ def test_a_run_goes_on_from_another_s_model(recipe: Callable[..., PretrainConfig
     )
     assert all((first[name] == same[name]).all() for name in first)
     assert any((first[name] != further[name]).any() for name in first)
+    heads = weights(before.parents[1] / "further" / "initial")
+    assert (heads["answer_mean"] == 0).all(), "its targets are standardised already"
+    assert (heads["answer_spread"] == 1).all()
     folder = before.parents[1] / "further" / "model"
     assert (folder / "tokenizer.json").read_bytes() == (before / "tokenizer.json").read_bytes()
     assert (folder / "START.md").read_text() == (before / "README.md").read_text()
@@ -235,11 +238,59 @@ def test_a_run_goes_on_from_another_s_model(recipe: Callable[..., PretrainConfig
         assert str(before.parents[1]) not in text, "no path of the machine it was made on"
 
 
+def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(
+    recipe: Callable[..., PretrainConfig], learned: Learned
+) -> None:
+    config = recipe("carded", training={"steps": 0})
+    borrow(learned, config, "corpus")
+    folder, summary = RunFolder(config.directory), pretrain(config)
+    card = (folder.model / "README.md").read_text()
+    (folder.model / "README.md").unlink()
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 0, "lo')
+    shutil.rmtree(folder.initial)
+    assert pretrain(config) == summary
+    assert (folder.model / "README.md").read_text() == card
+    assert not folder.initial.exists(), "nothing is computed again"
+
+
+def test_a_loss_that_is_no_number_stops_it(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
+    config = recipe("diverging", training={"learning_rate": 1e30, "optimizer": "adamw", "warmup_steps": 0, "save_every": 4})
+    borrow(learned, config, "corpus")
+    with pytest.raises(CotdError, match=r"the loss is not a number. It has stopped; .*Lower training.learning_rate"):
+        pretrain(config)
+    folder = RunFolder(config.directory)
+    assert not folder.summary.exists()
+    for checkpoint in folder.checkpoints.glob("checkpoint-*"):
+        assert all(tensor.isfinite().all() for tensor in weights(checkpoint).values())
+
+
+def test_what_is_wrong_with_teachers_and_probe_is_said_at_once(recipe: Callable[..., PretrainConfig]) -> None:
+    config = recipe("wrong", encoder_teacher={"layer": 3}, answer_teacher={"layer": 2}, probe={"source": "gone.csv"})
+    with pytest.raises(CotdError) as error:
+        pretrain(config)
+    problems = " ".join(error.value.problems)
+    for wrong in ("encoder_teacher.layer is 3, and", "answer_teacher.layer is 2, and", "probe.source: ", "gone.csv"):
+        assert wrong in problems
+    assert not config.directory.exists()
+
+
 @pytest.mark.slow
-def test_two_workers_train_together(recipe: Callable[..., PretrainConfig]) -> None:
-    config = recipe("workers", training={"steps": 6, "workers": 2, "save_every": 3})
+def test_two_workers_train_together(
+    recipe: Callable[..., PretrainConfig], teachers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(teachers["encoder"].parent)  # the workers are elsewhere, and find it all the same
+    config = recipe(
+        "workers", training={"steps": 6, "workers": 2, "save_every": 3}, encoder_teacher={"model": teachers["encoder"].name},
+        probe={"source": "embedded:rotten-tomatoes", "rows": 64, "steps": 4, "every": 2},
+    )  # fmt: skip
     summary = pretrain(config)
     assert summary["steps"] == 6
     assert weights(RunFolder(config.directory).model)
-    steps = [p["step"] for p in RunFolder(config.directory).points()]
+    points = RunFolder(config.directory).points()
+    steps = [p["step"] for p in points]
     assert steps == sorted(set(steps)), "one of the workers writes"
+    assert [p["step"] for p in points if "probe_accuracy" in p] == [6]
+    assert summary["last"] == points[-1]
+    with pytest.raises(CotdError, match=r"training\.workers is 99, and Ray has"):
+        pretrain(recipe("crowd", training={"steps": 6, "workers": 99}))

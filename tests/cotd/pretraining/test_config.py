@@ -26,6 +26,14 @@ SOUND = {
             "readout: gold needs a source with labels",
         ),
         ({"corpus": {"sources": [{"source": "a.csv", "splits": ["unlabelled"], "labels": True}]}}, "whose texts have none"),
+        (
+            {"corpus": {"sources": [{"source": "a.csv", "splits": ["train", "unlabelled"]}]}},
+            "stands for all rows, and is beside",
+        ),
+        (
+            {"corpus": {"sources": [{"source": "a.csv", "splits": ["unlabelled"], "columns": {"split": "split"}}]}},
+            "columns.split names a column",
+        ),
         ({"objectives": {"hiden_share": 1}}, "Did you mean 'hidden_share'"),
         ({"training": {"steps": 10, "batch_tokens": 100}}, "less than the longest chunk"),
         ({"training": {}}, "'training.steps' is missing"),

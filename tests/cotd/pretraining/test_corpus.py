@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cotd.config import DataConfig
 from cotd.errors import CotdError
 from cotd.pretraining.batches import plan_batches
 from cotd.pretraining.config import CorpusSource, PretrainConfig
-from cotd.pretraining.corpus import NO_LABEL, Corpus, align, chunks_of, prepare, read_corpus, read_documents
+from cotd.pretraining.corpus import NO_LABEL, Corpus, align, chunks_of, id_type, prepare, read_corpus, read_documents
 from cotd.pretraining.protection import ProtectedTexts, normalised_words
+from cotd.sources import load_reviews
 
 SENTENCE = "the plot of this long film makes no sense at all but its two leads are wonderful in every scene"
 WORDS = SENTENCE.split()
@@ -125,6 +127,19 @@ def test_gold_labels_that_are_not_there_are_an_error(tmp_path: Path) -> None:
         read_documents(CorpusSource.model_validate(plain))
     named = CorpusSource.model_validate(plain | {"columns": {"label": "stars"}})
     assert sorted(read_documents(named).values()) == [0] * 20 + [1] * 20
+
+
+def test_the_held_out_texts_are_those_of_a_study_with_the_same_shares(tmp_path: Path) -> None:
+    plain = labelled_file(tmp_path, "label") | {"labels": False, "test_share": 0.5}
+    study = load_reviews(DataConfig(source=str(plain["source"]), test_share=0.5)).table
+    read = read_documents(CorpusSource.model_validate(plain | {"splits": ["train"]}))
+    assert set(read) == set(study[study["split"] == "train"]["text"])
+
+
+def test_ids_beyond_sixteen_bits_are_kept() -> None:
+    few, many = range(2**16), range(2**16 + 1)
+    assert np.iinfo(id_type(few)).max == few[-1]
+    assert np.iinfo(id_type(many)).max >= many[-1]
 
 
 def test_a_missing_source_is_named_before_anything_starts(tmp_path: Path) -> None:
