@@ -16,7 +16,7 @@ def annotation_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """Metric name → value, of what `cotd annotate` knows; what was not measured is left out."""
     teacher, annotations, reviews = summary["teacher"], summary["annotations"], summary["reviews"]
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-    kept = ("kappa", "kappa_low", "kappa_high", "calibration_error")
+    kept = ("kappa", "kappa_low", "kappa_high", "roc_auc", "calibration_error")
     values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n", "accuracy_on_train")}
     values |= {f"teacher_{k}": labels[k] for k in kept if k in labels}
     values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}

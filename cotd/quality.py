@@ -21,9 +21,9 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
 
     Returns:
         rows; if there are any: `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap
-        over rows), where both have more than one class; and, where labels have probabilities, the expected calibration
-        error, the reliability diagram's points (confidence, accuracy and rows of each tenth that has any), and
-        `confidence`, what those were in words.
+        over rows), where both have more than one class; and, where labels have probabilities, `roc_auc` (of two classes), how
+        well those tell the classes apart however they are calibrated, the expected calibration error, the reliability
+        diagram's points (confidence, accuracy and rows of each tenth that has any), and `confidence`, what those were in words.
     """
     if gold.empty:
         return {"rows": 0}
@@ -39,6 +39,12 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     known = probability.notna().to_numpy() & (given != "none")
     if known.any():
         quality |= calibration_quality(probability.to_numpy(dtype=float)[known], (wanted == given)[known])
+        if len(task.labels) == 2 == len(set(wanted[known])):
+            from sklearn.metrics import roc_auc_score
+
+            of_label = probability.to_numpy(dtype=float)[known]
+            of_positive = np.where(given[known] == task.positive, of_label, 1 - of_label)
+            quality["roc_auc"] = float(roc_auc_score(wanted[known] == task.positive, of_positive))
         quality["confidence"] = f"the probabilities of {known.sum():,} test reviews' labels"
     return quality
 

@@ -137,7 +137,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
         yield "teacher: not measured, as no test review has a gold label"
     else:
         interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
-        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}"
+        auc = f", ROC-AUC {labels['roc_auc']:.3f}" if "roc_auc" in labels else ""
+        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{auc}"
     if "calibration_error" in labels:
         yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
     for gold, given in labels.get("confusion", {}).items():

@@ -16,7 +16,7 @@ SUMMARY: dict[str, Any] = {
     "annotations": {"rows": 50, "reviews": 40, "usable": 47, "quarantined": {"filtered: length": 2, "no {label}: 100 %\n": 1}},
     "quality": {
         "labels": {
-            "rows": 100, "kappa": 0.6, "kappa_low": 0.5, "kappa_high": 0.7, "calibration_error": 0.1,
+            "rows": 100, "kappa": 0.6, "kappa_low": 0.5, "kappa_high": 0.7, "roc_auc": 0.9, "calibration_error": 0.1,
             "reliability": [{"confidence": 0.9, "accuracy": 0.8, "rows": 100}],
         },
         "rationales": {"rows": 47, "names_its_label": 0.5, "near_duplicates": 0.0, "words": {"p5": 4.0, "p50": 9.0}},
@@ -43,7 +43,7 @@ def test_the_studys_run_has_the_teachers_quality(
         tracker.log_teacher(SUMMARY, page)
     run = tracker.client.get_run(tracker.parent_run)
     expected = {
-        "teacher_accuracy": 0.8, "teacher_kappa": 0.6, "teacher_calibration_error": 0.1, "rationales_words_p50": 9.0,
+        "teacher_accuracy": 0.8, "teacher_kappa": 0.6, "teacher_roc_auc": 0.9, "teacher_calibration_error": 0.1, "rationales_words_p50": 9.0,
         "annotations_usable": 47, "annotations_quarantined": 3, "reviews_quarantined": 2, "reviews_cut": 1,
         "quarantined/filtered length": 2, "quarantined/no label 100": 1,
     }  # fmt: skip

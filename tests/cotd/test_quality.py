@@ -34,6 +34,7 @@ def test_label_quality() -> None:
         {"confidence": pytest.approx(0.95), "accuracy": 1.0, "rows": 3},
     ]
     assert quality["calibration_error"] == pytest.approx((0.55 + 3 * 0.25 + 3 * 0.05) / 7)
+    assert quality["roc_auc"] == 1.0, "each positive one is thought more likely to be than any negative one"
 
 
 def test_votes_of_samples_are_a_confidence() -> None:
@@ -65,3 +66,4 @@ def test_labels_of_one_class_have_no_kappa() -> None:
     quality = label_quality(same, same, pd.Series([np.nan] * 5), SENTIMENT)
     assert "kappa" not in quality
     assert "calibration_error" not in quality
+    assert "roc_auc" not in label_quality(same, same, pd.Series([0.9] * 5), SENTIMENT)
