@@ -43,7 +43,8 @@ def test_the_studys_run_has_the_teachers_quality(
         tracker.log_teacher(SUMMARY, page)
     run = tracker.client.get_run(tracker.parent_run)
     expected = {
-        "teacher_accuracy": 0.8, "teacher_kappa": 0.6, "teacher_roc_auc": 0.9, "teacher_calibration_error": 0.1, "rationales_words_p50": 9.0,
+        "teacher_accuracy": 0.8, "teacher_kappa": 0.6, "teacher_roc_auc": 0.9, "teacher_calibration_error": 0.1,
+        "rationales_words_p50": 9.0,
         "annotations_usable": 47, "annotations_quarantined": 3, "reviews_quarantined": 2, "reviews_cut": 1,
         "quarantined/filtered length": 2, "quarantined/no label 100": 1,
     }  # fmt: skip
