@@ -22,7 +22,7 @@ SHARE = 0.01
 def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
     """Samples this process and its machine into a JSON-lines file for the duration of a block, and once at its end.
 
-    A file that is there is added to. One that cannot be written is no reason to stop what is sampled.
+    A file that is there is added to. That it cannot be written, or a driver cannot be asked, is no reason to stop what is sampled.
 
     Args:
         interval: seconds between samples at first.
@@ -34,7 +34,7 @@ def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
     psutil.cpu_percent()
 
     def write() -> None:
-        with contextlib.suppress(OSError, psutil.Error), path.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(Exception), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(sample(process)) + "\n")
 
     def run() -> None:
@@ -74,10 +74,13 @@ def gpu_load() -> dict[str, float]:
         return {}
     values: dict[str, float] = {}
     for number in range(torch.cuda.device_count()):
+        if not torch.cuda.memory_reserved(number):
+            continue  # another worker's, on which asking would make a context
         free, total = torch.cuda.mem_get_info(number)
         values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
         values[f"gpu_{number}_memory_usage_percentage"] = (total - free) / total * 100
-        with contextlib.suppress(ImportError, RuntimeError):
+        # NVIDIA's own errors have no other base: some GPUs, divided ones (MIG) among them, say neither.
+        with contextlib.suppress(Exception):
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
             values[f"gpu_{number}_power_usage_watts"] = torch.cuda.power_draw(number) / 1000
     return values

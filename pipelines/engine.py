@@ -35,6 +35,8 @@ BATCHES_A_PIPELINE = 32
 ROWS_A_PIPELINE = 100_000
 # Of an in-process engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten.
 RESTARTS = 32  # a row that kills takes some ten of a batch of 256 to be found; what is broken itself must end
+# Of an engine of ray.data.llm, which finds no such row: a minute or two each.
+PIPELINE_RESTARTS = 3
 GONE = "gone"  # in place of answers: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
 KEPT = "What is done is kept; the same command goes on from there."
 
@@ -64,6 +66,8 @@ def teacher_engine(
     import ray
 
     use_gpu = has_gpus()
+    require_room(config, use_gpu)
+    config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
     in_process = backend == "in_process" or engine_class is not None
@@ -97,6 +101,34 @@ def teacher_engine(
     finally:
         for engine in engines:
             ray.kill(engine)
+
+
+def require_room(config: EngineConfig, use_gpu: bool) -> None:
+    """Raises a CotdError if Ray's nodes cannot hold all engines at once: Ray would wait for that without end or word."""
+    from pipelines.resources import have_room, ray_nodes
+
+    if config.engine_kwargs.get("distributed_executor_backend") == "ray":
+        return  # an engine may be on several nodes
+    each: dict[str, float] = {"CPU": 1, "GPU": config.tensor_parallel if use_gpu else 0}
+    nodes = ray_nodes()
+    room = next(n for n in range(config.replicas, -1, -1) if have_room([each] * n, nodes))
+    if room < config.replicas:
+        parts = (
+            f"{config.tensor_parallel} GPUs each (teacher.engine.tensor_parallel), on one node, " if use_gpu else "a CPU each "
+        )
+        raise CotdError(
+            f"teacher.engine.replicas asks for {config.replicas} engines of {parts}and Ray has room for {room}. Ask for less, or "
+            "join a larger cluster (RAY_ADDRESS)."
+        )
+
+
+def engine_dtype(config: EngineConfig, use_gpu: bool) -> str:
+    """What an engine computes in: where a GPU decides that, it is asked, as this process may be where there is none."""
+    import ray
+
+    if not use_gpu or config.dtype != "auto":
+        return choose_dtype(config.dtype, use_gpu)
+    return ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(choose_dtype).remote("auto", True))
 
 
 def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
@@ -383,7 +415,9 @@ def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], con
 
     use_gpu = has_gpus()
     threads = max(1, int(ray.cluster_resources().get("CPU", 1) // config.replicas))
-    if not use_gpu:
+    if not use_gpu or config.tensor_parallel > 1:
+        # Left alone, an engine of several GPUs is spread by Ray over a placement group that nothing removes: the next
+        # pipeline's engine would wait for those GPUs for ever.
         arguments = {"distributed_executor_backend": "mp", **arguments}
     processor = build_processor(
         vLLMEngineProcessorConfig(
@@ -391,7 +425,7 @@ def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], con
             engine_kwargs=arguments,
             runtime_env={"env_vars": environment(config, threads)},
             batch_size=config.batch_size,
-            concurrency=config.replicas,
+            concurrency=(config.replicas, config.replicas),  # a number alone is the most there may be, and one is there at first
             placement_group_config={"bundles": [{"GPU": 1, "CPU": 1} if use_gpu else {"CPU": 1}] * config.tensor_parallel},
             should_continue_on_error=True,
             log_engine_metrics=False,
@@ -405,6 +439,10 @@ def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], con
         },
         postprocess=lambda row: {"answer": json.dumps(completion_of_row(row)), "key": row["key"]},
     )  # fmt: skip
+
+    # As often as it takes for what was not the engine's own: by default without end, and in silence.
+    stage = processor.get_stage_by_name("vLLMEngineStage")
+    stage.map_batches_kwargs |= {"max_restarts": PIPELINE_RESTARTS, "max_task_retries": PIPELINE_RESTARTS}
 
     def fill_errors(row: dict[str, Any]) -> dict[str, Any]:
         """Rows that the engine refused skip `postprocess`."""

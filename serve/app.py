@@ -103,6 +103,11 @@ def serving(
         for name, each in (("CPU", cpus), ("GPU", gpus))
         if replicas * each > have.get(name, 0)
     ]
+    if 0 < gpus < 1 and not problems:
+        devices = sum(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"])
+        room = devices * int(1 / gpus + 1e-9)  # a replica is on one of them
+        if replicas > room:
+            problems.append(f"{replicas} replicas of {gpus:g} GPUs: {devices} GPUs hold {room}. Lower --replicas or --gpus.")
     if problems:
         raise CotdError(*problems)
     folder = settings.metrics_folder or tempfile.mkdtemp(prefix="cotd-metrics-")

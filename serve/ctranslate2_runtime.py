@@ -31,7 +31,9 @@ def convert(student: Student, folder: Path) -> None:
         def load_model(self, *_: Any, **__: Any) -> Any:
             # CTranslate2 scales the decoder's output where the configuration ties the embeddings. transformers 5 says
             # "tied" of every T5, and keeps what was meant, which T5 1.1 does not do, in `scale_decoder_outputs`.
-            model = copy.copy(student.model)
+            # From memory that CTranslate2 can read: it takes tensors by their address.
+            on_gpu = student.model.device.type != "cpu"
+            model = copy.deepcopy(student.model).cpu() if on_gpu else copy.copy(student.model)
             model.config = copy.deepcopy(model.config)
             model.config.tie_word_embeddings = getattr(model.config, "scale_decoder_outputs", model.config.tie_word_embeddings)
             return model

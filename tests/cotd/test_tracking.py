@@ -168,9 +168,11 @@ def test_samples_survive_a_kill(tmp_path_factory: pytest.TempPathFactory, values
     assert read_samples(path) == whole
 
 
-def test_sampling_stops_nothing(tmp_path: Path) -> None:
+def test_sampling_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with sample_load(tmp_path / "missing" / "load.jsonl", interval=0.01):
         time.sleep(0.05)
+    with monkeypatch.context() as patch, sample_load(tmp_path / "broken.jsonl", interval=0.01):
+        patch.setattr("cotd.system_metrics.gpu_load", lambda: 1 / 0)  # as a driver that has gone fails
     with pytest.raises(ZeroDivisionError), sample_load(tmp_path / "load.jsonl", interval=10):
         1 / 0  # noqa: B018
     assert len(read_samples(tmp_path / "load.jsonl")) == 1  # however short

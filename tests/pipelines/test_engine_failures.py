@@ -13,6 +13,8 @@ from cotd.config import EngineConfig
 from cotd.errors import CotdError
 from pipelines.cluster import ray_session
 from pipelines.engine import reason_of, teacher_engine
+from serve.app import serving
+from serve.settings import Settings
 
 
 @pytest.mark.slow
@@ -56,6 +58,22 @@ def test_only_the_row_that_an_engine_dies_of_is_set_aside() -> None:
             assert (answer["text"], answer["error"]) == (prompt, None)
     odd = next(r for p, r in requests.items() if "odd" in p)
     assert answers[odd.key]["error"].endswith("RuntimeError: CUDA error: an illegal memory access")
+
+
+def test_what_no_node_has_room_for_is_refused_and_not_waited_for() -> None:
+    """The GPUs are Ray's word for it: there are none."""
+    with ray_session(num_cpus=4, num_gpus=2):
+        for config, message in (
+            (EngineConfig(tensor_parallel=4), r"1 engines of 4 GPUs each .*room for 0"),
+            (EngineConfig(replicas=2, tensor_parallel=2), r"2 engines of 2 GPUs each .*room for 1"),
+        ):
+            with pytest.raises(CotdError, match=message), teacher_engine("stub", config):
+                pass
+        with (
+            pytest.raises(CotdError, match=r"3 replicas of 0\.6 GPUs: 2 GPUs hold 2"),
+            serving(Settings(student="embedded:t5-tiny"), replicas=3, gpus=0.6),
+        ):
+            pass
 
 
 def test_the_reason_is_what_lies_behind() -> None:
