@@ -36,20 +36,21 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     def offsets(text: str) -> list[tuple[int, int]]:
         return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
-    # Texts of megabytes take long, and no token has 64 characters. A token has at least one byte; an emoji may be four tokens,
-    # and a character that the limit falls into is left out.
+    # Texts of megabytes take long, and few tokens have 64 characters, none of them in a sentence. A token has at least one byte;
+    # an emoji may be four tokens, and a character that the limit falls into is left out.
     def fit(text: str, limit: int) -> str:
         if len(text.encode()) <= limit:
             return text
-        found = offsets(text[: 64 * limit])
-        return text if len(found) <= limit else cut_text(text, min(found[limit - 1][1], found[limit][0]))
+        beginning = text[: 64 * limit]
+        found = offsets(beginning)
+        return beginning if len(found) <= limit else cut_text(beginning, min(found[limit - 1][1], found[limit][0]))
 
     def fit_end(text: str, limit: int) -> str:
         if len(text.encode()) <= limit:
             return text
         end = text[-64 * limit :]
         found = offsets(end)
-        return text if len(found) <= limit else cut_beginning(end, max(found[-limit][0], found[-limit - 1][1]))
+        return end if len(found) <= limit else cut_beginning(end, max(found[-limit][0], found[-limit - 1][1]))
 
     @functools.cache  # a few words, and every request asks
     def first_token(word: str) -> int:

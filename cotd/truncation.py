@@ -8,6 +8,8 @@ from typing import Literal
 # Of these marks only those of Chinese and Japanese end a sentence without a space after them: 3.5 has two halves.
 SENTENCE_END = re.compile(r"[.!?…؟۔।][\"')\]”’»]*(?=\s|$)|[。！？｡．][\"')\]”’」』）】]*")
 
+SPACE = re.compile(r"\s*")
+
 Truncation = Literal["head", "head_tail"]
 
 
@@ -46,7 +48,8 @@ def fit_end_by_length(text: str, limit: int) -> str:
     """The end of a text, of about `limit` tokens."""
     if tokens_by_length(text) <= limit:
         return text
-    return cut_beginning(text, len(text) - len(text.encode()[-4 * limit :].decode(errors="ignore")))
+    end = text[-4 * limit - 1 :]  # no character is less than a byte
+    return cut_beginning(end, len(end) - len(end.encode()[-4 * limit :].decode(errors="ignore")))
 
 
 def cut_text(text: str, end: int) -> str:
@@ -64,9 +67,9 @@ def cut_beginning(text: str, start: int) -> str:
     if start <= 0:
         return text
     latest = start + (len(text) - start) // 2
-    for end in (m.end() for m in SENTENCE_END.finditer(text[: latest + 1])):
-        following = end + len(text[end:]) - len(text[end:].lstrip())
-        if start <= following <= latest:
-            return text[following:]
+    for sentence in SENTENCE_END.finditer(text[: latest + 1]):
+        following = SPACE.match(text, sentence.end())
+        if following and start <= following.end() <= latest:
+            return text[following.end() :]
     space = text.find(" ", start - 1, latest)
     return text[space + 1 if space >= 0 else start :]

@@ -66,9 +66,9 @@ def teacher_engine(
     import ray
 
     use_gpu = has_gpus()
-    require_room(config, use_gpu)
-    config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
+    require_room(config, use_gpu, backend)
+    config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
     in_process = backend == "in_process" or engine_class is not None
     engines = start_in_process_engines(engine_class or InProcessEngine, model, arguments, config, use_gpu) if in_process else []
@@ -103,19 +103,19 @@ def teacher_engine(
             ray.kill(engine)
 
 
-def require_room(config: EngineConfig, use_gpu: bool) -> None:
+def require_room(config: EngineConfig, use_gpu: bool, backend: str) -> None:
     """Raises a CotdError if Ray's nodes cannot hold all engines at once: Ray would wait for that without end or word."""
     from pipelines.resources import have_room, ray_nodes
 
     if config.engine_kwargs.get("distributed_executor_backend") == "ray":
         return  # an engine may be on several nodes
-    each: dict[str, float] = {"CPU": 1, "GPU": config.tensor_parallel if use_gpu else 0}
+    processors = config.tensor_parallel if backend == "ray_data_llm" else 1
+    each: dict[str, float] = {"CPU": processors, "GPU": config.tensor_parallel if use_gpu else 0}
     nodes = ray_nodes()
     room = next(n for n in range(config.replicas, -1, -1) if have_room([each] * n, nodes))
     if room < config.replicas:
-        parts = (
-            f"{config.tensor_parallel} GPUs each (teacher.engine.tensor_parallel), on one node, " if use_gpu else "a CPU each "
-        )
+        gpus = f"{config.tensor_parallel} GPUs and " if use_gpu else ""
+        parts = f"{gpus}{processors} CPUs each (teacher.engine.tensor_parallel), on one node, "
         raise CotdError(
             f"teacher.engine.replicas asks for {config.replicas} engines of {parts}and Ray has room for {room}. Ask for less, or "
             "join a larger cluster (RAY_ADDRESS)."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -56,6 +55,10 @@ def pretrain_alone(config: PretrainConfig, restart: bool) -> dict[str, Any]:
     try:
         if not folder.summary.is_file():
             train_model(config, folder, tracker)
+        elif not folder.model.is_dir():
+            raise CotdError(
+                f"{folder.path} says that it is done, and {folder.model} is gone. Put it back, or delete the former."
+            )
         if config.training.workers > 1:
             if config.probe.source and "probe_accuracy" not in folder.read_summary()["last"]:
                 probe_finished(config, folder)
@@ -98,8 +101,7 @@ def probe_finished(config: PretrainConfig, folder: RunFolder) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     last = {"step": config.training.steps} | probe_model(config.probe, folder.model, scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    with folder.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(last) + "\n")
+    folder.append(last)
     folder.write_summary(folder.read_summary() | {"last": folder.points()[-1]})
 
 
@@ -141,15 +143,18 @@ def layer_problems(config: PretrainConfig) -> list[str]:
 
     from cotd.student import resolve_model
 
+    def layers_of(model: str) -> int:
+        return int(AutoConfig.from_pretrained(resolve_model(model)).get_text_config().num_hidden_layers)
+
     problems = []
     if teacher := config.encoder_teacher:
-        layers = AutoConfig.from_pretrained(resolve_model(teacher.model)).num_hidden_layers
+        layers = layers_of(teacher.model)
         if teacher.layer > layers:
             problems.append(
                 f"encoder_teacher.layer is {teacher.layer}, and {teacher.model} has {layers}; name one of 0 to {layers}."
             )
     if asked := config.answer_teacher:
-        layers = AutoConfig.from_pretrained(resolve_model(asked.model)).num_hidden_layers
+        layers = layers_of(asked.model)
         if asked.layer >= layers:  # the last one's state is normalised where the model answers, and is not where it is cut off
             problems.append(
                 f"answer_teacher.layer is {asked.layer}, and {asked.model} has {layers}; name one of 1 to {layers - 1}: the "

@@ -121,6 +121,14 @@ def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | 
     return rationales
 
 
+def made_so(summary: dict[str, Any], config: StudyConfig, reviews: Reviews) -> bool:
+    """Whether annotations are what the study asks for; how reviews are cut decides nothing where none was."""
+    wanted = {config.teacher.truncation} if summary.get("reviews", {}).get("cut", 1) else {"head", "head_tail"}
+    teachers = (config.teacher.model_copy(update={"truncation": truncation}) for truncation in sorted(wanted))
+    studies = (config.model_copy(update={"teacher": teacher}) for teacher in teachers)
+    return any(summary.get("inputs") == annotation_inputs(study, reviews) for study in studies)
+
+
 def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     """The study's annotations, or None where no method needs any.
 
@@ -130,14 +138,14 @@ def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFra
     needing = [m for m in config.grid.all_values("method") if METHODS[m].needs_annotations]
     found = read_annotations(config)
     if not needing:
-        return found if found and found[1].get("inputs") == annotation_inputs(config, reviews) else None
+        return found if found and made_so(found[1], config, reviews) else None
     if found is None:
         raise CotdError(
             f"{', '.join(needing)} need annotations, and {config.name} has none yet. Run `cotd annotate CONFIG` first."
         )
-    if found[1].get("inputs") != annotation_inputs(config, reviews):
+    if not made_so(found[1], config, reviews):
         raise CotdError(
-            f"{config.name}'s annotations were made for other reviews, another teacher or other prompts. "
+            f"{config.name}'s annotations were made for other reviews, another teacher, other prompts or other settings. "
             "Run `cotd annotate CONFIG` again; what is known is not asked again."
         )
     given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]

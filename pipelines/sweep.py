@@ -210,7 +210,7 @@ def train_here(params: dict[str, Any]) -> None:
     report = train.report if "worker" in params else tune.report
     folder, first = TrialFolder(Path(params["folder"])), not params.get("worker")
     trial = folder.trial()
-    if "worker" not in params and folder.done:  # failed after its end, and tried again
+    if folder.done:  # it failed after its end, and is tried again
         report({"step": folder.result()["steps"], METRIC: folder.result()["validation"]["accuracy"]})
         return
     if first:

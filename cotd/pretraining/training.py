@@ -87,6 +87,15 @@ class RunFolder:
         scratch.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
         scratch.replace(self.summary)
 
+    def append(self, point: dict[str, float]) -> None:
+        """Adds a line to what has been logged, beginning one anew where the last was cut off."""
+        with self.metrics.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(point).encode() + b"\n")
+
     def lines(self) -> list[dict[str, float]]:
         """What has been logged, in the order of writing; a line that a kill or a full disk cut off is passed over."""
         found = []
@@ -314,7 +323,8 @@ def train(
             return total_loss(losses, config.objectives)
 
         def log(self, logs: dict[str, float], *_: Any, **__: Any) -> None:
-            if not math.isfinite(logs.get("loss", 0.0)):  # the mean over all workers, so that all of them stop
+            # Of all workers, so that all of them stop. Gradients too: of the step that is saved the loss is from before it.
+            if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "grad_norm")):
                 raise CotdError(diverged(self.state.global_step, folder))
             if "loss" not in logs or not self.is_world_process_zero():
                 return
@@ -337,7 +347,7 @@ def train(
                 write_point({"step": state.global_step} | measure())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % settings.save_every == 0:
+            if state.global_step % settings.save_every == 0 or state.global_step == settings.steps:
                 control.should_log = True  # before it is saved: a loss that is no number stops it there
             if probes and state.global_step % config.probe.every == 0 and state.global_step < settings.steps:
                 write_point({"step": state.global_step} | probe(config.probe, model, tokenizer, folder.path / "probe"))
@@ -347,8 +357,7 @@ def train(
         return measured | (zero_shot(model, tokenizer, validation) if validation is not None else {})
 
     def write_point(point: dict[str, float]) -> None:
-        with folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(point) + "\n")
+        folder.append(point)
         on_point(point)
 
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ from pipelines.annotation_files import QUARANTINE, AnnotationFiles, parquet_file
 from pipelines.annotation_job import check_gold, prepare
 from pipelines.annotation_summary import summary_lines
 from pipelines.asking import Asker, Budget
+from pipelines.study import check_annotations
 from tests.conftest import FakeTeacher, review_text
 from tests.hostile import HOSTILE
 
@@ -250,7 +252,7 @@ def test_ends_of_texts_begin_at_a_sentence(model: str, embedded_student: Path) -
     fit_end = teacher.fit_end if teacher else fit_end_by_length
     count = teacher.count if teacher else tokens_by_length
     sentences = " ".join(f"This is sentence number {i}." for i in range(200))
-    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000):
+    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000, "-" * 100_000):
         end = fit_end(text, 100)
         assert text.endswith(end)
         assert 20 <= count(end) <= 104
@@ -409,6 +411,19 @@ def test_weights_loaded_otherwise_are_another_teacher(
     again = annotate(quantised, teacher_double.complete)
     assert again["usage"]["from_store"] == 0
     assert again["inputs"] != plain["inputs"]
+
+
+@pytest.mark.parametrize("sentences", [2, 200])
+def test_how_reviews_are_cut_makes_other_annotations_only_where_some_are(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, sentences: int
+) -> None:
+    rows = pd.DataFrame([("A warm film. " * sentences, "positive", "train")], columns=["text", "label", "split"])
+    path = write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}})
+    cut = annotate(load_config(path), teacher_double.complete)["reviews"]["cut"]
+    assert cut == (sentences == 200)
+    head = load_config(path, ["teacher.truncation=head", "grid.method=[distill]"])
+    with pytest.raises(CotdError, match="made for other") if cut else contextlib.nullcontext():
+        check_annotations(head, prepare(head).reviews)
 
 
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:

@@ -64,8 +64,8 @@ def test_what_no_node_has_room_for_is_refused_and_not_waited_for() -> None:
     """The GPUs are Ray's word for it: there are none."""
     with ray_session(num_cpus=4, num_gpus=2):
         for config, message in (
-            (EngineConfig(tensor_parallel=4), r"1 engines of 4 GPUs each .*room for 0"),
-            (EngineConfig(replicas=2, tensor_parallel=2), r"2 engines of 2 GPUs each .*room for 1"),
+            (EngineConfig(tensor_parallel=4), r"1 engines of 4 GPUs and 4 CPUs each .*room for 0"),
+            (EngineConfig(replicas=2, tensor_parallel=2), r"2 engines of 2 GPUs and 2 CPUs each .*room for 1"),
         ):
             with pytest.raises(CotdError, match=message), teacher_engine("stub", config):
                 pass

@@ -248,10 +248,15 @@ def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(
     (folder.model / "README.md").unlink()
     with folder.metrics.open("a") as file:
         file.write('{"step": 0, "lo')
+    folder.append({"step": 0, "late": 1.0})
+    assert folder.points()[-1]["late"] == 1.0, "a line that was cut off takes no other with it"
     shutil.rmtree(folder.initial)
     assert pretrain(config) == summary
     assert (folder.model / "README.md").read_text() == card
     assert not folder.initial.exists(), "nothing is computed again"
+    shutil.rmtree(folder.model)
+    with pytest.raises(CotdError, match=r"says that it is done, and .* is gone"):
+        pretrain(config)
 
 
 def test_a_loss_that_is_no_number_stops_it(recipe: Callable[..., PretrainConfig], learned: Learned) -> None:
