@@ -289,9 +289,8 @@ def make_trainer(
         data_seed=trial.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_pin_memory=use_gpu, log_level="error", logging_strategy="steps",
     )  # fmt: skip
-    if (
-        arguments.world_size == 1
-    ):  # one process trains on one GPU, however many it sees: the Trainer would deal batches out to all
+    if arguments.world_size == 1:
+        # One process trains on one GPU, however many it sees: the Trainer would deal batches out to all.
         arguments._n_gpu = min(1, arguments.n_gpu)
     worker = (arguments.process_index, arguments.world_size)
     arguments.seed += worker[0]  # that of dropout, all other randomness being that of the trial

@@ -291,9 +291,8 @@ def train(
         logging_nan_inf_filter=False,  # it would wait for the GPU at every step
         average_tokens_across_devices=False,  # workers would exchange counts for batches with labels alone, and wait for others
     )  # fmt: skip
-    if (
-        arguments.world_size == 1
-    ):  # one process trains on one GPU, however many it sees: the Trainer would deal batches out to all
+    if arguments.world_size == 1:
+        # One process trains on one GPU, however many it sees: the Trainer would deal batches out to all.
         arguments._n_gpu = min(1, arguments.n_gpu)
     arguments.seed += arguments.process_index  # what workers drop out differs
     start = Path(resolve_model(config.start)) if config.start else None
