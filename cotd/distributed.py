@@ -29,6 +29,12 @@ def leave_unwrapped(trainer: Any) -> None:
     accelerator.prepare_model = prepare_bare
 
 
+def train_on_one_gpu(arguments: Any) -> None:
+    """Has transformers' TrainingArguments take one GPU a process, however many it sees: batches would be dealt out to all."""
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(1, arguments.n_gpu)
+
+
 def sum_gradients(parameters: Iterable[Any], *others: Tensor, mean: bool = False) -> None:
     """Replaces gradients, and other tensors of their kind, by their sums over all workers, in place.
 

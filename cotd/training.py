@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pandas as pd
 
 from cotd.batches import collate, multi_task_loss
-from cotd.distributed import leave_unwrapped, sum_gradients
+from cotd.distributed import leave_unwrapped, sum_gradients, train_on_one_gpu
 from cotd.dropout import set_dropout
 from cotd.encoding import EncodedPairs, cached_pairs, encode_trial
 from cotd.errors import CotdError, full_disk
@@ -289,9 +289,7 @@ def make_trainer(
         data_seed=trial.seed, report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not use_gpu,
         bf16=precision == "bfloat16", dataloader_pin_memory=use_gpu, log_level="error", logging_strategy="steps",
     )  # fmt: skip
-    if arguments.world_size == 1:
-        # One process trains on one GPU, however many it sees: the Trainer would deal batches out to all.
-        arguments._n_gpu = min(1, arguments.n_gpu)
+    train_on_one_gpu(arguments)
     worker = (arguments.process_index, arguments.world_size)
     arguments.seed += worker[0]  # that of dropout, all other randomness being that of the trial
     start = student.model.config.decoder_start_token_id

@@ -14,7 +14,8 @@ from cotd.pretraining.config import PretrainConfig
 from cotd.pretraining.corpus import Corpus, prepare
 from cotd.pretraining.probes import probe_model, probe_reviews
 from cotd.pretraining.rationales import read_rationales
-from cotd.pretraining.training import RunFolder, make_initial, run_digest, train
+from cotd.pretraining.run_folder import RunFolder
+from cotd.pretraining.training import make_initial, run_digest, train
 from cotd.progress import say, track
 from cotd.tracking import PretrainingTracker
 from pipelines.cluster import has_gpus, ray_session

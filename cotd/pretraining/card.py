@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cotd.pretraining.training import RunFolder
+from cotd.pretraining.run_folder import RunFolder
 from cotd.student import CARD
 from cotd.task import get_task
 

@@ -229,38 +229,25 @@ def test_a_long_review_is_cut_to_the_teachers_limit(
 
 
 @pytest.mark.parametrize("model", ["embedded", "length"])
-def test_texts_are_cut_at_a_sentence_end(model: str, embedded_student: Path) -> None:
+def test_texts_are_cut_between_sentences(model: str, embedded_student: Path) -> None:
     teacher = load_teacher(TeacherConfig()) if model == "embedded" else None
-    fit = teacher.fit if teacher else fit_by_length
+    fit, fit_end = (teacher.fit, teacher.fit_end) if teacher else (fit_by_length, fit_end_by_length)
     count = teacher.count if teacher else tokens_by_length
     sentences = " ".join(f"Sentence number {i} is here." for i in range(200))
-    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000):
-        cut = fit(text, 100)
-        assert text.startswith(cut)
-        assert 20 <= count(cut) <= 104  # a character may be four tokens, and is not cut in two
-        assert fit(cut, 104) == cut
+    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000, "-" * 100_000):
+        for part, again in ((fit(text, 100), fit), (fit_end(text, 100), fit_end)):
+            assert text.startswith(part) if again == fit else text.endswith(part)
+            assert 20 <= count(part) <= 104  # a character may be four tokens, and is not cut in two
+            assert again(part, 104) == part
     assert fit(sentences, 100).endswith("is here.")
-    assert fit("这部电影很好看。" * 200, 100).endswith("好看。"), "no space after a sentence"
+    assert fit_end(sentences, 100).startswith("Sentence")
+    chinese = "这部电影很好看。" * 200
+    assert fit(chinese, 100).endswith("好看。"), "no space after a sentence"
+    assert fit_end(chinese, 100).startswith("这部")
     assert count(fit("🎬" * 90, 100)) <= 100, "fewer characters than tokens"
     assert fit("word " * 2000, 100).endswith("word")
-    assert fit("A short one", 100) == "A short one"
-
-
-@pytest.mark.parametrize("model", ["embedded", "length"])
-def test_ends_of_texts_begin_at_a_sentence(model: str, embedded_student: Path) -> None:
-    teacher = load_teacher(TeacherConfig()) if model == "embedded" else None
-    fit_end = teacher.fit_end if teacher else fit_end_by_length
-    count = teacher.count if teacher else tokens_by_length
-    sentences = " ".join(f"This is sentence number {i}." for i in range(200))
-    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000, "-" * 100_000):
-        end = fit_end(text, 100)
-        assert text.endswith(end)
-        assert 20 <= count(end) <= 104
-        assert fit_end(end, 104) == end
-    assert fit_end(sentences, 100).startswith("This is")
-    assert fit_end("这部电影很好看。" * 200, 100).startswith("这部")
     assert fit_end("word " * 2000, 100).startswith("word")
-    assert fit_end("A short one", 100) == "A short one"
+    assert fit("A short one", 100) == fit_end("A short one", 100) == "A short one"
 
 
 def test_both_ends_of_a_long_review_are_shown(embedded_student: Path) -> None:

@@ -14,7 +14,8 @@ from cotd.annotations import annotation_row
 from cotd.config import DataConfig
 from cotd.errors import CotdError
 from cotd.pretraining.config import PretrainConfig
-from cotd.pretraining.training import RunFolder, train
+from cotd.pretraining.run_folder import RunFolder
+from cotd.pretraining.training import train
 from cotd.sources import load_reviews
 from cotd.student import Student, load_base
 from cotd.task import SENTIMENT
