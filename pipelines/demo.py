@@ -12,17 +12,18 @@ import numpy as np
 import pandas as pd
 
 from cotd import assets
-from cotd.config import StudyConfig
 from cotd.errors import CotdError
 from cotd.progress import say
-from cotd.statistics import share
-from cotd.trials import write_json
-from pipelines.annotate import annotate
-from pipelines.cluster import ray_session
+from cotd.study.config import StudyConfig
+from cotd.utils.files import write_json
+from cotd.utils.text import share
+from pipelines.annotate.run import annotate
+from pipelines.cluster.session import ray_session
 from pipelines.promote import promote
-from pipelines.report import report, terminal
-from pipelines.study import plan_study
-from pipelines.sweep import sweep
+from pipelines.report.run import report
+from pipelines.report.text import terminal
+from pipelines.sweep.plan import plan_study
+from pipelines.sweep.run import sweep
 
 LATENCY_REQUESTS = 100
 SHOWN = [

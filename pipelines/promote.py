@@ -7,16 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.config import StudyConfig
 from cotd.errors import CotdError
-from cotd.evaluation import predictions_table, score_predictions
-from cotd.methods import METHODS
-from cotd.storage import on_storage
-from cotd.student import Student
-from cotd.task import get_task
-from cotd.tracking import CHALLENGER, CHAMPION, StudyTracker
-from cotd.trials import Trial, write_json
-from pipelines.study import Plan, plan_study
+from cotd.evaluation.metrics import predictions_table, score_predictions
+from cotd.storage.working_copy import on_storage
+from cotd.students.student import Student
+from cotd.study.config import StudyConfig
+from cotd.tasks.registry import get_task
+from cotd.tracking.registry import CHALLENGER, CHAMPION
+from cotd.tracking.runs import StudyTracker
+from cotd.training.methods import METHODS
+from cotd.training.trial import Trial
+from cotd.utils.files import write_json
+from pipelines.sweep.plan import Plan, plan_study
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from ray import serve
 
 from cotd.errors import CotdError
-from serve.api import build_api
-from serve.endpoint import LOG, Endpoint
+from serve.endpoint.endpoint import LOG, Endpoint
+from serve.http.api import build_api
 from serve.settings import Settings, token_digest
 
 APP = "cotd-student"
@@ -89,8 +89,8 @@ def serving(
     Raises:
         CotdError: Ray has too few CPUs or GPUs, or the replicas do not start.
     """
-    from cotd.student import resolve_model
-    from cotd.tracking import use_tracking
+    from cotd.storage.tracking_store import use_tracking
+    from cotd.students.base_models import resolve_model
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     use_tracking(settings.tracking_uri)

@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
     student: str = Field("models:/cotd-student@champion", description="models:/NAME@ALIAS, a folder, or a hub id")
     tracking_uri: str | None = Field(None, description="MLflow store that models:/… is looked up in")
-    runtime: str = Field("auto", description="what computes label logits; auto, or one of serve.runtime.RUNTIMES")
+    runtime: str = Field("auto", description="what computes label logits; auto, or one of serve.runtimes.base.RUNTIMES")
     threads: Count = Field(1, description="threads the runtime computes with")
     max_texts: Count = Field(256, description="texts a request; more is answered with 413")
     max_characters: Count = Field(20_000, description="characters a text; more is answered with 413")

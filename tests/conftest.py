@@ -16,8 +16,9 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from cotd import assets
-from cotd.completions import Request, batched
-from cotd.strategies import Tag, Tagged, Usable
+from cotd.teachers.requests import Request
+from cotd.teachers.strategies import Tag, Tagged, Usable
+from cotd.utils.iteration import batched
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -60,7 +61,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str
         if not made.is_file():
             from mlflow import MlflowClient
 
-            from cotd.tracking import quiet_mlflow
+            from cotd.storage.tracking_store import quiet_mlflow
 
             quiet_mlflow()
             uri = f"sqlite:///{made}"
@@ -81,7 +82,7 @@ def rotten_tomatoes() -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_student() -> Path:
-    return assets.pull(["t5-tiny"], report=lambda _: None)[-1]
+    return assets.pull(["t5-mini"], report=lambda _: None)[-1]
 
 
 @pytest.fixture(scope="session")

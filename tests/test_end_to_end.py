@@ -118,8 +118,8 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
 
 def test_what_was_served_is_what_the_champion_says(demo: tuple[Path, str]) -> None:
     """The demo asks its endpoint over HTTP, and prints what it was answered. More of `cotd serve` is in tests/serve/test_app.py."""
-    from cotd.student import Student
-    from cotd.tracking import use_tracking
+    from cotd.storage.tracking_store import use_tracking
+    from cotd.students.student import Student
 
     use_tracking(f"sqlite:///{demo[0] / 'mlflow.db'}")
     student = Student.load("models:/cotd-student@champion", device="cpu")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from cotd.cli import app, main
+from cotd.cli import app
+from cotd.cli.app import main
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

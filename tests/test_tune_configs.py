@@ -1,4 +1,4 @@
-"""Every study and every pretraining recipe that ships loads and validates."""
+"""Every study that ships loads and validates."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cotd.config import StudyConfig, digest, load_config
-from cotd.pretraining.config import load_pretrain_config
-from cotd.prompts import load_prompts
-from cotd.sources import noun
-from cotd.task import get_task
-from cotd.trials import plan_trials
-from pipelines.study import search_settings
+from cotd.config.digest import digest
+from cotd.data.sources import noun
+from cotd.study.config import StudyConfig, load_config
+from cotd.study.trials import plan_trials
+from cotd.tasks.prompts import load_prompts
+from cotd.tasks.registry import get_task
+from pipelines.sweep.plan import search_settings
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"
-RECIPES = sorted((FOLDER / "pretrain").rglob("*.y*ml"))
-STUDIES = sorted(set(FOLDER.rglob("*.y*ml")) - set(RECIPES))
+STUDIES = sorted(FOLDER.rglob("*.y*ml"))
 
 
 def test_the_demo_ships() -> None:
@@ -65,11 +64,3 @@ def test_studies_of_one_variant_share_their_reviews(variant: str) -> None:
 def test_large_students_are_trained_on_all_data_only() -> None:
     cells = load(FOLDER / "model_size.yaml", "imdb").grid.all_cells()
     assert {(c.size, c.fraction) for c in cells} == {("small", 0.5), ("small", 1), ("base", 0.5), ("base", 1), ("large", 1)}
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
-def test_recipe_loads_and_protects_the_embedded_test_reviews(path: Path) -> None:
-    config = load_pretrain_config(path)
-    protected = {(s.source, split) for s in config.corpus.protect for split in s.splits}
-    for name in ("embedded:rotten-tomatoes", "embedded:amazon-sentences"):
-        assert {(name, "validation"), (name, "test")} <= protected

@@ -1,3 +1,5 @@
-from cotd.cli import main
+from __future__ import annotations
+
+from cotd.cli.app import main
 
 main()

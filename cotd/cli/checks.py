@@ -36,9 +36,10 @@ def tracking_store(given: str | None) -> str:
 
 def check_student(student: str, tracking_uri: str) -> None:
     """Raises a CotdError if there is no such student, before any worker starts."""
-    from cotd.hub import fetch_student
-    from cotd.student import CARD, model_advice, resolve_model
-    from cotd.tracking import use_tracking
+    from cotd.storage.tracking_store import use_tracking
+    from cotd.students.base_models import model_advice, resolve_model
+    from cotd.students.hub import fetch_student
+    from cotd.students.student import CARD
 
     if tracking_uri.startswith("sqlite:///") and student.startswith("models:/"):
         database = Path(tracking_uri.removeprefix("sqlite:///"))

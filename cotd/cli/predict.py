@@ -76,8 +76,8 @@ def predict(
 
 def print_predictions(reviews: Iterator[str], answer: Rows, as_json: bool, size: int) -> int:
     """Prints each review's prediction as soon as the few that it is asked with are answered; returns how many there were."""
-    from cotd.completions import batched
     from cotd.progress import say
+    from cotd.utils.iteration import batched
 
     count = 0
     for part in batched(reviews, size):
@@ -98,7 +98,7 @@ def local_student(student: str, rationale: bool, tracking_uri: str | None) -> Ro
     """The student, loaded into this process."""
     from dataclasses import asdict
 
-    from cotd.student import Student as Model
+    from cotd.students.student import Student as Model
 
     check_student(student, tracking_store(tracking_uri))
     model = Model.load(student)
@@ -124,8 +124,8 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Rows:
 
 def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
     from cotd.progress import say
-    from pipelines.cluster import ray_session
-    from pipelines.score import require_columns, require_output, score_file
+    from pipelines.cluster.session import ray_session
+    from pipelines.predict.run import require_columns, require_output, score_file
 
     uri = tracking_store(tracking_uri)
     require_all(
@@ -141,7 +141,7 @@ def predict_file(source: str, target: str, text: str, student: str, rationale: b
 
 def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rationale: bool) -> None:
     from cotd.progress import say
-    from pipelines.score import RowRefused, require_columns, require_output, score_file_by
+    from pipelines.predict.run import RowRefused, require_columns, require_output, score_file_by
     from serve.client import Rejected
 
     require_all(lambda: require_columns(source, text), lambda: require_output(target))

@@ -46,9 +46,9 @@ def serve_command(
     prefer_haproxy()  # before Ray is imported
 
     from cotd.progress import say
-    from pipelines.cluster import ray_session
+    from pipelines.cluster.session import ray_session
     from serve.app import require_port, serving
-    from serve.runtime import require_runtime
+    from serve.runtimes.base import require_runtime
     from serve.settings import Settings, token_digest
 
     uri = tracking_store(tracking_uri)

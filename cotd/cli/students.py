@@ -26,8 +26,8 @@ def evaluate(
 
     Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
     """
-    from cotd.evaluation import gold_reviews, predictions_table, require_split, score_predictions
-    from cotd.student import Student as Model
+    from cotd.evaluation.metrics import gold_reviews, predictions_table, require_split, score_predictions
+    from cotd.students.student import Student as Model
 
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_store(tracking_uri)))
     reviews = gold_reviews(source, split, text, label)
@@ -47,8 +47,8 @@ def check(
     """
     from dataclasses import asdict
 
-    from cotd.behaviour import behaviour_table, check_behaviour
-    from cotd.student import Student as Model
+    from cotd.evaluation.checklist import behaviour_table, check_behaviour
+    from cotd.students.student import Student as Model
 
     check_student(student, tracking_store(tracking_uri))
     outcomes = check_behaviour(Model.load(student))
@@ -69,8 +69,8 @@ def export(
 
     Example: cotd export models:/cotd-student@champion exported --format onnx
     """
-    from cotd.student import Student as Model
-    from serve.export import export_student, require_format, require_free
+    from cotd.students.student import Student as Model
+    from serve.runtimes.export import export_student, require_format, require_free
 
     require_all(
         lambda: require_format(format),

@@ -12,8 +12,8 @@ from cotd.cli.app import app
 from cotd.cli.arguments import Config, Overrides
 
 if TYPE_CHECKING:
-    from cotd.config import StudyConfig
-    from cotd.trials import TrialFolder
+    from cotd.study.config import StudyConfig
+    from cotd.training.folder import TrialFolder
 
 
 @app.command()
@@ -26,7 +26,7 @@ def demo(
 
     Example: cotd demo
     """
-    from cotd.config import load_config
+    from cotd.study.config import load_config
     from pipelines.demo import run_demo
 
     path = config or str(Path(__file__).parents[2] / "tune_configs" / "demo.yaml")
@@ -51,12 +51,12 @@ def annotate(
 
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
-    from cotd.config import load_config
-    from cotd.tracking import StudyTracker
-    from pipelines.annotate import annotate as run
-    from pipelines.annotate import preview
-    from pipelines.annotation_files import AnnotationFiles
-    from pipelines.annotation_summary import summary_lines
+    from cotd.study.config import load_config
+    from cotd.tracking.runs import StudyTracker
+    from pipelines.annotate.files import AnnotationFiles
+    from pipelines.annotate.run import annotate as run
+    from pipelines.annotate.run import preview
+    from pipelines.annotate.summary import summary_lines
 
     study = load_config(config, overrides)
     if dry_run:
@@ -80,8 +80,8 @@ def sweep(
 
     Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded grid.seed=[0]
     """
-    from cotd.config import load_config
-    from pipelines.sweep import sweep as run
+    from cotd.study.config import load_config
+    from pipelines.sweep.run import sweep as run
 
     outcome = run(load_config(config, overrides), yes)
     pruned = f"{outcome['pruned']} given up, " if outcome["pruned"] else ""
@@ -102,8 +102,8 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
-    from cotd.config import load_config
-    from cotd.storage import on_storage
+    from cotd.storage.working_copy import on_storage
+    from cotd.study.config import load_config
 
     study = load_config(config, overrides)
     folder = on_storage(train_first)(study)
@@ -114,15 +114,15 @@ def train(config: Config, overrides: Overrides = None) -> None:
 def train_first(study: StudyConfig) -> TrialFolder:
     """The folder of a study's first trial, trained unless it is done."""
     from cotd.progress import track
-    from cotd.training import train_trial
-    from pipelines.annotation_files import read_rationales, read_teacher_test
-    from pipelines.study import plan_study
+    from cotd.training.train import train_trial
+    from pipelines.annotate.files import read_rationales, read_teacher_test
+    from pipelines.sweep.plan import plan_study
 
     plan = plan_study(study)
     trial = plan.trials[0]
     folder = plan.folder(trial)
     if not folder.done:
-        folder.write_trial(trial, study)
+        folder.write_trial(trial, study.model_dump())
         seen = 0
         with track(trial.title, trial.training.steps, "steps") as advance:
 
@@ -158,10 +158,12 @@ def report(
 
     Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
     """
-    from cotd.config import load_config
-    from cotd.evaluation import gold_reviews
-    from pipelines.report import Elsewhere, terminal, transfer_folder
-    from pipelines.report import report as run
+    from cotd.evaluation.metrics import gold_reviews
+    from cotd.study.config import load_config
+    from pipelines.report.run import Elsewhere
+    from pipelines.report.run import report as run
+    from pipelines.report.text import terminal
+    from pipelines.report.transfer import transfer_folder
 
     study = load_config(config, overrides)
     content = run(study, Elsewhere(on, gold_reviews(on, split, text, label)) if on else None)
@@ -197,7 +199,7 @@ def promote(
 
     Example: cotd promote tune_configs/demo.yaml --all-methods
     """
-    from cotd.config import load_config
+    from cotd.study.config import load_config
     from pipelines.promote import promote as run
 
     for sentence in run(load_config(config, overrides), all_methods).sentences:

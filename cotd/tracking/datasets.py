@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.config import StudyConfig, digest
-from cotd.methods import METHODS
-from cotd.statistics import share
-from cotd.trials import Trial, select_fraction
+from cotd.config.digest import digest
+from cotd.data.examples import select_fraction
+from cotd.study.config import StudyConfig
+from cotd.training.methods import METHODS
+from cotd.training.trial import Trial
+from cotd.utils.text import share
 
 CONTEXT = "mlflow.data.context"  # the tag in which MLflow's pages look for what a dataset was used for
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import re
 from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
-from cotd.model_cache import fetch_version
-from cotd.tracking.store import quiet_mlflow
 
 CHAMPION = "champion"  # the version that is served
 CHALLENGER = "challenger"  # a newer version that was not better on validation
@@ -124,43 +121,3 @@ def student_signature(reads_rationales: bool) -> Any:
         inputs=Schema([ColSpec(DataType.string, name) for name in names]),
         outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
     )
-
-
-def download_student(uri: str) -> Path:
-    """The local folder of the student that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
-
-    Raises:
-        CotdError: no such model, alias or version.
-    """
-    quiet_mlflow()
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        folder = fetch_version(uri)
-    except MlflowException as error:
-        raise CotdError(
-            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} Run `cotd promote CONFIG` first."
-        ) from error
-    student = folder / "artifacts" / "student"
-    return student if student.is_dir() else folder
-
-
-def model_version(uri: str) -> tuple[str, str]:
-    """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local"."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    match = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
-    if not match:
-        return Path(uri).name, "local"
-    name, alias, version = match.groups()
-    if alias:
-        try:
-            version = mlflow.MlflowClient().get_model_version_by_alias(name, alias).version
-        except MlflowException as error:
-            raise CotdError(
-                f"no model '{name}' with the alias '{alias}' in {mlflow.get_tracking_uri()}. Run `cotd promote CONFIG` first, "
-                "or name the store: --tracking-uri."
-            ) from error
-    return name, str(version)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cotd.comparisons import Comparison, compare
-from cotd.methods import METHODS, Method
-from cotd.published import CLAIMS, Claim
-from cotd.statistics import mcnemar
-from cotd.trials import RATIONALE_SETTINGS
+from cotd.evaluation.comparisons import Comparison, compare
+from cotd.evaluation.statistics import mcnemar
+from cotd.training.methods import METHODS, Method
+from cotd.training.trial import RATIONALE_SETTINGS
+from pipelines.report.published import CLAIMS, Claim
 from pipelines.report.results import Results
 
 TEACHER = "teacher"
@@ -34,7 +34,7 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
 
     Returns:
         Comparisons as `report.json` lists them: `a`, `b`, `size`, `model`, `fraction_a`, `fraction_b` (`fraction` where they
-        are the same), `seeds_a`, `seeds_b`, the fields of `cotd.comparisons.Comparison`, `verdict`, and `by_seed`:
+        are the same), `seeds_a`, `seeds_b`, the fields of `cotd.evaluation.comparisons.Comparison`, `verdict`, and `by_seed`:
         McNemar's p-value for each seed that both have. All of them are corrected together.
     """
     pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if comparable(a, b)]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
-from cotd.methods import METHODS
-from cotd.published import CLAIMS
-from cotd.statistics import share
-from cotd.storage import is_remote, open_remote
+from cotd.storage.urls import is_remote, open_remote
+from cotd.training.methods import METHODS
+from cotd.utils.text import share
 from pipelines.report.claims import arm, setting_of
 from pipelines.report.figures import LABELS, Figure, draw_differences, rendered
 from pipelines.report.findings import Content, percent, points
+from pipelines.report.published import CLAIMS
 from pipelines.report.text import comparison_cells, table
 
 FIGURE, TEXT = "comparison.png", "comparison.md"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from cotd.methods import METHODS
-from cotd.statistics import share
+from cotd.training.methods import METHODS
+from cotd.utils.text import share
 from pipelines.report.claims import arm, setting_of
 from pipelines.report.findings import Content, short
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from cotd.comparisons import ALPHA
-from cotd.methods import METHODS
-from cotd.statistics import share
+from cotd.evaluation.comparisons import ALPHA
+from cotd.training.methods import METHODS
+from cotd.utils.text import share
 from pipelines.report.claims import arm, setting_of
 
 Content = dict[str, Any]

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cotd.baselines import tfidf_regression
-from cotd.config import StudyConfig
+from cotd.data.examples import select_fraction
 from cotd.errors import CotdError
-from cotd.grid import GridConfig
-from cotd.methods import METHODS
-from cotd.statistics import accuracy_interval, over_seeds, percentiles, resampled_accuracies
-from cotd.tracking import StudyTracker, attempt
-from cotd.trials import Trial, TrialFolder, readable, select_fraction, write_json
-from pipelines.annotation_files import read_annotations
-from pipelines.study import Plan, plan_study
+from cotd.evaluation.baselines import tfidf_regression
+from cotd.evaluation.statistics import accuracy_interval, over_seeds, percentiles, resampled_accuracies
+from cotd.storage.tracking_store import attempt
+from cotd.study.config import StudyConfig
+from cotd.study.grid import GridConfig
+from cotd.tracking.runs import StudyTracker
+from cotd.training.folder import TrialFolder
+from cotd.training.methods import METHODS
+from cotd.training.trial import Trial, readable
+from cotd.utils.files import write_json
+from pipelines.annotate.files import read_annotations
+from pipelines.sweep.plan import Plan, plan_study
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.evaluation import predictions_table, score_predictions
+from cotd.evaluation.metrics import predictions_table, score_predictions
 from cotd.progress import track
-from cotd.student import CARD, Student, model_digest, resolve_model
-from cotd.task import get_task
-from cotd.training_config import TrainingConfig
-from pipelines.annotation_files import write_parquet
+from cotd.students.base_models import model_digest, resolve_model
+from cotd.students.student import CARD, Student
+from cotd.tasks.registry import get_task
+from cotd.training.config import TrainingConfig
+from pipelines.annotate.files import write_parquet
 from pipelines.report.results import Results, correctness
-from pipelines.study import Plan
+from pipelines.sweep.plan import Plan
 
 PART = 512  # reviews between two looks at the progress
 

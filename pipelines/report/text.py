@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cotd import published
-from cotd.methods import METHODS
-from cotd.statistics import share
+from cotd.training.methods import METHODS
+from cotd.utils.text import share
+from pipelines.report import published
 from pipelines.report.claims import arm
 from pipelines.report.findings import Content, findings, p_value, percent, points, short, signed, size_title
 

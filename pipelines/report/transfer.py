@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cotd.config import StudyConfig
-from cotd.evaluation import score_predictions
-from cotd.methods import METHODS
+from cotd.data.cleaning import clean_text
+from cotd.evaluation.metrics import score_predictions
 from cotd.progress import track
-from cotd.reviews import clean_text
-from cotd.storage import copy_of
-from cotd.student import Student
-from cotd.task import get_task
-from cotd.trials import TrialFolder
+from cotd.storage.working_copy import copy_of
+from cotd.students.student import Student
+from cotd.study.config import StudyConfig
+from cotd.tasks.registry import get_task
+from cotd.training.folder import TrialFolder
+from cotd.training.methods import METHODS
 from pipelines.report.results import Results, correctness
 from pipelines.report.scoring import kept_predictions
-from pipelines.study import Plan
+from pipelines.sweep.plan import Plan
 
 
 def transfer_folder(config: StudyConfig, source: str) -> Path:

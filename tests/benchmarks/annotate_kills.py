@@ -19,10 +19,11 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.completions import Request, batched
-from cotd.config import load_config
-from pipelines.annotate import annotate
-from pipelines.annotation_files import AnnotationFiles
+from cotd.study.config import load_config
+from cotd.teachers.requests import Request
+from cotd.utils.iteration import batched
+from pipelines.annotate.files import AnnotationFiles
+from pipelines.annotate.run import annotate
 from tests.benchmarks.annotating import stub_answer, write_study
 from tests.benchmarks.figures import arguments, figure, write
 

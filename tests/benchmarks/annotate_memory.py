@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cotd.completions import Request, batched
-from pipelines.annotate import annotate
+from cotd.teachers.requests import Request
+from cotd.utils.iteration import batched
+from pipelines.annotate.run import annotate
 from tests.benchmarks.annotating import stub_answer
 from tests.benchmarks.figures import arguments, figure, write
 
@@ -39,7 +40,7 @@ def peak_megabytes(rows: int) -> float:
 
 
 def run(path: str) -> None:
-    from cotd.config import load_config
+    from cotd.study.config import load_config
 
     annotate(load_config(path), complete)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

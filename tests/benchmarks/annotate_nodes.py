@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cotd.completions import Request
-from cotd.config import EngineConfig
-from pipelines.annotate import annotate
+from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.requests import Request
+from pipelines.annotate.run import annotate
 from tests.benchmarks.annotating import StubEngine, write_study
 from tests.benchmarks.figures import arguments, figure, write
 
@@ -32,8 +32,8 @@ def rows_per_second(nodes: int, rows: int) -> tuple[float, float]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from pipelines.cluster import quiet_ray_data
-    from pipelines.engine import teacher_engine
+    from pipelines.annotate.engines.choose import teacher_engine
+    from pipelines.cluster.session import quiet_ray_data
 
     # Else a command that somebody else starts on this machine would join these nodes.
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")

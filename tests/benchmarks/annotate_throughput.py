@@ -19,14 +19,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cotd.completions import Request
-from cotd.config import StudyConfig, check_config
-from cotd.hardware import choose_dtype
-from cotd.student import resolve_model
-from pipelines.annotate import annotate
-from pipelines.annotation_job import prepare
-from pipelines.cluster import WORKER_ENVIRONMENT
-from pipelines.engine import InProcessEngine
+from cotd.students.base_models import resolve_model
+from cotd.study.config import StudyConfig, check_config
+from cotd.teachers.requests import Request
+from cotd.utils.hardware import choose_dtype
+from pipelines.annotate.engines.in_process import InProcessEngine
+from pipelines.annotate.job import prepare
+from pipelines.annotate.run import annotate
+from pipelines.cluster.session import WORKER_ENVIRONMENT
 from tests.benchmarks.figures import arguments, figure, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
@@ -64,8 +64,8 @@ class TimedEngine(InProcessEngine):
 
 def annotation_seconds(config: StudyConfig, started: Path) -> tuple[float, list[list[Request]]]:
     """Seconds from when the engine is up until the last answer is there, as `cotd annotate` asks; what was asked."""
-    from pipelines.cluster import ray_session
-    from pipelines.engine import teacher_engine
+    from pipelines.annotate.engines.choose import teacher_engine
+    from pipelines.cluster.session import ray_session
 
     asked: list[list[Request]] = []
     os.environ[STARTED] = str(started)
@@ -96,8 +96,8 @@ def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
     """Seconds that `LLM.generate` takes for the passes; in this process."""
     from vllm import LLM
 
-    from cotd.config import EngineConfig
-    from pipelines.engine import engine_arguments, sampling_parameters
+    from cotd.teachers.engine_config import EngineConfig
+    from pipelines.annotate.engines.vllm import engine_arguments, sampling_parameters
 
     llm = LLM(model=resolve_model(TEACHER), **engine_arguments(EngineConfig(), use_gpu=False))
     llm.generate([warm_up().prompt], [sampling_parameters(warm_up().sampling)], use_tqdm=False)
@@ -139,7 +139,7 @@ def main() -> None:
 
 def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path, settings: dict[str, str]) -> float:
     """`raw_seconds` of what was asked, in a process of its own with these settings of the C library."""
-    from pipelines.engine import environment
+    from pipelines.annotate.engines.vllm import environment
 
     passes.write_text(json.dumps([[{"prompt": r.prompt, "sampling": r.sampling} for r in p] for p in asked]))
     inherited = {name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT}

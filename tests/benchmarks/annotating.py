@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cotd.completions import completion
-from cotd.config import StudyConfig, load_config
+from cotd.study.config import StudyConfig, load_config
+from cotd.teachers.store import completion
 
 WORDS = "a warm funny dull slow film with two leads and an ending that moved bored me to tears from start to end"
 
@@ -54,7 +54,7 @@ def stub_answer(key: str, prompt: str, sampling: dict[str, Any]) -> dict[str, An
 
 
 class StubEngine:
-    """Stands in for `pipelines.engine.InProcessEngine`: each row takes `SECONDS_A_ROW`, and no processor."""
+    """Stands in for `pipelines.annotate.engines.choose.InProcessEngine`: each row takes `SECONDS_A_ROW`, and no processor."""
 
     SECONDS_A_ROW = 0.0
 

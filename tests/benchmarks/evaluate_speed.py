@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cotd.student import Student
-from cotd.task import SENTIMENT
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
 from tests.benchmarks.figures import arguments, figure, write
 from tests.benchmarks.serving import BATCH, review_texts
 from tests.benchmarks.training import student

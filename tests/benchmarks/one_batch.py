@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.training import make_trainer
-from cotd.trials import TrialFolder
+from cotd.training.folder import TrialFolder
+from cotd.training.trainer import make_trainer
 from tests.benchmarks.training import annotated, encoded, papers_trainer, student, trial
 
 

@@ -12,8 +12,8 @@ import psutil
 import torch
 
 from cotd.errors import CotdError
-from cotd.student import Student
-from serve.runtime import RUNTIMES, TOLERANCES, check_parity
+from cotd.students.student import Student
+from serve.runtimes.base import RUNTIMES, TOLERANCES, check_parity
 from tests.benchmarks.serving import BATCH, milliseconds_each, texts_per_second
 
 AGREED = 30.0  # seconds that the comparison of labels may take

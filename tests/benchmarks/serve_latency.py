@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from cotd.student import Student
-from serve.runtime import AUTO, make_runtime
+from cotd.students.student import Student
+from serve.runtimes.base import AUTO, make_runtime
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import CORES, endpoint, load, milliseconds_each, review_texts, student_folders, usual_alternative
 

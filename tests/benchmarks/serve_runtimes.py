@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cotd.hardware import multiplies_bfloat16
-from serve.runtime import PACKAGES, RUNTIMES
+from cotd.utils.hardware import multiplies_bfloat16
+from serve.runtimes.base import PACKAGES, RUNTIMES
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import CORES, MEANING, review_texts, student_folders
 

@@ -19,7 +19,7 @@ from typing import Any
 import mlflow
 import psutil
 
-from cotd.tracking import use_tracking
+from cotd.storage.tracking_store import use_tracking
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import (
     descendants,

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from cotd.student import Student
-from serve.runtime import AUTO, make_runtime
+from cotd.students.student import Student
+from serve.runtimes.base import AUTO, make_runtime
 from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
 from tests.benchmarks.serving import (
     BATCH,

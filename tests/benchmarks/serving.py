@@ -22,10 +22,11 @@ import pandas as pd
 import psutil
 
 from cotd import assets
-from cotd.config import DataConfig
-from cotd.sources import load_reviews
-from cotd.student import Student, load_base
-from cotd.task import SENTIMENT
+from cotd.data.config import DataConfig
+from cotd.data.sources import load_reviews
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
 
 CORES = os.cpu_count() or 1
 BATCH = 32
@@ -39,10 +40,10 @@ MEANING = {
 @contextlib.contextmanager
 def student_folders() -> Iterator[dict[str, Path]]:
     """Two students that have learned nothing, which costs no less: one of T5-small's shape, and the embedded base."""
-    assets.pull(["t5-tiny", "rotten-tomatoes"], report=lambda _: None)
+    assets.pull(["t5-mini", "rotten-tomatoes"], report=lambda _: None)
     with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
         folders = {"embedded": Path(scratch) / "embedded", "60m": Path(scratch) / "60m"}
-        model, tokenizer = load_base("embedded:t5-tiny")
+        model, tokenizer = load_base("embedded:t5-mini")
         card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 128, "max_target_tokens": 64}
         Student(model, tokenizer, SENTIMENT, card).save(folders["embedded"])
         Student(t5_small(), tokenizer, SENTIMENT, card).save(folders["60m"])

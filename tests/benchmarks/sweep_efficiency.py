@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cotd.config import load_config
-from pipelines.study import plan_study
+from cotd.study.config import load_config
+from pipelines.sweep.plan import plan_study
 from tests.benchmarks.figures import arguments, figure, write
 from tests.benchmarks.sweeping import write_study
 
@@ -26,12 +26,12 @@ def loop(path: str) -> None:
     """Trains the study's trials one after another in this process."""
     import pandas as pd
 
-    from cotd.training import train_trial
+    from cotd.training.train import train_trial
 
     plan = plan_study(load_config(path))
     reviews = pd.read_parquet(plan.reviews)
     for trial in plan.trials:
-        plan.folder(trial).write_trial(trial, plan.config)
+        plan.folder(trial).write_trial(trial, plan.config.model_dump())
         train_trial(trial, plan.folder(trial), reviews, None)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from cotd.config import StudyConfig
+from cotd.study.config import StudyConfig
 from tests.benchmarks.figures import arguments, figure, write
 from tests.benchmarks.sweeping import write_study
 

@@ -20,11 +20,11 @@ from tests.benchmarks.sweeping import write_study
 
 
 def noop_trial(params: dict[str, Any]) -> None:
-    """In the place of `pipelines.sweep.run_trial`: all that a trial leaves, without training."""
+    """In the place of `pipelines.sweep.trial.run_trial`: all that a trial leaves, without training."""
     import pandas as pd
     from ray import tune
 
-    from cotd.trials import TrialFolder
+    from cotd.training.folder import TrialFolder
 
     folder = TrialFolder(Path(params["folder"]))
     for step in (1, 2, 3):
@@ -42,15 +42,15 @@ def noop_trial(params: dict[str, Any]) -> None:
 
 def run(path: str) -> None:
     """The driver: sweeps, and prints its seconds and its peak memory."""
-    import pipelines.sweep
-    from cotd.config import load_config
-    from pipelines.cluster import ray_session
+    import pipelines.sweep.run
+    from cotd.study.config import load_config
+    from pipelines.cluster.session import ray_session
 
-    pipelines.sweep.run_trial = noop_trial
+    pipelines.sweep.trial.run_trial = noop_trial
     config = load_config(path)
     with ray_session():
         started = time.perf_counter()
-        outcome = pipelines.sweep.sweep(config)
+        outcome = pipelines.sweep.run.sweep(config)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak_mb": peak, "trained": outcome["trained"]}))
@@ -60,8 +60,8 @@ def runs_missing(path: Path) -> int:
     """Trials whose run in MLflow is not there, not finished, or lacks its parameters, curve or result."""
     import mlflow
 
-    from cotd.config import load_config
-    from pipelines.study import plan_study
+    from cotd.study.config import load_config
+    from pipelines.sweep.plan import plan_study
 
     config = load_config(path)
     client = mlflow.MlflowClient(config.tracking_uri(), config.tracking_uri())

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cotd.config import StudyConfig, load_config
+from cotd.study.config import StudyConfig, load_config
 
 
 def write_study(folder: Path, fractions: list[float], seeds: int, training: dict[str, Any], **blocks: Any) -> StudyConfig:

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from cotd.batches import collate, multi_task_loss
-from cotd.dropout import set_dropout
-from cotd.encoding import EncodedPairs
-from cotd.hardware import choose_dtype
-from cotd.student import Student
-from cotd.training import make_trainer
-from cotd.trials import TrialFolder
+from cotd.students.backends.t5.dropout import set_dropout
+from cotd.students.student import Student
+from cotd.training.collate import collate, multi_task_loss
+from cotd.training.encoding import EncodedPairs
+from cotd.training.folder import TrialFolder
+from cotd.training.trainer import make_trainer
+from cotd.utils.hardware import choose_dtype
 from tests.benchmarks.figures import arguments, figure, spread, write
 from tests.benchmarks.training import annotated, encoded, papers_trainer, student, trial
 

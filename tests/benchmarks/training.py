@@ -10,19 +10,22 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from cotd.config import StudyConfig, TrainingConfig, check_config
-from cotd.dropout import set_dropout
-from cotd.encoding import EncodedPairs, encode_pairs
-from cotd.methods import METHODS, training_pairs
-from cotd.reviews import Reviews
-from cotd.sources import load_reviews
-from cotd.student import Student, load_base
-from cotd.task import SENTIMENT
-from cotd.trials import Trial
+from cotd.data.examples import Reviews
+from cotd.data.sources import load_reviews
+from cotd.students.backends.t5.dropout import set_dropout
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.study.config import StudyConfig, check_config
+from cotd.tasks.registry import SENTIMENT
+from cotd.training.config import TrainingConfig
+from cotd.training.encoding import EncodedPairs, encode_pairs
+from cotd.training.methods import METHODS
+from cotd.training.pairs import training_pairs
+from cotd.training.trial import Trial
 from tests.benchmarks.serving import t5_small
 
 METHOD = "cot_unlabelled"
-BASE = "embedded:t5-tiny"
+BASE = "embedded:t5-mini"
 # Read again by the next run, so that the teacher is asked once.
 STUDY = Path("runs") / "bench" / "training"
 
@@ -42,8 +45,8 @@ def study(small: bool) -> StudyConfig:
 
 def annotated(small: bool) -> tuple[Reviews, pd.DataFrame]:
     """The reviews, and what the teacher says of the training reviews; asks what it has not been asked."""
-    from pipelines.annotate import annotate
-    from pipelines.annotation_files import read_annotations
+    from pipelines.annotate.files import read_annotations
+    from pipelines.annotate.run import annotate
 
     config = study(small)
     annotate(config)

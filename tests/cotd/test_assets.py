@@ -6,7 +6,7 @@ import pytest
 
 from cotd import assets
 from cotd.errors import CotdError
-from cotd.task import SENTIMENT
+from cotd.tasks.registry import SENTIMENT
 
 
 def test_unknown_asset_names_the_nearest() -> None:

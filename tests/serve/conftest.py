@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from cotd.student import Student, load_base
-from cotd.task import SENTIMENT
-from serve.api import build_api
-from serve.endpoint import Endpoint
-from serve.metrics import FOLDER_VARIABLE
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
+from serve.endpoint.endpoint import Endpoint
+from serve.endpoint.metrics import FOLDER_VARIABLE
+from serve.http.api import build_api
 from serve.settings import Settings
 
 NAME = "cotd-student"
@@ -43,7 +44,7 @@ class Registry:
     def __init__(self, folder: Path, uri: str):
         import mlflow
 
-        from cotd.tracking import quiet_mlflow
+        from cotd.storage.tracking_store import quiet_mlflow
 
         quiet_mlflow()
         self.folder = folder

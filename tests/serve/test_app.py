@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from cotd.errors import CotdError
-from cotd.student import Student
+from cotd.students.student import Student
 from serve.app import require_port, serving
 from serve.client import Client
 from serve.settings import Settings

@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from cotd.errors import CotdError
-from cotd.student import Student
-from serve.api import build_api
+from cotd.students.student import Student
 from serve.client import LONGEST_WAIT, AsyncClient, Client, Policy, Rejected, backoff, wait_seconds
-from serve.endpoint import Endpoint
-from serve.schemas import MAX_TEXTS, TextPrediction
+from serve.endpoint.endpoint import Endpoint
+from serve.http.api import build_api
+from serve.http.schemas import MAX_TEXTS, TextPrediction
 from serve.settings import Settings
 
 Answer = tuple[int, dict[str, str], Any]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cotd.cli import main
-from cotd.student import Student
+from cotd.cli.app import main
+from cotd.students.student import Student
 from serve.settings import Settings
 
 Run = Callable[..., list[str]]

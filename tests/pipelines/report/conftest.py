@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cotd.config import load_config
-from cotd.statistics import accuracy_interval
-from cotd.trials import Trial, plan_trials
+from cotd.evaluation.statistics import accuracy_interval
+from cotd.study.config import load_config
+from cotd.study.trials import plan_trials
+from cotd.training.trial import Trial
 from pipelines.report.results import Results, read_results
-from pipelines.study import Plan
+from pipelines.sweep.plan import Plan
 
 N = 200
 PARAMETERS = {"tiny": 8_000_000, "small": 60_000_000, "base": 220_000_000}
@@ -71,7 +72,7 @@ class Study:
     def finish(self, trial: Trial) -> None:
         """Leaves what a trained trial leaves."""
         folder = Plan(self.config, self.trials, self.reviews, None, None, {}).folder(trial)
-        folder.write_trial(trial, self.config)
+        folder.write_trial(trial, self.config.model_dump())
         seed = [trial.seed, round(100 * trial.fraction), *map(ord, trial.method + trial.size)]
         right = self.right(
             self.accuracy(trial.method, trial.fraction, trial.size), int(np.random.default_rng(seed).integers(2**31))
@@ -103,8 +104,8 @@ def study(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> 
 
     What is told to MLflow is tested where a sweep is, and what its bases predict in test_scoring.
     """
-    monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
-    monkeypatch.setattr("pipelines.report.base_scores", lambda *arguments: [])
+    monkeypatch.setattr("pipelines.report.run.results.log_runs", lambda plan, trials: [])
+    monkeypatch.setattr("pipelines.report.scoring.base_scores", lambda *arguments: [])
 
     def make(**grid: list[Any]) -> Study:
         default = {"method": ["finetune", "distill"], "fraction": [0.1, 1.0], "size": ["tiny"], "seed": [0, 1]}

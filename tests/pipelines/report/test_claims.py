@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from cotd.statistics import mcnemar
-from pipelines.report import content_of
+from cotd.evaluation.statistics import mcnemar
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.findings import Content, findings
 from pipelines.report.results import group_trials
+from pipelines.report.run import content_of
 from tests.pipelines.report.conftest import Study
 
 Make = Callable[..., Study]

@@ -9,15 +9,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from tests.pipelines.report.test_report import tables
 
 from cotd.errors import CotdError
-from cotd.trials import write_json
+from cotd.utils.files import write_json
 from pipelines.report import compare
 from pipelines.report.compare import FIGURE, TEXT, compare_studies
 from pipelines.report.findings import Content
 from tests.pipelines.report.conftest import Study
 from tests.pipelines.report.test_claims import METHODS, content
-from tests.pipelines.report.test_report import tables
 
 Make = Callable[..., Study]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cotd.answers_config import AnswerColumns, AnswersConfig
-from cotd.config import load_config
 from cotd.errors import CotdError
-from cotd.search import SearchConfig
-from cotd.statistics import accuracy_interval
+from cotd.evaluation.statistics import accuracy_interval
+from cotd.study.config import load_config
+from cotd.study.search import SearchConfig
+from cotd.teachers.imported_config import AnswerColumns, AnswersConfig
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
 from pipelines.report.text import tokens

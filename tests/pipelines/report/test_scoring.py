@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cotd.student import Student
+from cotd.students.student import Student
 from pipelines.report.figures import figures_of, rendered
 from pipelines.report.findings import findings
 from pipelines.report.scoring import base_scores
@@ -35,13 +35,13 @@ def test_a_base_that_learned_the_labels_in_pretraining_is_scored_as_it_is(
 
 def test_what_training_adds_to_the_base_is_shown_and_said(study: Make) -> None:
     found = content(study().finish_all())
-    base = {"size": "tiny", "model": "embedded:t5-tiny", "accuracy": 0.72, "ci_low": 0.65, "ci_high": 0.78, "n": 200}
+    base = {"size": "tiny", "model": "embedded:t5-mini", "accuracy": 0.72, "ci_low": 0.65, "ci_high": 0.78, "n": 200}
     told = [s for s in findings(found | {"bases": [base]}) if "before this training" in s]
     assert told == [
-        "No student is clearly better than embedded:t5-tiny as it is, before this training, 72.0 % [65.0, 78.0]: what it knows "
+        "No student is clearly better than embedded:t5-mini as it is, before this training, 72.0 % [65.0, 78.0]: what it knows "
         "comes from its pretraining."
     ]
     assert not any("as it is" in s for s in findings(found | {"bases": [base | {"accuracy": 0.5}]}))
-    assert "| `embedded:t5-tiny` before this training |  | 72.0 % [65.0, 78.0] |" in markdown(found | {"bases": [base]})
+    assert "| `embedded:t5-mini` before this training |  | 72.0 % [65.0, 78.0] |" in markdown(found | {"bases": [base]})
     for figure in figures_of(found | {"bases": [base]}):
         assert rendered(figure, found | {"bases": [base]})[0].startswith(b"\x89PNG")

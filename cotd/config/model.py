@@ -1,0 +1,68 @@
+"""What every configuration is made of: blocks of checked keys, read from YAML plus `key=value` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cotd.errors import CotdError, nearest
+
+# A value that was meant to be a name, and may be the secret itself, is not shown.
+NEVER_SHOWN = {"key_env", "base_url"}
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+BlockType = TypeVar("BlockType", bound=Block)
+
+
+def check_block(
+    kind: type[BlockType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
+) -> BlockType:
+    """A configuration of a plain dict.
+
+    Args:
+        more: finds further problems where pydantic has found some and stopped.
+
+    Raises:
+        CotdError: all problems at once; an unknown key is answered with the nearest known one.
+    """
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as error:
+        found = [describe_problem(kind, e) for e in error.errors()]
+        found += [p for p in more(plain) if not any(p in f for f in found)]
+        raise CotdError(*(f"{where}: {p}" for p in found)) from error
+
+
+def describe_problem(kind: type[Block], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = known_keys(kind, location[:-1])
+        return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
+    if problem["type"] == "missing":
+        return f"'{key}' is missing."
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    if not key:
+        return message
+    shown = isinstance(problem["input"], (str, int, float)) and location[-1] not in NEVER_SHOWN
+    given = f" (given: {problem['input']!r})" if shown else ""
+    return f"{key}: {message}{given}"
+
+
+def known_keys(kind: type[Block], location: list[str]) -> list[str]:
+    """The keys that the block at `location` of a configuration knows."""
+    block: type[BaseModel] = kind
+    for part in location:
+        annotation = block.model_fields[part].annotation if part in block.model_fields else None
+        annotation = next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), annotation)
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        block = annotation
+    return sorted(block.model_fields)

@@ -1,0 +1,171 @@
+"""Texts and rows that wait on disk, in files without a name: whatever ends the process, nothing of them is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cotd.errors import CotdError
+from cotd.utils.memory import release_memory
+
+# Rows that are in memory at once: as dictionaries, as Arrow columns before they are written, and sorted.
+PACKED_AT, WRITTEN_AT, ROWS_A_BUCKET = 4096, 32_768, 16_384
+MOST_BUCKETS = 256
+
+
+def scratch_file(near: Path | None = None) -> IO[bytes]:
+    """A new file that has no name.
+
+    Args:
+        near: a folder on whose disk it is to lie, which need not exist; the system's place for such files may be in memory.
+    """
+    for folder in (near, *near.parents) if near else ():
+        if folder.is_dir():
+            with contextlib.suppress(OSError):  # not ours to write to
+                return tempfile.TemporaryFile(dir=folder)
+    return tempfile.TemporaryFile()
+
+
+class ScratchFile:
+    """Bytes, added at the end and read anywhere.
+
+    Args:
+        near: see `scratch_file`.
+    """
+
+    def __init__(self, near: Path | None = None):
+        self._file = scratch_file(near)
+        self.near = near
+        self.size = 0
+
+    def add(self, content: Any) -> None:
+        """
+        Raises:
+            CotdError: there is no room for them.
+        """
+        try:
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            where = self.near or tempfile.gettempdir()
+            raise CotdError(f"cannot keep rows on the disk of {where}: {error}. Make room there, and run again.") from error
+        self.size += len(content)
+
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, start) if size else b""
+
+
+class TextFile(Sequence[str]):
+    """Texts by number, in the order in which they were added: 8 bytes of memory each."""
+
+    def __init__(self, near: Path | None = None):
+        self.near = near
+        self._file = ScratchFile(near)
+        self._ends = array("q", [0])
+
+    def add(self, texts: Iterable[str]) -> None:
+        contents = [text.encode(errors="surrogatepass") for text in texts]
+        for content in contents:
+            self._ends.append(self._ends[-1] + len(content))
+        self._file.add(b"".join(contents))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        start = self._ends[number]
+        return self._file.read(start, self._ends[number + 1] - start).decode(errors="surrogatepass")
+
+    def take(self, numbers: np.ndarray) -> list[str]:
+        """Some texts, read in the order in which they lie on the disk."""
+        found = [""] * len(numbers)
+        for place in np.argsort(numbers, kind="stable").tolist():
+            found[place] = self[int(numbers[place])]
+        return found
+
+
+class SortedRows:
+    """Rows that come in any order and leave sorted, a block at a time. Some tens of thousands are in memory, however many there
+    are.
+
+    They are kept in buckets by the first column of `key`, which holds evenly distributed hexadecimal digits, as ids are; the
+    rows of one id come in one block.
+
+    Args:
+        key: columns to sort by; of rows that are equal in all of them, the first counts.
+        expected: about how many rows there will be.
+        finish: applied to each sorted block.
+    """
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        key: Sequence[str],
+        expected: int = 0,
+        near: Path | None = None,
+        finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
+    ):
+        self._schema, self._key, self._finish = schema, list(key), finish
+        self._buckets = min(MOST_BUCKETS, -(-expected // ROWS_A_BUCKET)) or 1
+        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(self._buckets)]  # where each bucket's rows lie
+        self._file = ScratchFile(near)
+        self._rows: list[dict[str, Any]] = []
+        self._packed: list[pa.RecordBatch] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == PACKED_AT:
+            self._pack()
+            if sum(map(len, self._packed)) >= WRITTEN_AT:
+                self._write()
+
+    def _pack(self) -> None:
+        self._packed.append(pa.RecordBatch.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def _write(self) -> None:
+        rows = pa.Table.from_batches(self._packed, self._schema)
+        self._packed = []
+        numbers = np.zeros(len(rows), dtype=np.int64)
+        if self._buckets > 1:
+            leading = [int(i[:8], 16) for i in rows[self._key[0]].to_pylist()]
+            numbers = np.array(leading, dtype=np.int64) * self._buckets >> 32
+        for bucket in np.unique(numbers).tolist():
+            part = rows.take(pa.array(np.flatnonzero(numbers == bucket))).combine_chunks()
+            for batch in part.to_batches():
+                content = batch.serialize()
+                self._pieces[bucket].append((self._file.size, len(content)))
+                self._file.add(content)
+
+    def blocks(self) -> Iterator[pd.DataFrame]:
+        """The rows, sorted; anew at each call."""
+        if self._rows or self._packed:
+            self._pack()
+            self._write()
+        for pieces in self._pieces:
+            if not pieces:
+                continue
+            contents = (self._file.read(start, size) for start, size in pieces)
+            batches = [pa.ipc.read_record_batch(pa.py_buffer(content), self._schema) for content in contents]
+            rows = pa.Table.from_batches(batches, self._schema)
+            block = rows.take(pc.sort_indices(rows, [(column, "ascending") for column in self._key])).to_pandas()
+            del batches, rows
+            repeated = block.duplicated(self._key)
+            yield self._finish(block[~repeated].reset_index(drop=True) if repeated.any() else block)
+            del block
+            release_memory()
+
+    def table(self) -> pd.DataFrame:
+        """All rows, sorted, in memory."""
+        blocks = list(self.blocks()) or [self._schema.empty_table().to_pandas()]
+        return pd.concat(blocks, ignore_index=True)

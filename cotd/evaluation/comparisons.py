@@ -1,0 +1,104 @@
+"""Paired comparisons of trained students on one test set: is A better than B, how sure is that, and what could be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cotd.evaluation.statistics import (
+    detectable_difference,
+    holm,
+    mcnemar,
+    over_seeds,
+    percentiles,
+    resampled_accuracies,
+    sign_flip_test,
+)
+
+ALPHA = 0.05
+POWER = 0.8
+LEAST_DRAWS = 10_000
+Verdict = Literal["holds", "opposite", "not shown"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A's accuracy less B's on the same test rows.
+
+    Attributes:
+        difference, low, high: mean over rows and seeds, with a 95 % interval that bootstraps rows and seeds (rows alone where
+            both have one seed); in [-1, 1].
+        p_value: of `test`: "McNemar" where both have one seed, else "permutation" of the rows' signs.
+        p_holm: corrected for all comparisons made together.
+        detectable: the smallest difference this test finds with 80 % power at 5 %, given how often the two disagree;
+            `detectable_holm` with the strictest level of Holm's correction.
+    """
+
+    difference: float
+    low: float
+    high: float
+    test: Literal["McNemar", "permutation"]
+    p_value: float
+    p_holm: float
+    detectable: float
+    detectable_holm: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether A beats B.
+
+        It does where the corrected p-value is below 5 % and the interval, which knows of seeds too, is above zero: a test
+        over rows alone would also find what one lucky training did.
+        """
+        if self.p_holm < ALPHA and self.low > 0:
+            return "holds"
+        return "opposite" if self.p_holm < ALPHA and self.high < 0 else "not shown"
+
+
+def draws_for(comparisons: int) -> int:
+    """How many random signs make the smallest p-value, 1 / (draws + 1), survive correction for so many comparisons."""
+    return max(LEAST_DRAWS, 100 * comparisons)
+
+
+def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Comparison]:
+    """Compares sets of students pairwise.
+
+    Args:
+        correct: booleans of shape (students, rows): whether each got each test row right.
+        pairs: for each comparison, the indices of A's students (its seeds) and of B's.
+
+    Returns:
+        One Comparison a pair, in their order.
+    """
+    if not pairs:
+        return []
+    rows = correct.shape[1]
+    accuracies = resampled_accuracies(correct)
+    # Seed means times both numbers of seeds: whole numbers, as the permutation test wants them.
+    whole = np.stack(
+        [len(b) * correct[list(a)].sum(axis=0) - len(a) * correct[list(b)].sum(axis=0) for a, b in pairs]
+    )  # (pairs, rows)
+    by_permutation = sign_flip_test(whole, draws_for(len(pairs)))
+    single = [len(a) == len(b) == 1 for a, b in pairs]
+    p_values = np.array(
+        [
+            mcnemar(correct[a[0]], correct[b[0]]) if one else p
+            for (a, b), one, p in zip(pairs, single, by_permutation, strict=True)
+        ]
+    )
+    found = []
+    for (a, b), one, difference, p, adjusted in zip(pairs, single, whole, p_values, holm(p_values), strict=True):
+        differences = difference / (len(a) * len(b))
+        drawn = over_seeds(accuracies[:, list(a)], seed=1) - over_seeds(accuracies[:, list(b)], seed=2)
+        disagreement = float(np.mean(differences**2))
+        found.append(
+            Comparison(
+                float(differences.mean()), *percentiles(drawn), "McNemar" if one else "permutation", float(p), float(adjusted),
+                detectable_difference(disagreement, rows, ALPHA, POWER),
+                detectable_difference(disagreement, rows, ALPHA / len(pairs), POWER),
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,113 @@
+"""A student's metrics against gold labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cotd.data.table import SPLITS
+from cotd.errors import CotdError
+from cotd.evaluation.statistics import accuracy_interval, expected_calibration_error
+from cotd.students.student import Student
+
+ALL = "all"
+
+
+def require_split(split: str) -> None:
+    """Raises CotdError where there is no such split."""
+    if split not in (*SPLITS, ALL):
+        raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
+
+
+def gold_reviews(source: str, split: str = "test", text: str = "text", label: str = "label") -> pd.DataFrame:
+    """A source's reviews with gold labels, of one split or of all, as a Review table.
+
+    Raises:
+        CotdError: there is no such source, column or split, or no gold label in it.
+    """
+    from cotd.data.config import Columns, DataConfig
+    from cotd.data.sources import load_reviews
+
+    require_split(split)
+    every = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label)))
+    reviews = every.table if split == ALL else every.split(split)
+    reviews = reviews[reviews["label"].notna()]
+    if reviews.empty:
+        raise CotdError(f"{source}: {'it' if split == ALL else f'the {split} split'} has no gold label to score against.")
+    return reviews
+
+
+def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated.
+
+    Args:
+        rationales: review id → the teacher's own rationale, for a student that reads them.
+    """
+    predicted = student.predict(list(reviews["text"]), beside(reviews, rationales))
+    table = pd.DataFrame({"review_id": reviews["id"].to_list(), "gold": reviews["label"].to_list()})
+    table["predicted"] = [p.label for p in predicted]
+    for label in student.task.labels:
+        table[f"probability_{label}"] = [p.probabilities[label] for p in predicted]
+    table["truncated"] = [p.truncated for p in predicted]
+    return table
+
+
+def beside(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
+    """The rationale of each review, or None where none are read."""
+    return None if rationales is None else [rationales[i] for i in reviews["id"]]
+
+
+def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str] | None = None) -> dict[str, Any]:
+    """Metrics of a predictions table with gold labels.
+
+    Args:
+        positive: the label that precision and ROC-AUC speak of.
+        teacher: review id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
+
+    Returns:
+        accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
+        expected_calibration_error, and for each label precision_LABEL (absent where it is never predicted) and
+        recall_LABEL (absent where no review has it); all in [0, 1] but n.
+    """
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    gold, predicted = table["gold"].to_numpy(), table["predicted"].to_numpy()
+    correct = gold == predicted
+    accuracy, low, high = accuracy_interval(correct)
+    probabilities = table[[c for c in table if c.startswith("probability_")]].to_numpy()
+    metrics: dict[str, Any] = {
+        "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(table),
+        "macro_f1": float(f1_score(gold, predicted, average="macro")),
+        "expected_calibration_error": expected_calibration_error(probabilities.max(axis=1), correct),
+    }  # fmt: skip
+    for label in (c.removeprefix("probability_") for c in table if c.startswith("probability_")):
+        for name, among in (("precision", predicted == label), ("recall", gold == label)):
+            if among.any():
+                metrics[f"{name}_{label}"] = float(correct[among].mean())
+    if len(set(gold)) > 1:
+        metrics["roc_auc"] = float(roc_auc_score(gold == positive, table[f"probability_{positive}"]))
+    if teacher:
+        shared = table[table["review_id"].isin(list(teacher))]
+        if len(shared):
+            agreed = shared["predicted"].to_numpy() == np.array([teacher[i] for i in shared["review_id"]])
+            metrics |= {"teacher_agreement": float(agreed.mean()), "n_teacher": len(shared)}
+    return metrics
+
+
+def fit_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
+    """The temperature that minimises the negative log-likelihood of held-out labels (Guo et al. 2017).
+
+    Args:
+        logits: (N, labels). gold: (N,) label indices.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(gold)), gold].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))

@@ -1,0 +1,174 @@
+"""Intervals and tests for accuracies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Bootstrap samples of an interval.
+DRAWS = 2000
+# Draws held in memory at once: with 25,000 test rows, 50 MB.
+CHUNK = 250
+
+
+def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Accuracy and its Wilson score interval (Wilson 1927) over test rows.
+
+    Args:
+        correct: booleans, one a row; at least one.
+
+    Returns:
+        (accuracy, low, high), each in [0, 1]. The interval speaks of the rows' sampling, not of the seed's.
+    """
+    from scipy.stats import binomtest
+
+    k, n = int(np.sum(correct)), len(correct)
+    interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return k / n, float(interval.low), float(interval.high)
+
+
+def seeds_interval(correct: np.ndarray, confidence: float = 0.95, draws: int = DRAWS) -> tuple[float, float, float]:
+    """Mean accuracy of several seeds, with an interval that bootstraps rows and seeds (percentiles).
+
+    Args:
+        correct: booleans of shape (seeds, rows), all on the same rows. One seed gives the Wilson interval.
+    """
+    if len(correct) == 1:
+        return accuracy_interval(correct[0], confidence)
+    means = over_seeds(resampled_accuracies(correct, draws))
+    return float(correct.mean()), *percentiles(means, confidence)
+
+
+def resampled_accuracies(correct: np.ndarray, draws: int = DRAWS) -> np.ndarray:
+    """Each student's accuracy on bootstrap samples of the test rows, the same samples for every student.
+
+    Drawing rows for all students at once, and seeds apart from rows (`over_seeds`), is the pigeonhole bootstrap of a table
+    of rows × seeds (Owen 2007): both are samples, of the reviews and of the trainings that there could have been.
+
+    Args:
+        correct: booleans of shape (students, rows), at least one row.
+
+    Returns:
+        Accuracies of shape (draws, students).
+    """
+    rng = np.random.default_rng(0)
+    rows = correct.shape[1]
+    values = correct.T.astype(np.float32)  # (rows, students)
+    parts = []
+    for start in range(0, draws, CHUNK):
+        drawn = rng.integers(rows, size=(min(CHUNK, draws - start), rows))
+        counts = np.stack([np.bincount(d, minlength=rows) for d in drawn]).astype(np.float32)  # how often each row is drawn
+        parts.append(counts @ values)  # whole numbers below 2^24, so that float32 is exact
+    return np.concatenate(parts).astype(np.float64) / rows
+
+
+def over_seeds(accuracies: np.ndarray, seed: int = 1) -> np.ndarray:
+    """The mean over seeds of each draw, the seeds drawn with replacement.
+
+    Args:
+        accuracies: the columns of `resampled_accuracies` that are one method's seeds, of shape (draws, seeds).
+        seed: of the drawing; two methods' seeds are drawn apart where their numbers differ.
+
+    Returns:
+        Shape (draws,).
+    """
+    draws, seeds = accuracies.shape
+    if seeds == 1:
+        return accuracies[:, 0]
+    chosen = np.random.default_rng(seed).integers(seeds, size=(draws, seeds))
+    return np.take_along_axis(accuracies, chosen, axis=1).mean(axis=1)
+
+
+def percentiles(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval that holds the middle `confidence` of the values."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
+    """Two-sided p-value of the exact McNemar test (McNemar 1947) that two classifiers err equally often.
+
+    Args:
+        correct_a, correct_b: booleans on the same rows. With no row where they differ the p-value is 1.
+    """
+    from scipy.stats import binomtest
+
+    only_a = int(np.sum(correct_a & ~correct_b))
+    only_b = int(np.sum(~correct_a & correct_b))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b).pvalue)
+
+
+def sign_flip_test(differences: np.ndarray, draws: int = 10_000) -> np.ndarray:
+    """Two-sided p-values of paired permutation tests that the mean difference is zero.
+
+    If two methods are alike, each row's difference could as well have had the other sign: the p-value is the share of random
+    signs, the given ones counted in, whose mean is at least as far from zero (Fisher 1935; Yeh 2000 for comparing
+    systems on one test set; the "counted in" is Phipson and Smyth 2010, so that no p-value is zero). It speaks of the
+    rows' sampling, with the students as they were trained.
+
+    Args:
+        differences: whole numbers of shape (comparisons, rows): for each row, by how many seeds more the one was right.
+            Where numbers of seeds differ, multiplied by what makes them whole. All comparisons see the same signs.
+        draws: random signs to draw; the smallest possible p-value is 1 / (draws + 1).
+
+    Returns:
+        Shape (comparisons,).
+    """
+    rng = np.random.default_rng(0)
+    values = np.asarray(differences).T.astype(np.float32)  # (rows, comparisons); sums below 2^24 are exact
+    observed = np.abs(values.sum(axis=0))
+    as_far = np.zeros(values.shape[1], dtype=np.int64)
+    for start in range(0, draws, CHUNK):
+        size = min(CHUNK, draws - start)
+        bits = np.unpackbits(rng.integers(256, size=(size, -(-len(values) // 8)), dtype=np.uint8), axis=1, count=len(values))
+        signs = 2 * bits.astype(np.float32) - 1
+        as_far += (np.abs(signs @ values) >= observed).sum(axis=0)
+    return (1 + as_far) / (1 + draws)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values corrected for their number, so that the chance of any false claim among them stays what it says (Holm 1979).
+
+    Args:
+        p_values: shape (tests,).
+
+    Returns:
+        The same shape and order: the smallest times the number of tests, the next times one less, …, never decreasing, at
+        most 1.
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    stepped = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
+    return adjusted
+
+
+def detectable_difference(disagreement: float, rows: int, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference in accuracy that a paired two-sided test on so many rows finds with the given power.
+
+    Solves Connor's (1987) sample size for McNemar's test, √n δ = z_(1-α/2) √ψ + z_power √(ψ - δ²), for δ.
+
+    Args:
+        disagreement: ψ, the mean square of the rows' differences: with one seed each, the share of rows that only one of
+            the two gets right; with several, smaller, as seeds' errors average out.
+
+    Returns:
+        δ in [0, 1], at most √ψ: more is not possible with this disagreement.
+    """
+    from scipy.stats import norm
+
+    z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    # The greater root of δ²(n + z_power²) - 2 δ √n z_alpha √ψ + ψ (z_alpha² - z_power²) = 0.
+    inside = max(0.0, rows + z_power**2 - z_alpha**2)
+    root = (np.sqrt(rows) * z_alpha + z_power * np.sqrt(inside)) / (rows + z_power**2)
+    return float(np.sqrt(disagreement) * min(1.0, root))
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by size (Guo et al. 2017)."""
+    edges = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[edges == b].mean() - correct[edges == b].mean()) * np.mean(edges == b) for b in set(edges)]
+    return float(sum(gaps))

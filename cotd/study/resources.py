@@ -1,0 +1,53 @@
+"""What trials ask Ray for: the `resources` block of a study. Where a student is trained, never what it is trained on."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from cotd.config.model import Block
+
+
+class SizeResources(Block):
+    """What trials of one size of student ask for; null: as all others."""
+
+    workers: int | None = Field(None, ge=1)
+    cpus: float | None = Field(None, gt=0)
+    gpus: float | None = Field(None, ge=0)
+
+
+class ResourcesConfig(Block):
+    """What each trial asks Ray for; fractions are packed onto one device."""
+
+    workers: int = Field(
+        1,
+        ge=1,
+        description="processes that train a trial together, each with these cpus and gpus and a share of every batch; the student "
+        "is the same",
+    )
+    cpus: float = Field(1, gt=0)
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="null: where Ray has any, a quarter of a GPU, and a whole one for each of several workers; else none",
+    )
+    sizes: dict[str, SizeResources] = Field(
+        default_factory=dict, description="for students of some sizes, as in {large: {workers: 4, gpus: 1, cpus: 8}}"
+    )
+    max_concurrent: int | None = Field(None, ge=1)
+    max_failures: int = Field(1, ge=0, description="times a failed trial is tried again")
+
+    def of(self, size: str) -> ResourcesConfig:
+        """Those of one size's trials, whose own keys go before the others."""
+        own = self.sizes[size].model_dump(exclude_none=True) if size in self.sizes else {}
+        return self.model_copy(update={**own, "sizes": {}})
+
+    @model_validator(mode="after")
+    def workers_take_whole_gpus(self) -> ResourcesConfig:
+        wrong = [
+            f"{where}{asked.workers} workers that train together take a GPU each (gpus: 1) or none (gpus: 0), not {asked.gpus:g}"
+            for where, asked in {"": self, **{f"sizes.{size}: ": self.of(size) for size in self.sizes}}.items()
+            if asked.workers > 1 and asked.gpus not in (None, 0, 1)
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self

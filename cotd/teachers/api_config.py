@@ -1,0 +1,65 @@
+"""The `teacher.api` block of a study: an OpenAI-compatible endpoint as the teacher."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from cotd.config.model import Block
+
+
+class ApiConfig(Block):
+    """An OpenAI-compatible endpoint as the teacher's engine."""
+
+    base_url: str = Field(description="up to and including its version, for example https://api.openai.com/v1")
+    key_env: str | None = Field(
+        "OPENAI_API_KEY", description="NAME of the environment variable that holds the key, never the key; null: no key"
+    )
+    server: Literal["openai", "vllm"] = Field(
+        "openai",
+        description="vllm: `vllm serve`, whose own parameters are then used: answers held to a pattern, and the "
+        "log-probabilities of exactly the label words; openai: answers are JSON",
+    )
+    endpoint: Literal["chat", "completions"] = Field("chat", description="score_then_explain needs completions")
+    json_answers: Literal["schema", "object"] = Field(
+        "schema",
+        description="server openai: hold answers to a JSON schema, or, where there is no such thing, to some JSON object",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the server calls the limit of an answer; OpenAI's newer models: max_completion_tokens"
+    )
+    top_logprobs: int = Field(5, ge=2, description="score_then_explain: how many to ask for; OpenAI allows 5, vLLM 20")
+    tokenizer: str | None = Field(
+        None,
+        description="embedded:NAME, a local directory or a hub id, to count tokens and cut long reviews exactly; null: by length",
+    )
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="added to each request as it is; part of its identity")
+    concurrency: int = Field(64, ge=1, description="requests in flight")
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0, description="prompt and answer; answers count as long as they may be")
+    timeout_seconds: float = Field(60, gt=0, description="for one answer")
+    retries: int = Field(
+        6, ge=0, description="after a server's error, a timeout or a broken answer; a rate limit is waited for"
+    )
+    backoff_seconds: float = Field(0.5, gt=0, description="before the first retry; doubles, jittered; Retry-After goes before")
+
+    @field_validator("base_url")
+    @classmethod
+    def plain_url(cls, url: str) -> str:
+        from urllib.parse import urlsplit
+
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an http(s) URL such as https://api.openai.com/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("holds credentials or a query; keys belong in the environment variable that key_env names")
+        return url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("names an environment variable, in capitals, such as OPENAI_API_KEY; the key itself is set there")
+        return name

@@ -1,0 +1,88 @@
+"""Training pairs: how a method turns examples and annotations into inputs and targets."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from cotd.errors import CotdError
+from cotd.tasks.base import Task
+from cotd.training.methods import Method
+
+PAIR_COLUMNS = ["review_id", "input", "target", "task", "weight"]
+
+
+def training_pairs(
+    method: Method,
+    reviews: pd.DataFrame,
+    annotations: pd.DataFrame | None,
+    task: Task,
+    rationale_weight: float,
+    shared_encoder: bool = False,
+) -> pd.DataFrame:
+    """The pairs that a student is trained on.
+
+    Args:
+        reviews: the Review rows to train on.
+        annotations: the Annotation table, or None for methods that need none. Quarantined rows (`error` not
+            null) are left out.
+        rationale_weight: λ of L = L_label + λ L_rationale; the weight of every rationale pair.
+        shared_encoder: a rationale's input is that of the label; what is asked for is told to the decoder.
+
+    Returns:
+        A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its
+        sampled rationales; or, where rationale and label are one target, one `joint` pair for each. Where the
+        rationale is an input, it is that of the first sample, for there is one at inference. Each input carries the
+        task's prefix for what is asked. A review without what the method needs (no gold label, a quarantined
+        annotation) contributes nothing, so that every method's label and rationale pairs speak of the same reviews.
+
+    Raises:
+        CotdError: the method needs gold or annotations, and there are none for these reviews.
+    """
+    # One annotation a review and kind for labels; all samples for rationales.
+    own = usable(annotations, gold_conditioned=False)
+    teacher_labels = own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
+    # Samples may differ in their label; a rationale for another label than the one that is learnt would contradict it.
+    own = own[own["label"] == own["review_id"].map(teacher_labels)]
+    chosen = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
+    chosen = chosen[chosen["rationale"] != ""]  # a teacher may have given its label alone
+    rationales = chosen.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
+
+    pairs = []
+    for review in reviews.itertuples():
+        label = review.label if method.labels == "gold" else teacher_labels.get(review.id)
+        if pd.isna(label) or (method.rationale and review.id not in rationales):
+            continue
+        written = rationales.get(review.id, [])
+        if method.reasons_first:
+            for rationale in written:
+                target = task.joint_target(rationale, label)
+                pairs.append((review.id, task.rationale_prefix + review.text, target, "joint", 1.0))
+            continue
+        text = task.with_rationale(review.text, written[0]) if method.reads_rationales else review.text
+        pairs.append((review.id, task.label_prefix + text, task.words[label], "label", 1.0))
+        asked = task.label_prefix if shared_encoder else task.rationale_prefix
+        for rationale in written if method.writes_rationales else ():
+            pairs.append((review.id, asked + review.text, rationale, "rationale", rationale_weight))
+    if not pairs:
+        raise CotdError(missing_input(method, reviews))
+    return pd.DataFrame(pairs, columns=PAIR_COLUMNS)
+
+
+def usable(annotations: pd.DataFrame | None, gold_conditioned: bool) -> pd.DataFrame:
+    """The annotations of one kind that are not quarantined, in the order of their samples."""
+    if annotations is None:
+        return pd.DataFrame({"review_id": [], "label": [], "rationale": []})
+    kept = annotations[(annotations["gold_conditioned"] == gold_conditioned) & annotations["error"].isna()]
+    return kept.sort_values(["review_id", "sample"])
+
+
+def missing_input(method: Method, reviews: pd.DataFrame) -> str:
+    if method.labels == "gold" and reviews["label"].isna().all():
+        return (
+            f"method '{method.name}' trains on gold labels, but none of the {len(reviews)} training reviews has one. "
+            "Name the label column in data.columns.label, or use a method with the teacher's labels: distill, *_unlabelled."
+        )
+    return (
+        f"method '{method.name}' needs annotations, and none is usable for these {len(reviews)} training reviews. "
+        "Run `cotd annotate CONFIG` first (with teacher.gold_conditioned: true for cot_labelled and cot_joint)."
+    )

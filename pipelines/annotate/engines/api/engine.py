@@ -1,0 +1,132 @@
+"""An OpenAI-compatible endpoint as the teacher's engine: the key, what is checked before anything is asked, the engine."""
+
+from __future__ import annotations
+
+from cotd.teachers.store import Completion
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import httpx
+
+from cotd.errors import CotdError, nearest
+from cotd.progress import say
+from cotd.teachers.api_config import ApiConfig
+from cotd.teachers.requests import Request
+from pipelines.annotate.ask import Complete
+from pipelines.annotate.engines.api.client import ApiClient
+
+
+def api_key(config: ApiConfig) -> str | None:
+    """The key from the environment, or None where the endpoint needs none.
+
+    Raises:
+        CotdError: it is not set, or cannot be sent. The key itself is not shown.
+    """
+    if config.key_env is None:
+        return None
+    if key := os.environ.get(config.key_env, "").strip():
+        # Anything else cannot stand in a header, and the error that says so would show it.
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise CotdError(
+                f"the environment variable {config.key_env} does not hold a key: it has a line break, a space or a character "
+                "that is not ASCII in it. Copy the key again, alone and on one line."
+            )
+        return key
+    raise CotdError(
+        f"the environment variable {config.key_env} is not set; teacher.api.key_env says that it holds the key to "
+        f"{config.base_url}. Set it, or teacher.api.key_env: null for a server that needs no key."
+    )
+
+
+def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None:
+    """Raises a CotdError if there is no such endpoint, or it refuses the key, has no such model, or cannot do what is wanted.
+
+    Args:
+        probe: a scoring request, to see whether label log-probabilities come back.
+    """
+    key = api_key(config)
+    client = ApiClient(model, config, key, len)
+
+    async def check() -> None:
+        try:
+            response = await client.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
+        except httpx.RequestError as error:
+            why = client.plain(str(error) or type(error).__name__)
+            raise CotdError(
+                f"no answer from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."
+            ) from error
+        if response.status_code in (401, 403):
+            client.check_status(response)
+        names = model_names(response)
+        if names and bare_name(model) not in map(bare_name, names):
+            raise CotdError(
+                f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
+                f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
+            )
+        if probe is not None:
+            answer = await client.answer(probe)
+            if client.fatal:
+                raise client.fatal
+            if answer and answer["error"]:
+                raise CotdError(f"{config.base_url} cannot score labels: {answer['error']}. Set strategy: chain_of_thought.")
+
+    async def run() -> None:
+        try:
+            await check()
+        finally:
+            await client.close()
+
+    asyncio.run(run())
+
+
+def model_names(response: httpx.Response) -> list[str]:
+    """The models that a server lists; empty where it lists none."""
+    if response.status_code != 200:
+        return []
+    try:
+        return [str(m["id"]) for m in response.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def bare_name(model: str) -> str:
+    """A model's name without what some servers list before it (models/NAME, OWNER/NAME) or after it (NAME:latest).
+
+    Names that agree in this may still be two models; the server then says so at the first request.
+    """
+    return model.rpartition("/")[2].partition(":")[0].casefold()
+
+
+@contextlib.contextmanager
+def api_engine(
+    model: str, config: ApiConfig, count: Callable[[str], int], may_pay_again: Callable[[Request], bool]
+) -> Iterator[Complete]:
+    """An endpoint as an engine, for the duration of a block.
+
+    Args: see `pipelines.annotate.engines.api.client.ApiClient`.
+
+    Yields:
+        A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as places get free. On Ctrl-C it
+        waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
+    """
+    client = ApiClient(model, config, api_key(config), count, may_pay_again)
+    with asyncio.Runner() as runner:
+
+        def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
+            remaining = iter(requests)
+            try:
+                while batch := runner.run(client.next_batch(remaining)):
+                    yield batch
+            except KeyboardInterrupt:
+                say(f"  waiting for {len(client.flying):,} requests in flight (Ctrl-C again drops them)")
+                if batch := runner.run(client.finish()):
+                    yield batch
+                raise
+
+        try:
+            yield complete
+        finally:
+            runner.run(client.close())

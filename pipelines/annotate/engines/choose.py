@@ -1,0 +1,118 @@
+"""The teacher's engine: vLLM inside Ray Data. The only module that knows of vLLM.
+
+Two ways, both Ray Data pipelines with one engine an actor:
+
+- `ray_data_llm`, the default on GPUs: `ray.data.llm`'s vLLMEngineProcessor, with continuous batching across blocks and
+  tensor parallelism.
+- `in_process`, the default on CPUs: vLLM's offline LLM in a Ray actor that a `map_batches` stage asks. The former starts
+  three processes that import vLLM one after another, and starts them for each pipeline, of which a strategy has two:
+  two times 95 s on two cores, where this starts once, in 35 s (measured). Two cores are saturated either way.
+"""
+
+from __future__ import annotations
+
+from cotd.teachers.store import Completion
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+
+from cotd.errors import CotdError
+from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.requests import Request
+from cotd.utils.iteration import batched
+from pipelines.annotate.ask import Complete
+from pipelines.annotate.engines.in_process import (
+    BATCHES_A_PIPELINE,
+    GONE,
+    KEPT,
+    InProcessEngine,
+    reason_of,
+    start_in_process_engines,
+    through_in_process_engines,
+)
+from pipelines.annotate.engines.ray_data_llm import ROWS_A_PIPELINE, through_ray_data_llm
+from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
+from pipelines.cluster.session import has_gpus
+
+
+def require_engine() -> None:
+    """Raises a CotdError that says how to install vLLM, if it is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
+
+
+@contextlib.contextmanager
+def teacher_engine(
+    model: str, config: EngineConfig, revision: str | None = None, engine_class: type | None = None
+) -> Iterator[Complete]:
+    """vLLM engines, `config.replicas` of them, for the duration of a block.
+
+    Args:
+        model: a folder or a hub id. revision: of a hub id, a commit.
+        engine_class: what answers in process in place of InProcessEngine, for measuring all but the engine.
+
+    Yields:
+        A function that answers requests, all with the same keys in their sampling parameters, a batch at a time as they
+        get done, in no particular order; each batch is a list of completions with the columns of
+        `cotd.teachers.store.SCHEMA`. A request that the engine refuses, or dies of, comes back with its `error`. It raises a
+        CotdError when there is no engine any more.
+    """
+    import ray
+
+    use_gpu = has_gpus()
+    backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
+    require_room(config, use_gpu, backend)
+    config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
+    arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
+    in_process = backend == "in_process" or engine_class is not None
+    engines = start_in_process_engines(engine_class or InProcessEngine, model, arguments, config, use_gpu) if in_process else []
+
+    def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size if engines else ROWS_A_PIPELINE):
+            rows = [
+                {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
+                for i, r in enumerate(part)
+            ]
+            n_blocks = max(1, -(-len(rows) // config.batch_size))
+            # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
+            blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
+            if engines:
+                answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+            else:
+                answered = through_ray_data_llm(blocks, model, arguments, config)
+            try:
+                # Nothing is fetched ahead: answers would be kept only once the next batch's are there.
+                for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    plain = [json.loads(answer) for answer in batch["answer"].to_pylist()]
+                    yield [answer for answer in plain if GONE not in answer]
+                    if gone := [answer[GONE] for answer in plain if GONE in answer]:
+                        raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
+            except ray.exceptions.RayError as error:
+                raise CotdError(f"the teacher's engine failed: {reason_of(error)}. {KEPT}") from error
+
+    try:
+        yield complete
+    finally:
+        for engine in engines:
+            ray.kill(engine)
+
+
+def require_room(config: EngineConfig, use_gpu: bool, backend: str) -> None:
+    """Raises a CotdError if Ray's nodes cannot hold all engines at once: Ray would wait for that without end or word."""
+    from pipelines.cluster.resources import have_room, ray_nodes
+
+    if config.engine_kwargs.get("distributed_executor_backend") == "ray":
+        return  # an engine may be on several nodes
+    processors = config.tensor_parallel if backend == "ray_data_llm" else 1
+    each: dict[str, float] = {"CPU": processors, "GPU": config.tensor_parallel if use_gpu else 0}
+    nodes = ray_nodes()
+    room = next(n for n in range(config.replicas, -1, -1) if have_room([each] * n, nodes))
+    if room < config.replicas:
+        gpus = f"{config.tensor_parallel} GPUs and " if use_gpu else ""
+        parts = f"{gpus}{processors} CPUs each (teacher.engine.tensor_parallel), on one node, "
+        raise CotdError(
+            f"teacher.engine.replicas asks for {config.replicas} engines of {parts}and Ray has room for {room}. Ask for less, or "
+            "join a larger cluster (RAY_ADDRESS)."
+        )

@@ -1,0 +1,180 @@
+"""What an annotation run did and how good its annotations are: for `summary.json`, MLflow and the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cotd.evaluation.statistics import accuracy_interval
+from cotd.study.config import StudyConfig
+from cotd.tasks.base import Task
+from cotd.teachers.annotations import AnnotationsDigest
+from cotd.teachers.filters import REASON, named
+from cotd.teachers.output import TeacherOutput
+from cotd.teachers.quality import RationaleQuality, VoteQuality, label_quality
+from cotd.teachers.store import CompletionStore
+from pipelines.annotate.ask import Asker
+from pipelines.annotate.job import Job
+
+
+class Tally:
+    """What is counted of annotations, some reviews at a time.
+
+    Args:
+        votes: whether to look at how far the samples of a review agree.
+    """
+
+    def __init__(self, task: Task, votes: bool):
+        self.rows = self.reviews = self.judged = self.correct = 0
+        self.errors: Counter[str | None] = Counter()  # None counts the usable ones
+        self.votes = VoteQuality() if votes else None
+        self.rationales, self.digest = RationaleQuality(task), AnnotationsDigest()
+
+    def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
+        """
+        Args:
+            annotations: all of some reviews, in the order of their ids. gold: review id → its label, of those that have one.
+        """
+        self.rows += len(annotations)
+        self.reviews += annotations["review_id"].nunique()
+        error = annotations["error"].astype(object)
+        self.errors.update(error.where(error.notna(), None))
+        own = annotations[~annotations["gold_conditioned"]]
+        first = own[(own["sample"] == 0) & own["label"].notna()]
+        wanted = first["review_id"].map(gold)
+        self.judged += int(wanted.notna().sum())
+        self.correct += int((first["label"] == wanted).sum())
+        if self.votes:
+            self.votes.add(own, gold)
+        self.rationales.add(annotations)
+        self.digest.add(annotations)
+
+
+def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally, ask: Asker, seconds: float) -> dict[str, Any]:
+    """What the run did, for `summary.json`, MLflow and the terminal."""
+    test = output.test[output.test["gold"].notna()]
+    correct = (test["gold"] == test["predicted"]).to_numpy()
+    accuracy, low, high = accuracy_interval(correct) if len(correct) else (None, None, None)
+    labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task)
+    if tally.votes and "reliability" not in labels:
+        labels |= tally.votes.figures()
+    filters = dict.fromkeys(named(entry)[0] for entry in config.teacher.filters)
+    held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
+    return {
+        "study": config.name,
+        "reviews": job.reviews.counts | {"cut": job.teacher.count_cut(job.reviews.rows)},
+        "warnings": job.warnings + store_warnings(job.store),
+        "teacher": {
+            "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
+            "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
+        },
+        "calibration": output.calibration,
+        "annotations": {
+            "rows": tally.rows, "reviews": tally.reviews, "usable": tally.errors[None],
+            "quarantined": {reason: count for reason, count in tally.errors.most_common() if reason is not None},
+        },
+        "held_out_rationales": {"reviews": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
+        "filters": {name: tally.errors[REASON + name] for name in filters},
+        "quality": {
+            "labels": labels,
+            "rationales": tally.rationales.figures(),
+        },
+        "inputs": job.inputs,
+        "usage": dict(ask.usage),
+        "spent": spent(ask),
+        "seconds": seconds,
+        "digest": str(tally.digest),
+    } | ({"answers": output.read.counts} if output.read else {})  # fmt: skip
+
+
+def store_warnings(store: CompletionStore) -> list[str]:
+    """What to say of damaged shards."""
+    if not store.unreadable:
+        return []
+    names = ", ".join(shard.rpartition("/")[2] for shard in store.unreadable[:5])
+    more = ", …" if len(store.unreadable) > 5 else ""
+    return [
+        f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as not there: {names}{more}. Delete them."
+    ]
+
+
+def spent(ask: Asker) -> dict[str, Any]:
+    """What this run's new answers took: tokens, cost (None without prices), seconds of asking, rates; the limit reached."""
+    new = ask.usage["requests"] - ask.usage["from_store"]
+    tokens = ask.budget.prompt_tokens + ask.budget.output_tokens
+    return {
+        "prompt_tokens": ask.budget.prompt_tokens, "output_tokens": ask.budget.output_tokens, "cost": ask.budget.cost,
+        "seconds": ask.seconds, "limit_reached": ask.budget.reached,
+        "rows_per_second": new / ask.seconds if ask.seconds else None,
+        "tokens_per_second": tokens / ask.seconds if ask.seconds else None,
+    }  # fmt: skip
+
+
+def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
+    """A summary in readable lines."""
+    counts, teacher, spent = summary["annotations"], summary["teacher"], summary["spent"]
+    yield f"{counts['usable']:,} usable annotations of {counts['reviews']:,} reviews: {path}"
+    yield f"to read them in a browser: {path.with_suffix('.html')}"
+    for reason, count in counts["quarantined"].items():
+        yield f"  quarantined: {count:,} × {reason}"
+    if answers := summary.get("answers"):
+        yield from answer_lines(answers, path.with_name("quarantined_answers.parquet"))
+    if (held_out := summary["held_out_rationales"])["reviews"]:
+        yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
+    if cut := summary["reviews"]["cut"]:
+        yield f"{cut:,} reviews were longer than teacher.max_review_tokens, and cut"
+    if summary["calibration"]:
+        yield f"calibrated on {summary['calibration']['used']}"
+    labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
+    kappa = (
+        f", kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]" if "kappa" in labels else ""
+    )
+    if teacher["accuracy"] is None:
+        yield "teacher: not measured, as no test review has a gold label"
+    else:
+        interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
+        auc = f", ROC-AUC {labels['roc_auc']:.3f}" if "roc_auc" in labels else ""
+        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{auc}"
+    if "calibration_error" in labels:
+        yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
+    for gold, given in labels.get("confusion", {}).items():
+        yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in given.items())
+    if rationales["rows"]:
+        words = rationales["words"]
+        yield (
+            f"rationales: {words['p5']:.0f} to {words['p95']:.0f} words (median {words['p50']:.0f}), {rationales['names_its_label']:.0%} "
+            f"name their label, {rationales['near_duplicates']:.0%} nearly repeat another"
+        )
+    if spent["seconds"]:
+        cost = f", cost {spent['cost']:,.4f}" if spent["cost"] is not None else ""
+        yield (
+            f"spent: {spent['prompt_tokens']:,} prompt and {spent['output_tokens']:,} answer tokens{cost}; "
+            f"{spent['rows_per_second']:,.1f} answers and {spent['tokens_per_second']:,.0f} tokens a second"
+        )
+    if spent["limit_reached"]:
+        yield f"stopped at teacher.budget.{spent['limit_reached']}; raise it and run again to go on from here"
+    if not answers and any(not reason.startswith((REASON, "not asked")) for reason in counts["quarantined"]):
+        yield "quarantined rows are asked about again with --retry-errors"
+
+
+def answer_lines(counts: dict[str, Any], aside: Path | None) -> Iterator[str]:
+    """What became of a file's answers, see `cotd.teachers.imported.ReadRows`.
+
+    Args:
+        aside: where those that are set aside can be read; None where they were not written.
+    """
+    matched, reviews = f"{counts['matched']:,} of {counts['rows']:,} rows", f"{counts['reviews']:,} reviews"
+    yield f"{matched} of {', '.join(counts['files'])} are answers about {reviews}"
+    if counts["set_aside"]:
+        yield "rows set aside, of whatever split" + (f", in {aside}:" if aside else ":")
+    for reason, count in counts["set_aside"].items():
+        yield f"  {count:,} × {reason}"
+    if said := counts["other_labels"]:
+        yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in said.items())
+    for split, name in (("train", "training"), ("test", "test")):
+        if missing := counts[f"unanswered_{split}"]:
+            yield f"{missing:,} {name} reviews have no answer"

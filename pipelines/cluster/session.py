@@ -1,0 +1,210 @@
+"""Ray's life: joining a cluster or starting one here, and leaving no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cotd.errors import CotdError
+from pipelines.cluster.runtime_env import runtime_env
+
+# Every process that Ray or vLLM starts inherits this variable, so that even one whose parent died can be found.
+MARKER = "COTD_SESSION"
+
+# What workers want set, wherever they are.
+WORKER_ENVIRONMENT = {
+    # glibc gives large tensors back to the kernel at once and faults them in again: a step of training takes 10 to 25 %
+    # longer (measured). 32 MiB is the largest threshold it accepts.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # oneDNN, and PyTorch for it, keep what they compile for each shape of a bfloat16 product, 1,024 of them, and training has
+    # new shapes at each step: a worker that trained the embedded student grew from 1.2 to 5 GB (measured). A step has about 80.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
+}
+# What Ray's processes inherit, unless it is set already.
+ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's core warns of every actor of Ray Data
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray runs its workers at niceness 15, so that anything else slows them
+    # Without a dashboard nobody sees them, and an engine with a thread a core waits for each of ten processes to count.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    **WORKER_ENVIRONMENT,
+}
+# Within which each node must have started a worker that says what it sees.
+SHARED_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def ray_session(**init: Any) -> Iterator[None]:
+    """Ray for the duration of a block: the cluster that RAY_ADDRESS names ("auto": one that runs here), else one of its own.
+
+    Ray itself would also join whatever another command started on this machine, and die with it. Workers of a cluster that
+    is joined run this process's own code, which travels there.
+
+    On the way out, whatever the reason, a local Ray is shut down and every process it left is ended. SIGTERM is
+    turned into the same orderly end. Nested use joins the outer session.
+
+    Raises:
+        CotdError: RAY_ADDRESS names what cannot be joined.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    travelling = runtime_env(address, WORKER_ENVIRONMENT)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    mark = os.environ[MARKER] = uuid.uuid4().hex
+    previous = install_terminate_handler()
+    defaults: dict[str, Any] = {"runtime_env": travelling} if travelling else {}
+    defaults |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        try:
+            with silenced_stderr():
+                ray.init(**{"address": address, **defaults, **init})
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise CotdError(
+                f"cannot join Ray at {address}: {error}. Start it, or unset RAY_ADDRESS for a local one."
+            ) from error
+        install_terminate_handler()  # Ray's core has put its own in place, which aborts
+        quiet_ray_data()
+        yield
+    finally:
+        with ignore_interrupts():
+            ray.shutdown()
+            end_marked(mark)
+        os.environ.pop(MARKER, None)
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Drops what native code writes to the error stream: Ray's core announces its log level there. Errors are raised."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def install_terminate_handler() -> Any:
+    """Makes SIGTERM raise SystemExit, so that `finally` blocks run; returns the previous handler."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        return None
+
+
+@contextlib.contextmanager
+def ignore_interrupts() -> Iterator[None]:
+    """Lets cleaning up finish when Ctrl-C is pressed, or SIGTERM sent, twice."""
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, signal.SIG_IGN)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def marked_processes(mark: str) -> list[Any]:
+    """The processes that carry this session's mark, other than this one."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARKER) == mark:
+                found.append(process)
+    return found
+
+
+def end_marked(mark: str, grace_seconds: float = 5.0) -> None:
+    """Ends the session's processes: those that do not end by themselves within the grace period are killed."""
+    import psutil
+
+    deadline = time.monotonic() + grace_seconds
+    while (left := marked_processes(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def quiet_ray_data() -> None:
+    """Ray Data's own progress bars off: the stages show one of their own."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_rich_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def has_gpus() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def require_shared(path: Path) -> None:
+    """Refuses a cluster of which a node that trials may run on does not see a file of the study's.
+
+    Raises:
+        CotdError: with the address of each such node.
+    """
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    if len(nodes) < 2:
+        return
+    task = ray.remote(num_cpus=0, max_retries=0)(file_is_there)
+    asked = {
+        n["NodeManagerAddress"]: task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+        ).remote(str(path))
+        for n in nodes
+    }
+    blind = []
+    for node, answer in asked.items():
+        with contextlib.suppress(RayError):  # a node that has gone meanwhile is none of ours
+            if not ray.get(answer, timeout=SHARED_SECONDS):
+                blind.append(node)
+    if blind:
+        raise CotdError(
+            f"{path} is not seen from {', '.join(sorted(blind))}. Trials run there: set storage to a folder that every node "
+            "of the cluster shares."
+        )
+
+
+def file_is_there(path: str) -> bool:
+    return Path(path).is_file()

@@ -1,0 +1,169 @@
+"""Files of rows, read and written piece by piece: Parquet, CSV, and JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from cotd.data.files import FILE_TYPES, parse_line
+from cotd.errors import CotdError
+
+LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
+# The column of JSON lines as they are: no schema would hold them all, and none may change what it does not understand.
+LINE = "__line__"
+
+
+def csv_options(source: str) -> dict[str, Any]:
+    """How Arrow reads a CSV file, whose cells stay the strings that they are (007 is not 7), or JSON lines, in `LINE`."""
+    blocks = {"block_size": LONGEST_ROW, "use_threads": False}  # a row must fit into a block
+    if source.endswith(".jsonl"):
+        # As a table of one column, whose delimiter no JSON may hold. `ray.data.read_text` breaks lines where JSON has
+        # none, at U+2028 for one, and reads the file as a whole.
+        return {
+            "read_options": pa.csv.ReadOptions(column_names=[LINE], **blocks),
+            "parse_options": pa.csv.ParseOptions(delimiter="\x1f", quote_char=False),
+            "convert_options": pa.csv.ConvertOptions(column_types={LINE: pa.string()}),
+        }
+    return {
+        "read_options": pa.csv.ReadOptions(**blocks),
+        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "convert_options": pa.csv.ConvertOptions(column_types=dict.fromkeys(column_names(source), pa.string())),
+    }
+
+
+def read_pieces(source: str, rows: int) -> Iterator[pa.Table]:
+    """The file in this process, at most so many rows at a time.
+
+    Raises:
+        CotdError: it cannot be read to its end.
+    """
+    path = str(Path(source).expanduser())
+    try:
+        if source.endswith(".parquet"):
+            with pa.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(rows):
+                    yield pa.Table.from_batches([batch])
+            return
+        with pa.csv.open_csv(path, **csv_options(source)) as reader:
+            for batch in reader:
+                for start in range(0, len(batch), rows):
+                    yield pa.Table.from_batches([batch.slice(start, rows)])
+    except (OSError, pa.ArrowException) as error:
+        raise CotdError(f"cannot read '{source}': {error}") from error
+
+
+class Writer(Protocol):
+    """One file, written piece by piece."""
+
+    def write(self, table: pa.Table) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FileWriter:
+    """A Parquet, CSV or JSON-lines file, written piece by piece to a temporary name; `finish` puts it in place."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.writer: Writer | None = None
+        self.schema: pa.Schema | None = None
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer:
+            self.writer.close()
+        self.scratch.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Appends rows; those that came as lines of JSON get back the columns they had."""
+        if self.path.suffix == ".jsonl":
+            self.writer = self.writer or LinesWriter(self.scratch)
+        elif LINE in table.column_names:
+            table = pa.Table.from_pylist([plain_row(row) for row in table.to_pylist()])
+        if self.writer is None:
+            if not len(table):
+                return  # its columns may have no type yet
+            self.schema = table.schema
+            self.writer = self._open(table.schema)
+        self.writer.write(table.cast(self.schema) if self.schema and len(table) else table)
+
+    def _open(self, schema: pa.Schema) -> Writer:
+        if self.path.suffix == ".parquet":
+            return pa.parquet.ParquetWriter(self.scratch, schema)
+        return pa.csv.CSVWriter(self.scratch, schema)
+
+    def finish(self) -> None:
+        """Puts the file in place."""
+        if self.writer is None:  # not a row
+            self.scratch.touch()
+        else:
+            self.writer.close()
+        self.writer = None
+        self.scratch.rename(self.path)
+
+
+class LinesWriter:
+    """JSON, a line a row."""
+
+    def __init__(self, path: Path):
+        self.file = path.open("w", encoding="utf-8")
+
+    def write(self, table: pa.Table) -> None:
+        for row in table.to_pylist():
+            self.file.write(json.dumps(plain_row(row), ensure_ascii=False, default=str) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the columns of the JSON line it came from, if it came from one; a line that is no object stays a string."""
+    if LINE not in row:
+        return row
+    line = row.pop(LINE)
+    was = parse_line(line)
+    return {**(was if was is not None else {"line": line}), **row}
+
+
+def column_names(source: str) -> list[str]:
+    """The file's columns: of JSON lines, those of the first.
+
+    Raises:
+        CotdError: it is not there, of another type, or cannot be read.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise CotdError(f"no file '{source}' (looked in {path.absolute().parent}).")
+    try:
+        if path.suffix == ".parquet":
+            return list(pa.parquet.read_schema(path).names)
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return next(csv.reader(file), [])
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as file:
+                return list(json.loads(file.readline() or "{}"))
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # ArrowInvalid and JSON's errors are ValueErrors
+        raise CotdError(f"cannot read '{source}': {error}") from error
+    raise CotdError(f"'{source}' is not a {', '.join(FILE_TYPES)} file.")
+
+
+def count_rows(source: str) -> int:
+    """How many rows a file has, at least one; of text files, how many lines, which is as good for a progress bar."""
+    path = Path(source).expanduser()
+    if path.suffix == ".parquet":
+        return max(1, int(pa.parquet.read_metadata(path).num_rows))
+    with path.open("rb") as file:
+        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+    return max(1, lines - (path.suffix == ".csv"))

@@ -1,0 +1,287 @@
+"""A file of texts to a file of predictions: through Ray Data for who wants no endpoint, or by one that runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from cotd.data.files import FILE_TYPES, NO_OBJECT, parse_line, text_problem
+from cotd.errors import CotdError, nearest
+from cotd.progress import track
+from pipelines.predict.files import LINE, FileWriter, column_names, count_rows, csv_options, read_pieces
+
+BATCH = 256
+REASON = "quarantine_reason"
+ADDED = {
+    "predicted_label": pa.string(),
+    "predicted_score": pa.float64(),
+    "predicted_truncated": pa.bool_(),
+    "predicted_rationale": pa.string(),
+    REASON: pa.string(),
+}
+Predict = Callable[[list[str]], Sequence[dict[str, Any]]]
+
+
+class RowRefused(Exception):
+    """Why texts are not predicted though all is well but for them: a row is quarantined with that reason."""
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What became of a file's rows.
+
+    Attributes:
+        labels: predicted label → rows.
+        reasons: why rows were quarantined → rows.
+        quarantine: the file that holds those rows, if there are any.
+    """
+
+    labels: dict[str, int]
+    reasons: dict[str, int]
+    quarantine: Path | None
+    seconds: float
+
+    @property
+    def sentences(self) -> list[str]:
+        scored = sum(self.labels.values())
+        shares = ", ".join(f"{count:,} {label}" for label, count in sorted(self.labels.items()))
+        found = [f"{scored:,} rows in {self.seconds:.0f} s: {shares or 'none'}."]
+        if self.quarantine:
+            whys = "; ".join(f"{count:,} {why}" for why, count in sorted(self.reasons.items()))
+            found.append(f"{sum(self.reasons.values()):,} rows are set aside in {self.quarantine}: {whys}.")
+        return found
+
+
+def score_file(
+    source: str, target: str, student: str, tracking_uri: str | None, text: str = "text", rationale: bool = False
+) -> ScoreSummary:
+    """Predicts every row of a file on the running Ray, with a student in an actor for each GPU, or else each CPU.
+
+    The output has the input's rows in their order with all their columns, and `predicted_label`, `predicted_score` (the
+    label's probability), `predicted_truncated` and, if asked for, `predicted_rationale`. A row without a usable text is
+    not in it, but in `NAME.quarantine.EXT` beside it, with a `quarantine_reason`. Both are put in place when all is done.
+
+    Args:
+        source, target: `.parquet`, `.csv` or `.jsonl` files; on a cluster, where every node can read them.
+        student: whatever `Student.load` takes; of `models:/NAME@ALIAS`, the version that it is at the start.
+        text: the column to predict.
+
+    Raises:
+        CotdError: a file that cannot be read or written, no such column, or one that would be overwritten.
+    """
+    import ray
+
+    require_columns(source, text)
+    require_output(target)
+    context = ray.data.DataContext.get_current()
+    in_order = context.execution_options.preserve_order
+    context.execution_options.preserve_order = True
+    try:
+        return write_scored(
+            source, target, scored_batches(source, pinned(student, tracking_uri), tracking_uri, text, rationale)
+        )
+    finally:
+        context.execution_options.preserve_order = in_order
+
+
+def score_file_by(source: str, target: str, predict: Predict, text: str = "text", rationale: bool = False) -> ScoreSummary:
+    """`score_file` by whatever predicts, an endpoint for one, from this process and without Ray.
+
+    Args:
+        predict: texts → `label`, `score`, `truncated` and, if asked for, `rationale` of each. Raises RowRefused if one of
+            the texts is at fault: then each is asked about by itself.
+
+    Raises:
+        CotdError: as `score_file`, and whatever `predict` raises.
+    """
+    require_columns(source, text)
+    require_output(target)
+    tables = read_pieces(source, BATCH)
+    return write_scored(source, target, (with_predictions(table, text, predict, rationale) for table in tables))
+
+
+def write_scored(source: str, target: str, tables: Iterator[pa.Table]) -> ScoreSummary:
+    """Writes rows with the columns of `ADDED` to the output and to the quarantine."""
+    started = time.monotonic()
+    labels: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    aside = quarantine_path(Path(target))
+    try:
+        with FileWriter(Path(target)) as scored, FileWriter(aside) as quarantine:
+            with track("predicting", count_rows(source), "rows") as advance:
+                for table in tables:
+                    bad = table[REASON].is_valid()
+                    good = table.filter(pa.compute.invert(bad)).drop_columns([REASON])
+                    scored.write(good)
+                    quarantine.write(
+                        table.filter(bad).drop_columns([c for c in ADDED if c in table.column_names and c != REASON])
+                    )
+                    labels.update(good["predicted_label"].to_pylist())
+                    reasons.update(table[REASON].drop_null().to_pylist())
+                    advance(len(table))
+            if not labels and not reasons:
+                raise CotdError(f"'{source}' has no rows.")
+            scored.finish()
+            if reasons:
+                quarantine.finish()
+            else:
+                aside.unlink(missing_ok=True)  # an earlier run's
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise CotdError(f"cannot write '{target}': {error}. A .jsonl file takes columns of any kind.") from error
+    return ScoreSummary(dict(labels), dict(reasons), aside if reasons else None, time.monotonic() - started)
+
+
+def scored_batches(source: str, student: str, tracking_uri: str | None, text: str, rationale: bool) -> Iterator[pa.Table]:
+    """The file's rows with the columns of `ADDED`, in order, as Ray Data delivers them."""
+    import ray
+
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))
+    # No more than have four batches each to do: an actor takes seconds to start.
+    actors = min(gpus or max(1, int(have.get("CPU", 1))), math.ceil(count_rows(source) / (4 * BATCH)))
+    scored = read(source).map_batches(
+        ScoreActor,
+        fn_constructor_args=(student, tracking_uri, text, rationale),
+        batch_size=BATCH,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        # The actors reserve no CPU; they are counted above, and Ray Data spreads them over nodes by itself. If each held
+        # one, nothing would be left for the tasks that read the file, which need a whole one now and then, and both
+        # would wait for ever.
+        num_cpus=0,
+        num_gpus=1 if gpus else 0,
+    )
+    try:
+        yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        raise CotdError(f"cannot predict '{source}': {str(cause or error).strip().splitlines()[-1]}") from error
+
+
+def read(source: str) -> Any:
+    """The file as a Ray dataset."""
+    import ray
+
+    path = str(Path(source).expanduser().absolute())
+    # No partitioning: else a folder called kind=radio would add a column.
+    how: dict[str, Any] = {"partitioning": None, "file_extensions": None}
+    if source.endswith(".parquet"):
+        return ray.data.read_parquet(path, **how)
+    return ray.data.read_csv(path, **csv_options(source), **how)
+
+
+class ScoreActor:
+    """A student in a process of its own."""
+
+    def __init__(self, student: str, tracking_uri: str | None, text: str, rationale: bool):
+        from dataclasses import asdict
+
+        import torch
+
+        from cotd.storage.tracking_store import use_tracking
+        from cotd.students.student import Student
+
+        torch.set_num_threads(1)  # every CPU has an actor
+        use_tracking(tracking_uri)
+        model = Student.load(student)
+
+        def predict(texts: list[str]) -> list[dict[str, Any]]:
+            rows = [asdict(p) for p in model.predict(texts)]
+            if rationale:
+                for row, why in zip(rows, model.explain(texts), strict=True):
+                    row["rationale"] = why
+            return rows
+
+        self.predict, self.text, self.rationale = predict, text, rationale
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return with_predictions(table, self.text, self.predict, self.rationale)
+
+
+def with_predictions(table: pa.Table, text: str, predict: Predict, rationale: bool) -> pa.Table:
+    """The table with the columns of `ADDED`; a row that has a `quarantine_reason` has nothing in the others.
+
+    A batch that fails is predicted row by row, so that one bad row costs no other. A CotdError is no row's fault.
+    """
+    if LINE in table.column_names:
+        values, reasons = texts_of_lines(table[LINE].to_pylist(), text)
+    else:
+        values = table[text].to_pylist()
+        reasons = [text_problem(value) for value in values]
+    rows: list[dict[str, Any]] = [{} for _ in values]
+    good = [i for i, reason in enumerate(reasons) if reason is None]
+    try:
+        for i, row in zip(good, predict([values[i] for i in good]) if good else [], strict=True):
+            rows[i] = row
+    except CotdError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a text can do to a tokenizer or a model
+        for i in good:
+            try:
+                rows[i] = predict([values[i]])[0]
+            except CotdError:
+                raise
+            except RowRefused as error:
+                reasons[i] = str(error)
+            except Exception as error:  # noqa: BLE001
+                reasons[i] = f"prediction failed: {type(error).__name__}"
+    for name, kind in ADDED.items():
+        if name == REASON:
+            table = table.append_column(name, pa.array(reasons, kind))
+        elif rationale or name != "predicted_rationale":
+            table = table.append_column(name, pa.array([row.get(name.removeprefix("predicted_")) for row in rows], kind))
+    return table
+
+
+def texts_of_lines(lines: list[str], text: str) -> tuple[list[Any], list[str | None]]:
+    """The text of each line of JSON, and why there is none."""
+    values: list[Any] = []
+    reasons: list[str | None] = []
+    for line in lines:
+        row = parse_line(line)
+        values.append(row.get(text) if row is not None else None)
+        reasons.append(text_problem(values[-1]) if row is not None else NO_OBJECT)
+    return values, reasons
+
+
+def quarantine_path(target: Path) -> Path:
+    return target.with_name(f"{target.stem}.quarantine{target.suffix}")
+
+
+def require_columns(source: str, text: str) -> None:
+    """Raises a CotdError unless the file is there, has the text column, and has none that would be added."""
+    names = column_names(source)
+    if text not in names:
+        raise CotdError(f"{source}: no column '{text}' (--text); it has: {', '.join(names)}.{nearest(text, names)}")
+    if taken := [name for name in ADDED if name in names]:
+        raise CotdError(f"{source}: has the column '{taken[0]}' already, which would be overwritten. Rename or drop it.")
+
+
+def require_output(target: str) -> None:
+    """Raises a CotdError unless the file's type can be written and its folder is there."""
+    path = Path(target)
+    if path.suffix not in FILE_TYPES:
+        raise CotdError(f"--output '{target}' is not a {', '.join(FILE_TYPES)} file.")
+    if not path.absolute().parent.is_dir():
+        raise CotdError(f"--output '{target}': there is no folder {path.absolute().parent}.")
+
+
+def pinned(student: str, tracking_uri: str | None) -> str:
+    """A source that stands for the same student in every process, whatever happens to an alias meanwhile."""
+    from cotd.storage.model_cache import model_version
+    from cotd.storage.tracking_store import use_tracking
+    from cotd.students.base_models import resolve_model
+
+    use_tracking(tracking_uri)
+    if student.startswith("models:/"):
+        name, version = model_version(student)
+        return f"models:/{name}/{version}"
+    return resolve_model(student)

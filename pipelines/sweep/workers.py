@@ -1,0 +1,77 @@
+"""A trial that several workers train together: Ray Train within a trial of Ray Tune.
+
+The trial's own process trains nothing. It has Ray Train start the workers, which have a placement group of their own, and
+tells Tune what they report. Each computes its share of every batch (see `cotd.training.distributed`); the first writes the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cotd.errors import CotdError
+from cotd.training.folder import TrialFolder
+from pipelines.cluster.resources import Needs
+
+
+def train_together(
+    work: Callable[[dict[str, Any]], None], params: dict[str, Any], needs: Needs, storage: dict[str, Any]
+) -> None:
+    """Has workers do `work`, and waits for them. They are given `params`, and in it `worker`, which of them they are.
+
+    A failure leaves its traceback in the trial's folder, or who has died.
+
+    Args:
+        storage: where Ray Train may keep its own state: `storage_path` and, where that is no folder, `storage_filesystem`.
+
+    Raises:
+        CotdError: a worker failed or died. All of them have ended.
+    """
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    def as_worker(config: dict[str, Any]) -> None:
+        work({**config, "worker": train.get_context().get_world_rank()})
+
+    trainer = TorchTrainer(
+        as_worker,
+        train_loop_config=params,
+        scaling_config=train.ScalingConfig(
+            num_workers=needs.workers, use_gpu=needs.gpus > 0, resources_per_worker={"CPU": needs.cpus, "GPU": needs.gpus}
+        ),
+        run_config=train.RunConfig(  # without retries: Tune tries a failed trial again, from its checkpoint
+            name=f"workers-{uuid.uuid4().hex}",
+            callbacks=[TuneReportCallback()],
+            worker_runtime_env={} if needs.gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+            **storage,
+        ),
+    )
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        died, why = first_cause(error.worker_failures)
+        folder = TrialFolder(Path(params["folder"]))
+        with contextlib.suppress(OSError):
+            if died or not folder.error.is_file():  # a worker that lives on has written its traceback
+                folder.error.write_text(why + "\n", encoding="utf-8")
+        raise CotdError(why) from error
+
+
+def first_cause(failures: dict[int, Exception]) -> tuple[bool, str]:
+    """Whether a worker has died, and in one line why the workers failed: others fail where they wait for one that has died.
+
+    Args:
+        failures: worker → what Ray Train knows of its failure.
+    """
+    from ray.exceptions import RayActorError
+
+    causes = {rank: getattr(error, "health_check_failure", error) for rank, error in sorted(failures.items())}
+    for rank, cause in causes.items():
+        if isinstance(cause, RayActorError):
+            return True, f"worker {rank} has died: {str(cause).splitlines()[0]}"
+    cause = next((c for c in causes.values() if isinstance(c, CotdError)), next(iter(causes.values())))
+    return False, " ".join(str(cause).split()) or repr(cause)

@@ -1,0 +1,117 @@
+"""What happens to every request, whatever its route: an id, the token, the size of its body, a log line, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+import uuid
+
+from starlette._utils import get_route_path
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.endpoint.endpoint import LOG, Endpoint
+from serve.http.errors import Refused, unauthorized
+from serve.settings import digest
+
+REQUEST_ID = "X-Request-ID"
+SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+# What a load balancer, a browser and a reader of the documentation see without a token.
+OPEN_ROUTES = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
+
+
+class Guard:
+    """ASGI middleware around the whole application.
+
+    Args:
+        proxied: whether Serve's proxy is in front, which makes request ids and returns them itself.
+    """
+
+    def __init__(self, app: ASGIApp, endpoint: Endpoint, proxied: bool):
+        self.app = app
+        self.endpoint = endpoint
+        self.proxied = proxied
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID, "")
+        state = scope.setdefault("state", {})
+        state["request_id"] = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        returned_by_proxy = self.proxied and given == state["request_id"]
+        status = 500  # what is answered if the application raises
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if not returned_by_proxy:
+                    MutableHeaders(scope=message)[REQUEST_ID] = state["request_id"]
+            await send(message)
+
+        self.endpoint.metrics.in_flight.inc()
+        try:
+            # Before the body is read: who may not ask costs nothing.
+            if get_route_path(scope) in OPEN_ROUTES or has_token(self.endpoint.settings.token_sha256, headers):
+                await self.app(scope, self.limited(headers, receive), answer)
+            else:
+                await unauthorized(Request(scope))(scope, receive, answer)
+        finally:
+            self.endpoint.metrics.in_flight.dec()
+            self._record(scope, status, time.perf_counter() - started)
+
+    def limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive`, but a body that is larger than allowed, or says it will be, or takes too long is refused as it arrives."""
+        limit, seconds = self.endpoint.settings.max_body_bytes, self.endpoint.settings.max_body_seconds
+        announced = headers.get("content-length", "")
+        deadline = asyncio.get_running_loop().time() + seconds
+        seen, complete = 0, False
+
+        async def receive_limited() -> Message:
+            nonlocal seen, complete
+            if complete:  # what comes now is that the client has gone, and that may take as long as the answer
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(
+                    408,
+                    "request_timeout",
+                    f"the body was not there after {seconds:g} s. Send it again.",
+                    {"Connection": "close"},
+                ) from None
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            seen += len(message.get("body", b""))
+            if seen > limit or (announced.isdecimal() and int(announced[:18]) > limit):
+                raise Refused(413, "body_too_large", f"the body is larger than {limit:,} bytes. Send several requests.")
+            return message
+
+        return receive_limited
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        metrics, state = self.endpoint.metrics, scope["state"]
+        metrics.requests.labels(scope["method"] if route != "other" else "other", route, str(status)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if route not in OPEN_ROUTES or status >= 500:
+            facts = {key: state[key] for key in ("texts", "model", "error") if key in state}
+            LOG.info(
+                "%s %s %s %d %.1f ms%s", state["request_id"], scope["method"], route, status, seconds * 1000,
+                "".join(f" {key}={value}" for key, value in facts.items()),
+            )  # fmt: skip
+
+
+def has_token(expected: str | None, headers: Headers) -> bool:
+    """Whether a request carries the token whose SHA-256 is `expected`, or needs none."""
+    if expected is None:
+        return True
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    # Digests, compared in constant time: neither the token nor its length can be felt out.
+    return scheme.lower() == "bearer" and hmac.compare_digest(digest(token.strip()), expected)

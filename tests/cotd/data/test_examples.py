@@ -1,0 +1,201 @@
+"""The Review table: whatever the rows, equal texts are one review, and nothing leaks between splits."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
+
+from cotd.data import examples as reviews_module
+from cotd.data import table as review_table
+from cotd.data.cleaning import clean_text
+from cotd.data.examples import PROTECTION, Reviews, build_reviews, limit_rows, review_id
+from cotd.data.table import SPLITS
+from cotd.errors import CotdError
+from cotd.tasks.registry import SENTIMENT
+
+# A few texts in many spellings, so that repeats are common.
+SPELLINGS = ["{}", " {}  ", "{}<br />", "{}\n", "{}\x00"]
+WORDS = [
+    "good film",
+    "Good Film",
+    "bad film",
+    "BAD film",
+    "fish & chips",
+    "fish &amp; chips",
+    "Straße",
+    "STRASSE",
+    "",
+    "a",
+    "b",
+]
+LABELS = ["positive", "negative", "1", 0, "Neg", None, float("nan"), "mixed"]
+texts = st.builds(str.format, st.sampled_from(SPELLINGS), st.sampled_from(WORDS) | st.text(max_size=8))
+row = st.fixed_dictionaries({"text": texts | st.none(), "label": st.sampled_from(LABELS)})
+split_row = st.fixed_dictionaries({"text": texts, "label": st.sampled_from(LABELS), "split": st.sampled_from(SPLITS)})
+many_rows = st.lists(row, min_size=1, max_size=25) | st.lists(split_row, min_size=1, max_size=25)
+
+
+def build(rows: list[dict[str, Any]] | pd.DataFrame, **options: Any) -> Reviews:
+    try:
+        return build_reviews(pd.DataFrame(rows), "test", SENTIMENT, **options)
+    except CotdError as error:
+        if "no usable review" not in str(error):
+            raise
+        reject()
+
+
+def key(text: str) -> str:
+    return clean_text(text).casefold()
+
+
+@given(many_rows)
+def test_every_row_is_accounted_for_and_no_text_is_there_twice(rows: list[dict[str, Any]]) -> None:
+    reviews = build(rows)
+    counts = reviews.counts
+    assert counts["rows"] == len(rows)
+    assert counts["rows"] == counts["repeats"] + counts["quarantined"] + sum(counts[f"kept_{s}"] for s in SPLITS)
+    assert counts["quarantined"] == len(reviews.quarantine)
+    assert sum(counts[f"kept_{s}"] for s in SPLITS) == len(reviews.table) == sum(len(reviews.split(s)) for s in SPLITS)
+    assert reviews.table["text"].map(key).is_unique
+    assert reviews.table["id"].is_unique
+    assert set(reviews.table["label"]) <= {*SENTIMENT.labels, None}
+    assert reviews.quarantine["reason"].notna().all()
+
+
+@given(many_rows)
+def test_contradictory_repeats_are_quarantined_and_never_kept(rows: list[dict[str, Any]]) -> None:
+    reviews = build(rows)
+    labels = defaultdict(set)
+    for r in rows:
+        if r["text"] and (label := SENTIMENT.parse_label(r["label"])):
+            labels[key(r["text"])].add(label)
+    contradictory = {text for text, found in labels.items() if text and len(found) > 1}
+    assert not contradictory & set(reviews.table["text"].map(key))
+    reason = "repeated with different labels"
+    assert set(reviews.quarantine.loc[reviews.quarantine["reason"] == reason, "text"].map(key)) == contradictory
+
+
+@given(many_rows, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(rows: list[dict[str, Any]], shuffler: random.Random) -> None:
+    shuffled = shuffler.sample(rows, len(rows))
+    columns = ["id", "label", "split"]
+    before, after = build(rows), build(shuffled)
+    assert before.table[columns].values.tolist() == after.table[columns].values.tolist()
+    assert before.digest() == after.digest()
+    assert before.counts == after.counts
+
+
+@given(st.lists(split_row, min_size=1, max_size=25))
+def test_a_text_in_two_splits_stays_in_the_most_protected_one(rows: list[dict[str, Any]]) -> None:
+    rows = [*rows, {"text": "there is a validation split", "label": None, "split": "validation"}]
+    given_splits = defaultdict(set)
+    for r in rows:
+        if SENTIMENT.parse_label(r["label"]) or pd.isna(r["label"]):  # a row with a bad label counts for nothing
+            given_splits[key(r["text"])].add(r["split"])
+    for review in build(rows).table.itertuples():
+        assert review.split == max(given_splits[key(review.text)], key=PROTECTION.__getitem__)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=1, max_size=60), st.sampled_from([None, "train"]))
+def test_no_group_is_in_two_splits(rows: list[tuple[int, int]], split: str | None) -> None:
+    """Whether all splits are carved, or validation is carved from given training rows."""
+    table = [{"text": f"group {g} text {t}", "label": "1", "group": g, "split": split} for g, t in rows]
+    table += [{"text": "of the test", "label": "1", "group": None, "split": "test"}] if split else []
+    reviews = build(table, test_share=0.3, validation_share=0.3).table
+    reviews = reviews[reviews["text"] != "of the test"]
+    assert reviews.groupby(reviews["text"].str.split().str[1])["split"].nunique().max() == 1
+
+
+@given(many_rows, st.integers(1, 5), st.integers(1, 5))
+def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: int, read_at_once: int) -> None:
+    whole = build(rows)
+    frame = pd.DataFrame(rows)
+    blocks = (frame.iloc[start : start + size] for start in range(0, len(frame), size))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (reviews_module, review_table):
+            patch.setattr(module, "BLOCK", read_at_once)
+        again = build_reviews(blocks, "test", SENTIMENT)
+        pd.testing.assert_frame_equal(again.table, whole.table)
+        pd.testing.assert_frame_equal(again.quarantine, whole.quarantine)
+        assert again.digest() == whole.digest()
+    assert again.counts == whole.counts
+
+
+def test_texts_are_not_in_memory() -> None:
+    """10 MB of them: what is held of each review is its id, its label and its split."""
+    rows = 10_000
+
+    def blocks() -> Iterator[pd.DataFrame]:
+        for start in range(0, rows, 100):
+            yield pd.DataFrame({"text": [f"{i} {'x' * 1000}" for i in range(start, start + 100)], "label": "1"})
+
+    tracemalloc.start()
+    try:
+        reviews = build_reviews(blocks(), "many", SENTIMENT)
+        held, peak = tracemalloc.get_traced_memory()
+        assert len(reviews.rows) == rows
+    finally:
+        tracemalloc.stop()
+    assert held < 100 * rows
+    assert peak < 300 * rows
+    (first,) = reviews.rows.take(slice(1)).blocks()
+    assert len(first["text"][0]) > 1000
+
+
+def test_shares_are_met() -> None:
+    reviews = build([{"text": f"review {i}", "label": i % 2} for i in range(5000)], test_share=0.2, validation_share=0.1)
+    assert reviews.counts["kept_test"] == pytest.approx(1000, abs=100)
+    assert reviews.counts["kept_validation"] == pytest.approx(500, abs=75)
+
+
+def test_ids_stay_what_they_are() -> None:
+    """Annotations, trial ids and splits hang on them: a changed id throws away every user's finished work."""
+    assert review_id("imdb", "A warm <br/>film &amp; more.") == review_id("imdb", "a WARM film  & more.") == "c77ba6e3abede808"
+    assert review_id("yelp", "A warm film & more.") != review_id("imdb", "A warm film & more.")
+
+
+def test_a_labelled_copy_wins_over_an_unlabelled_one() -> None:
+    rows = [{"text": "fine", "label": label, "split": "train"} for label in (None, "positive", None)]
+    reviews = build([*rows, {"text": "other", "label": "1", "split": "validation"}])
+    assert reviews.split("train")["label"].to_list() == ["positive"]
+    assert reviews.counts["repeats"] == 2
+
+
+def test_html_and_white_space_go() -> None:
+    assert clean_text("  one<br />two<BR>three &amp;\tfour\n\nfive\x00 ") == "one two three & four five"
+
+
+def test_the_quarantine_says_why() -> None:
+    reviews = build([{"text": "fine", "label": "positive"}, {"text": " <br> ", "label": "1"}, {"text": "so-so", "label": "3"}])
+    assert reviews.quarantine["reason"].to_list() == ["empty text", "label '3' is not one of negative, positive"]
+
+
+@pytest.mark.parametrize("rows", [[], [("", "1")], [("fine", "five stars"), ("bad", "one star")]])
+def test_nothing_usable_is_an_error_that_says_why(rows: list[tuple[str, str]]) -> None:
+    with pytest.raises(CotdError, match=r"no usable review among .* rows.*data\.columns") as caught:
+        build_reviews(pd.DataFrame(rows, columns=["text", "label"]), "mine.csv", SENTIMENT)
+    assert not rows or "empty text" in str(caught.value) or "five stars" in str(caught.value)
+
+
+def test_limits_take_nested_samples() -> None:
+    reviews = build([{"text": f"review {i}", "label": i % 2} for i in range(500)])
+    small = limit_rows(reviews, {"train": 10, "validation": 5})
+    large = limit_rows(reviews, {"train": 100, "validation": None})
+    assert small.split("train")["id"].to_list() == large.split("train")["id"].to_list()[:10]
+    assert (small.counts["kept_train"], small.counts["kept_validation"]) == (10, 5)
+    assert small.counts["kept_test"] == len(small.split("test")) == len(reviews.split("test"))
+
+
+def test_the_digest_changes_with_a_label_and_a_split() -> None:
+    rows = [{"text": f"review {i}", "label": "positive", "split": s} for i, s in enumerate(SPLITS * 3)]
+    digest = build(rows).digest()
+    assert build([{**rows[0], "label": "negative"}, *rows[1:]]).digest() != digest
+    assert build([{**rows[0], "split": "test"}, *rows[1:]]).digest() != digest

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filtered_blocks, near_duplicate_rows
+
+CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"})
+
+
+def annotations(*rows: tuple[str, int, bool, str | None, str]) -> pd.DataFrame:
+    """(review_id, sample, gold_conditioned, label, rationale); a row without a label is quarantined."""
+    table = pd.DataFrame(rows, columns=["review_id", "sample", "gold_conditioned", "label", "rationale"])
+    return table.assign(error=[None if isinstance(label, str) else "no label" for label in table["label"]])
+
+
+def kept(table: pd.DataFrame, *filters: Any) -> list[int]:
+    filtered, counts = apply_filters(table, filters, CONTEXT)
+    assert sum(counts.values()) == filtered["error"].notna().sum() - table["error"].notna().sum()
+    return list(np.flatnonzero(filtered["error"].isna()))
+
+
+SAMPLES = annotations(
+    ("a", 0, False, "negative", "A dull thing, the reviewer says."),
+    ("a", 1, False, "positive", "A warm and positive thing, the reviewer says."),
+    ("a", 2, False, "positive", "It is praised."),
+    ("b", 0, False, "negative", "The reviewer is bored by it from the first minute to the last."),
+    ("b", 1, False, "positive", "The Reviewer is bored, by it from the first minute to the last!"),
+    ("c", 0, False, None, ""),
+    ("c", 1, False, "positive", "Fine."),
+    ("a", 0, True, "positive", "It is praised."),
+)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([], [0, 1, 2, 3, 4, 6, 7]),
+        (["agrees_with_gold"], [1, 2, 3, 6, 7]),
+        (["agrees_with_majority"], [1, 2, 3, 6, 7]),
+        (["length"], [0, 1, 2, 3, 4, 7]),
+        ([{"length": {"min_words": 1, "max_words": 3}}], [2, 6, 7]),
+        (["near_duplicates"], [0, 1, 2, 3, 6, 7]),
+        (["names_the_label"], [1]),
+        ([{"names_the_label": {"keep": "without"}}], [0, 2, 3, 4, 6, 7]),
+        (["agrees_with_majority", "length", "near_duplicates"], [1, 2, 3, 7]),
+    ],
+)
+def test_filters_compose(filters: list[Any], expected: list[int]) -> None:
+    assert kept(SAMPLES, *filters) == expected
+
+
+def test_what_a_filter_takes_out_is_named_and_counted() -> None:
+    filtered, counts = apply_filters(SAMPLES, ["agrees_with_gold", "length"], CONTEXT)
+    assert counts == {"agrees_with_gold": 2, "length": 1}
+    assert filtered["error"].value_counts().to_dict() == {
+        "filtered: agrees_with_gold": 2, "filtered: length": 1, "no label": 1
+    }  # fmt: skip
+    assert SAMPLES["error"].notna().sum() == 1, "the table that was given is left as it was"
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_of_nothing(name: str) -> None:
+    assert kept(SAMPLES[:0], name) == []
+
+
+words = st.lists(st.sampled_from(["a", "warm", "and", "funny", "film", "that", "moved", "me", "to", "tears"]), max_size=12).map(
+    " ".join
+)
+
+
+@given(st.lists(words, max_size=12))
+def test_near_duplicates_are_those_of_the_definition(texts: list[str]) -> None:
+    """Equal texts always are; whatever counts as one has an earlier text that is that near."""
+
+    def trigrams(text: str) -> set[tuple[str, ...]]:
+        found = text.split()
+        return {tuple(found[i : i + 3]) for i in range(max(1, len(found) - 2))}
+
+    repeats = near_duplicate_rows(texts, 0.8)
+    for i, text in enumerate(texts):
+        near = [len(trigrams(t) & trigrams(text)) / len(trigrams(t) | trigrams(text)) for t in texts[:i]]
+        assert repeats[i] <= (max(near, default=0) >= 0.8)
+        assert repeats[i] >= (text in texts[:i])
+
+
+one_filter = st.sampled_from([*FILTERS, {"length": {"max_words": 6}}, {"near_duplicates": {"similarity": 0.5}}])
+one_row = st.tuples(
+    st.sampled_from("abcde"), st.integers(0, 2), st.booleans(), st.sampled_from(["positive", "negative", None]), words
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(one_row, max_size=20, unique_by=lambda r: r[:3]),
+    st.lists(one_filter, max_size=4),
+    st.sets(st.sampled_from("bcde")),
+)
+def test_filters_take_out_the_same_in_blocks_as_of_the_whole(rows: list[Any], filters: list[Any], starts: set[str]) -> None:
+    """Blocks hold whole reviews; `starts` says with which a block begins."""
+    table = annotations(*sorted(rows, key=lambda r: (r[0], r[2], r[1])))
+    number = table["review_id"].map(lambda i: sum(s <= i for s in starts))
+    blocks = [block.reset_index(drop=True) for _, block in table.groupby(number)]
+    found = [block["error"] for block in filtered_blocks(lambda: iter(blocks), filters, lambda block: CONTEXT)()]
+    expected = apply_filters(table, filters, CONTEXT)[0]["error"]
+    assert [e for error in found for e in error.where(error.notna(), None)] == list(expected.where(expected.notna(), None))

@@ -1,0 +1,112 @@
+"""Answers read from a file: whatever its rows, each is joined to the review with its text, or set aside with a reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cotd.data.config import DataConfig
+from cotd.data.examples import Reviews, build_reviews, review_id
+from cotd.data.table import SPLITS
+from cotd.errors import CotdError
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.config import TeacherConfig
+from cotd.teachers.imported import AROUND, AnswerReader, spoken_label
+from cotd.teachers.requests import Teacher
+from tests.conftest import review_text
+from tests.hostile import HOSTILE
+
+DATA = DataConfig(source="reviews.csv")
+TEXTS = [review_text(i, i % 2 == 0) for i in range(9)]
+# As models write them → what they are.
+SAID: dict[Any, str | None] = {
+    "positive": "positive", "Positive.": "positive", " **NEGATIVE** ": "negative", "'neg'": "negative", 1: "positive",
+    "Mixed": None, "The sentiment is positive.": None, "": None, None: None, "-1": None,
+}  # fmt: skip
+SPELLINGS = ["{}", "  {} ", "{}<br />", "{}\n"]
+WHY: list[Any] = ["The words are telling.", " Because\nof the words. ", "No.", "", None, 7, *HOSTILE[:12]]
+row = st.fixed_dictionaries(
+    {
+        "text": st.builds(str.format, st.sampled_from(SPELLINGS), st.sampled_from([*TEXTS, "another text", ""])) | st.none(),
+        "label": st.sampled_from(list(SAID)),
+        "rationale": st.sampled_from(WHY),
+        "gold_rationale": st.sampled_from(WHY),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def reviews() -> Reviews:
+    """Nine reviews, three a split; the last of each has no label."""
+    labels = [None if i % 3 == 2 else "positive" if i % 2 == 0 else "negative" for i in range(9)]
+    return build_reviews(
+        pd.DataFrame({"text": TEXTS, "label": labels, "split": [SPLITS[i // 3] for i in range(9)]}), "reviews.csv", SENTIMENT
+    )
+
+
+@given(st.lists(row, min_size=1, max_size=40))
+def test_every_row_is_joined_or_set_aside(reviews: Reviews, rows: list[dict[str, Any]]) -> None:
+    columns = {"label": "label", "rationale": "rationale", "gold_rationale": "gold_rationale"}
+    config = TeacherConfig(model="gpt", answers={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
+    reader = AnswerReader(
+        ["answers.csv"], DATA, Teacher("gpt", "1", None, lambda text, limit: text, config), reviews, SENTIMENT
+    )
+    split_of = {review_id("reviews.csv", text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
+    wanted = [(review_id("reviews.csv", r["text"] or ""), SAID[r["label"]]) for r in rows]
+    for start in (0, 7):  # in two blocks
+        reader.add(pd.DataFrame(rows[start : 7 if not start else None], columns=list(rows[0]), dtype=object), "answers.csv")
+    if not reader.usable:
+        with pytest.raises(CotdError, match=f"none of its {len(rows)} rows"):
+            reader.output()
+        return
+    output = reader.output()
+    table, counts = output.annotations, output.read.counts if output.read else {}
+    own = table[~table["gold_conditioned"]]
+    trained = [(i, label) for i, label in wanted if split_of.get(i) == "train"]
+    assert Counter(
+        zip(own["review_id"], own["label"].astype(object).where(own["label"].notna(), None), strict=True)
+    ) == Counter(trained)
+    for i, samples in own.groupby("review_id")["sample"]:
+        assert list(samples) == list(range(len(samples)))
+        # In the file's order.
+        assert [label if isinstance(label, str) else None for label in own[own["review_id"] == i]["label"]] == [
+            label for j, label in trained if j == i
+        ]
+    assert table[table["error"].isna()]["label"].isin(SENTIMENT.labels).all()
+    assert (table[table["error"].isna()]["rationale"].str.split().str.len() >= 3).all()
+    gold = table[table["gold_conditioned"]]
+    assert (gold["label"] == gold["review_id"].map(reviews.rows.gold(gold["review_id"]))).all()
+    # Nothing is lost: rows of no review, with their reasons, and the others by split.
+    aside = output.read.set_aside.table() if output.read else pd.DataFrame()
+    unknown = [k for k, (i, _) in enumerate(wanted, 1) if i not in split_of]
+    assert set(unknown) <= set(aside["row"])
+    assert counts["rows"] == len(rows) == counts["matched"] + len(unknown)
+    assert counts["set_aside"] == aside["reason"].value_counts().to_dict()
+    assert counts["unanswered_train"] == 3 - len({i for i, _ in trained})
+    said: dict[str, str | None] = {}  # the first label that there is
+    for i, label in wanted:
+        if split_of.get(i) == "test":
+            said[i] = said.get(i) or label
+    predicted = output.test.set_index("review_id")["predicted"]
+    assert {i: label if isinstance(label, str) else None for i, label in predicted.items()} == said
+    held_out = {
+        i for i, _ in wanted if i in set(reviews.table[reviews.table["label"].notna()]["id"]) and split_of[i] != "train"
+    }
+    assert set(output.rationales) == held_out
+
+
+@given(st.sampled_from(["positive", "Positive", "NEGATIVE"]), st.text(AROUND, max_size=4), st.text(AROUND, max_size=4))
+def test_labels_count_whatever_is_around_them(word: str, before: str, after: str) -> None:
+    assert spoken_label(before + word + after, SENTIMENT) == word.lower()
+
+
+@pytest.mark.parametrize(
+    "value", [*(v for v, label in SAID.items() if label is None), "positive?", "not positive", float("nan"), [1], {}]
+)
+def test_other_words_are_no_labels(value: Any) -> None:
+    assert spoken_label(value, SENTIMENT) is None

@@ -1,0 +1,262 @@
+"""How a teacher is asked, with a teacher that answers by rule in place of an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cotd.data.examples import Reviews, build_reviews
+from cotd.errors import CotdError
+from cotd.tasks.prompts import load_prompts
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.annotations import ANNOTATION_COLUMNS, tidy_rationale
+from cotd.teachers.config import TeacherConfig
+from cotd.teachers.output import TeacherOutput
+from cotd.teachers.requests import Request, Teacher
+from cotd.teachers.strategies import STRATEGIES
+
+PROMPTS = load_prompts(SENTIMENT, "movie review")
+
+
+@pytest.fixture
+def reviews(review_rows: pd.DataFrame) -> Reviews:
+    return build_reviews(review_rows, "small", SENTIMENT)
+
+
+def run(reviews: Reviews, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
+    config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
+    teacher = Teacher("double", "1", first_token=hash, fit=lambda text, limit: text, config=config)
+    return STRATEGIES[strategy](teacher, reviews, SENTIMENT, PROMPTS, double.ask)
+
+
+def change(rows: pd.DataFrame, split: str, **columns: Any) -> Reviews:
+    """The reviews of `rows` with columns of one split changed."""
+    changed = rows.copy()
+    for column, value in columns.items():
+        at = changed["split"] == split
+        changed.loc[at, column] = changed.loc[at, column].map(value) if callable(value) else value
+    return build_reviews(changed, "small", SENTIMENT)
+
+
+def flipped(label: str) -> str:
+    return {"positive": "negative", "negative": "positive"}[label]
+
+
+def own(output: TeacherOutput) -> pd.DataFrame:
+    return output.annotations[~output.annotations["gold_conditioned"]].set_index("review_id")
+
+
+# --- score, then explain ----------------------------------------------------------------------------------------
+
+
+def test_a_biased_teacher_labels_well_once_calibrated(reviews: Reviews, teacher_double: Any) -> None:
+    output = run(reviews, teacher_double)
+    train = reviews.split("train").set_index("id")
+    assert list(output.annotations.columns) == ANNOTATION_COLUMNS
+    assert own(output)["label"].to_dict() == train["label"].to_dict()
+    assert own(output)["label_probability"].between(0.5, 1).all()
+    assert (output.test["predicted"] == output.test["gold"]).all()
+    assert output.annotations["error"].isna().all()
+    raw = run(reviews, teacher_double, calibration={"method": "none"})
+    assert set(own(raw)["label"]) == {"positive"}, "the double is biased, or this test shows nothing"
+    assert output.calibration is not None
+    assert output.calibration["rows"] == 24
+    assert "validation" in output.calibration["used"]
+
+
+def test_the_calibration_uses_no_test_row(reviews: Reviews, review_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(reviews, teacher_double)
+    other_gold = run(change(review_rows, "test", label=flipped), teacher_double)
+    other_texts = run(change(review_rows, "test", text=lambda t: t.replace("dull", "warm")), teacher_double)
+    for other in (other_gold, other_texts):
+        assert other.calibration == output.calibration
+        pd.testing.assert_frame_equal(other.annotations, output.annotations)
+    assert (other_gold.test["predicted"] == other_gold.test["gold"].map(flipped)).all()
+
+
+def test_the_calibration_does_use_validation_gold(review_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(change(review_rows, "validation", label=flipped), teacher_double)
+    train = build_reviews(review_rows, "small", SENTIMENT).split("train").set_index("id")
+    assert own(output)["label"].to_dict() == train["label"].map(flipped).to_dict()
+
+
+def test_no_rationale_is_asked_of_test_reviews(reviews: Reviews, teacher_double: Any) -> None:
+    run(reviews, teacher_double)
+    explained = [r.prompt for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
+    assert explained
+    for text in [*reviews.split("test")["text"], *reviews.split("validation")["text"]]:
+        assert not any(text in prompt for prompt in explained)
+
+
+def test_a_rationale_for_an_equal_gold_label_is_asked_once(review_rows: pd.DataFrame, teacher_double: Any) -> None:
+    wrong = review_rows.iloc[0]["text"]
+    rows = review_rows.assign(label=[flipped(r.label) if r.text == wrong else r.label for r in review_rows.itertuples()])
+    output = run(build_reviews(rows, "small", SENTIMENT), teacher_double)
+    keys = [r.key for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
+    # 24 reviews; the teacher differs from gold in one, whose two labels need a rationale each.
+    assert len(keys) == len(set(keys)) == 25
+    assert output.annotations["gold_conditioned"].value_counts().to_dict() == {False: 24, True: 24}
+    by_gold = output.annotations[output.annotations["gold_conditioned"]].set_index("review_id")["label"]
+    assert (by_gold != own(output)["label"]).sum() == 1
+
+
+def test_without_gold_conditioning_gold_is_not_shown(reviews: Reviews, teacher_double: Any) -> None:
+    output = run(reviews, teacher_double, gold_conditioned=False)
+    assert not output.annotations["gold_conditioned"].any()
+    assert len(output.annotations) == 24
+
+
+def test_unlabelled_training_reviews_get_the_teachers_label_only(review_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(change(review_rows, "train", label=None), teacher_double)
+    assert len(output.annotations) == 24
+    assert own(output)["label"].isin(SENTIMENT.labels).all()
+
+
+def test_samples_have_seeds_of_their_own(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = lambda request: f" Reason of seed {request.sampling['seed']}."
+    output = run(reviews, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
+    one = output.annotations[output.annotations["review_id"] == output.annotations["review_id"].iloc[0]]
+    assert one["sample"].to_list() == [0, 1, 2]
+    assert one["rationale"].to_list() == [f"Reason of seed {s}." for s in (10, 11, 12)]
+
+
+def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Reviews, teacher_double: Any) -> None:
+    train = reviews.split("train").iloc[0]
+    test = reviews.split("test").iloc[0]
+    teacher_double.fails = lambda prompt: prompt.endswith("Sentiment:") and (train["text"] in prompt or test["text"] in prompt)
+    output = run(reviews, teacher_double)
+    assert own(output).loc[train["id"], "error"] == "the engine ran out of memory"
+    assert own(output)["error"].notna().sum() == 1
+    assert output.test.set_index("review_id")["predicted"].isna().to_dict() == {
+        i: i == test["id"] for i in reviews.split("test")["id"]
+    }
+
+
+def test_failed_and_cut_off_rationales_are_quarantined(reviews: Reviews, teacher_double: Any) -> None:
+    failing, short = reviews.split("train")["text"][:2]
+    teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and failing in prompt
+    teacher_double.write = lambda request: " No." if short in request.prompt else " It says what it says."
+    output = run(reviews, teacher_double, gold_conditioned=False)
+    errors = own(output)["error"].dropna()
+    assert sorted(errors) == ["rationale is empty or shorter than three words", "the engine ran out of memory"]
+    assert own(output).loc[errors.index, "label"].notna().all()
+
+
+def test_platt_needs_gold_of_both_kinds(review_rows: pd.DataFrame, teacher_double: Any) -> None:
+    unlabelled = change(review_rows, "validation", label=None)
+    for reviews in (unlabelled, change(review_rows, "validation", label="positive")):
+        with pytest.raises(CotdError, match=r"gold labels of both kinds\. Use method: prior"):
+            run(reviews, teacher_double)
+    assert not teacher_double.asked
+    output = run(unlabelled, teacher_double, calibration={"method": "prior"})
+    assert own(output)["label"].value_counts().to_dict() == {"positive": 12, "negative": 12}
+
+
+def test_scores_of_one_kind_alone_cannot_calibrate(reviews: Reviews, teacher_double: Any) -> None:
+    """The engine failed on every positive validation review: readable, not scikit-learn's complaint."""
+    positive = reviews.split("validation").query("label == 'positive'")["text"]
+    teacher_double.fails = lambda prompt: any(text in prompt for text in positive)
+    with pytest.raises(CotdError, match="calibrat"):
+        run(reviews, teacher_double)
+
+
+# --- few-shot chain of thought ----------------------------------------------------------------------------------
+
+
+def reason(request: Request) -> str:
+    """Right answers to both kinds of prompt, but for review 2, whose answer names no label."""
+    if request.prompt.endswith("Reason:"):
+        return " Because it says so itself."
+    review = request.prompt.splitlines()[-2]
+    if "number 2." in review:
+        return " I cannot decide about that one"
+    return f" The words are telling.\nSentiment: {'Positive' if 'warm' in review else 'Negative'}"
+
+
+def test_chain_of_thought_parses_label_and_rationale(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = reason
+    output = run(reviews, teacher_double, "chain_of_thought")
+    train = reviews.split("train").set_index("id")
+    odd = train.index[train["text"].str.contains("number 2.", regex=False)][0]
+    usable = own(output).drop(odd)
+    assert usable["label"].to_dict() == train["label"].drop(odd).to_dict()
+    assert set(usable["rationale"]) == {"The words are telling."}
+    assert set(usable["label_probability"]) == {1.0}
+    assert usable["error"].isna().all()
+    assert own(output).loc[odd, "error"] == "no label of the task in the answer"
+    by_gold = output.annotations[output.annotations["gold_conditioned"]].set_index("review_id")
+    assert by_gold["label"].to_dict() == train["label"].to_dict()
+    assert set(by_gold["rationale"]) == {"Because it says so itself."}
+    assert (output.test["predicted"] == output.test["gold"]).all()
+    assert output.calibration is None
+
+
+def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = reason
+    plain = run(reviews, teacher_double, "chain_of_thought")
+    assert plain.rationales == {}
+    output = run(reviews, teacher_double, "chain_of_thought", held_out_rationales=True)
+    held_out = reviews.table[reviews.table["split"] != "train"]
+    assert output.rationales == dict.fromkeys(held_out["id"], "The words are telling.")
+    pd.testing.assert_frame_equal(output.annotations, plain.annotations)
+    pd.testing.assert_frame_equal(output.test, plain.test)
+
+
+def test_chain_of_thought_answers_are_held_to_the_format(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = reason
+    run(reviews, teacher_double, "chain_of_thought")
+    assert all("regex" in r.sampling["structured_outputs"] for r in teacher_double.asked)
+
+
+def test_unparsable_test_answers_stay_without_a_label(reviews: Reviews, teacher_double: Any) -> None:
+    teacher_double.write = lambda request: " I cannot decide."
+    output = run(reviews, teacher_double, "chain_of_thought")
+    assert output.test["predicted"].isna().all()
+    assert own(output)["label"].isna().all()
+    assert own(output)["error"].notna().all()
+
+
+def test_samples_vote(reviews: Reviews, teacher_double: Any) -> None:
+    votes = {0: "Positive", 1: "Positive", 2: "Negative", 3: "who knows"}
+    teacher_double.write = lambda request: f" So it seems to me.\nSentiment: {votes[request.sampling['seed']]}"
+    output = run(reviews, teacher_double, "chain_of_thought", samples=4, temperature=0.7, gold_conditioned=False)
+    one = output.annotations[output.annotations["review_id"] == output.annotations["review_id"].iloc[0]]
+    assert one["label"].fillna("").to_list() == ["positive", "positive", "negative", ""]
+    assert one["label_probability"][:3].to_list() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
+    benchmark = [
+        r
+        for r in teacher_double.asked
+        if r.prompt.splitlines()[-2].removeprefix("Review: ") in set(reviews.split("test")["text"])
+    ]
+    assert {r.sampling["temperature"] for r in benchmark} == {0.0}
+
+
+# --- rationales -------------------------------------------------------------------------------------------------
+
+prose = st.lists(
+    st.sampled_from(["It", "is", "warm.", "funny!", "\n", "  ", "(really?)", "3.5", "stars", '"Wow."']), max_size=12
+)
+answers = st.text() | prose.map(" ".join)
+
+
+@given(answers, st.sampled_from(["stop", "length"]))
+def test_a_rationale_is_one_line_of_the_answer(answer: str, finish_reason: str) -> None:
+    rationale, error = tidy_rationale(answer, finish_reason)
+    assert rationale == " ".join(rationale.split())
+    assert " ".join(answer.split()).startswith(rationale)
+    assert (error is None) <= (len(rationale.split()) >= 3)
+    if error is None:
+        assert tidy_rationale(rationale, finish_reason) == (rationale, None)
+        assert finish_reason == "stop" or rationale.rstrip("\"')]")[-1] in ".!?"
+    if finish_reason == "stop":
+        assert rationale == " ".join(answer.split())
+
+
+def test_a_cut_off_sentence_goes() -> None:
+    assert tidy_rationale(" It is warm and funny. The lea", "length") == ("It is warm and funny.", None)
+    assert tidy_rationale(" It costs 3.50 and the lea", "length")[1] == "rationale cut off by the token limit"
+    assert tidy_rationale(" It is warm and funny", "stop") == ("It is warm and funny", None)

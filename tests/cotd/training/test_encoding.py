@@ -1,0 +1,163 @@
+"""What trials share: encoded once, mapped by each, and the same as what a trial would encode by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cotd.data.examples import build_reviews, select_fraction
+from cotd.errors import CotdError
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.annotations import AnnotationRows, annotation_row
+from cotd.training.config import TrainingConfig
+from cotd.training.encoding import EncodedPairs, cached_pairs, encode_trial
+from cotd.training.folder import TrialFolder
+from cotd.training.methods import METHODS
+from cotd.training.pairs import training_pairs
+from cotd.training.train import train_trial
+from cotd.training.trial import Trial
+
+
+@pytest.fixture(scope="module")
+def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
+    return build_reviews(review_rows, "small", SENTIMENT).table
+
+
+@pytest.fixture(scope="module")
+def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
+    """Three samples a review, the third with another label; one review's were filtered out, one's went wrong."""
+    origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
+    done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
+    rows = AnnotationRows()
+    for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
+        for sample in range(3):
+            label = review.label if sample < 2 else {"positive": "negative", "negative": "positive"}[review.label]
+            error = {0: "filtered: length", 1: "the engine ran out of memory"}.get(number)
+            why = f"The reviewer says so, for the {sample + 1}. time."
+            for by_gold in (False, True):
+                rows.add(annotation_row(review.id, sample, by_gold, label, None, why, done, origin, error=error))
+    return rows.table()
+
+
+def make_trial(base: Path, method: str = "cot_unlabelled", **fields: Any) -> Trial:
+    training = TrainingConfig(steps=4, batch_size=8, eval_every=2, max_input_tokens=16, max_target_tokens=12)
+    return replace(Trial(method, 1.0, "tiny", 0, str(base), training, "sentiment", "b", "r", "a"), **fields)
+
+
+def test_a_trial_on_the_cache_is_the_trial_without_it(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    reviews.to_parquet(tmp_path / "reviews.parquet")
+    annotations.to_parquet(tmp_path / "annotations.parquet")
+    trial = make_trial(tiny_t5, fraction=0.5)
+    folders = {name: TrialFolder(tmp_path / name) for name in ("alone", "first", "second")}
+    for folder in folders.values():
+        folder.path.mkdir()
+    cache = tmp_path / "data"
+    results = [train_trial(trial, folders["alone"], reviews, annotations)]
+    results.append(
+        train_trial(trial, folders["first"], tmp_path / "reviews.parquet", tmp_path / "annotations.parquet", cache=cache)
+    )
+    # What was encoded is not encoded again: the annotations are not even read.
+    results.append(train_trial(trial, folders["second"], tmp_path / "reviews.parquet", Path("nowhere"), cache=cache))
+    assert len(list(cache.glob("pairs-*"))) == 1
+    for result in results:
+        del result["seconds"], result["train_seconds"]
+    assert results[0] == results[1] == results[2]
+    weights = [dict(Student.load(f.student, device="cpu").model.named_parameters()) for f in folders.values()]
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights[1:] for name in other)
+
+
+@pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])
+def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
+    method: str, fraction: float, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    tokenizer = load_base(str(tiny_t5))[1]
+    train = reviews[reviews["split"] == "train"]
+    trial = make_trial(tiny_t5, method)
+    part = select_fraction(train, fraction)
+    mapped = cached_pairs(
+        tmp_path, trial, tokenizer, SENTIMENT, lambda: encode_trial(trial, train, annotations, tokenizer, SENTIMENT)
+    )
+    assert isinstance(mapped.tokens, np.memmap)
+    rows = replace(mapped.head(len(part)), rationale_weight=0.3)
+    alone = replace(encode_trial(trial, part, annotations, tokenizer, SENTIMENT), rationale_weight=0.3)
+    assert list(rows) == list(alone)
+    assert set(rows.label_words()) == set(alone.label_words())
+    pairs = training_pairs(METHODS[method], part, annotations, SENTIMENT, 0.3)
+    assert rows.counts() == alone.counts()
+    assert rows.counts()["train_pairs"] == len(pairs)
+    assert sorted(w for row in rows for task in ("label", "rationale", "joint") for _, _, w in row[task]) == sorted(
+        pairs["weight"]
+    )
+    longest = max((len(ids) for row in rows for task in ("label", "rationale", "joint") for ids, _, _ in row[task]), default=0)
+    assert longest <= 16
+
+
+def rationales(trial: Trial, reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any) -> list[int]:
+    """How many rationales each review is learned with."""
+    train = reviews[reviews["split"] == "train"]
+    return [len(row["rationale"]) for row in encode_trial(trial, train, annotations, tokenizer, SENTIMENT)]
+
+
+def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame) -> None:
+    tokenizer = load_base(str(tiny_t5))[1]
+
+    def count(**fields: Any) -> list[int]:
+        return rationales(make_trial(tiny_t5, **fields), reviews, annotations, tokenizer)
+
+    assert count() == [2] * 22, "the third sample has another label; two reviews are quarantined"
+    assert count(samples=1) == [1] * 22
+    assert count(filters=[]) == [2] * 23, "what a filter took out is back, what went wrong is not"
+    assert count(samples=1, filters=[]) == [1] * 23
+    with pytest.raises(CotdError, match="none is usable for these 24 training reviews"):
+        count(filters=[{"length": {"min_words": 50}}])
+    identities = [make_trial(tiny_t5, **f).id for f in ({}, {"samples": 1}, {"filters": []}, {"samples": 1, "filters": []})]
+    assert len(set(identities)) == 4
+
+
+def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+    tokenizer = load_base(str(tiny_t5))[1]
+    train = reviews[reviews["split"] == "train"]
+    whole = tokenizer(["predict: " + t for t in train["text"]])["input_ids"]
+    assert min(map(len, whole)) > 8
+    found = {}
+    for truncation in ("head", "head_tail"):
+        settings = TrainingConfig(max_input_tokens=8, truncation=truncation)
+        trial = make_trial(tiny_t5, "finetune", training=settings)
+        pairs = cached_pairs(
+            tmp_path, trial, tokenizer, SENTIMENT, partial(encode_trial, trial, train, None, tokenizer, SENTIMENT)
+        )
+        found[truncation] = [row["label"][0][0] for row in pairs[:]]
+    assert found == {"head": [[*ids[:7], ids[-1]] for ids in whole], "head_tail": [[*ids[:2], *ids[-6:]] for ids in whole]}
+
+
+def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
+    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_base(str(tiny_t5))[1]
+    train = reviews[reviews["split"] == "train"]
+    trial = make_trial(tiny_t5)
+
+    def encode() -> EncodedPairs:
+        return encode_trial(trial, train, annotations, tokenizer, SENTIMENT)
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cotd.utils.files.write_json", fails)
+        with pytest.raises(OSError, match="No space"):
+            cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)
+    assert not [p for p in tmp_path.glob("pairs-*") if not p.name.endswith(".part")]
+    assert list(cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)) == list(encode())

@@ -1,0 +1,156 @@
+"""What each method trains on, on three reviews that can be checked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cotd.errors import CotdError
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.annotations import ANNOTATION_COLUMNS
+from cotd.training.methods import METHODS, Method
+from cotd.training.pairs import training_pairs
+
+REVIEWS = pd.DataFrame(
+    [("r1", "Lovely.", "positive", "train"), ("r2", "Dire.", "negative", "train"), ("r3", "Fine.", "positive", "train")],
+    columns=["id", "text", "label", "split"],
+)
+
+
+def annotations(*rows: tuple[str, int, bool, str | None, str, str | None]) -> pd.DataFrame:
+    """Annotations of (review_id, sample, gold_conditioned, label, rationale, error)."""
+    columns = ["review_id", "sample", "gold_conditioned", "label", "rationale", "error"]
+    return pd.DataFrame(rows, columns=columns).reindex(columns=ANNOTATION_COLUMNS)
+
+
+# The teacher is right on r1, wrong on r2, and its rationale for r3 is quarantined.
+ANNOTATIONS = annotations(
+    ("r1", 0, False, "positive", "It says lovely.", None),
+    ("r1", 0, True, "positive", "It says lovely.", None),
+    ("r2", 0, False, "positive", "Dire can be praise.", None),
+    ("r2", 0, True, "negative", "Dire is a complaint.", None),
+    ("r3", 0, False, "negative", "cut", "rationale cut off by the token limit"),
+    ("r3", 0, True, "positive", "Fine is mild praise.", None),
+)
+
+
+def pairs(method: str, reviews: pd.DataFrame = REVIEWS, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
+    made = training_pairs(METHODS[method], reviews, table, SENTIMENT, 0.5)
+    assert list(made.columns) == ["review_id", "input", "target", "task", "weight"]
+    return list(made.itertuples(index=False, name=None))
+
+
+def test_finetune_trains_on_gold_alone() -> None:
+    expected = [
+        ("r1", "predict: Lovely.", "positive", "label", 1.0),
+        ("r2", "predict: Dire.", "negative", "label", 1.0),
+        ("r3", "predict: Fine.", "positive", "label", 1.0),
+    ]
+    assert pairs("finetune") == expected
+    assert pairs("finetune", table=None) == expected
+
+
+def test_distill_trains_on_the_teachers_labels() -> None:
+    assert pairs("distill") == [
+        ("r1", "predict: Lovely.", "positive", "label", 1.0),
+        ("r2", "predict: Dire.", "positive", "label", 1.0),
+    ]
+
+
+def test_cot_labelled_trains_on_gold_and_rationales_given_gold() -> None:
+    assert pairs("cot_labelled") == [
+        ("r1", "predict: Lovely.", "positive", "label", 1.0),
+        ("r1", "explain: Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r2", "predict: Dire.", "negative", "label", 1.0),
+        ("r2", "explain: Dire.", "Dire is a complaint.", "rationale", 0.5),
+        ("r3", "predict: Fine.", "positive", "label", 1.0),
+        ("r3", "explain: Fine.", "Fine is mild praise.", "rationale", 0.5),
+    ]
+
+
+def test_cot_unlabelled_trains_on_the_teachers_labels_and_its_own_rationales() -> None:
+    assert pairs("cot_unlabelled") == [
+        ("r1", "predict: Lovely.", "positive", "label", 1.0),
+        ("r1", "explain: Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r2", "predict: Dire.", "positive", "label", 1.0),
+        ("r2", "explain: Dire.", "Dire can be praise.", "rationale", 0.5),
+    ]
+
+
+def test_cot_joint_trains_on_one_target_that_ends_with_the_label() -> None:
+    assert pairs("cot_joint") == [
+        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "explain: Dire.", "Dire is a complaint. Answer: negative", "joint", 1.0),
+        ("r3", "explain: Fine.", "Fine is mild praise. Answer: positive", "joint", 1.0),
+    ]
+    assert pairs("cot_joint_unlabelled") == [
+        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "explain: Dire.", "Dire can be praise. Answer: positive", "joint", 1.0),
+    ]
+
+
+def test_rationale_input_reads_the_teachers_own_rationale_and_never_one_written_given_gold() -> None:
+    assert pairs("rationale_input") == [
+        ("r1", "predict: It says lovely. Review: Lovely.", "positive", "label", 1.0),
+        ("r2", "predict: Dire can be praise. Review: Dire.", "negative", "label", 1.0),
+    ]
+    assert [row[2] for row in pairs("rationale_input_unlabelled")] == ["positive", "positive"]
+    with pytest.raises(ValueError, match="only the teacher's own rationales can be inputs"):
+        Method("leaky", "", "gold", "given_gold", "input")
+    given_gold = ANNOTATIONS[ANNOTATIONS["gold_conditioned"]]
+    with pytest.raises(CotdError, match="'rationale_input' needs annotations"):
+        pairs("rationale_input", table=given_gold)
+
+
+NEEDING = [name for name in METHODS if name != "finetune"]
+
+
+@pytest.mark.parametrize("method", NEEDING)
+def test_a_review_without_annotation_is_dropped(method: str) -> None:
+    table = ANNOTATIONS[ANNOTATIONS["review_id"] != "r1"]
+    assert {row[0] for row in pairs(method, table=table)} == {row[0] for row in pairs(method)} - {"r1"}
+
+
+def test_a_review_without_gold_is_dropped_where_gold_is_the_target() -> None:
+    reviews = REVIEWS.assign(label=["positive", None, "positive"])
+    assert {row[0] for row in pairs("finetune", reviews)} == {"r1", "r3"}
+    assert {row[0] for row in pairs("distill", reviews)} == {"r1", "r2"}
+
+
+def test_unlabelled_reviews_read_back_from_parquet_are_dropped_too(tmp_path: Path) -> None:
+    """A trial reads its reviews from Parquet, where a missing label comes back as pandas' NaN."""
+    REVIEWS.assign(label=["positive", None, "positive"]).to_parquet(tmp_path / "reviews.parquet")
+    assert {row[0] for row in pairs("finetune", pd.read_parquet(tmp_path / "reviews.parquet"))} == {"r1", "r3"}
+
+
+def test_several_samples_give_one_label_pair_and_a_rationale_pair_each() -> None:
+    samples = [("r1", s, False, "positive", f"Reason {s}.", None) for s in (1, 0, 2)]
+    assert [(row[2], row[3]) for row in pairs("cot_unlabelled", table=annotations(*samples))] == [
+        ("positive", "label"),
+        ("Reason 0.", "rationale"),
+        ("Reason 1.", "rationale"),
+        ("Reason 2.", "rationale"),
+    ]
+    assert [row[2] for row in pairs("cot_joint_unlabelled", table=annotations(*samples))] == [
+        f"Reason {s}. Answer: positive" for s in range(3)
+    ]
+    assert [row[1] for row in pairs("rationale_input", table=annotations(*samples))] == ["predict: Reason 0. Review: Lovely."]
+
+
+@pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
+def test_no_gold_at_all_is_an_error(method: str) -> None:
+    with pytest.raises(CotdError, match=rf"'{method}' trains on gold labels.*data\.columns\.label"):
+        pairs(method, REVIEWS.assign(label=None))
+
+
+@pytest.mark.parametrize("method", NEEDING)
+@pytest.mark.parametrize("table", [None, ANNOTATIONS.assign(error="no answer"), ANNOTATIONS[:0]], ids=["none", "bad", "empty"])
+def test_no_usable_annotation_is_an_error(method: str, table: pd.DataFrame | None) -> None:
+    with pytest.raises(CotdError, match=f"'{method}' needs annotations.*cotd annotate CONFIG"):
+        pairs(method, table=table)
+
+
+def test_only_finetune_does_without_the_teacher() -> None:
+    assert [name for name, method in METHODS.items() if not method.distilled] == ["finetune"]

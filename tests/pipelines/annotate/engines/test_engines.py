@@ -1,0 +1,142 @@
+"""vLLM for real: both ways to ask it answer alike, batches and replicas hardly matter, and no text breaks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cotd.data.cleaning import whole_characters
+from cotd.data.sources import embedded_reviews
+from cotd.students.base_models import resolve_model
+from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.requests import Request
+from tests.hostile import HOSTILE
+
+pytestmark = pytest.mark.slow
+TEACHER = "embedded:smollm2-135m-instruct"
+
+
+def test_both_engines_answer_alike() -> None:
+    from cotd.teachers.config import TeacherConfig
+    from cotd.teachers.loading import load_teacher
+    from pipelines.annotate.engines.choose import teacher_engine
+    from pipelines.cluster.session import ray_session
+
+    teacher = load_teacher(TeacherConfig())
+    tokens = [teacher.first_token(" Positive"), teacher.first_token(" Negative")]
+    scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
+    texts = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all.", "I want my money back."]
+    scores = [Request(TEACHER, "test", f"Movie review: {t}\nSentiment:", scoring) for t in texts]
+    writing = {"max_tokens": 24, "temperature": 0.0, "seed": 0, "logprobs": 1}
+    structured = {**writing, "structured_outputs": {"regex": r" [^\n]{10,80}\nSentiment: (Positive|Negative)"}}
+    written = [Request(TEACHER, "test", f"Review: {t}\nReason:", structured) for t in texts]
+    answers = {}
+    with ray_session():
+        for backend in ("in_process", "ray_data_llm"):
+            config = EngineConfig(backend=backend, max_model_len=256)
+            with teacher_engine(resolve_model(TEACHER), config) as complete:
+                for requests in (scores, written):
+                    answers[backend, len(requests[0].sampling)] = {c["key"]: c for batch in complete(requests) for c in batch}
+    for keys in (4, 5):
+        ours, theirs = answers["in_process", keys], answers["ray_data_llm", keys]
+        assert set(ours) == set(theirs)
+        for key, one in ours.items():
+            other = theirs[key]
+            assert one["error"] is None
+            assert one["text"] == other["text"]
+            assert one["prompt_tokens"] == other["prompt_tokens"]
+            assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-3)
+            if keys == 4:
+                assert one["label_logprobs"] == pytest.approx(other["label_logprobs"], abs=1e-3)
+            else:
+                assert one["text"].endswith(("Positive", "Negative")) or one["finish_reason"] == "length"
+
+
+def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
+    """p(Positive) of each text, from the embedded teacher's label scores; in the texts' order."""
+    from cotd.teachers.config import TeacherConfig
+    from cotd.teachers.loading import load_teacher
+    from pipelines.annotate.engines.choose import teacher_engine
+    from pipelines.cluster.session import ray_session
+
+    teacher = load_teacher(TeacherConfig())
+    assert teacher.first_token
+    tokens = [teacher.first_token(" Negative"), teacher.first_token(" Positive")]
+    scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
+    requests = [Request(TEACHER, "test", f"Movie review: {t}\nSentiment:", scoring) for t in texts]
+    with ray_session(num_cpus=4), teacher_engine(resolve_model(TEACHER), config) as complete:
+        answers = {c["key"]: c for batch in complete(requests) for c in batch}
+    return [math.exp(answers[r.key]["label_logprobs"][1]) for r in requests]
+
+
+@pytest.mark.parametrize("settings", [{}, {"enable_chunked_prefill": True}], ids=["as it comes", "read in parts"])
+def test_seeded_samples_of_more_prompts_than_are_read_at_once(settings: dict[str, bool]) -> None:
+    """Read in parts they end vLLM 0.32's step on a processor, and an engine that failed half way must not be asked again."""
+    from pipelines.annotate.engines.choose import teacher_engine
+    from pipelines.cluster.session import ray_session
+
+    texts = embedded_reviews("rotten-tomatoes").split("test")["text"][:32]
+    padding = "The reviewer is bored by its slow pace, and says so. " * 16
+    sampling = {"max_tokens": 8, "temperature": 0.7, "logprobs": 1}
+    requests = [
+        Request(TEACHER, "test", f"Review: {text}\n{padding}\nReview: {text}\nReason:", sampling | {"seed": seed})
+        for seed in range(2)
+        for text in texts
+    ]
+    config = EngineConfig(backend="in_process", batch_size=32, engine_kwargs=settings)  # each block some 7,000 tokens
+    with ray_session(), teacher_engine(resolve_model(TEACHER), config) as complete:
+        answers = {c["key"]: c for batch in complete(requests) for c in batch}
+    assert len(answers) == 64
+    assert all(a["error"] is None for a in answers.values())
+    assert len({a["text"] for a in answers.values()}) > 32, "two samples of a text differ"
+
+
+# The tolerances that the README states.
+@pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.05)])
+def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows: int, tolerance: float) -> None:
+    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:rows])
+    plain = EngineConfig(backend="in_process", dtype=dtype, max_model_len=256, kv_cache_gb=1, batch_size=rows)  # type: ignore[arg-type]
+    alone = label_probabilities(plain, texts)
+    apart = label_probabilities(plain.model_copy(update={"batch_size": 5, "replicas": 2}), texts)
+    worst = max(abs(a - b) for a, b in zip(alone, apart, strict=True))
+    print(f"{dtype}: label probabilities are up to {worst:.2g} apart")
+    assert worst <= tolerance
+    assert max(alone) - min(alone) > 0.1, "they differ from text to text"
+
+
+def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
+    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:12])
+    whole = EngineConfig(backend="in_process", dtype="float32", max_model_len=256, kv_cache_gb=1)
+    in_three = whole.model_copy(update={"tensor_parallel": 3})  # the teacher's heads for keys are three
+    assert label_probabilities(in_three, texts) == pytest.approx(label_probabilities(whole, texts), abs=0.001)
+
+
+def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
+    """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
+    from cotd.study.config import load_config
+    from pipelines.annotate.files import read_annotations
+    from pipelines.annotate.run import annotate
+
+    hostile = pd.DataFrame([(t, "positive", "train") for t in HOSTILE], columns=["text", "label", "split"], dtype=object)
+    teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}
+    probabilities = []
+    for rows in (review_rows, pd.concat([review_rows, hostile])):
+        rows = rows.assign(text=rows["text"].map(whole_characters))  # no file holds half a character
+        path = write_study(rows, teacher=teacher)
+        source = path.with_name("reviews.parquet")
+        rows.to_parquet(source)
+        config = load_config(path, [f"data.source={source}", f"storage={path.parent / str(len(rows))}"])
+        summary = annotate(config)
+        table = (read_annotations(config) or (pd.DataFrame(),))[0]
+        probabilities.append(table[~table["gold_conditioned"]].set_index("review_id")["label_probability"])
+        assert not [e for e in table["error"].dropna() if not e.startswith("rationale ")], (
+            "short rationales are all that is wrong"
+        )
+    alone, among = probabilities
+    assert summary["reviews"]["quarantined"] == len(HOSTILE) - (len(among) - len(alone)) > 0
+    assert summary["reviews"]["cut"] == 1
+    assert (among[alone.index] - alone).abs().max() < 0.03

@@ -1,0 +1,223 @@
+"""A study whose annotations a language model wrote already: read from a file, on the real path, and nobody is asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cotd.data.sources import load_reviews
+from cotd.errors import CotdError
+from cotd.study.config import StudyConfig, load_config
+from cotd.tasks.registry import SENTIMENT
+from cotd.training.methods import METHODS
+from cotd.training.pairs import training_pairs
+from pipelines.annotate.files import AnnotationFiles, read_annotations
+from pipelines.annotate.run import annotate, preview
+from pipelines.annotate.summary import summary_lines
+from pipelines.sweep.plan import check_annotations
+
+GRID = {"method": ["distill", "cot_labelled", "cot_unlabelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
+COLUMNS = {"label": "said", "rationale": "why", "gold_rationale": "told"}
+
+
+@pytest.fixture
+def answered(review_rows: pd.DataFrame) -> pd.DataFrame:
+    """The 60 reviews with a model's answers beside them: right but for the first test review, and one of another word."""
+    said = [label.capitalize() + "." for label in review_rows["label"]]
+    said[3], said[48] = "Mixed feelings", "Negative"
+    why = [f"The reviewer calls number {i} what it is." for i in range(60)]
+    why[5] = ""
+    told = [f"It is {label}, as its words say." for label in review_rows["label"]]
+    return review_rows.assign(said=said, why=why, told=told, sure=[0.9] * 60)
+
+
+@pytest.fixture
+def beside(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> Callable[..., StudyConfig]:
+    """A study with answers in a file of their own, of which a test says what it holds."""
+
+    def make(answers: pd.DataFrame = answered, columns: dict[str, Any] = COLUMNS, overrides: Sequence[str] = ()) -> StudyConfig:
+        path = tmp_path / "answers.parquet"
+        answers.to_parquet(path)
+        teacher = {"model": "gpt-3.5-turbo", "answers": {"source": str(path), "columns": columns}}
+        return load_config(write_study(teacher=teacher, grid=GRID), list(overrides))
+
+    return make
+
+
+def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answered: pd.DataFrame) -> None:
+    teacher = {"model": "gpt-3.5-turbo", "answers": {"columns": COLUMNS | {"label_probability": "sure"}}}
+    config = load_config(write_study(answered, teacher=teacher, grid=GRID))
+    summary = annotate(config)
+    table, _ = read_annotations(config) or (pd.DataFrame(), None)
+    assert len(table) == 48
+    assert set(table["teacher"]) == {"gpt-3.5-turbo"}
+    assert summary["teacher"]["model"] == "gpt-3.5-turbo"
+    assert (summary["teacher"]["n"], summary["teacher"]["accuracy"]) == (12, 11 / 12)
+    assert summary["quality"]["labels"]["calibration_error"] == pytest.approx(abs(0.9 - 11 / 12))
+    other = "the label is not one of negative, positive"
+    short = "rationale is empty or shorter than three words"
+    assert summary["annotations"] == {"rows": 48, "reviews": 24, "usable": 46, "quarantined": {other: 1, short: 1}}
+    assert summary["answers"]["other_labels"] == {"Mixed feelings": 1}
+    assert summary["usage"] == {}
+    assert AnnotationFiles.of(config).page.is_file()
+    # Students learn from them as from any others.
+    reviews = load_reviews(config.data)
+    assert check_annotations(config, reviews) is not None
+    pairs = {
+        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["task"].value_counts().to_dict()
+        for name in GRID["method"]
+    }
+    assert pairs == {
+        "distill": {"label": 22}, "cot_labelled": {"label": 24, "rationale": 24}, "cot_unlabelled": {"label": 22, "rationale": 22}
+    }  # fmt: skip
+
+
+def test_a_csv_of_answers_about_some_reviews(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> None:
+    some = answered.iloc[[*range(10), 0, 0, 48, 49, 50]].assign(text=lambda table: "  " + table["text"].str.upper() + "<br>")
+    some.loc[2, "text"] = "A text that is no review."
+    file = tmp_path / "answers.csv"
+    some[["text", "said", "why"]].rename(columns={"text": "review"}).to_csv(file, index=False)
+    teacher = {
+        "model": "gpt-4",
+        "answers": {"source": str(file), "columns": {"text": "review", "label": "said", "rationale": "why"}},
+    }
+    config = load_config(write_study(teacher=teacher, grid=GRID | {"method": ["distill"]}))
+    summary = annotate(config)
+    table = pd.read_parquet(AnnotationFiles.of(config).annotations)
+    three = table[table["review_id"].isin(table[table["sample"] == 2]["review_id"])]
+    assert list(three["sample"]) == [0, 1, 2]
+    assert list(three["label_probability"]) == [1.0] * 3, "the share of samples that agree"
+    assert len(table) == 11
+    counts = summary["answers"]
+    assert (counts["rows"], counts["matched"], counts["reviews"], counts["samples"]) == (15, 14, 12, 3)
+    assert (counts["unanswered_train"], counts["unanswered_test"]) == (15, 9)
+    assert (summary["teacher"]["n"], summary["teacher"]["accuracy"]) == (3, 2 / 3), "of those that the file has"
+    aside = pd.read_parquet(AnnotationFiles.of(config).quarantined_answers).sort_values("row")
+    assert list(aside["row"]) == [3, 4, 6]
+    assert aside["reason"].iloc[0] == "no review of the study has this text"
+    assert list(aside["label"]) == ["Positive.", "Mixed feelings", "Negative."]
+    lines = "\n".join(summary_lines(summary, AnnotationFiles.of(config).annotations))
+    for line in (
+        "14 of 15 rows of ",
+        "1 × 'Mixed feelings'",
+        "15 training reviews have no answer",
+        "quarantined_answers.parquet",
+    ):
+        assert line in lines
+    assert "--retry-errors" not in lines
+    assert "14 of 15 rows" in "\n".join(preview(config, rows=2))
+
+
+def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
+    config = beside()
+    first = annotate(config)
+    reviews = load_reviews(config.data)
+    assert check_annotations(config, reviews) is not None
+    beside(answered.assign(why="It is what it is, says another model."))
+    with pytest.raises(CotdError, match=r"Run `cotd annotate CONFIG` again"):
+        check_annotations(config, reviews)
+    assert annotate(config)["digest"] != first["digest"]
+    beside(answered.sample(frac=1.0, random_state=0))
+    assert annotate(config)["digest"] == first["digest"], "in whatever order its rows are"
+
+
+def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
+    wrong = answered.assign(said=["Negative", *answered["said"][1:]])
+    summary = annotate(beside(wrong, COLUMNS | {"gold_rationale": "why"}))
+    assert summary["annotations"]["quarantined"]["a rationale of another label than gold's"] == 1
+    assert summary["annotations"]["rows"] == 48
+    without = beside(answered, {"label": "said", "rationale": "why"})
+    annotate(without)
+    with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.answers\.columns\.gold_rationale"):
+        check_annotations(without, load_reviews(without.data))
+
+
+def test_rationales_given_gold_alone(beside: Callable[..., StudyConfig]) -> None:
+    summary = annotate(beside(columns={"gold_rationale": "told"}))
+    assert summary["annotations"] == {"rows": 24, "reviews": 24, "usable": 24, "quarantined": {}}
+    assert summary["teacher"]["accuracy"] is None
+
+
+def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
+    config = beside(columns={"label": "said", "gold_rationale": "told"}, overrides=["grid.method=[distill,cot_labelled]"])
+    summary = annotate(config)
+    # All but the row of another word: also the one whose rationale, of which nobody asked, is empty.
+    assert summary["annotations"]["usable"] == 47
+    assert summary["quality"]["rationales"]["rows"] == 24, "those given gold"
+    judging = "teacher.filters=[length, near_duplicates, {names_the_label: {keep: without}}]"
+    config = beside(columns={"label": "said"}, overrides=["grid.method=[distill]", judging])
+    summary = annotate(config)
+    assert summary["annotations"] == {
+        "rows": 24, "reviews": 24, "usable": 23, "quarantined": {"the label is not one of negative, positive": 1}
+    }  # fmt: skip
+    assert (summary["teacher"]["accuracy"], summary["quality"]["rationales"]) == (11 / 12, {"rows": 0})
+    assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
+    table, _ = check_annotations(config, load_reviews(config.data)) or (pd.DataFrame(), None)
+    train = load_reviews(config.data).table.query("split == 'train'")
+    pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
+    assert set(pairs["task"]) == {"label"}
+    assert len(pairs) == 23
+    with pytest.raises(CotdError, match="needs annotations"):
+        training_pairs(METHODS["cot_unlabelled"], train, table, SENTIMENT, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "message"),
+    [
+        ({}, COLUMNS | {"label": "sad"}, r"no column 'sad' \(teacher\.answers\.columns\.label\); it has: text, label, .* 'said'"),
+        ({}, COLUMNS | {"label": "x", "rationale": "y"}, r"(?s)no column 'x' .*no column 'y'"),
+        ({"text": "something else"}, COLUMNS, r"none of its 60 rows has the text of a review of reviews\.csv.*'something else'"),
+        ({"said": "42"}, {"label": "said", "rationale": "why"}, r"none of its 60 rows is an answer .*instead of labels it says '42'"),
+        ({"why": None}, {"label": "said", "rationale": "why"}, r"none of its 60 rows is an answer .* shorter than three words"),
+    ],
+)  # fmt: skip
+def test_files_that_are_refused(
+    beside: Callable[..., StudyConfig], answered: pd.DataFrame, change: dict[str, Any], columns: dict[str, Any], message: str
+) -> None:
+    config = beside(answered.assign(**change), columns)
+    with pytest.raises(CotdError, match=message):
+        annotate(config)
+    assert read_annotations(config) is None
+
+
+def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    config = beside()
+    (tmp_path / "answers.parquet").write_text("no Parquet")
+    with pytest.raises(CotdError, match=r"cannot read '.*answers\.parquet'"):
+        annotate(config)
+    (tmp_path / "answers.parquet").unlink()
+    with pytest.raises(CotdError, match=r"teacher\.answers\.source: no file '.*answers\.parquet' \(looked in "):
+        annotate(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["teacher.answers.columns.rationale=null", "teacher.held_out_rationales=true"],
+            "method 'cot_unlabelled', teacher.held_out_rationales: for rationales that were written with the labels, and no column",
+        ),
+        (["teacher.answers.columns.label=null"], "rationale is what was written with the label: name its column too"),
+        (["teacher.answers.columns={}"], "name the column of label, with that of rationale where there is one, or that of gold_r"),
+        (["teacher.answers.columns.lable=x"], "unknown key 'teacher.answers.columns.lable'. Did you mean 'label'?"),
+        (["teacher.answers.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl, .csv"),
+        (["teacher.strategy=chain_of_thought"], "leave out strategy chain_of_thought"),
+        (["teacher.samples=3"], "each row of a review is a sample"),
+        (["teacher={answers: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the answers"),
+        (["teacher.answers.source=null", "data.source=a/b"], "teacher.answers.source is missing: data.source 'a/b' is no file"),
+        (["teacher.answers.source=null", "teacher.answers.columns.label=label"], "would be scored on its own labels"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(beside: Callable[..., StudyConfig], overrides: list[str], message: str) -> None:
+    with pytest.raises(CotdError, match=re.escape(message)):
+        beside(overrides=overrides)
+
+
+def test_nobody_can_be_asked_again(beside: Callable[..., StudyConfig]) -> None:
+    with pytest.raises(CotdError, match="mend that"):
+        annotate(beside(), retry_errors=True)

@@ -1,0 +1,73 @@
+"""The page of annotations in headless Chromium."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cotd.tasks.registry import SENTIMENT
+from pipelines.annotate import page as browse
+
+EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
+
+
+def shown() -> tuple[pd.DataFrame, int]:
+    """(annotations to show, how many there are) of 60 right ones, one wrong, one doubtful, one quarantined."""
+    texts = [f"film number {i}" for i in range(60)] + [EVIL, "So-so.", "Meh."]
+    reviews = pd.DataFrame({"id": [f"r{i}" for i in range(63)], "text": texts, "label": "positive", "split": "train"})
+    annotations = pd.DataFrame(
+        {
+            "review_id": reviews["id"], "sample": 0, "label": "positive", "label_probability": 0.9,
+            "rationale": "The reviewer is positively charmed.", "gold_conditioned": False, "error": None,
+        }
+    )  # fmt: skip
+    annotations.loc[60, "label"] = "negative"
+    annotations.loc[61, "label_probability"] = 0.55
+    annotations["error"] = annotations["error"].astype(object)
+    annotations.loc[62, "error"] = "rationale is empty or shorter than three words"
+    rows, gold = browse.DoubtfulRows(), reviews.set_index("id")["label"]
+    for start in (0, 20, 40, 60):
+        rows.add(annotations[start : start + 20], gold)
+    found = rows.rows()
+    return found.assign(text=found["review_id"].map(reviews.set_index("id")["text"])), rows.total
+
+
+def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "MOST_ROWS", 62)
+    points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]
+    (tmp_path / "page.html").write_text(
+        browse.annotations_page("mine", *shown(), SENTIMENT, ["a line"], points), encoding="utf-8"
+    )
+    page = browser.new_page()
+    failures: list[str] = []
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    assert page.title() == "Annotations of mine"
+    assert page.locator("#count").inner_text() == "50 of 62"
+    assert page.locator(".figures").inner_text().split("\n")[:2] == [
+        "a line", "on this page: 62 of 63 annotations, the doubtful ones"
+    ]  # fmt: skip
+    assert page.locator("svg circle").count() == 1
+    page.get_by_role("button", name="more").click()
+    assert page.locator("article").count() == 62
+    for name, found in (("wrong", EVIL), ("low confidence", "So-so."), ("quarantined", "Meh.")):
+        page.get_by_role("button", name=name).click()
+        assert page.locator("article").count() == 1
+        assert page.locator("article div").first.inner_text() == found
+    page.get_by_role("button", name="all").click()
+    page.get_by_role("searchbox").fill("FILM</b>")
+    assert page.locator("article").count() == 0
+    page.get_by_role("searchbox").fill("a POSITIVE film")
+    assert page.locator("article mark").all_inner_texts() == ["positive", "positive"], "in the text and in the rationale"
+    assert page.title() == "Annotations of mine"
+    assert not failures
+
+
+def test_of_many_annotations_the_doubtful_are_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse, "MOST_ROWS", 3)
+    page = browse.annotations_page("mine", *shown(), SENTIMENT, [], None)
+    assert '"total": 63' in page
+    assert [f'"id": "r{i}"' in page for i in (60, 61, 62, 0, 59)] == [True, True, True, False, False]

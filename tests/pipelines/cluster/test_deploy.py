@@ -1,0 +1,73 @@
+"""The files for a Ray cluster, for KubeRay and for the image, as far as the installed packages know what is right."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.runtime_env import RuntimeEnv
+
+from cotd.study.config import load_config
+
+REPOSITORY = Path(__file__).parent.parent.parent
+FOLDER = REPOSITORY / "pipelines" / "deploy"
+
+
+def rayjob() -> dict[str, Any]:
+    documents = yaml.safe_load_all((FOLDER / "rayjob.yaml").read_text())
+    (job,) = [d for d in documents if d["kind"] == "RayJob"]
+    return job["spec"]
+
+
+def test_rays_launcher_takes_the_cluster() -> None:
+    plain = yaml.safe_load((FOLDER / "cluster.yaml").read_text())
+    prepared = prepare_config(plain)
+    validate_config(prepared)
+    assert plain["head_node_type"] in prepared["available_node_types"]
+    assert prepared["setup_commands"] == [], "Ray's defaults install another Ray"
+    assert "--dashboard-host=127.0.0.1" in prepared["head_start_ray_commands"][-1]
+    (mounted,) = [o for o in plain["docker"]["run_options"] if o.startswith("--volume")]
+    assert mounted.split(":")[1] in (FOLDER / "cluster.yaml").read_text().split("storage=")[1]
+
+
+def test_the_job_is_a_command_that_cotd_takes() -> None:
+    spec = rayjob()
+    program, command, config, *overrides = shlex.split(spec["entrypoint"])
+    assert (program, command) == ("cotd", "sweep")
+    (home,) = re.findall(r"^WORKDIR (.+)$", (FOLDER / "Dockerfile").read_text(), re.MULTILINE)
+    study = load_config(REPOSITORY / Path(config).relative_to(home), overrides)
+    environment = RuntimeEnv(**yaml.safe_load(spec["runtimeEnvYAML"]))
+    assert environment["env_vars"]["MLFLOW_TRACKING_URI"].startswith("http://")
+    for group in (spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        assert study.storage.startswith(mount["mountPath"]), "results outlive the pods"
+        assert mount["name"] in [v["name"] for v in pod["volumes"]]
+
+
+def test_job_image_and_endpoint_have_the_ray_that_is_pinned() -> None:
+    spec = rayjob()["rayClusterSpec"]
+    assert spec["rayVersion"] == ray.__version__
+    service = yaml.safe_load((REPOSITORY / "serve" / "deploy" / "rayservice.yaml").read_text())
+    images = re.findall(r"image: (\S+)", (FOLDER / "rayjob.yaml").read_text() + yaml.safe_dump(service))
+    assert set(images) == set(re.findall(r"-t (cotd:\S+) \. ", (FOLDER / "Dockerfile").read_text())[:1])
+
+
+def test_the_image_is_made_of_what_is_here() -> None:
+    dockerfile = (FOLDER / "Dockerfile").read_text()
+    assert "make install" in dockerfile
+    assert re.search(r"^install:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    engines = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"cpu", *re.findall(r"ENGINE=(\w+)", dockerfile)} <= set(engines)
+    ignored = (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {".git", ".venv", "runs"} <= set(ignored)
+    assert not {p.name for p in REPOSITORY.iterdir() if p.name in ("cotd", "pipelines", "requirements", "tune_configs")} & set(
+        ignored
+    )

@@ -1,0 +1,143 @@
+"""A file of reviews to a file of predictions: Ray once, for real; the rest on tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cotd.cli.app import main
+from cotd.errors import CotdError
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
+from pipelines.cluster.session import ray_session
+from pipelines.predict.files import LINE, FileWriter
+from pipelines.predict.run import RowRefused, require_columns, require_output, score_file, score_file_by, with_predictions
+
+
+def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path) -> None:
+    """Parquet with columns of many kinds, and lines of JSON of which some are bad; through Ray, each as it was, in order."""
+    count = 700  # more than two batches
+    frame = pd.DataFrame(
+        {
+            "id": range(count),
+            "review": [f"number {i} of a warm and funny film" for i in range(count)],
+            "stars": [{"of": 5, "given": i % 5} for i in range(count)],
+            "when": pd.Timestamp("2024-02-29", tz="UTC"),
+        }
+    )
+    frame.loc[[3, 300], "review"] = [None, "  "]
+    folder = tmp_path / "kind=film"  # no column, whatever it looks like
+    folder.mkdir()
+    frame.to_parquet(folder / "in.parquet")
+    lines = [
+        '{"text": "fine\u2028", "code": "007", "when": "2024-02-29"}',
+        "{broken",
+        '{"text": 5}',
+        '{"text": "dull", "new": [1]}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with ray_session(num_cpus=1):
+        summary = score_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "review")
+        second = score_file(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), str(student_folder), None)
+
+    out, aside = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(tmp_path / "out.quarantine.parquet")
+    kept = frame.drop([3, 300]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(out[list(frame)], kept, check_dtype=False)
+    assert list(out) == [*frame, "predicted_label", "predicted_score", "predicted_truncated"]
+    expected = Student.load(student_folder, device="cpu").predict(list(kept["review"]))
+    assert out["predicted_score"].tolist() == pytest.approx([p.score for p in expected], abs=1e-4)
+    assert aside[["id", "quarantine_reason"]].values.tolist() == [[3, "no text"], [300, "empty text"]]
+    assert sum(summary.labels.values()) == count - 2
+    assert summary.reasons == {"no text": 1, "empty text": 1}
+
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().strip().split("\n")]
+    first, last = json.loads(lines[0]), json.loads(lines[3])
+    assert [{k: row[k] for k in was} for row, was in zip(rows, (first, last), strict=True)] == [first, last]
+    assert rows[0]["predicted_label"] in SENTIMENT.labels
+    reasons = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
+    assert reasons == [
+        {"line": "{broken", "quarantine_reason": "the line is no JSON object"},
+        {"text": 5, "quarantine_reason": "the text is a int, not a string"},
+    ]
+    assert sum(second.reasons.values()) == 2
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_one_bad_row_costs_no_other() -> None:
+    def predict(texts: list[str]) -> list[dict[str, Any]]:
+        if "poison" in texts:
+            raise MemoryError
+        return [{"label": "positive", "score": 0.9, "truncated": False} for _ in texts]
+
+    table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), "text", predict, rationale=False)
+    assert table["predicted_label"].to_pylist() == ["positive", None, "positive"]
+    assert table["quarantine_reason"].to_pylist() == [None, "prediction failed: MemoryError", None]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
+    """As `score_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
+    source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
+    frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "review": [f"review {i}" for i in range(600)]})
+    frame.loc[300, "review"] = "poison"
+    {"parquet": frame.to_parquet, "csv": lambda p: frame.to_csv(p, index=False),
+     "jsonl": lambda p: frame.to_json(p, orient="records", lines=True)}[kind](source)  # fmt: skip
+    asked = []
+
+    def predict(texts: list[str]) -> list[dict[str, Any]]:
+        asked.append(len(texts))
+        if "poison" in texts:
+            raise RowRefused("too long for the endpoint")
+        return [{"label": "positive", "score": 0.9, "truncated": False, "rationale": None} for _ in texts]
+
+    summary = score_file_by(str(source), str(target), predict, "review")
+    read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str),
+            "jsonl": lambda p: pd.read_json(p, lines=True, dtype=False)}[kind]  # fmt: skip
+    out, aside = read(target), read(tmp_path / f"out.quarantine.{kind}")
+    assert out["id"].tolist() == [i for i in frame["id"] if i != "300"]
+    assert aside[["id", "quarantine_reason"]].values.tolist() == [["300", "too long for the endpoint"]]
+    assert summary.labels == {"positive": 599}
+    assert max(asked) <= 256
+
+    def gone(texts: list[str]) -> list[dict[str, Any]]:
+        raise CotdError("no answer")
+
+    with pytest.raises(CotdError, match="no answer"):
+        score_file_by(str(source), str(target), gone, "review")
+    assert len(read(target)) == 599, "the file that was there stays"
+
+
+def test_lines_of_json_become_columns_where_there_are_columns(tmp_path: Path) -> None:
+    lines = pa.table({LINE: ['{"text": "fine", "id": 1}', '{"text": "dull", "id": 2}'], "predicted_label": ["a", "b"]})
+    with FileWriter(tmp_path / "out.csv") as file:
+        file.write(lines)
+        file.finish()
+    assert pd.read_csv(tmp_path / "out.csv").to_dict("list") == {
+        "text": ["fine", "dull"], "id": [1, 2], "predicted_label": ["a", "b"]
+    }  # fmt: skip
+
+
+def test_what_cannot_be_done_is_said_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("reviw,predicted_label\nfine,\n")
+    with pytest.raises(CotdError, match=r"no column 'review' \(--text\); it has: reviw, predicted_label.*Did you mean 'reviw'"):
+        require_columns(str(tmp_path / "in.csv"), "review")
+    with pytest.raises(CotdError, match="has the column 'predicted_label' already"):
+        require_columns(str(tmp_path / "in.csv"), "reviw")
+    with pytest.raises(CotdError, match="no file"):
+        require_columns("nowhere.csv", "text")
+    with pytest.raises(CotdError, match=r"is not a .parquet, .jsonl, .csv file"):
+        require_output("out.xlsx")
+    with pytest.raises(CotdError, match="there is no folder"):
+        require_output(str(tmp_path / "nowhere" / "out.csv"))
+
+
+def test_an_input_needs_an_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["cotd", "predict", "--input", "reviews.csv"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--input and --output together" in capsys.readouterr().err

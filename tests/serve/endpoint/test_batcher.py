@@ -1,0 +1,131 @@
+"""Batches: who shares one, who waits, who is refused, and who gets which result."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from serve.endpoint.batcher import Batcher, QueueFull
+
+
+class Computer:
+    """Doubles texts, remembers its batches, and holds each until told to go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Any, list[str]]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self, model: Any, texts: list[str]) -> list[str]:
+        self.go_on.wait(10)
+        self.batches.append((model, texts))
+        if "poison" in texts:
+            raise RuntimeError("the model cannot read this")
+        return [t * 2 for t in texts]
+
+
+@pytest.fixture
+def computer() -> Computer:
+    return Computer()
+
+
+async def held(computer: Computer, batcher: Batcher) -> asyncio.Task[list[str]]:
+    """A request whose batch is being computed until `computer.go_on` is set."""
+    computer.go_on.clear()
+    first = asyncio.create_task(batcher.submit("m", ["first"]))
+    await asyncio.sleep(0)
+    assert batcher.busy
+    return first
+
+
+def test_what_waits_together_is_computed_together(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=4, max_queued=10)
+        first = await held(computer, batcher)
+        others = [asyncio.create_task(batcher.submit("m", texts)) for texts in (["a", "b"], ["c"], ["d"])]
+        await asyncio.sleep(0)
+        assert batcher.queued == 4
+        computer.go_on.set()
+        assert await first == ["firstfirst"]
+        assert await asyncio.gather(*others) == [["aa", "bb"], ["cc"], ["dd"]]
+        assert [texts for _, texts in computer.batches] == [["first"], ["a", "b", "c", "d"]]
+        assert batcher.queued == 0
+
+    asyncio.run(run())
+
+
+def test_a_large_request_does_not_hold_up_a_small_one(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=2, max_queued=10)
+        first = await held(computer, batcher)
+        large = asyncio.create_task(batcher.submit("m", ["a", "b", "c", "d", "e"]))
+        small = asyncio.create_task(batcher.submit("m", ["z"]))
+        await asyncio.sleep(0)
+        computer.go_on.set()
+        await first
+        assert await small == ["zz"]
+        assert await large == ["aa", "bb", "cc", "dd", "ee"]
+        assert [texts for _, texts in computer.batches] == [["first"], ["a", "b"], ["z", "c"], ["d", "e"]]
+
+    asyncio.run(run())
+
+
+def test_models_do_not_share_a_batch(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=8, max_queued=10)
+        first = await held(computer, batcher)
+        models = ["old", "new", "old", "new"]
+        others = [asyncio.create_task(batcher.submit(m, [f"{m}{i}"])) for i, m in enumerate(models)]
+        await asyncio.sleep(0)
+        computer.go_on.set()
+        await asyncio.gather(first, *others)
+        assert computer.batches[1:] == [("old", ["old0", "old2"]), ("new", ["new1", "new3"])]
+
+    asyncio.run(run())
+
+
+def test_a_full_queue_refuses_and_recovers(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=2, max_queued=3)
+        first = await held(computer, batcher)
+        waiting = asyncio.create_task(batcher.submit("m", ["a", "b"]))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as caught:
+            await batcher.submit("m", ["c", "d"])
+        assert caught.value.retry_after >= 1
+        computer.go_on.set()
+        await asyncio.gather(first, waiting)
+        assert await batcher.submit("m", ["c", "d"]) == ["cc", "dd"]
+
+    asyncio.run(run())
+
+
+def test_an_error_reaches_its_batch_and_no_other(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=2, max_queued=10)
+        with pytest.raises(RuntimeError, match="cannot read this"):
+            await batcher.submit("m", ["poison", "b", "c", "d"])
+        assert await batcher.submit("m", ["fine"]) == ["finefine"]
+        assert batcher.queued == 0
+
+    asyncio.run(run())
+
+
+def test_a_client_that_goes_away_leaves_the_queue(computer: Computer) -> None:
+    async def run() -> None:
+        batcher = Batcher(computer, max_batch=2, max_queued=3)
+        first = await held(computer, batcher)
+        gone = asyncio.create_task(batcher.submit("m", ["a", "b", "c"]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        computer.go_on.set()
+        await first
+        assert await batcher.submit("m", ["d"]) == ["dd"]
+        assert batcher.queued == 0
+        assert [texts for _, texts in computer.batches] == [["first"], ["d"]]
+
+    asyncio.run(run())

@@ -1,0 +1,148 @@
+"""Exports as somebody elsewhere uses them: the folder's own README is run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cotd.cli.app import main
+from cotd.errors import CotdError
+from cotd.students.student import Student
+from serve.runtimes import base as runtime
+from serve.runtimes import export
+from serve.runtimes.export import PACKAGES, export_student
+
+TEXTS = ["A warm and funny film.", "Dull and lifeless."]  # those of the README
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Student:
+    return Student.load(student_folder, device="cpu")
+
+
+def need(packages: Any) -> None:
+    missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    if missing:
+        pytest.skip(f"needs pip install {' '.join(missing)}")
+
+
+def rows_by_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str] = TEXTS) -> dict[str, Any]:
+    """What the Python of an export's README prints, with `texts` in place of its own: label → the texts' probabilities."""
+    snippet = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    own = re.search(r"^(import|from)\b.*\b(cotd|serve|pipelines)\b", snippet[1], re.MULTILINE)
+    assert own is None, "elsewhere there is none of these"
+    assert f'["{TEXTS[0]}", "{TEXTS[1]}"]' in snippet[1]
+    code = snippet[1].replace(f'["{TEXTS[0]}", "{TEXTS[1]}"]', repr(texts))
+    monkeypatch.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, "README.md", "exec"), {})
+    labels, rows = printed.getvalue().strip().split("] [[")
+    return dict(zip(ast.literal_eval(labels + "]"), zip(*ast.literal_eval("[[" + rows), strict=True), strict=True))
+
+
+def expected_rows(student: Student, texts: list[str]) -> dict[str, Any]:
+    predictions = student.predict(texts)
+    return {label: pytest.approx([p.probabilities[label] for p in predictions], abs=1e-4) for label in student.task.labels}
+
+
+@pytest.mark.parametrize("truncation", ["head", "head_tail"])
+@pytest.mark.parametrize("format", PACKAGES)
+def test_the_readme_of_an_export_reads_what_the_student_reads_of_a_long_text(
+    student: Student, tmp_path: Path, format: str, truncation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(PACKAGES[format])
+    card = {**student.card, "max_input_tokens": 24, "truncation": truncation}
+    reader = Student(student.model, student.tokenizer, student.task, card)
+    export_student(reader, tmp_path / "student", format)
+    texts = ["A warm and funny film. " * 9 + "Not!", TEXTS[1]]
+    assert rows_by_readme(tmp_path / "student", monkeypatch, texts) == expected_rows(reader, texts)
+    ends = reader.predict([texts[0], texts[0].replace("Not!", "Indeed, and once more!")])
+    assert (ends[0].score != ends[1].score) == (truncation == "head_tail")
+
+
+@pytest.mark.parametrize("format", PACKAGES)
+def test_the_readme_of_an_export_gives_the_students_probabilities(
+    student: Student, student_folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run here and not by a Python of its own, which would take seconds to import what is imported already."""
+    need(PACKAGES[format])
+    target = tmp_path / "out" / "student"
+    monkeypatch.setattr("sys.argv", ["cotd", "export", str(student_folder), str(target), "--format", format])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert rows_by_readme(target, monkeypatch) == expected_rows(student, TEXTS)
+    assert sorted(p.name for p in target.parent.iterdir()) == ["student"]
+
+
+def test_an_export_that_is_off_is_refused_and_removed(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export.load
+
+    def spoiled(*arguments: Any) -> Any:
+        read_back = real(*arguments)
+        read_back.model.shared.weight.data += torch.randn_like(read_back.model.shared.weight)
+        return read_back
+
+    monkeypatch.setattr(export, "load", spoiled)
+    with pytest.raises(CotdError, match=r"the export is refused and removed: .*a probability is .* off"):
+        export_student(student, tmp_path / "student", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("needs", ["reasons_first", "reads_rationales"])
+def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student, tmp_path: Path, needs: str) -> None:
+    """The README that comes with an export scores the label words in the decoder's first step."""
+    other = Student(student.model, student.tokenizer, student.task, {"method": "cot_joint"})
+    other.card[needs] = True
+    with pytest.raises(CotdError, match="a student trained by 'cot_joint' is not exported"):
+        export_student(other, tmp_path / "student", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_nothing(student: Student, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(CotdError, match=r"is there already\. Name another folder"):
+        export_student(student, tmp_path, "hf")
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_missing_packages_are_named(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtime.importlib.metadata, "requires", lambda name: ['onnx<2,>=1.23; extra == "export"'])
+    with pytest.raises(CotdError, match=r"the format 'onnx' needs .* -m pip install 'onnx<2,>=1\.23' onnxruntime"):
+        export_student(student, tmp_path / "student", "onnx")
+    with pytest.raises(CotdError, match=r"the runtime 'ctranslate2-int8' needs .* -m pip install ctranslate2"):
+        runtime.require_runtime("ctranslate2-int8")
+
+
+def test_an_unknown_format(student: Student, tmp_path: Path) -> None:
+    with pytest.raises(CotdError, match=r"unknown format 'onxx'; known: hf, onnx, ctranslate2. Did you mean 'onnx'\?"):
+        export_student(student, tmp_path / "student", "onxx")
+
+
+def test_ctranslate2_scales_the_decoders_output_only_where_it_was_trained_so(student: Student) -> None:
+    """transformers 5 calls every T5 tied; 1.1 does not scale (Shazeer 2020), 1.0 does (Raffel et al. 2020)."""
+    need(PACKAGES["ctranslate2"])
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from serve.runtimes.ctranslate2 import ctranslate2_runtime
+
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    for tied in (True, False):
+        kind = {"feed_forward_proj": "relu" if tied else "gated-gelu", "tie_word_embeddings": tied}
+        config = T5Config(vocab_size=len(student.tokenizer), decoder_start_token_id=0, **shape, **kind)
+        torch.manual_seed(0)
+        other = Student(T5ForConditionalGeneration(config), student.tokenizer, student.task, {"max_input_tokens": 32})
+        logits, _ = ctranslate2_runtime(other, "float32").label_logits(runtime.PROBES)
+        assert torch.allclose(logits, other.label_logits(runtime.PROBES)[0], atol=1e-3, rtol=1e-3)

@@ -1,0 +1,135 @@
+"""Runtimes against the student that they compute for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cotd.errors import CotdError
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.tasks.registry import SENTIMENT
+from serve.runtimes.base import (
+    AUTO,
+    LABEL_ONLY,
+    PACKAGES,
+    PROBES,
+    RUNTIMES,
+    TOLERANCES,
+    check_parity,
+    choose_runtime,
+    make_runtime,
+)
+from serve.runtimes.onnx import OnnxScorer
+from serve.runtimes.t5 import T5LabelScorer
+
+
+@pytest.fixture(scope="module")
+def student(student_folder: Path) -> Student:
+    return Student.load(student_folder, device="cpu")
+
+
+def need(name: str) -> None:
+    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
+    if missing:
+        pytest.skip(f"needs pip install {' '.join(missing)}")
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if TOLERANCES[name] < 0.01])
+def test_each_runtime_computes_what_the_student_does(student: Student, name: str) -> None:
+    need(name)
+    logits, truncated = make_runtime(name, student).label_logits(PROBES)
+    expected, flags = student.label_logits(PROBES)
+    assert truncated == flags
+    assert any(flags)
+    assert torch.allclose(logits, expected, atol=1e-4)
+    assert len({round(x, 4) for x in logits[:, 0].tolist()}) > 4, "it depends on the text"
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if TOLERANCES[name] >= 0.01])
+def test_numbers_of_fewer_bits_change_little(embedded_student: Path, name: str) -> None:
+    """Of the embedded base model: 32 random dimensions, as the other tests have, are rounded too coarsely to compare."""
+    need(name)
+    model, tokenizer = load_base(str(embedded_student))
+    student = Student(model, tokenizer, SENTIMENT, {"max_input_tokens": 64})
+    logits, _ = make_runtime(name, student).label_logits(PROBES)
+    expected, _ = student.label_logits(PROBES)
+    assert torch.allclose(logits, expected, atol=0.3)
+    assert not torch.allclose(logits, expected, atol=1e-5), "nothing was rounded"
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("variant", [{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {"num_layers": 3}])
+def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, Any], name: str) -> None:
+    """T5 1.0 ties its embeddings and has one feed-forward matrix; 1.1 does neither (Shazeer 2020)."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    vocabulary = len(student.tokenizer)
+    config = T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **{**shape, **variant})
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config)
+    for parameter in model.parameters():  # far from the start, where some terms are too small to be seen
+        torch.nn.init.normal_(parameter, std=0.5)
+    other = Student(model, student.tokenizer, student.task, {"max_input_tokens": 32})
+    scorer = make_runtime(name, other)
+    assert isinstance(scorer, T5LabelScorer | OnnxScorer)
+    assert torch.allclose(scorer.label_logits(PROBES)[0], other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)
+
+
+def test_the_default_is_what_is_fastest_and_can_compute_the_student(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("onnxruntime")
+    assert isinstance(make_runtime(AUTO, student), OnnxScorer)
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    assert choose_runtime(AUTO, reasoning) == "torch"
+    monkeypatch.setattr(student.model.config, "dense_act_fn", "silu")
+    assert choose_runtime(AUTO, student) == "torch"
+    monkeypatch.undo()
+    monkeypatch.setattr("serve.runtimes.base.importlib.util.find_spec", lambda name: None)
+    assert choose_runtime(AUTO, student) == "torch"
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - set(LABEL_ONLY)))
+def test_a_student_that_reasons_first_is_served_as_it_predicts(student: Student, name: str) -> None:
+    card = {**student.card, "method": "cot_joint", "reasons_first": True}
+    reasoning = Student(student.model, student.tokenizer, student.task, card)
+    logits, _ = make_runtime(name, reasoning).label_logits(PROBES)
+    assert torch.allclose(logits, reasoning.label_logits(PROBES)[0], atol=1e-4)
+    assert not torch.allclose(logits, student.label_logits(PROBES)[0], atol=1e-2)
+
+
+class Biased:
+    """A runtime whose logits are off by a constant for one label."""
+
+    def __init__(self, student: Student, by: float):
+        self.student = student
+        self.by = by
+
+    def label_logits(self, texts: Sequence[str]) -> tuple[Any, list[bool]]:
+        logits, truncated = self.student.label_logits(texts)
+        return logits + torch.tensor([self.by, 0.0]), truncated
+
+
+def test_a_runtime_that_is_off_is_refused(student: Student) -> None:
+    check_parity(Biased(student, 1e-5), student, 1e-3)
+    with pytest.raises(CotdError, match=r"a probability is 0\.\d+ off, the tolerance is 0.001"):
+        check_parity(Biased(student, 1.0), student, 1e-3)
+
+
+def test_an_unknown_runtime(student: Student) -> None:
+    with pytest.raises(CotdError, match=r"unknown runtime 'torsh'; known: auto, torch.*Did you mean 'torch'\?"):
+        make_runtime("torsh", student)
+
+
+def test_a_runtime_of_labels_alone_refuses_a_student_that_reasons_first(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.runtimes.base.PACKAGES", {})
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    with pytest.raises(CotdError, match="writes a rationale before its label"):
+        make_runtime("onnxruntime", reasoning)
