@@ -16,7 +16,7 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.study.config import StudyConfig
 from cotd.utils.files import write_json
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
 from pipelines.promote import promote
@@ -125,7 +125,7 @@ def print_outcome(config: StudyConfig, content: dict[str, Any], shown: list[str]
     serving_figures, champion = content["serving"], content["champion"]
     print()
     print(terminal(content))
-    print(f"Champion: {champion['method']} at {share(champion['fraction'])}, {champion['model_uri']}")
+    print(f"Champion: {champion['method']} at {format_percent(champion['fraction'])}, {champion['model_uri']}")
     print(f"Served on loopback, {serving_figures['requests']} requests one by one: ", end="")
     print(f"median {serving_figures['p50_ms']} ms, 95th percentile {serving_figures['p95_ms']} ms")
     for line in shown:

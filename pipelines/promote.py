@@ -9,12 +9,13 @@ import pandas as pd
 
 from cotd.errors import CotdError
 from cotd.evaluation.metrics import predictions_table, score_predictions
-from cotd.storage.working_copy import on_storage
+from cotd.storage.working_copy import sync_study
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
 from cotd.tasks.registry import get_task
 from cotd.tracking.registry import CHALLENGER, CHAMPION
 from cotd.tracking.runs import StudyTracker
+from cotd.training.folder import merit
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.files import write_json
@@ -36,7 +37,7 @@ class Promotion:
     sentences: list[str]
 
 
-@on_storage
+@sync_study
 def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 
@@ -51,11 +52,11 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """
     plan = plan_study(config)
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
-    readers = sorted({t.method for t, _ in finished if METHODS[t.method].reads_rationales})
+    readers = sorted({t.method for t, _ in finished if METHODS[t.method].rationale_as_input})
     passed_over = (
         f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted." if readers else ""
     )
-    alone = [(t, r) for t, r in finished if not METHODS[t.method].reads_rationales]
+    alone = [(t, r) for t, r in finished if not METHODS[t.method].rationale_as_input]
     eligible = [(t, r) for t, r in alone if all_methods or METHODS[t.method].distilled]
     if not eligible:
         kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
@@ -89,12 +90,12 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
                 f"The present champion, version {incumbent.version}, has {incumbent_accuracy:.1%} on the same reviews: "
                 f"it stays. The new student is version {version.version}, models:/{name}@{CHALLENGER}."
             )
-            registry.challenge(version.version)
+            registry.set_challenger(version.version)
     elif incumbent is not None:
         moved = False
         sentences.append(f"It is the champion already: version {version.version}.")
     if moved:
-        registry.crown(version.version)
+        registry.promote(version.version)
         sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
     sentences += gold_comparison(finished, trial, result)
     if moved or incumbent is None or str(incumbent.version) != str(version.version):
@@ -117,10 +118,6 @@ def justification(config: StudyConfig, result: dict[str, Any], sentences: list[s
     ]
     table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|", *rows]
     return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.where}`."])
-
-
-def merit(result: dict[str, Any]) -> tuple[float, float]:
-    return result["validation"]["accuracy"], result["validation"].get("roc_auc", 0.0)
 
 
 def gold_comparison(finished: list[tuple[Trial, dict[str, Any]]], chosen: Trial, result: dict[str, Any]) -> list[str]:

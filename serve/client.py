@@ -14,7 +14,7 @@ from types import TracebackType
 import httpx
 
 from cotd.errors import CotdError
-from serve.http.schemas import MAX_TEXTS, PredictResponse, TextPrediction
+from serve.schemas import MAX_TEXTS, PredictResponse, TextPrediction
 from serve.settings import TOKEN_VARIABLE
 
 LONGEST_WAIT = 30.0

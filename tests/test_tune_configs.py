@@ -11,8 +11,8 @@ from cotd.config.digest import digest
 from cotd.data.sources import noun
 from cotd.study.config import StudyConfig, load_config
 from cotd.study.trials import plan_trials
-from cotd.tasks.prompts import load_prompts
 from cotd.tasks.registry import get_task
+from cotd.teachers.prompts import load_prompts
 from pipelines.sweep.plan import search_settings
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"

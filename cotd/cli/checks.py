@@ -37,9 +37,8 @@ def tracking_store(given: str | None) -> str:
 def check_student(student: str, tracking_uri: str) -> None:
     """Raises a CotdError if there is no such student, before any worker starts."""
     from cotd.storage.tracking_store import use_tracking
-    from cotd.students.base_models import model_advice, resolve_model
+    from cotd.students.base_models import CARD, model_advice, resolve_model
     from cotd.students.hub import fetch_student
-    from cotd.students.student import CARD
 
     if tracking_uri.startswith("sqlite:///") and student.startswith("models:/"):
         database = Path(tracking_uri.removeprefix("sqlite:///"))
@@ -54,7 +53,7 @@ def check_student(student: str, tracking_uri: str) -> None:
     if not (folder / CARD).is_file():
         raise CotdError(f"'{student}' is not a trained student: it has no {CARD}. Train one with `cotd sweep`.")
     card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    if card.get("reads_rationales"):
+    if card.get("rationale_as_input"):
         raise CotdError(
             f"'{student}' was trained by '{card.get('method')}': it reads the teacher's rationale beside each review, and "
             "answers nothing without one. Name a student of another method."

@@ -102,11 +102,11 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
-    from cotd.storage.working_copy import on_storage
+    from cotd.storage.working_copy import sync_study
     from cotd.study.config import load_config
 
     study = load_config(config, overrides)
-    folder = on_storage(train_first)(study)
+    folder = sync_study(train_first)(study)
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
 

@@ -14,16 +14,16 @@ from cotd.errors import CotdError, nearest
 NEVER_SHOWN = {"key_env", "base_url"}
 
 
-class Block(BaseModel):
+class ConfigModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-BlockType = TypeVar("BlockType", bound=Block)
+ConfigType = TypeVar("ConfigType", bound=ConfigModel)
 
 
-def check_block(
-    kind: type[BlockType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
-) -> BlockType:
+def validate_config(
+    kind: type[ConfigType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
+) -> ConfigType:
     """A configuration of a plain dict.
 
     Args:
@@ -40,7 +40,7 @@ def check_block(
         raise CotdError(*(f"{where}: {p}" for p in found)) from error
 
 
-def describe_problem(kind: type[Block], problem: Any) -> str:
+def describe_problem(kind: type[ConfigModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -56,7 +56,7 @@ def describe_problem(kind: type[Block], problem: Any) -> str:
     return f"{key}: {message}{given}"
 
 
-def known_keys(kind: type[Block], location: list[str]) -> list[str]:
+def known_keys(kind: type[ConfigModel], location: list[str]) -> list[str]:
     """The keys that the block at `location` of a configuration knows."""
     block: type[BaseModel] = kind
     for part in location:

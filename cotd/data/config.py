@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 from cotd.errors import nearest
 from cotd.tasks.registry import TASKS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Columns(Block):
+class Columns(ConfigModel):
     """Which columns of the source hold what; a column that is absent from the source may be null."""
 
     text: str = "text"
@@ -22,7 +22,7 @@ class Columns(Block):
     group: str | None = Field(None, description="rows of one group (a movie, a product) never fall into two splits")
 
 
-class DataConfig(Block):
+class DataConfig(ConfigModel):
     source: str | dict[Literal["train", "validation", "test"], str] = Field(
         description="embedded:NAME, a .parquet, .jsonl or .csv file (or one per split), or a hub id"
     )

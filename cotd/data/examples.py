@@ -18,7 +18,7 @@ import pandas as pd
 from cotd.data.cleaning import clean_text
 from cotd.data.files import BLOCK, text_problem
 from cotd.data.spill import TextFile
-from cotd.data.table import NONE, SPLITS, QuarantinedRows, ReviewTable, packed_ids, spelled_ids
+from cotd.data.table import NONE, SPLITS, ExampleTable, QuarantinedRows, decode_ids, encode_ids
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 
@@ -38,18 +38,18 @@ def unit_interval(key: str) -> float:
 
 
 @dataclass
-class Reviews:
+class Examples:
     """A source's reviews, and what became of the rows that are not among them.
 
     Attributes:
         rows: the reviews, ordered by a hash of the id within each split, so that the first n rows of a split are a fixed
             pseudo-random sample and smaller samples are nested in larger ones.
-        set_aside: the rows left out.
+        quarantined: the rows left out.
         counts: rows read, repeats dropped, quarantined by reason, kept by split.
     """
 
-    rows: ReviewTable
-    set_aside: QuarantinedRows
+    rows: ExampleTable
+    quarantined: QuarantinedRows
     counts: dict[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -60,7 +60,7 @@ class Reviews:
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The rows left out, with columns `text`, `label`, `split`, `reason`, in memory."""
-        return self.set_aside.frame()
+        return self.quarantined.frame()
 
     def split(self, name: str) -> pd.DataFrame:
         """A split's part of the Review table, in memory."""
@@ -75,14 +75,14 @@ class Reviews:
         return self.rows.digest()
 
 
-def build_reviews(
+def build_examples(
     rows: pd.DataFrame | Iterable[pd.DataFrame],
     dataset: str,
     task: Task,
     test_share: float = 0.2,
     validation_share: float = 0.1,
-    near: Path | None = None,
-) -> Reviews:
+    spill_dir: Path | None = None,
+) -> Examples:
     """Turns a source's rows into reviews.
 
     Args:
@@ -91,17 +91,17 @@ def build_reviews(
             without a split are carved by a hash of their group, or of their text, into test, validation and train; if a
             source has test rows but no validation rows, validation is carved from its train rows in the same way.
         test_share, validation_share: shares of the rows to carve.
-        near: a folder on whose disk the texts are kept, see `cotd.data.spill.scratch_file`.
+        spill_dir: a folder on whose disk the texts are kept, see `cotd.data.spill.scratch_file`.
 
     Returns:
-        Reviews: equal texts (after cleaning, whatever the case) are one review. Repeats are dropped and
+        Examples: equal texts (after cleaning, whatever the case) are one review. Repeats are dropped and
         counted; repeats whose labels differ, rows without a text and labels outside the task's set are quarantined; a
         text in two splits stays in the one that protects the test.
 
     Raises:
         CotdError: no review is left.
     """
-    read = RowReader(dataset, task, test_share, validation_share, TextFile(near))
+    read = RowReader(dataset, task, test_share, validation_share, TextFile(spill_dir))
     for block in [rows] if isinstance(rows, pd.DataFrame) else rows:
         for start in range(0, len(block), BLOCK):
             read.add(block.iloc[start : start + BLOCK])
@@ -112,11 +112,11 @@ def build_reviews(
     reasons[contradictory] = read.reason(CONTRADICTORY)
 
     aside = np.flatnonzero(reasons != NONE)
-    set_aside = QuarantinedRows(
+    quarantined = QuarantinedRows(
         labels[aside], splits[aside], aside, reasons[aside], read.texts, task.labels, list(read.reasons)
     )
     if not len(kept):
-        reasons_seen = "; ".join(f"{n} rows: {r}" for r, n in set_aside.counts().most_common(3))
+        reasons_seen = "; ".join(f"{n} rows: {r}" for r, n in quarantined.counts().most_common(3))
         raise CotdError(
             f"{dataset}: no usable review among {len(ids)} rows"
             + (f" ({reasons_seen})" if reasons_seen else "")
@@ -124,10 +124,10 @@ def build_reviews(
         )
     alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
     order = kept[np.lexsort((ranks(ids[kept]), alphabetical[splits[kept]]))]
-    table = ReviewTable(ids[order], labels[order], splits[order], order.astype(np.uint32), read.texts, task.labels)
+    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), read.texts, task.labels)
     counts = {"rows": len(ids), "repeats": n_sound - len(kept), "quarantined": len(aside)}
     counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
-    return Reviews(table, set_aside, counts)
+    return Examples(table, quarantined, counts)
 
 
 class RowReader:
@@ -145,7 +145,7 @@ class RowReader:
         self._blocks: list[tuple[np.ndarray, ...]] = []
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Reads some rows, see `build_reviews`."""
+        """Reads some rows, see `build_examples`."""
         frame = pd.DataFrame({"text": rows["text"]})
         for column in ("label", "split", "group", "problem", "line"):
             frame[column] = rows.get(column)
@@ -166,7 +166,7 @@ class RowReader:
         u = np.array([unit_interval(f"split\n{i if g is None else g}") for i, g in zip(ids, groups, strict=True)])
         carved = np.where(u < test, SPLITS.index("test"), np.where(u < test + validation, SPLITS.index("validation"), 0))
         columns = (
-            packed_ids(ids), numbered(self.task.labels, labels), numbered(SPLITS, given), carved.astype(np.int8),
+            encode_ids(ids), encode_labels(self.task.labels, labels), encode_labels(SPLITS, given), carved.astype(np.int8),
             u < validation, np.array(reasons, dtype=np.int32),
         )  # fmt: skip
         self._blocks.append(columns)
@@ -182,7 +182,7 @@ class RowReader:
         return tuple(np.concatenate([block[k] for block in blocks]) for k in range(len(types)))
 
 
-def numbered(names: tuple[str, ...], values: list[str | None]) -> np.ndarray:
+def encode_labels(names: tuple[str, ...], values: list[str | None]) -> np.ndarray:
     """Names as their places among `names`, (N,) int8."""
     places = {None: NONE} | {name: place for place, name in enumerate(names)}
     return np.array([places[v] for v in values], dtype=np.int8)
@@ -226,17 +226,17 @@ def ranks(ids: np.ndarray) -> np.ndarray:
     """(N,) numbers in [0, 1), by which reviews are ordered."""
     found = np.empty(len(ids))
     for start in range(0, len(ids), BLOCK):
-        block = spelled_ids(ids[start : start + BLOCK])
+        block = decode_ids(ids[start : start + BLOCK])
         found[start : start + BLOCK] = [unit_interval(f"order\n{i}") for i in block]
     return found
 
 
-def limit_rows(reviews: Reviews, limits: dict[str, int | None]) -> Reviews:
+def limit_rows(reviews: Examples, limits: dict[str, int | None]) -> Examples:
     """The first `limits[split]` reviews of each split (all where None): nested, the same on every machine."""
     rows = reviews.rows
     parts = [np.flatnonzero(rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
     counts = reviews.counts | {f"kept_{name}": len(part) for name, part in zip(SPLITS, parts, strict=True)}
-    return Reviews(rows.take(np.concatenate(parts)), reviews.set_aside, counts)
+    return Examples(rows.take(np.concatenate(parts)), reviews.quarantined, counts)
 
 
 def select_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:

@@ -15,12 +15,12 @@ import pyarrow as pa
 from cotd import assets
 from cotd.config.model import ConfigModel
 from cotd.data.config import Columns, DataConfig
-from cotd.data.examples import Reviews, build_reviews, limit_rows
+from cotd.data.examples import Examples, build_examples, limit_rows
 from cotd.data.files import BLOCK, FILE_TYPES, LINE, PROBLEM, read_file, with_types
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError, nearest
 from cotd.tasks.registry import get_task
-from cotd.utils.text import first_sentence
+from cotd.utils.text import first_line
 
 # The hub's names of splits. IMDb's 50,000 reviews without labels, `unsupervised`, are there to pretrain on only.
 HUB_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
@@ -31,17 +31,17 @@ UNLABELLED_HUB_SPLITS = {"unsupervised": "train", "unlabelled": "train", "unlabe
 Read = Callable[[], Iterator[pd.DataFrame]]
 
 
-def load_reviews(data: DataConfig, near: Path | None = None) -> Reviews:
+def load_examples(data: DataConfig, spill_dir: Path | None = None) -> Examples:
     """The reviews of a source, split, cleaned, and limited to the configured number of rows.
 
     Args:
-        near: a folder on whose disk their texts are kept, see `cotd.data.spill.scratch_file`.
+        spill_dir: a folder on whose disk their texts are kept, see `cotd.data.spill.scratch_file`.
 
     Raises:
         CotdError: the source does not exist, a mapped column is missing, or nothing usable is in it.
     """
     task = get_task(data.task)
-    reviews = build_reviews(read_blocks(data), dataset_name(data), task, data.test_share, data.validation_share, near)
+    reviews = build_examples(read_blocks(data), dataset_name(data), task, data.test_share, data.validation_share, spill_dir)
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     reviews = limit_rows(reviews, limits)
     missing = [s for s in SPLITS if not reviews.counts[f"kept_{s}"]]
@@ -53,9 +53,9 @@ def load_reviews(data: DataConfig, near: Path | None = None) -> Reviews:
     return reviews
 
 
-def embedded_reviews(name: str) -> Reviews:
+def embedded_reviews(name: str) -> Examples:
     """All reviews of an embedded source, with the default splits."""
-    return load_reviews(DataConfig(source=f"{assets.PREFIX}{name}", columns=Columns(group="group")))
+    return load_examples(DataConfig(source=f"{assets.PREFIX}{name}", columns=Columns(group="group")))
 
 
 def dataset_name(data: DataConfig) -> str:
@@ -85,7 +85,7 @@ def read_rows(data: DataConfig, unlabelled: bool = False) -> pd.DataFrame:
 
 def read_blocks(data: DataConfig, unlabelled: bool = False) -> Iterator[pd.DataFrame]:
     """The source's rows, a block at a time, with columns `text`, and where they exist `label`, `split` and `group`; `problem`,
-    `line`: see `build_reviews`.
+    `line`: see `build_examples`.
 
     Args:
         unlabelled: of a hub data set, read the split that holds no labels instead of those that do.
@@ -185,7 +185,7 @@ def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) 
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError) as error:
         raise CotdError(
-            f"cannot load the hub data set '{source}': {first_sentence(error)} "
+            f"cannot load the hub data set '{source}': {first_line(error)} "
             "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, "
             "which needs neither."
         ) from error

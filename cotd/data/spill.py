@@ -23,13 +23,13 @@ PACKED_AT, WRITTEN_AT, ROWS_A_BUCKET = 4096, 32_768, 16_384
 MOST_BUCKETS = 256
 
 
-def scratch_file(near: Path | None = None) -> IO[bytes]:
+def scratch_file(spill_dir: Path | None = None) -> IO[bytes]:
     """A new file that has no name.
 
     Args:
-        near: a folder on whose disk it is to lie, which need not exist; the system's place for such files may be in memory.
+        spill_dir: a folder on whose disk it is to lie, which need not exist; the system's place for such files may be in memory.
     """
-    for folder in (near, *near.parents) if near else ():
+    for folder in (spill_dir, *spill_dir.parents) if spill_dir else ():
         if folder.is_dir():
             with contextlib.suppress(OSError):  # not ours to write to
                 return tempfile.TemporaryFile(dir=folder)
@@ -40,12 +40,12 @@ class ScratchFile:
     """Bytes, added at the end and read anywhere.
 
     Args:
-        near: see `scratch_file`.
+        spill_dir: see `scratch_file`.
     """
 
-    def __init__(self, near: Path | None = None):
-        self._file = scratch_file(near)
-        self.near = near
+    def __init__(self, spill_dir: Path | None = None):
+        self._file = scratch_file(spill_dir)
+        self.spill_dir = spill_dir
         self.size = 0
 
     def add(self, content: Any) -> None:
@@ -57,7 +57,7 @@ class ScratchFile:
             self._file.write(content)
             self._file.flush()
         except OSError as error:
-            where = self.near or tempfile.gettempdir()
+            where = self.spill_dir or tempfile.gettempdir()
             raise CotdError(f"cannot keep rows on the disk of {where}: {error}. Make room there, and run again.") from error
         self.size += len(content)
 
@@ -68,9 +68,9 @@ class ScratchFile:
 class TextFile(Sequence[str]):
     """Texts by number, in the order in which they were added: 8 bytes of memory each."""
 
-    def __init__(self, near: Path | None = None):
-        self.near = near
-        self._file = ScratchFile(near)
+    def __init__(self, spill_dir: Path | None = None):
+        self.spill_dir = spill_dir
+        self._file = ScratchFile(spill_dir)
         self._ends = array("q", [0])
 
     def add(self, texts: Iterable[str]) -> None:
@@ -112,13 +112,13 @@ class SortedRows:
         schema: pa.Schema,
         key: Sequence[str],
         expected: int = 0,
-        near: Path | None = None,
+        spill_dir: Path | None = None,
         finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
     ):
         self._schema, self._key, self._finish = schema, list(key), finish
         self._buckets = min(MOST_BUCKETS, -(-expected // ROWS_A_BUCKET)) or 1
         self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(self._buckets)]  # where each bucket's rows lie
-        self._file = ScratchFile(near)
+        self._file = ScratchFile(spill_dir)
         self._rows: list[dict[str, Any]] = []
         self._packed: list[pa.RecordBatch] = []
 

@@ -18,28 +18,28 @@ SPLITS = ("train", "validation", "test")
 NONE = -1  # stands for no label, or no split, where these are numbers
 
 
-def packed_ids(ids: Sequence[str]) -> np.ndarray:
+def encode_ids(ids: Sequence[str]) -> np.ndarray:
     """Ids of 16 hexadecimal digits as numbers, (N,) uint64."""
     return np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8").astype(np.uint64) if len(ids) else np.empty(0, np.uint64)
 
 
-def spelled_ids(ids: np.ndarray) -> list[str]:
-    """What `packed_ids` was given."""
+def decode_ids(ids: np.ndarray) -> list[str]:
+    """What `encode_ids` was given."""
     digits = ids.astype(">u8").tobytes().hex()
     return [digits[i : i + 16] for i in range(0, len(digits), 16)]
 
 
-def spelled(names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+def decode(names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
     """(N,) names, or None, of places among `names`."""
     return np.array([*names, None], dtype=object)[numbers]  # NONE is the last
 
 
 @dataclass(frozen=True, eq=False)
-class ReviewTable:
+class ExampleTable:
     """Some reviews.
 
     Attributes:
-        ids: (N,) uint64, see `packed_ids`; no two are equal.
+        ids: (N,) uint64, see `encode_ids`; no two are equal.
         labels: (N,) int8, places in `names`, or NONE. splits: (N,) int8, places in SPLITS.
         numbers: (N,) where their texts are in `texts`, which may hold others; no two are equal.
         names: the task's labels.
@@ -55,21 +55,21 @@ class ReviewTable:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, which: np.ndarray | slice) -> ReviewTable:
+    def take(self, which: np.ndarray | slice) -> ExampleTable:
         """Those at some places, or where a mask is true, in that order."""
         columns = (self.ids[which], self.labels[which], self.splits[which], self.numbers[which])
-        return ReviewTable(*columns, self.texts, self.names)
+        return ExampleTable(*columns, self.texts, self.names)
 
-    def split(self, name: str) -> ReviewTable:
+    def split(self, name: str) -> ExampleTable:
         return self.take(self.splits == SPLITS.index(name))
 
     def blocks(self) -> Iterator[pd.DataFrame]:
         """The reviews with columns `id`, `text`, `label`, `split`, a thousand at a time, at least one block."""
         for start in range(0, max(1, len(self)), BLOCK):
             rows = self.take(slice(start, start + BLOCK))
-            block = pd.DataFrame({"id": spelled_ids(rows.ids), "text": self.texts.take(rows.numbers)}, dtype="str")
+            block = pd.DataFrame({"id": decode_ids(rows.ids), "text": self.texts.take(rows.numbers)}, dtype="str")
             block["label"] = pd.Series(rows.label_names(), dtype=object)
-            block["split"] = pd.Series(spelled(SPLITS, rows.splits), dtype=object)
+            block["split"] = pd.Series(decode(SPLITS, rows.splits), dtype=object)
             yield block
 
     def frame(self) -> pd.DataFrame:
@@ -80,11 +80,11 @@ class ReviewTable:
         """(number, id, text) of each review; a thousand are in memory at once."""
         for start in range(0, len(self), BLOCK):
             numbers, ids = self.numbers[start : start + BLOCK], self.ids[start : start + BLOCK]
-            yield from zip(numbers.tolist(), spelled_ids(ids), self.texts.take(numbers), strict=True)
+            yield from zip(numbers.tolist(), decode_ids(ids), self.texts.take(numbers), strict=True)
 
-    def spelled_ids(self) -> Iterator[str]:
+    def decode_ids(self) -> Iterator[str]:
         for start in range(0, len(self), BLOCK):
-            yield from spelled_ids(self.ids[start : start + BLOCK])
+            yield from decode_ids(self.ids[start : start + BLOCK])
 
     def label(self, place: int) -> str | None:
         """One review's label."""
@@ -92,7 +92,7 @@ class ReviewTable:
 
     def label_names(self) -> np.ndarray:
         """(N,) labels, or None."""
-        return spelled(self.names, self.labels)
+        return decode(self.names, self.labels)
 
     def label_counts(self) -> dict[str, int]:
         """Label → reviews that have it, of the labels that any has."""
@@ -103,7 +103,7 @@ class ReviewTable:
         """Where the reviews with these ids are, or NONE."""
         if not len(self):
             return np.full(len(ids), NONE)
-        wanted = packed_ids(ids)
+        wanted = encode_ids(ids)
         found = self._by_id[np.minimum(np.searchsorted(self.ids, wanted, sorter=self._by_id), len(self) - 1)]
         return np.where(self.ids[found] == wanted, found, NONE)
 
@@ -112,7 +112,7 @@ class ReviewTable:
         ids = list(dict.fromkeys(ids))
         places = self.places(ids)
         labels = np.where(places == NONE, NONE, self.labels[places] if len(self) else NONE)
-        return pd.Series(spelled(self.names, labels), index=pd.Index(ids, dtype=object), dtype=object).dropna()
+        return pd.Series(decode(self.names, labels), index=pd.Index(ids, dtype=object), dtype=object).dropna()
 
     @cached_property
     def _by_id(self) -> np.ndarray:
@@ -124,7 +124,7 @@ class ReviewTable:
         for start in range(0, len(self), BLOCK):
             rows = self.take(self._by_id[start : start + BLOCK])
             labels = np.where(rows.labels == NONE, "", rows.label_names())
-            lines = map("\t".join, zip(spelled_ids(rows.ids), labels, spelled(SPLITS, rows.splits), strict=True))
+            lines = map("\t".join, zip(decode_ids(rows.ids), labels, decode(SPLITS, rows.splits), strict=True))
             content.update(("\n" * (start > 0) + "\n".join(lines)).encode())
         return content.hexdigest()[:16]
 
@@ -134,7 +134,7 @@ class QuarantinedRows:
     """The rows of a source that are not among its reviews, and why.
 
     Attributes:
-        labels, splits, numbers, texts, names: as of `ReviewTable`. reasons: (N,) places in `reason_names`.
+        labels, splits, numbers, texts, names: as of `ExampleTable`. reasons: (N,) places in `reason_names`.
     """
 
     labels: np.ndarray
@@ -153,9 +153,9 @@ class QuarantinedRows:
         for start in range(0, max(1, len(self)), BLOCK):
             rows = slice(start, start + BLOCK)
             block = pd.DataFrame({"text": self.texts.take(self.numbers[rows])}, dtype="str")
-            block["label"] = pd.Series(spelled(self.names, self.labels[rows]), dtype=object)
-            block["split"] = pd.Series(spelled(SPLITS, self.splits[rows]), dtype=object)
-            block["reason"] = pd.Series(spelled(self.reason_names, self.reasons[rows]), dtype=object)
+            block["label"] = pd.Series(decode(self.names, self.labels[rows]), dtype=object)
+            block["split"] = pd.Series(decode(SPLITS, self.splits[rows]), dtype=object)
+            block["reason"] = pd.Series(decode(self.reason_names, self.reasons[rows]), dtype=object)
             yield block
 
     def frame(self) -> pd.DataFrame:

@@ -29,10 +29,10 @@ def gold_reviews(source: str, split: str = "test", text: str = "text", label: st
         CotdError: there is no such source, column or split, or no gold label in it.
     """
     from cotd.data.config import Columns, DataConfig
-    from cotd.data.sources import load_reviews
+    from cotd.data.sources import load_examples
 
     require_split(split)
-    every = load_reviews(DataConfig(source=source, columns=Columns(text=text, label=label)))
+    every = load_examples(DataConfig(source=source, columns=Columns(text=text, label=label)))
     reviews = every.table if split == ALL else every.split(split)
     reviews = reviews[reviews["label"].notna()]
     if reviews.empty:
@@ -46,7 +46,7 @@ def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mappi
     Args:
         rationales: review id → the teacher's own rationale, for a student that reads them.
     """
-    predicted = student.predict(list(reviews["text"]), beside(reviews, rationales))
+    predicted = student.predict(list(reviews["text"]), align(reviews, rationales))
     table = pd.DataFrame({"review_id": reviews["id"].to_list(), "gold": reviews["label"].to_list()})
     table["predicted"] = [p.label for p in predicted]
     for label in student.task.labels:
@@ -55,7 +55,7 @@ def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mappi
     return table
 
 
-def beside(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
+def align(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
     """The rationale of each review, or None where none are read."""
     return None if rationales is None else [rationales[i] for i in reviews["id"]]
 

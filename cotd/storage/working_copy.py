@@ -56,7 +56,7 @@ class WorkingCopy:
             wanted: says of a file's path within the folder whether it is to be copied.
         """
         there = self._there(part)
-        for name in sorted(filter(wanted, there), key=last_things_last):
+        for name in sorted(filter(wanted, there), key=results_last):
             target = self.folder / name
             if name in self._known and self._known[name][1] == there[name] and target.is_file():
                 continue
@@ -76,7 +76,7 @@ class WorkingCopy:
     def push(self) -> None:
         """Copies what is new or different here to elsewhere, results last, and of checkpoints only whole ones."""
         here = self._here()
-        for name, state in sorted(here.items(), key=lambda item: last_things_last(item[0])):
+        for name, state in sorted(here.items(), key=lambda item: results_last(item[0])):
             if self._known.get(name, [""])[0] == state:
                 continue
             target = f"{self.root}/{name}"
@@ -85,7 +85,7 @@ class WorkingCopy:
             except FileNotFoundError:  # removed here meanwhile
                 continue
             self._known[name] = [state, remote_state(self.files.info(target))]
-        for name in [n for n in self._known if passing(n) and not (self.folder / n).is_file()]:
+        for name in [n for n in self._known if is_temporary(n) and not (self.folder / n).is_file()]:
             with contextlib.suppress(FileNotFoundError):
                 self.files.rm_file(f"{self.root}/{name}")
             del self._known[name]
@@ -154,17 +154,17 @@ class WorkingCopy:
         scratch.replace(self.folder / MANIFEST)
 
 
-def last_things_last(name: str) -> tuple[bool, bool, str]:
+def results_last(name: str) -> tuple[bool, bool, str]:
     """Sorts files so that what says that others are complete follows them."""
     return name.endswith("result.json"), name.endswith(STATE), name
 
 
-def passing(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     """Whether a trial's file is meant to go when it has served."""
     return "checkpoints/" in name or name.endswith("error.txt")
 
 
-def light(name: str) -> bool:
+def is_small(name: str) -> bool:
     """Whether a command needs a file: checkpoints are for trials, students are fetched one by one."""
     return not any(part in ("checkpoints", "student") for part in name.split("/"))
 
@@ -211,7 +211,7 @@ class Stored(Protocol):
 S = TypeVar("S", bound=Stored)
 
 
-def on_storage(work: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def sync_study(work: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Has a command that works in a study's folder do so in a copy, where the study's storage is elsewhere."""
 
     @functools.wraps(work)
@@ -219,7 +219,7 @@ def on_storage(work: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, 
         if config.remote is None:
             return work(config, *args, **kwargs)
         copy = copy_of(config.remote, config.directory)
-        copy.pull(wanted=light)
+        copy.pull(wanted=is_small)
         try:
             return work(config, *args, **kwargs)
         finally:
@@ -235,7 +235,7 @@ def moved_path(value: Any, there: str, place: Path) -> Any:
     return value
 
 
-def in_working_copy(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str, Any]], R]:
+def sync_trial(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str, Any]], R]:
     """Has a trial's worker train in a copy of its own, where the study's storage is elsewhere.
 
     Of the parameters, `storage` is the study's URL or None, `directory` the driver's copy, `folder` the trial's folder in

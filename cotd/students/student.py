@@ -42,7 +42,7 @@ class Student:
     Attributes:
         task: the label set, its words, and the prefixes and marks it was trained with.
         card: what `cotd.json` says: method, data and teacher provenance, metrics, `temperature`, and what it does:
-            `writes_rationales`, `reasons_first` (its label comes after its rationale), `reads_rationales` (it needs the
+            `writes_rationales`, `rationale_before_label` (its label comes after its rationale), `rationale_as_input` (it needs the
             teacher's rationale of each text).
     """
 
@@ -100,8 +100,8 @@ class Student:
     def predict(self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64) -> list[Prediction]:
         """The label of each text, by scoring the label words in one decoder step; nothing is generated.
 
-        Two kinds differ: a student that `reasons_first` writes its rationale, and the words are scored after it; one that
-        `reads_rationales` needs the teacher's.
+        Two kinds differ: a student that `rationale_before_label` writes its rationale, and the words are scored after it; one that
+        `rationale_as_input` needs the teacher's.
 
         Args:
             rationales: the teacher's own rationale of each text, written without its gold label; "" where it has none.
@@ -134,7 +134,7 @@ class Student:
         import torch
 
         texts = self.inputs(texts, rationales)
-        prefix = self.task.rationale_prefix if self.reasons_first else self.task.label_prefix
+        prefix = self.task.rationale_prefix if self.rationale_before_label else self.task.label_prefix
         scores = torch.empty(len(texts), len(self.task.labels))
         truncated = [False] * len(texts)
         for indices, batch, cut in self.batches(texts, prefix, batch_size):
@@ -147,7 +147,7 @@ class Student:
     def inputs(self, texts: Sequence[str], rationales: Sequence[str] | None) -> list[str]:
         """What the student reads: the texts, with the rationales where it reads them."""
         method = self.card.get("method", "rationale_input")
-        if not self.reads_rationales:
+        if not self.rationale_as_input:
             if rationales is not None:
                 raise CotdError("this student reads no rationales: give it texts alone.")
             return list(texts)
@@ -164,7 +164,7 @@ class Student:
         import torch
 
         start = self.model.config.decoder_start_token_id
-        if not self.reasons_first:
+        if not self.rationale_before_label:
             written = [[start]] * len(batch["input_ids"])
             read = {"input_ids": batch["input_ids"]}
         else:
@@ -188,7 +188,7 @@ class Student:
         """The rationale's tokens of a generated sequence: to the answer's mark or the end, without special tokens."""
         special = set(self.tokenizer.all_special_ids)
         ids = [i for i in ids if i not in special]
-        end = find(ids, self.answer_mark) if self.reasons_first else None
+        end = find(ids, self.answer_mark) if self.rationale_before_label else None
         return ids if end is None else ids[:end]
 
     def explain(self, texts: Sequence[str], batch_size: int = 32, max_new_tokens: int | None = None) -> list[str]:
@@ -211,14 +211,14 @@ class Student:
                 rationales[i] = text.strip()
         return rationales
 
-    def stream_rationale(self, text: str, hear: Callable[[str], None]) -> None:
-        """Like `explain` for one text, calling `hear` with each piece of the rationale as it is written.
+    def stream_rationale(self, text: str, on_text: Callable[[str], None]) -> None:
+        """Like `explain` for one text, calling `on_text` with each piece of the rationale as it is written.
 
         The pieces, joined and stripped, are the rationale. It is one piece where a label follows it: that it has ended is
         known when the label begins.
         """
-        if self.reasons_first:
-            hear(self.explain([text])[0])
+        if self.rationale_before_label:
+            on_text(self.explain([text])[0])
             return
         import torch
         from transformers import TextStreamer
@@ -226,7 +226,7 @@ class Student:
         class Aloud(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
-                    hear(text)
+                    on_text(text)
 
         for _, batch, _ in self.batches([text], self.explaining_prefix, 1):
             streamer = Aloud(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -268,12 +268,12 @@ class Student:
         return bool(self.card.get("writes_rationales"))
 
     @property
-    def reasons_first(self) -> bool:
-        return bool(self.card.get("reasons_first"))
+    def rationale_before_label(self) -> bool:
+        return bool(self.card.get("rationale_before_label"))
 
     @property
-    def reads_rationales(self) -> bool:
-        return bool(self.card.get("reads_rationales"))
+    def rationale_as_input(self) -> bool:
+        return bool(self.card.get("rationale_as_input"))
 
     def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
@@ -294,10 +294,10 @@ def first_tokens(tokenizer: Any, task: Task) -> list[int]:
     Raises:
         CotdError: two words begin with the same token, so that one decoder step cannot tell them apart.
     """
-    ids = [tokenizer(task.words[label], add_special_tokens=False)["input_ids"][0] for label in task.labels]
+    ids = [tokenizer(task.verbalizers[label], add_special_tokens=False)["input_ids"][0] for label in task.labels]
     if len(set(ids)) < len(ids):
         raise CotdError(
-            f"the tokenizer begins two of the label words {', '.join(task.words.values())} with the same token; "
+            f"the tokenizer begins two of the label words {', '.join(task.verbalizers.values())} with the same token; "
             "choose other words in the task."
         )
     return ids

@@ -7,31 +7,28 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from cotd.config.digest import digest
-from cotd.config.model import Block, check_block
+from cotd.config.model import ConfigModel, validate_config
 from cotd.config.overrides import apply_override, read_yaml
 from cotd.config.variants import all_variants, choose_variant
 from cotd.data.config import DataConfig
-from cotd.errors import CotdError, nearest
+from cotd.errors import CotdError
 from cotd.storage.urls import is_remote, open_remote
 from cotd.storage.working_copy import copy_folder
-from cotd.study.answers_checks import rationale_problems, source_problems
+from cotd.study.checks import SIZES, rationale_problems, size_problems, source_problems
 from cotd.study.grid import GridConfig
 from cotd.study.resources import ResourcesConfig
 from cotd.study.search import SearchConfig
 from cotd.teachers.config import TeacherConfig
 from cotd.training.config import TrainingConfig
 
-__all__ = ["Block", "StudyConfig", "TrainingConfig", "apply_override", "check_block", "digest", "load_config", "read_yaml"]
 
-
-class TrackingConfig(Block):
+class TrackingConfig(ConfigModel):
     uri: str | None = Field(None, description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     experiment: str | None = Field(None, description="null: the study's name")
     registered_model: str = "cotd-student"
 
 
-class StudyConfig(Block):
+class StudyConfig(ConfigModel):
     """One study: what is annotated by whom, which students are trained, and where the results go."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -39,12 +36,7 @@ class StudyConfig(Block):
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
     sizes: dict[str, str] = Field(
-        default_factory=lambda: {
-            "tiny": "embedded:t5-mini",
-            "small": "google/t5-v1_1-small",
-            "base": "google/t5-v1_1-base",
-            "large": "google/t5-v1_1-large",
-        },
+        default_factory=SIZES.copy,
         description="size name → model: embedded:NAME, a local directory, or a hub id",
     )
     grid: GridConfig
@@ -139,27 +131,4 @@ def check_config(plain: dict[str, Any], where: str) -> StudyConfig:
     Raises:
         CotdError: all problems at once; an unknown key is answered with the nearest known one.
     """
-    return check_block(StudyConfig, plain, where, size_problems)
-
-
-def size_problems(plain: dict[str, Any]) -> list[str]:
-    """Unknown sizes; also where pydantic stops before it looks: a validator of the whole runs only when every part is sound."""
-    grid, sizes = (
-        plain.get("grid"),
-        plain.get("sizes") or StudyConfig.model_fields["sizes"].get_default(call_default_factory=True),
-    )
-    if not isinstance(grid, dict) or not isinstance(sizes, dict):
-        return []
-    known, wanted = ", ".join(map(str, sizes)), {"grid.size": grid.get("size")}
-    for kind in ("include", "exclude"):
-        entries = grid.get(kind) if isinstance(grid.get(kind), list) else []
-        wanted |= {f"grid.{kind}.{i}.size": e.get("size") for i, e in enumerate(entries or []) if isinstance(e, dict)}
-    resources = plain.get("resources")
-    own = resources.get("sizes") if isinstance(resources, dict) else None
-    wanted["resources.sizes"] = list(own) if isinstance(own, dict) else None
-    return [
-        f"{where} '{size}' is not in sizes ({known}).{nearest(size, list(sizes))}"
-        for where, names in wanted.items()
-        for size in (names if isinstance(names, list) else [names])
-        if size is not None and size not in sizes
-    ]
+    return validate_config(StudyConfig, plain, where, size_problems)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 from cotd.errors import nearest
 from cotd.teachers.filters import Filters, filter_problems
 from cotd.training.config import TrainingConfig
@@ -38,7 +38,7 @@ class Cell:
     filters: Filters | None = None
 
 
-class Dimensions(Block):
+class Dimensions(ConfigModel):
     """Lists of values to combine. In `grid.include`, what is left out is as in the grid itself."""
 
     method: list[str] | None = Field(None, min_length=1)
@@ -114,7 +114,7 @@ class Dimensions(Block):
             yield Cell(method, float(fraction), size, seed, dict(zip(names, values, strict=True)), n, chosen)
 
 
-class Exclusion(Block):
+class Exclusion(ConfigModel):
     """Combinations to leave out: those that have, in every dimension named, one of its values."""
 
     method: list[str] | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 
 
-class SizeResources(Block):
+class SizeResources(ConfigModel):
     """What trials of one size of student ask for; null: as all others."""
 
     workers: int | None = Field(None, ge=1)
@@ -15,7 +15,7 @@ class SizeResources(Block):
     gpus: float | None = Field(None, ge=0)
 
 
-class ResourcesConfig(Block):
+class ResourcesConfig(ConfigModel):
     """What each trial asks Ray for; fractions are packed onto one device."""
 
     workers: int = Field(

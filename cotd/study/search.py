@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 from cotd.study.grid import training_problems
 from cotd.training.config import TrainingConfig
 
@@ -19,7 +19,7 @@ FIXED = {
 }
 
 
-class Distribution(Block):
+class Distribution(ConfigModel):
     """What one setting is drawn from: exactly one of the three."""
 
     uniform: list[float] | None = Field(None, min_length=2, max_length=2, description="[lowest, highest]")
@@ -45,14 +45,14 @@ class Distribution(Block):
         return self.choice or self.uniform or self.loguniform or []
 
 
-class AshaConfig(Block):
+class AshaConfig(ConfigModel):
     """Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning")."""
 
     grace_steps: int = Field(100, ge=1, description="steps that every sample is given; the first rung")
     reduction: float = Field(3, gt=1, description="at each rung the best 1/reduction go on; a rung is reduction × the last")
 
 
-class SearchConfig(Block):
+class SearchConfig(ConfigModel):
     """A search of the training settings by validation accuracy, with the one combination that the grid names."""
 
     samples: int = Field(ge=1, description="settings to try; raising it later keeps those that were tried")

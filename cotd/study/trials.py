@@ -52,15 +52,13 @@ def plan_trials(
         method = METHODS[cell.method]
         samples, filters = chosen_annotations(config, cell)
         for drawn in settings:
-            varied = {
-                k: v for k, v in {**cell.training, **drawn}.items() if k not in RATIONALE_SETTINGS or method.weighs_rationales
-            }
+            varied = {k: v for k, v in {**cell.training, **drawn}.items() if k not in RATIONALE_SETTINGS or method.multitask}
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
                 training=config.training.model_copy(update=varied), task=config.data.task,
                 base_digest=base_digests[cell.size], reviews_digest=reviews_digest,
                 annotations_digest=(
-                    read if method.reads_rationales else annotations_digest if method.needs_annotations else None
+                    read if method.rationale_as_input else annotations_digest if method.needs_annotations else None
                 ),
                 samples=samples, filters=filters, varied=differing(config, cell, varied),
             )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class Task:
 
     Attributes:
         labels: the label set, in the order used for every probability vector.
-        words: label → what the student's decoder writes for it. They must differ at their first token.
+        verbalizers: label → what the student's decoder writes for it. They must differ at their first token.
         spellings: other ways data sets write a label (folded to lower case) → label.
         label_prefix, rationale_prefix: the input prefix that asks for the label or for the rationale
             (Hsieh et al. 2023, section 3.2; "predict: " and "explain: " in the SC4001 code).
@@ -30,7 +31,7 @@ class Task:
 
     name: str
     labels: tuple[str, ...]
-    words: Mapping[str, str]
+    verbalizers: Mapping[str, str]
     positive: str
     spellings: Mapping[str, str] = field(default_factory=dict)
     label_prefix: str = "predict: "
@@ -38,9 +39,14 @@ class Task:
     answer_mark: str = "Answer:"
     review_mark: str = "Review:"
 
+    @property
+    def folder(self) -> Path:
+        """Where a built-in task's files lie: `prompts.yaml`."""
+        return Path(__file__).parent / self.name
+
     def joint_target(self, rationale: str, label: str) -> str:
         """Rationale and label as one target: "It is warm and funny. Answer: positive"."""
-        return f"{rationale} {self.answer_mark} {self.words[label]}"
+        return f"{rationale} {self.answer_mark} {self.verbalizers[label]}"
 
     def with_rationale(self, text: str, rationale: str) -> str:
         """A rationale and the review as one input. The rationale goes first: what a limit cuts off is the review's end
@@ -63,14 +69,14 @@ class Task:
 
     def label_pattern(self, label: str) -> str:
         """A pattern of a label's name or word, or its adverb, as a word of its own and in whatever case."""
-        words = "|".join(re.escape(w) for w in sorted({label, self.words[label]}))
+        words = "|".join(re.escape(w) for w in sorted({label, self.verbalizers[label]}))
         return rf"(?i)\b(?:{words})(?:ly)?\b"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for `cotd.json` beside a student."""
         plain = asdict(self)
         plain["labels"] = list(self.labels)
-        plain["words"] = dict(self.words)
+        plain["verbalizers"] = dict(self.verbalizers)
         plain["spellings"] = dict(self.spellings)
         return plain
 

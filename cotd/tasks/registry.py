@@ -8,7 +8,7 @@ from cotd.tasks.base import Task
 SENTIMENT = Task(
     name="sentiment",
     labels=("negative", "positive"),
-    words={"negative": "negative", "positive": "positive"},
+    verbalizers={"negative": "negative", "positive": "positive"},
     positive="positive",
     spellings={
         "0": "negative", "neg": "negative", "rotten": "negative",

@@ -87,10 +87,10 @@ class AnnotationRows(SortedRows):
     def __init__(
         self,
         expected: int = 0,
-        near: Path | None = None,
+        spill_dir: Path | None = None,
         finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
     ):
-        super().__init__(SCHEMA, KEY, expected, near, finish)
+        super().__init__(SCHEMA, KEY, expected, spill_dir, finish)
 
 
 class AnnotationsDigest:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 
 
-class ApiConfig(Block):
+class ApiConfig(ConfigModel):
     """An OpenAI-compatible endpoint as the teacher's engine."""
 
     base_url: str = Field(description="up to and including its version, for example https://api.openai.com/v1")

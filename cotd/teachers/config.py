@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 from cotd.data.truncation import Truncation
 from cotd.teachers.api_config import ApiConfig
-from cotd.teachers.engine_config import EngineConfig
 from cotd.teachers.filters import filter_problems
-from cotd.teachers.imported_config import AnswersConfig, teacher_problems, with_strategy
+from cotd.teachers.imported_config import ImportedConfig
+
+if TYPE_CHECKING:
+    pass
 
 
-class CalibrationConfig(Block):
+# The strategy of a teacher that is asked nothing; it need not be written.
+READ_ANSWERS = "read_answers"
+
+# Arguments of vLLM's that say how fast it answers and with how much memory, not what: all others are part of an answer's
+# identity.
+PERFORMANCE_ARGS = {
+    "block_size", "compilation_config", "cpu_offload_gb", "data_parallel_size", "disable_custom_all_reduce",
+    "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill",
+    "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
+    "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
+}  # fmt: skip
+
+
+class EngineConfig(ConfigModel):
+    """The vLLM engine inside Ray Data."""
+
+    backend: Literal["auto", "ray_data_llm", "in_process"] = Field(
+        "auto", description="auto: ray_data_llm on GPUs, in_process on CPUs, where it starts three times faster"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs and on processors that multiply it in hardware, else float32"
+    )
+    max_model_len: int = Field(1024, ge=64)
+    batch_size: int = Field(
+        256, ge=1, description="rows a block sent to the engine; the default is as many as vLLM works at together on a CPU"
+    )
+    replicas: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="passed to vLLM as they are; part of the answers' identity, but for those that only make it faster",
+    )
+
+    def output_kwargs(self) -> dict[str, Any]:
+        """Those engine_kwargs that may change answers: quantization, say, or an adapter."""
+        return {k: v for k, v in self.engine_kwargs.items() if k not in PERFORMANCE_ARGS}
+
+
+class CalibrationConfig(ConfigModel):
     """How a weak teacher's label scores become labels. No test row is ever used."""
 
     method: Literal["platt", "prior", "none"] = Field(
@@ -26,7 +68,7 @@ class CalibrationConfig(Block):
     prior: float = Field(0.5, gt=0, lt=1, description="assumed share of the positive label, for method prior")
 
 
-class BudgetConfig(Block):
+class BudgetConfig(ConfigModel):
     """What a run of `cotd annotate` may use. A local engine has no price, and may have a limit."""
 
     input_price: float | None = Field(None, ge=0, description="for a million prompt tokens, in whatever currency")
@@ -47,7 +89,7 @@ class BudgetConfig(Block):
         return (prompt_tokens * self.input_price + output_tokens * self.output_price) / 1e6
 
 
-class TeacherConfig(Block):
+class TeacherConfig(ConfigModel):
     model: str = Field(
         "embedded:smollm2-135m-instruct",
         description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `answers`, any name",
@@ -79,7 +121,7 @@ class TeacherConfig(Block):
     )
     engine: EngineConfig = EngineConfig()
     api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
-    answers: AnswersConfig | None = Field(None, description="a file of what a model wrote already, in place of asking one")
+    answers: ImportedConfig | None = Field(None, description="a file of what a model wrote already, in place of asking one")
     budget: BudgetConfig = BudgetConfig()
     store: str | None = Field(
         None, description="folder of the answers, or any fsspec URL; studies may share one; null: STORAGE/completions"
@@ -112,7 +154,7 @@ class TeacherConfig(Block):
             )
         return self
 
-    def decisive(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides the training reviews' annotations: not where and how fast the engine runs, nor costs, nor the store."""
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
         if self.truncation == "head" or self.answers:
@@ -123,7 +165,7 @@ class TeacherConfig(Block):
             plain["api"] = self.api.model_dump(
                 include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
             )
-        elif kwargs := self.engine.deciding_kwargs():
+        elif kwargs := self.engine.output_kwargs():
             plain["engine_kwargs"] = kwargs
         return plain
 
@@ -141,3 +183,26 @@ class TeacherConfig(Block):
                 f"prompt no room in engine.max_model_len ({self.engine.max_model_len}); raise the last or lower the others"
             )
         return self
+
+
+def with_strategy(plain: Any) -> Any:
+    """A plain `teacher` block, with the strategy that follows from its `answers`."""
+    if not isinstance(plain, dict) or plain.get("answers") is None:
+        return plain
+    return {"strategy": READ_ANSWERS} | plain
+
+
+def teacher_problems(teacher: TeacherConfig) -> list[str]:
+    """What of a teacher's settings does not go with its answers' being read, or not."""
+    if teacher.answers is None:
+        return ["strategy read_answers needs `answers`, with the file's columns"] if teacher.strategy == READ_ANSWERS else []
+    problems = []
+    if teacher.strategy != READ_ANSWERS:
+        problems.append(f"`answers` are read and nobody is asked: leave out strategy {teacher.strategy}, or the answers")
+    if teacher.api:
+        problems.append("`answers` are read and nobody is asked: leave out api, or the answers")
+    if "model" not in teacher.model_fields_set:
+        problems.append("model is missing: name who wrote the answers, as in model: gpt-3.5-turbo; reports call the teacher so")
+    if teacher.samples != 1:
+        problems.append("samples is for teachers that are asked: of answers that are read, each row of a review is a sample")
+    return problems

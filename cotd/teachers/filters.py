@@ -126,7 +126,7 @@ def filtered_blocks(
     blocks: Blocks,
     filters: Sequence[str | Mapping[str, Mapping[str, Any]]],
     context: Callable[[pd.DataFrame], FilterContext],
-    near: Path | None = None,
+    spill_dir: Path | None = None,
 ) -> Blocks:
     """`apply_filters` to annotations that are not in memory at once.
 
@@ -139,13 +139,13 @@ def filtered_blocks(
     whole = next((k for k, entry in enumerate(filters) if named(entry)[0] == near_duplicates.__name__), None)
     if whole is None:
         return lambda: (apply_filters(block, filters, context(block))[0] for block in blocks())
-    before = filtered_blocks(blocks, filters[:whole], context, near)
-    rationales = {kind: TextFile(near) for kind in (False, True)}
+    before = filtered_blocks(blocks, filters[:whole], context, spill_dir)
+    rationales = {kind: TextFile(spill_dir) for kind in (False, True)}
     for block in before():
         for kind, rows in rationales_by_kind(block).items():
             rationales[kind].add(block["rationale"].iloc[rows])
     settings = named(filters[whole])[1]
-    repeats = {kind: near_duplicate_rows(texts, near=near, **settings) for kind, texts in rationales.items()}
+    repeats = {kind: near_duplicate_rows(texts, spill_dir=spill_dir, **settings) for kind, texts in rationales.items()}
 
     def after() -> Iterator[pd.DataFrame]:
         done = dict.fromkeys(repeats, 0)
@@ -157,7 +157,7 @@ def filtered_blocks(
                 done[kind] += len(rows)
             yield block.assign(error=error)
 
-    return filtered_blocks(after, filters[whole + 1 :], context, near)
+    return filtered_blocks(after, filters[whole + 1 :], context, spill_dir)
 
 
 def rationales_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:
@@ -242,14 +242,14 @@ def rationales_naming_labels(annotations: pd.DataFrame, task: Task) -> np.ndarra
     return found
 
 
-def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, near: Path | None = None) -> np.ndarray:
+def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, spill_dir: Path | None = None) -> np.ndarray:
     """Which texts nearly repeat an earlier one: the Jaccard index of their word trigrams is at least `similarity`.
 
     Candidates come from MinHash signatures of 32 values in 16 bands (Broder 1997; Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, section 3.4): a pair with an index of 0.8 is missed once in 10^7, with 0.5 once in a
     hundred. A text is compared with the first one of each of its bands. Signatures are on disk, a band of them in memory.
     """
-    bands = Bands(near)
+    bands = Bands(spill_dir)
     for start in range(0, len(texts), SIGNED_AT_ONCE):
         bands.add([texts[i] for i in range(start, min(start + SIGNED_AT_ONCE, len(texts)))])
     repeats = np.zeros(len(texts), dtype=bool)
@@ -267,8 +267,8 @@ def near_duplicate_rows(texts: Sequence[str], similarity: float = 0.8, near: Pat
 class Bands:
     """MinHash signatures on disk, a band at a time: two 32-bit values side by side."""
 
-    def __init__(self, near: Path | None = None):
-        self._file = ScratchFile(near)
+    def __init__(self, spill_dir: Path | None = None):
+        self._file = ScratchFile(spill_dir)
         self._sizes: list[int] = []  # of the blocks
         draw = np.random.default_rng(0)
         self._multiply, self._add = draw.integers(1, 2**31 - 1, size=(2, 2 * BANDS, 1), dtype=np.uint64)  # (32, 1) each

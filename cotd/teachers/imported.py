@@ -17,18 +17,18 @@ import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, whole_characters
 from cotd.data.config import DataConfig
-from cotd.data.examples import Reviews, review_id
+from cotd.data.examples import Examples, review_id
 from cotd.data.files import text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
-from cotd.data.table import NONE, SPLITS, spelled
+from cotd.data.table import NONE, SPLITS, decode
 from cotd.data.truncation import fit_by_length, tokens_by_length
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.teachers.annotations import annotation_row, tidy_rationale
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.output import (
-    ReadRows,
+    ImportedRows,
     TeacherOutput,
     annotation_rows,
     explained_reviews,
@@ -46,7 +46,7 @@ NO_GOLD = "no gold label, for which a rationale could be given"
 NOT_GOLD = "a rationale of another label than gold's"
 # What may stand around a label: quotes, brackets, a full stop. Not a minus sign: -1 is no 1.
 AROUND = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
-SET_ASIDE = pa.schema(
+QUARANTINED = pa.schema(
     {name: pa.string() for name in ("review_id", "file")}
     | {"row": pa.int64()}  # of the file, from 1, without a header
     | {name: pa.string() for name in ("text", "label", "rationale", "reason")}
@@ -120,7 +120,7 @@ def reading_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
     return Teacher(config.model, revision, None, fit_by_length, config, tokens_by_length)
 
 
-def read_answers(data: DataConfig, teacher: Teacher, reviews: Reviews, task: Task) -> TeacherOutput:
+def read_answers(data: DataConfig, teacher: Teacher, reviews: Examples, task: Task) -> TeacherOutput:
     """The annotations of a file of answers: of training reviews rows, of test reviews labels to score the teacher by.
 
     A review's rows are its samples, in the file's order. Labels count whatever their case and the punctuation around them.
@@ -130,17 +130,17 @@ def read_answers(data: DataConfig, teacher: Teacher, reviews: Reviews, task: Tas
         CotdError: the file cannot be read; no row is a review's; none is of use for a training review.
     """
     files = answer_files(data, teacher.config)
-    reader = AnswerReader(files, data, teacher, reviews, task)
+    reader = ImportedReader(files, data, teacher, reviews, task)
     for path in files:
         for block in answer_blocks(path, data, teacher.config):
             reader.add(block, path)
     return reader.output()
 
 
-class AnswerReader:
+class ImportedReader:
     """Joins rows of answers to reviews. Some twenty bytes of memory for each review, however many rows there are."""
 
-    def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, reviews: Reviews, task: Task):
+    def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, reviews: Examples, task: Task):
         assert teacher.config.answers is not None
         self.config, self.columns = teacher.config, teacher.config.answers.columns
         self.files, self.data, self.reviews, self.task = files, data, reviews, task
@@ -148,11 +148,11 @@ class AnswerReader:
         self.origin = {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": None}
         voting = self.columns.label is not None and self.columns.label_probability is None
         self.annotations = annotation_rows(teacher, reviews, *([with_shares_of_votes] if voting else []))
-        table, near = reviews.rows, reviews.rows.texts.near
+        table, spill_dir = reviews.rows, reviews.rows.texts.spill_dir
         explained = explained_reviews(teacher.config, reviews)
         self.explained = np.isin(table.numbers, explained.numbers)
         self.rationales = rationale_rows(explained)
-        self.aside = SortedRows(SET_ASIDE, ["review_id", "file", "row", "reason"], len(table), near)
+        self.aside = SortedRows(QUARANTINED, ["review_id", "file", "row", "reason"], len(table), spill_dir)
         # Of each review: how many rows are its, and the first label among them with its probability.
         self.found = np.zeros(len(table), dtype=np.int32)
         self.said = np.full(len(table), NONE, dtype=np.int8)
@@ -183,7 +183,7 @@ class AnswerReader:
             cells = dict(zip(CELLS, values, strict=True))
             problem = cells["problem"] or text_problem(cells["text"]) or (None if text else "empty text")
             if problem or place == NONE:
-                self._set_aside(i, cells, cells["rationale"], problem or NO_REVIEW)
+                self._quarantine(i, cells, cells["rationale"], problem or NO_REVIEW)
                 continue
             self.matched += 1
             if self.reviews.rows.splits[place] == SPLITS.index("train"):
@@ -207,12 +207,12 @@ class AnswerReader:
             reason = (problem or (NOT_GOLD if label != gold else None)) if shared else None
             rows.append(annotation_row(i, sample, True, gold, None, rationale, WRITTEN, self.origin, error=reason or unread))
         if not rows:
-            self._set_aside(i, cells, cells["gold_rationale"], NO_GOLD)
+            self._quarantine(i, cells, cells["gold_rationale"], NO_GOLD)
         for row in rows:
             self.annotations.add(row)
             self.usable += row["error"] is None
         for reason, rationale in {row["error"]: row["rationale"] for row in rows if row["error"]}.items():
-            self._set_aside(i, cells, rationale, reason)
+            self._quarantine(i, cells, rationale, reason)
 
     def _measure(self, i: str, place: int, cells: dict[str, Any]) -> None:
         """Notes the label of a held-out review's answer, and its rationale where it is wanted."""
@@ -228,13 +228,13 @@ class AnswerReader:
             self.rationales.add({"review_id": i, "rationale": "" if unread or short else rationale})
             problem = problem or unread or short
         if problem:
-            self._set_aside(i, cells, cells["rationale"], problem)
+            self._quarantine(i, cells, cells["rationale"], problem)
 
     def _label(self, cells: dict[str, Any]) -> tuple[str | None, float | None, str | None]:
         """(label, its probability, what is wrong with either) of an answer."""
         if not self.columns.label:
             return None, None, None
-        label = spoken_label(cells["label"], self.task)
+        label = parse_model_label(cells["label"], self.task)
         if label is None:
             said = text_cell(cells["label"])[:80]
             if said and (said in self.other_labels or len(self.other_labels) < MOST_LABELS):
@@ -251,7 +251,7 @@ class AnswerReader:
             return label, None, "label_probability is no number from 0 to 1"
         return label, number, None
 
-    def _set_aside(self, i: str, cells: dict[str, Any], rationale: Any, reason: str) -> None:
+    def _quarantine(self, i: str, cells: dict[str, Any], rationale: Any, reason: str) -> None:
         self.reasons[reason] += 1
         text = cells["line"] if cells["problem"] else cells["text"]
         row = {"review_id": i, "file": self._file, "row": self._row, "reason": reason}
@@ -282,22 +282,22 @@ class AnswerReader:
         train, test = (table.splits == SPLITS.index(name) for name in ("train", "test"))
         asked = self.found[test] > 0 if self.columns.label else np.zeros(int(test.sum()), dtype=bool)
         probabilities = self.probability[test] if self.columns.label_probability else None
-        measured = test_table(table.take(test), spelled(self.task.labels, self.said[test]), probabilities, asked)
+        measured = test_table(table.take(test), decode(self.task.labels, self.said[test]), probabilities, asked)
         counts = {
             "files": self.files,
             "rows": self.rows, "matched": self.matched, "reviews": int((self.found > 0).sum()),
             "samples": int(self.found[train].max(initial=0)),
             "unanswered_train": int((self.found[train] == 0).sum()), "unanswered_test": int((self.found[test] == 0).sum()),
-            "set_aside": dict(self.reasons.most_common()), "other_labels": dict(self.other_labels.most_common(10)),
+            "quarantined": dict(self.reasons.most_common()), "other_labels": dict(self.other_labels.most_common(10)),
         }  # fmt: skip
-        return TeacherOutput(self.annotations, measured, None, self.rationales, ReadRows(counts, self.aside))
+        return TeacherOutput(self.annotations, measured, None, self.rationales, ImportedRows(counts, self.aside))
 
 
-def spoken_label(value: Any, task: Task) -> str | None:
+def parse_model_label(value: Any, task: Task) -> str | None:
     """The label that a language model's word stands for, or None: "Positive.", "**negative**" and what data sets write."""
     if not isinstance(value, (str, int, float, np.number)):
         return None
-    words = {word.casefold(): label for label, word in task.words.items()}
+    words = {word.casefold(): label for label, word in task.verbalizers.items()}
     word = value.strip(AROUND) if isinstance(value, str) else value
     return words.get(str(word).casefold()) or task.parse_label(word)
 

@@ -15,7 +15,7 @@ from cotd.students.hub import hub_commit
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.requests import Teacher
-from cotd.utils.text import first_sentence
+from cotd.utils.text import first_line
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
@@ -28,7 +28,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     if config.api is None:
         tokenizer, revision = load_tokenizer(config.model, config.revision)
         commit = None if Path(resolve_model(config.model)).is_dir() else revision
-        if kwargs := config.engine.deciding_kwargs():
+        if kwargs := config.engine.output_kwargs():
             revision += f", engine_kwargs {digest(kwargs)}"
     else:
         tokenizer = load_tokenizer(config.api.tokenizer, None)[0] if config.api.tokenizer else None
@@ -95,5 +95,5 @@ def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the teacher '{model}': {first_sentence(error)}{advice}") from error
+        raise CotdError(f"cannot load the teacher '{model}': {first_line(error)}{advice}") from error
     return tokenizer, revision

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cotd.data.examples import Reviews
+from cotd.data.examples import Examples
 from cotd.data.spill import SortedRows
-from cotd.data.table import NONE, SPLITS, ReviewTable
+from cotd.data.table import NONE, SPLITS, ExampleTable
 from cotd.teachers.annotations import AnnotationRows
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.requests import Teacher
@@ -38,7 +38,7 @@ class TeacherOutput:
     test: pd.DataFrame
     calibration: dict[str, Any] | None
     held_out: SortedRows
-    read: ReadRows | None = None
+    read: ImportedRows | None = None
 
     @property
     def annotations(self) -> pd.DataFrame:
@@ -53,17 +53,17 @@ class TeacherOutput:
 
 
 def annotation_rows(
-    teacher: Teacher, reviews: Reviews, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
+    teacher: Teacher, reviews: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
 ) -> AnnotationRows:
     """Where a strategy puts its rows."""
     kinds = 1 + teacher.config.gold_conditioned
     expected = int((reviews.rows.splits == SPLITS.index("train")).sum()) * teacher.config.samples * kinds
-    return AnnotationRows(expected, reviews.rows.texts.near, finish)
+    return AnnotationRows(expected, reviews.rows.texts.spill_dir, finish)
 
 
-def rationale_rows(explained: ReviewTable) -> SortedRows:
+def rationale_rows(explained: ExampleTable) -> SortedRows:
     """Where a strategy puts the rationales of held-out reviews."""
-    return SortedRows(RATIONALES, ["review_id"], len(explained), explained.texts.near)
+    return SortedRows(RATIONALES, ["review_id"], len(explained), explained.texts.spill_dir)
 
 
 def with_shares_of_votes(annotations: pd.DataFrame) -> pd.DataFrame:
@@ -74,34 +74,34 @@ def with_shares_of_votes(annotations: pd.DataFrame) -> pd.DataFrame:
     return annotations.assign(label_probability=share.reindex(annotations.index).astype("float64"))
 
 
-def explained_reviews(config: TeacherConfig, reviews: Reviews) -> ReviewTable:
+def explained_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
     """The validation and test reviews that the teacher writes a rationale of, with its own label."""
     rows = reviews.rows
     return rows.take((rows.splits != SPLITS.index("train")) & (rows.labels != NONE) & config.held_out_rationales)
 
 
-def test_table(test: ReviewTable, labels: np.ndarray, probabilities: np.ndarray | None, asked: np.ndarray) -> pd.DataFrame:
+def test_table(test: ExampleTable, labels: np.ndarray, probabilities: np.ndarray | None, asked: np.ndarray) -> pd.DataFrame:
     """The teacher's own labels beside gold; a missing answer stays None and counts as wrong, one not asked for is left out.
 
     Args:
         labels: (N,) None where it gave no answer. probabilities: (N,) or None where it gives none. asked: (N,) booleans.
     """
-    table = pd.DataFrame({"review_id": list(test.spelled_ids()), "gold": test.label_names().tolist()})
+    table = pd.DataFrame({"review_id": list(test.decode_ids()), "gold": test.label_names().tolist()})
     table["predicted"], table["label_probability"] = pd.Series(labels, dtype=object), probabilities
     return table[asked].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
-class ReadRows:
+class ImportedRows:
     """What became of the rows of a file of answers.
 
     Attributes:
         counts: `files`; `rows`; `matched`, those of a review; `reviews` that have any; `samples`, the most that a training
-            review has; `unanswered_train` and `unanswered_test`, reviews that have none; `set_aside`, reason → rows;
+            review has; `unanswered_train` and `unanswered_test`, reviews that have none; `quarantined`, reason → rows;
             `other_labels`, what stood in place of a label of the task → rows, the commonest ten.
-        set_aside: the rows that are of no use, in whole or in part, and why, with the columns of SET_ASIDE; one with two reasons
+        quarantined: the rows that are of no use, in whole or in part, and why, with the columns of SET_ASIDE; one with two reasons
             is there twice.
     """
 
     counts: dict[str, Any]
-    set_aside: SortedRows
+    quarantined: SortedRows

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from cotd.data.spill import TextFile
-from cotd.data.table import ReviewTable
+from cotd.data.table import ExampleTable
 from cotd.data.truncation import fit_end_by_length, head_length
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
-from cotd.tasks.prompts import Prompts
 from cotd.teachers.config import TeacherConfig
+from cotd.teachers.prompts import Prompts
 
 # How much of a text a teacher is shown, where it is no number of characters.
 UNKNOWN, WHOLE = -1, -2
@@ -60,7 +60,7 @@ class Teacher:
     def request(self, prompt: str, **sampling: Any) -> Request:
         return Request(self.name, self.revision, prompt, sampling)
 
-    def shown(self, reviews: ReviewTable) -> Iterator[tuple[str, str]]:
+    def shown(self, reviews: ExampleTable) -> Iterator[tuple[str, str]]:
         """(id, text) of each review, cut to what leaves the prompt and the answer room in the teacher's context."""
         cut = self._cut(reviews)
         for number, i, whole in reviews.texts_by_number():
@@ -70,11 +70,11 @@ class Teacher:
             first, last = cut[number]
             yield i, text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
 
-    def count_cut(self, reviews: ReviewTable) -> int:
+    def count_cut(self, reviews: ExampleTable) -> int:
         """How many of the reviews were too long to be shown whole."""
         return int((self._cut(reviews)[reviews.numbers, 0] >= 0).sum())
 
-    def _cut(self, reviews: ReviewTable) -> np.ndarray:
+    def _cut(self, reviews: ExampleTable) -> np.ndarray:
         if reviews.texts not in self.cut:
             self.cut[reviews.texts] = np.full((len(reviews.texts), 2), UNKNOWN, dtype=np.int32)
         return self.cut[reviews.texts]

@@ -22,7 +22,7 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.utils.iteration import batched
 from cotd.utils.keys import packed_keys, places_in
-from cotd.utils.text import described
+from cotd.utils.text import describe_error
 
 SCHEMA = pa.schema(
     {
@@ -92,7 +92,7 @@ class CompletionStore:
             self._put(".writable", b"")
         except Exception as error:  # each protocol's package raises kinds of its own
             raise CotdError(
-                f"teacher.store '{self.directory}' cannot be written: {described(error)}. Answers could not be kept. "
+                f"teacher.store '{self.directory}' cannot be written: {describe_error(error)}. Answers could not be kept. "
                 "Mend its permissions, or name another folder or URL."
             ) from error
         with contextlib.suppress(Exception):  # who may only add leaves an empty file
@@ -118,7 +118,7 @@ class CompletionStore:
             except Exception as error:
                 if wait is None:
                     raise CotdError(
-                        f"{len(completions):,} answers cannot be kept in teacher.store '{self.directory}': {described(error)}. "
+                        f"{len(completions):,} answers cannot be kept in teacher.store '{self.directory}': {describe_error(error)}. "
                         "Those before them are; mend it and run again to go on."
                     ) from error
                 time.sleep(wait)
@@ -199,7 +199,7 @@ class CompletionStore:
         except (FileNotFoundError, NotADirectoryError):  # nothing was ever kept here
             return []
         except Exception as error:
-            raise CotdError(f"teacher.store '{self.directory}' cannot be read: {described(error)}.") from error
+            raise CotdError(f"teacher.store '{self.directory}' cannot be read: {describe_error(error)}.") from error
         names = ((path.rpartition("/")[2], path) for path in paths)
         return [path for name, path in sorted(names) if name.endswith(".parquet") and not name.startswith(".")]
 
@@ -213,7 +213,7 @@ class CompletionStore:
         tables = []
         for shard, content in zip(shards, contents, strict=True):
             if isinstance(content, Exception):
-                raise CotdError(f"teacher.store: cannot read {shard}: {described(content)}. Run again.") from content
+                raise CotdError(f"teacher.store: cannot read {shard}: {describe_error(content)}. Run again.") from content
             try:
                 tables.append(pq.read_table(io.BytesIO(content), schema=SCHEMA, columns=columns))
             except (pa.ArrowException, OSError):

@@ -6,19 +6,16 @@ Requests are rendered when they are needed; texts and rows are on disk, so that 
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cotd.data.examples import Reviews
-from cotd.data.table import NONE, ReviewTable
+from cotd.data.examples import Examples
+from cotd.data.table import NONE, ExampleTable
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
-from cotd.tasks.prompts import Prompts
 from cotd.teachers.annotations import annotation_row, tidy_rationale
 from cotd.teachers.calibration import Calibration, calibrate
 from cotd.teachers.config import TeacherConfig
@@ -30,7 +27,9 @@ from cotd.teachers.output import (
     test_table,
     with_shares_of_votes,
 )
+from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import Request, Teacher, explain_request, score_request, think_request
+from cotd.teachers.store import Completion
 from cotd.utils.memory import release_memory
 
 # What a strategy wants back with the answer to a request; the review's id is its first.
@@ -71,7 +70,7 @@ class Failures:
         return np.isin(self._numbers, reasons)
 
 
-def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
+def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Scores the label words, calibrates the scores on validation reviews, then asks for a rationale given the label.
 
     A rationale given the teacher's own label and one given an equal gold label are the same request, and paid once.
@@ -110,7 +109,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
 
     rows, origin = annotation_rows(teacher, reviews), origin_of(teacher, prompts)
     rationales, unasked = rationale_rows(explained), failures.not_asked()
-    for n, i in zip(of_explained, explained.spelled_ids(), strict=True):
+    for n, i in zip(of_explained, explained.decode_ids(), strict=True):
         if not scored[n] and not unasked[n]:
             rationales.add({"review_id": i, "rationale": ""})
     for (i, n, sample, label, kinds), answer in ask(
@@ -124,7 +123,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
             scoring = 0 if by_gold or sample else int(prompt_tokens[n])
             rationale = written_rationale(teacher, prompts, answer)
             rows.add(annotation_row(i, sample, by_gold, label, given, rationale, answer, origin, scoring))
-    for n, i in zip(of_train, train.spelled_ids(), strict=True):
+    for n, i in zip(of_train, train.decode_ids(), strict=True):
         if not scored[n]:
             rows.add(annotation_row(i, 0, False, None, None, "", failures.get(n), origin))
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
@@ -134,7 +133,7 @@ def score_then_explain(teacher: Teacher, reviews: Reviews, task: Task, prompts: 
     return TeacherOutput(rows, test_table(test, labels, probabilities, ~unasked[of_test]), calibration.to_dict(), rationales)
 
 
-def chain_of_thought(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
+def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Few-shot chain of thought with structured output; for gold-conditioned rationales, `explain` given gold.
 
     The teacher's labels are taken as they come: `label_probability` is the share of samples that agree.
@@ -220,7 +219,7 @@ def thinks(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion, l
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
 
 
-def calibration_reviews(config: TeacherConfig, reviews: Reviews) -> ReviewTable:
+def calibration_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
     """The validation reviews that the calibration may see.
 
     Raises:
@@ -237,19 +236,21 @@ def calibration_reviews(config: TeacherConfig, reviews: Reviews) -> ReviewTable:
     return held_out.take(slice(config.calibration.rows))
 
 
-def wanted_gold(teacher: Teacher, train: ReviewTable) -> Iterator[str | None]:
+def wanted_gold(teacher: Teacher, train: ExampleTable) -> Iterator[str | None]:
     """Each review's gold label, None where no rationale given gold is wanted."""
     return (train.label(n) if teacher.config.gold_conditioned else None for n in range(len(train)))
 
 
-def scored_reviews(held_out: ReviewTable, test: ReviewTable, train: ReviewTable, explained: ReviewTable) -> list[ReviewTable]:
+def scored_reviews(
+    held_out: ExampleTable, test: ExampleTable, train: ExampleTable, explained: ExampleTable
+) -> list[ExampleTable]:
     """What is scored, in this order, each review once: calibration rows, which a run that is stopped early then has; test
     reviews; training reviews; other held-out reviews that are explained."""
     others = ~np.isin(explained.numbers, np.concatenate([held_out.numbers, test.numbers]))
     return [held_out, test, train, explained.take(others)]
 
 
-def places_of(parts: Sequence[ReviewTable]) -> np.ndarray:
+def places_of(parts: Sequence[ExampleTable]) -> np.ndarray:
     """Of each text by its number, the place of its review among the parts: dictionaries by id would take forty times as much."""
     numbers = np.concatenate([part.numbers for part in parts])
     places = np.full(len(parts[0].texts), NONE, dtype=np.int32)
@@ -257,7 +258,7 @@ def places_of(parts: Sequence[ReviewTable]) -> np.ndarray:
     return places
 
 
-def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[ReviewTable]) -> Iterator[Tagged]:
+def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[ExampleTable]) -> Iterator[Tagged]:
     """A label score of each review of the parts; tags are (review id, its place)."""
     reviews = itertools.chain.from_iterable(map(teacher.shown, parts))
     for n, (i, text) in enumerate(reviews):
@@ -271,7 +272,7 @@ def label_score(completion: Completion, task: Task) -> float:
     return float(logprobs[positive] - logprobs[1 - positive])
 
 
-def fitted_calibration(config: TeacherConfig, task: Task, held_out: ReviewTable, scores: np.ndarray) -> Calibration:
+def fitted_calibration(config: TeacherConfig, task: Task, held_out: ExampleTable, scores: np.ndarray) -> Calibration:
     """What makes labels of scores, fitted on those of the calibration reviews.
 
     Args:

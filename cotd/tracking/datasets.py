@@ -14,7 +14,7 @@ from cotd.data.examples import select_fraction
 from cotd.study.config import StudyConfig
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 
 CONTEXT = "mlflow.data.context"  # the tag in which MLflow's pages look for what a dataset was used for
 
@@ -48,7 +48,7 @@ class StudyDatasets:
         return self._reviews(self.shared / f"reviews-{trial.reviews_digest}.parquet", trial, "test")
 
     def _reviews(self, file: Path, trial: Trial, split: str) -> Any:
-        part = share(trial.fraction) if split == "train" else ""
+        part = format_percent(trial.fraction) if split == "train" else ""
         key = (file.name, split, part)
         if key not in self._known:
             table = read_parquet(file)

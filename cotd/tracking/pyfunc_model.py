@@ -23,7 +23,7 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         column = "text" if "text" in frame else 0
         if column not in frame:
             raise ValueError(f"no column 'text' in {list(frame.columns)}; give a list of texts or a frame with that column.")
-        read = self.student.reads_rationales and "rationale" in frame
+        read = self.student.rationale_as_input and "rationale" in frame
         predictions = self.student.predict([str(t) for t in frame[column]], list(frame["rationale"]) if read else None)
         return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in predictions])
 

@@ -59,14 +59,14 @@ class Registry:
         """Writes what a version is and why it holds its alias, as Markdown, where MLflow shows it."""
         self.client.update_model_version(self.name, version, text)
 
-    def crown(self, version: str) -> None:
+    def promote(self, version: str) -> None:
         """Moves the alias `champion` to a version, which is a challenger no longer."""
         self.client.set_registered_model_alias(self.name, CHAMPION, version)
         challenger = self.alias(CHALLENGER)
         if challenger is not None and str(challenger.version) == str(version):
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
 
-    def challenge(self, version: str) -> None:
+    def set_challenger(self, version: str) -> None:
         """Moves the alias `challenger` to a version that did not take the champion's place."""
         self.client.set_registered_model_alias(self.name, CHALLENGER, version)
 
@@ -78,18 +78,18 @@ def logged_student(client: Any, run_id: str) -> str | None:
     return f"models:/{models[-1].model_id}" if models else None
 
 
-def log_student(run_id: str, directory: Path, params: dict[str, Any], reads_rationales: bool = False) -> None:
+def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_as_input: bool = False) -> None:
     """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled.
 
     Args:
         params: what the student was trained with, shown beside it.
-        reads_rationales: whether it takes the teacher's rationale beside each text.
+        rationale_as_input: whether it takes the teacher's rationale beside each text.
     """
     import mlflow
     import pandas as pd
 
     example = pd.DataFrame({"text": ["A warm and funny film."]})
-    if reads_rationales:
+    if rationale_as_input:
         example["rationale"] = ["The reviewer finds the film warm and funny."]
     # MLflow insists on a hint about type hints, whatever the warning filters say; errors are raised, not written.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
@@ -99,7 +99,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], reads_rati
             artifacts={"student": str(directory)},
             code_paths=[str(COTD)],  # cotd itself: it is on no package index
             pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],
-            signature=student_signature(reads_rationales),
+            signature=student_signature(rationale_as_input),
             input_example=example,
             params=params,
             model_type="student",
@@ -107,7 +107,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], reads_rati
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
 
-def student_signature(reads_rationales: bool) -> Any:
+def student_signature(rationale_as_input: bool) -> Any:
     """What a student takes and gives: texts, and `label`, `score` in [0, 1] and `truncated`.
 
     Texts have no column name unless rationales stand beside them: MLflow refuses a list of texts where one is named.
@@ -115,7 +115,7 @@ def student_signature(reads_rationales: bool) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    names = ("text", "rationale") if reads_rationales else (None,)
+    names = ("text", "rationale") if rationale_as_input else (None,)
     outputs = {"label": DataType.string, "score": DataType.double, "truncated": DataType.boolean}
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, name) for name in names]),

@@ -156,7 +156,7 @@ class StudyTracker:
         if self.config.remote and not logged_student(self.client, run_id):
             copy_of(self.config.remote, self.config.directory).pull(f"trials/{trial.id}/student")
         if folder.student.is_dir() and not logged_student(self.client, run_id):
-            log_student(run_id, folder.student, trial_params(trial), METHODS[trial.method].reads_rationales)
+            log_student(run_id, folder.student, trial_params(trial), METHODS[trial.method].rationale_as_input)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}
         kept = ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")
         values |= {k: result[k] for k in kept if k in result}

@@ -10,7 +10,7 @@ import pandas as pd
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.training.trial import Trial
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 
 
 def require_both_labels(trial: Trial, task: Task, reviews: int, words: Sequence[str], validation: pd.DataFrame) -> None:
@@ -22,7 +22,7 @@ def require_both_labels(trial: Trial, task: Task, reviews: int, words: Sequence[
     problems = []
     if len(words) < 2:
         problems.append(
-            f"all {reviews} reviews that '{trial.method}' would train on ({share(trial.fraction)} of the "
+            f"all {reviews} reviews that '{trial.method}' would train on ({format_percent(trial.fraction)} of the "
             f"split) have the label '{words[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
         )
     if validation["label"].nunique() < 2:

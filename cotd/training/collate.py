@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cotd.students.backends.t5.packed import token_states
 from cotd.students.backends.t5.token_loss import token_loss
-from cotd.training.encoding import TASKS_TRAINED
+from cotd.training.encoding import TARGET_KINDS
 
 # The models that `cotd.students.backends.t5.packed` computes; others are computed with padding.
 PACKED = ("t5", "mt5")
@@ -46,8 +46,8 @@ def collate(
         decoder_input_ids (M,), labels (M,) with -100 where nothing is learned, target_lengths (P,),
         tasks (M,), which are places in TASKS_TRAINED}.
     """
-    totals = [[0.0, 0.0, 0.0] for _ in TASKS_TRAINED]
-    for number, task in enumerate(TASKS_TRAINED):
+    totals = [[0.0, 0.0, 0.0] for _ in TARGET_KINDS]
+    for number, task in enumerate(TARGET_KINDS):
         for _, target, weight in (pair for row in rows for pair in row[task]):
             totals[number] = [total + more for total, more in zip(totals[number], (weight, 1.0, len(target)), strict=True)]
     own = rows[worker[0] :: worker[1]]
@@ -55,13 +55,13 @@ def collate(
     parts = []
     for start in range(0, len(own), at_once):
         part = own[start : start + at_once]
-        pairs = [(number, *pair) for number, task in enumerate(TASKS_TRAINED) for row in part for pair in row[task]]
+        pairs = [(number, *pair) for number, task in enumerate(TARGET_KINDS) for row in part for pair in row[task]]
         places: dict[tuple[int, ...], int] = {}  # N rationales of a review share their input: it is read once
         for _, source, _, _ in sorted(pairs, key=lambda pair: -len(pair[1])):
             places.setdefault(tuple(source), len(places))
         pairs.sort(key=lambda pair: -len(pair[2]))
         sources = [places[tuple(source)] for _, source, _, _ in pairs]
-        prompts = [list(rationale_prompt) if TASKS_TRAINED[number] == "rationale" else [] for number, _, _, _ in pairs]
+        prompts = [list(rationale_prompt) if TARGET_KINDS[number] == "rationale" else [] for number, _, _, _ in pairs]
         written = [[decoder_start, *prompt, *target[:-1]] for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
         labels = [[-100] * len(prompt) + target for prompt, (_, _, target, _) in zip(prompts, pairs, strict=True)]
         lengths = torch.tensor([len(ids) for ids in written])
@@ -92,7 +92,7 @@ def multi_task_loss(
     learned = part["labels"] != -100
     labels, tasks = part["labels"][learned], part["tasks"][learned]
     sums, pairs, tokens = totals.unbind(1)
-    shares = sums.new_tensor([rationales if task == "rationale" else 1.0 for task in TASKS_TRAINED])
+    shares = sums.new_tensor([rationales if task == "rationale" else 1.0 for task in TARGET_KINDS])
     weights = (shares * sums / (pairs * tokens).clamp_min(1))[tasks]  # (L,)
     inputs = {name: part[name] for name in INPUTS}
     if model.config.model_type in PACKED:

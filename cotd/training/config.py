@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cotd.config.model import Block
+from cotd.config.model import ConfigModel
 from cotd.data.truncation import Truncation
 from cotd.training.presets import apply_preset
 
 
-class TrainingConfig(Block):
+class TrainingConfig(ConfigModel):
     """How a student is trained. The defaults are this project's, for the embedded student."""
 
     preset: str | None = Field(

@@ -33,7 +33,7 @@ from cotd.training.trial import Trial
 from cotd.utils.files import write_json
 from cotd.utils.iteration import find
 
-TASKS_TRAINED = ("label", "rationale", "joint")
+TARGET_KINDS = ("label", "rationale", "joint")
 FORMAT = 1  # raised when the same trial would be encoded otherwise
 PAIR = np.dtype(
     [
@@ -76,9 +76,9 @@ class EncodedPairs(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         review = self.reviews[index]
         pairs = self.pairs[review["first"] : review["last"]]
-        row: dict[str, Any] = {task: [] for task in TASKS_TRAINED}
+        row: dict[str, Any] = {task: [] for task in TARGET_KINDS}
         for pair in pairs:
-            task = TASKS_TRAINED[pair["task"]]
+            task = TARGET_KINDS[pair["task"]]
             source = self.tokens[pair["input"] : pair["input"] + pair["input_length"]].tolist()
             target = self.tokens[pair["target"] : pair["target"] + pair["target_length"]].tolist()
             weight = float(pair["weight"]) * (self.rationale_weight if task == "rationale" else 1.0)
@@ -167,7 +167,7 @@ def encode_pairs(
             word = words.index(name) if name in words else len(words)
             words += [name] if word == len(words) else []
         rows[i] = (
-            TASKS_TRAINED.index(pair.task), pair.weight, word, len(source) > max_input, len(target) > max_target,
+            TARGET_KINDS.index(pair.task), pair.weight, word, len(source) > max_input, len(target) > max_target,
             *place((False, pair.input), truncate(source, max_input, tail)),
             *place((True, f"{pair.task} {pair.target}"), truncate(target, max_target, keep)),
         )  # fmt: skip

@@ -83,3 +83,7 @@ class TrialFolder:
                 continue
             by_step[int(point["step"])] = point
         return [by_step[s] for s in sorted(by_step)]
+
+
+def merit(result: dict[str, Any]) -> tuple[float, float]:
+    return result["validation"]["accuracy"], result["validation"].get("roc_auc", 0.0)

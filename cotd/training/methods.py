@@ -43,23 +43,23 @@ class Method:
         return self.needs_annotations
 
     @property
-    def reads_rationales(self) -> bool:
+    def rationale_as_input(self) -> bool:
         """Whether a rationale is an input, so that the student needs the teacher at inference and cannot be served."""
         return self.rationale_as == "input"
 
     @property
-    def reasons_first(self) -> bool:
+    def rationale_before_label(self) -> bool:
         """Whether the student writes its rationale before its label."""
         return self.rationale_as == "joint_target"
 
     @property
-    def weighs_rationales(self) -> bool:
+    def multitask(self) -> bool:
         """Whether λ is part of the loss."""
         return self.rationale is not None and self.rationale_as == "target"
 
     @property
     def writes_rationales(self) -> bool:
-        return self.rationale is not None and not self.reads_rationales
+        return self.rationale is not None and not self.rationale_as_input
 
 
 METHODS = {

@@ -53,13 +53,13 @@ def training_pairs(
         if pd.isna(label) or (method.rationale and review.id not in rationales):
             continue
         written = rationales.get(review.id, [])
-        if method.reasons_first:
+        if method.rationale_before_label:
             for rationale in written:
                 target = task.joint_target(rationale, label)
                 pairs.append((review.id, task.rationale_prefix + review.text, target, "joint", 1.0))
             continue
-        text = task.with_rationale(review.text, written[0]) if method.reads_rationales else review.text
-        pairs.append((review.id, task.label_prefix + text, task.words[label], "label", 1.0))
+        text = task.with_rationale(review.text, written[0]) if method.rationale_as_input else review.text
+        pairs.append((review.id, task.label_prefix + text, task.verbalizers[label], "label", 1.0))
         asked = task.label_prefix if shared_encoder else task.rationale_prefix
         for rationale in written if method.writes_rationales else ():
             pairs.append((review.id, asked + review.text, rationale, "rationale", rationale_weight))

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cotd.data.examples import fraction_rows
 from cotd.errors import CotdError, full_disk
-from cotd.evaluation.metrics import beside, fit_temperature, predictions_table, score_predictions
+from cotd.evaluation.metrics import align, fit_temperature, predictions_table, score_predictions
 from cotd.evaluation.rationales import score_rationales
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
@@ -91,9 +91,9 @@ def train_trial(
     started = time.perf_counter()
     task, method = get_task(trial.task), METHODS[trial.method]
     splits = {s: labelled(read_split(reviews, s)) for s in ("validation", "test")}
-    if method.reads_rationales:
+    if method.rationale_as_input:
         require_rationales(trial.method, splits, teacher_rationales)
-    read = teacher_rationales if method.reads_rationales else None
+    read = teacher_rationales if method.rationale_as_input else None
 
     torch.manual_seed(trial.seed)
     model, tokenizer = load_base(trial.model)
@@ -104,8 +104,8 @@ def train_trial(
     card = {
         "method": trial.method,
         "writes_rationales": method.writes_rationales,
-        "reasons_first": method.reasons_first,
-        "reads_rationales": method.reads_rationales,
+        "rationale_before_label": method.rationale_before_label,
+        "rationale_as_input": method.rationale_as_input,
         "shared_encoder": trial.shares_encoder,
         "max_input_tokens": trial.training.max_input_tokens,
         "truncation": trial.truncation,
@@ -147,7 +147,7 @@ def train_trial(
     model.eval()
 
     validation, test = splits["validation"], splits["test"]
-    logits, _ = student.label_logits(list(validation["text"]), beside(validation, read))
+    logits, _ = student.label_logits(list(validation["text"]), align(validation, read))
     gold = validation["label"].map(task.labels.index).to_numpy()
     student.temperature = fit_temperature(logits.numpy(), gold)
     validation_metrics = score_predictions(predictions_table(student, validation, read), task.positive)

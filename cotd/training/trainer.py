@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cotd.errors import CotdError
-from cotd.evaluation.metrics import beside
+from cotd.evaluation.metrics import align
 from cotd.students.student import Student
 from cotd.training.checks import not_a_number
 from cotd.training.collate import collate, multi_task_loss
@@ -106,7 +106,7 @@ def make_trainer(
             """By label scoring: what the student is selected by is what it is served by."""
             was_training = self.model.training
             self.model.eval()
-            predictions = student.predict(texts, beside(validation, rationales))
+            predictions = student.predict(texts, align(validation, rationales))
             self.model.train(was_training)
             # A checkpoint is written after this: never one of a student whose weights are spoilt.
             if not all(isfinite(p.score) for p in predictions):

@@ -11,7 +11,7 @@ from cotd.data.truncation import Truncation
 from cotd.teachers.filters import Filters
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 
 # Settings that mean something to methods alone whose rationales are targets of their own.
 RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
@@ -56,7 +56,7 @@ class Trial:
             del identity["training"][key]
         if not self.shares_encoder:
             del identity["training"]["shared_encoder"]
-        if self.training.rationale_schedule == "constant" or not METHODS[self.method].weighs_rationales:
+        if self.training.rationale_schedule == "constant" or not METHODS[self.method].multitask:
             del identity["training"]["rationale_schedule"]
         identity["training"]["truncation"] = self.truncation
         for key, before in BEFORE.items():
@@ -70,17 +70,17 @@ class Trial:
     @property
     def shares_encoder(self) -> bool:
         """Whether a review is encoded once for its label and its rationale: only methods that write both apart do."""
-        return self.training.shared_encoder and METHODS[self.method].weighs_rationales
+        return self.training.shared_encoder and METHODS[self.method].multitask
 
     @property
     def truncation(self) -> Truncation:
         """How inputs that are too long are cut: of a rationale with a review after it always the end, so that it stays whole."""
-        return "head" if METHODS[self.method].reads_rationales else self.training.truncation
+        return "head" if METHODS[self.method].rationale_as_input else self.training.truncation
 
     @property
     def title(self) -> str:
         """A name a person can read, for MLflow and tables."""
-        names = [self.method, share(self.fraction), self.size, f"seed {self.seed}", self.arm]
+        names = [self.method, format_percent(self.fraction), self.size, f"seed {self.seed}", self.arm]
         return " · ".join(name for name in names if name)
 
     @property
@@ -96,7 +96,7 @@ class Trial:
         """
         method, training = METHODS[self.method], self.training
         rationale = training.max_target_tokens if method.writes_rationales else 0
-        inputs = training.max_input_tokens * (2 if method.weighs_rationales and not self.shares_encoder else 1)
+        inputs = training.max_input_tokens * (2 if method.multitask and not self.shares_encoder else 1)
         return parameters * training.steps * training.batch_size * (inputs + rationale)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from cotd.errors import CotdError
 from cotd.progress import say, track
-from cotd.teachers.planning import Planned
 from cotd.teachers.requests import Request, another_try
-from cotd.teachers.store import ANSWERED, FAILED, REFUSED, CompletionStore, completion
+from cotd.teachers.store import ANSWERED, FAILED, REFUSED, Completion, CompletionStore, completion
 from cotd.teachers.strategies import NOT_ASKED, Tag, Tagged, Usable
 from cotd.utils.iteration import batched
 from cotd.utils.keys import KeySet
 from pipelines.annotate.budget import Budget, Estimate
+from pipelines.annotate.planning import Planned
 
 # Answers requests, a batch at a time, in any order; takes them from the iterable as it can.
 Complete = Callable[[Iterable[Request]], Iterator[list[Completion]]]
@@ -115,7 +112,7 @@ class Asker:
         return self.store.answers((r.key for r in requests), (ANSWERED,) if self.retry else (ANSWERED, REFUSED))
 
     def estimate(self, planned: Iterable[Planned]) -> Estimate:
-        """What a run is going to ask, of what `cotd.teachers.planning.planned_requests` says."""
+        """What a run is going to ask, of what `pipelines.annotate.planning.planned_requests` says."""
         seen = KeySet()
         to_ask = from_store = uncertain = prompt_tokens = output_tokens = 0
         for block in batched((((p.review_id, p), p.request) for p in planned), LOOKED_UP_AT_ONCE):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from cotd.teachers.config import BudgetConfig
 from cotd.teachers.requests import Request
+from cotd.teachers.store import Completion
 
 
 class Budget:

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotd.config.digest import digest
-from cotd.data.examples import Reviews
-from cotd.data.sources import load_reviews, noun
+from cotd.data.examples import Examples
+from cotd.data.sources import load_examples, noun
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
-from cotd.tasks.prompts import Prompts, load_prompts
 from cotd.tasks.registry import get_task
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.imported import answers_digest, check_answers, reading_teacher
 from cotd.teachers.loading import load_teacher
+from cotd.teachers.prompts import Prompts, load_prompts
 from cotd.teachers.requests import Teacher, explain_request, score_request, think_request
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import calibration_reviews
@@ -31,7 +31,7 @@ MANY = 0.05
 class Job:
     """What an annotation run works on, checked."""
 
-    reviews: Reviews
+    reviews: Examples
     task: Task
     prompts: Prompts
     teacher: Teacher
@@ -53,7 +53,7 @@ def prepare(config: StudyConfig) -> Job:
     """
     if config.teacher.answers:
         check_answers(config.data, config.teacher)
-    reviews = load_reviews(config.data, config.directory)
+    reviews = load_examples(config.data, config.directory)
     inputs = annotation_inputs(config, reviews)
     release_memory()
     if config.teacher.strategy == "score_then_explain":
@@ -91,12 +91,12 @@ def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: 
         )
 
 
-def quarantine_warnings(reviews: Reviews) -> list[str]:
+def quarantine_warnings(reviews: Examples) -> list[str]:
     """What to say when many of a source's rows were set aside."""
-    rows, aside = reviews.counts["rows"], len(reviews.set_aside)
+    rows, aside = reviews.counts["rows"], len(reviews.quarantined)
     if aside < MANY * rows:
         return []
-    reasons = [f"{count:,} × {reason}" for reason, count in reviews.set_aside.counts().most_common(5)]
+    reasons = [f"{count:,} × {reason}" for reason, count in reviews.quarantined.counts().most_common(5)]
     warning = f"{aside:,} of {rows:,} rows are set aside: {'; '.join(reasons)}."
     if any(" is not one of " in reason for reason in reasons):
         warning += (
@@ -106,13 +106,13 @@ def quarantine_warnings(reviews: Reviews) -> list[str]:
     return [warning]
 
 
-def check_gold(config: StudyConfig, reviews: Reviews) -> None:
+def check_gold(config: StudyConfig, reviews: Examples) -> None:
     """Raises, all at once, what the study's students need gold labels for and do not have."""
     if problems := gold_problems(config, reviews):
         raise CotdError(*problems[:-1], " ".join([problems[-1], *quarantine_warnings(reviews)]))
 
 
-def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
+def gold_problems(config: StudyConfig, reviews: Examples) -> list[str]:
     """What the study's students need gold labels for and do not have."""
     problems = []
     labels = {split: reviews.rows.split(split).label_counts() for split in SPLITS}
@@ -138,8 +138,8 @@ def gold_problems(config: StudyConfig, reviews: Reviews) -> list[str]:
     return problems
 
 
-def annotation_inputs(config: StudyConfig, reviews: Reviews) -> str:
+def annotation_inputs(config: StudyConfig, reviews: Examples) -> str:
     """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
     prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
     read = [answers_digest(config.data, config.teacher)] if config.teacher.answers else []
-    return digest([config.teacher.decisive(), prompts.hash, reviews.digest(), *read])
+    return digest([config.teacher.identity(), prompts.hash, reviews.digest(), *read])

@@ -66,7 +66,7 @@ def annotations_page(
     plain["rationale"] = [r or "" for r in plain["rationale"]]
     content = {
         "study": study, "rows": plain.to_dict("records"), "lines": lines, "reliability": reliability, "total": total,
-        "words": sorted({*task.labels, *task.words.values()}),
+        "words": sorted({*task.labels, *task.verbalizers.values()}),
     }  # fmt: skip
     # "<" is written as an escape: no text can end the script element that it lies in.
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")

@@ -15,15 +15,14 @@ import pandas as pd
 
 from cotd.errors import CotdError
 from cotd.progress import say
-from cotd.storage.working_copy import on_storage
+from cotd.storage.working_copy import sync_study
 from cotd.students.base_models import resolve_model
 from cotd.study.config import StudyConfig
 from cotd.teachers.annotations import SCHEMA
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.filters import REASON, FilterContext, filtered_blocks
-from cotd.teachers.imported import SET_ASIDE, read_answers
+from cotd.teachers.imported import QUARANTINED, read_answers
 from cotd.teachers.output import RATIONALES
-from cotd.teachers.planning import planned_requests
 from cotd.teachers.requests import Teacher, score_request
 from cotd.teachers.strategies import STRATEGIES
 from cotd.utils.files import write_json
@@ -41,6 +40,7 @@ from pipelines.annotate.files import (
 )
 from pipelines.annotate.job import Job, prepare
 from pipelines.annotate.page import DoubtfulRows, annotations_page
+from pipelines.annotate.planning import planned_requests
 from pipelines.annotate.summary import Tally, answer_lines, summarise, summary_lines
 from pipelines.cluster.lock import only_one
 from pipelines.cluster.runtime_env import require_lasting
@@ -48,7 +48,7 @@ from pipelines.cluster.runtime_env import require_lasting
 KEPT = "the other run's answers are kept and will not be asked again."
 
 
-@on_storage
+@sync_study
 def annotate(
     config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
 ) -> dict[str, Any]:
@@ -122,10 +122,10 @@ def annotate(
     files.held_out_rationales.unlink(missing_ok=True)
     files.quarantined_answers.unlink(missing_ok=True)
     if output.read:
-        write_blocks(output.read.set_aside.blocks(), files.quarantined_answers, SET_ASIDE)
+        write_blocks(output.read.quarantined.blocks(), files.quarantined_answers, QUARANTINED)
     if config.teacher.held_out_rationales:
         write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
-    write_blocks(job.reviews.set_aside.blocks(), files.quarantine, QUARANTINE)
+    write_blocks(job.reviews.quarantined.blocks(), files.quarantine, QUARANTINE)
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
     shown = doubtful.rows()

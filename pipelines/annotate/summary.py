@@ -162,16 +162,16 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
 
 
 def answer_lines(counts: dict[str, Any], aside: Path | None) -> Iterator[str]:
-    """What became of a file's answers, see `cotd.teachers.imported.ReadRows`.
+    """What became of a file's answers, see `cotd.teachers.imported.ImportedRows`.
 
     Args:
         aside: where those that are set aside can be read; None where they were not written.
     """
     matched, reviews = f"{counts['matched']:,} of {counts['rows']:,} rows", f"{counts['reviews']:,} reviews"
     yield f"{matched} of {', '.join(counts['files'])} are answers about {reviews}"
-    if counts["set_aside"]:
+    if counts["quarantined"]:
         yield "rows set aside, of whatever split" + (f", in {aside}:" if aside else ":")
-    for reason, count in counts["set_aside"].items():
+    for reason, count in counts["quarantined"].items():
         yield f"  {count:,} × {reason}"
     if said := counts["other_labels"]:
         yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in said.items())

@@ -11,7 +11,7 @@ from cotd.errors import CotdError
 from cotd.study.config import StudyConfig
 
 PACKAGES = ("cotd", "pipelines", "serve")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Ray's name for the configuration of a submitted job, in the environment of its entrypoint.
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 JOB_FOLDER = "working_dir_files"  # Ray's name for the folder that holds the working folders of jobs

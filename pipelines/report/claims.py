@@ -62,7 +62,7 @@ def comparable(a: Group, b: Group) -> bool:
 
 def unknown_settings(method: Method) -> set[str]:
     """The settings that say nothing to a method."""
-    weighed = set() if method.weighs_rationales else {*RATIONALE_SETTINGS, "shared_encoder"}
+    weighed = set() if method.multitask else {*RATIONALE_SETTINGS, "shared_encoder"}
     return weighed if method.rationale else {*weighed, "samples"}
 
 

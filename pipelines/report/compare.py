@@ -11,7 +11,7 @@ from typing import Any
 from cotd.errors import CotdError
 from cotd.storage.urls import is_remote, open_remote
 from cotd.training.methods import METHODS
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 from pipelines.report.claims import arm, setting_of
 from pipelines.report.figures import LABELS, Figure, draw_differences, rendered
 from pipelines.report.findings import Content, percent, points
@@ -53,7 +53,7 @@ class Difference:
     @property
     def place(self) -> str:
         c = self.comparison
-        return ", ".join(filter(None, [c["size"], share(c["fraction"]), setting_of(c)]))
+        return ", ".join(filter(None, [c["size"], format_percent(c["fraction"]), setting_of(c)]))
 
 
 def compare_studies(folders: Sequence[str], output: str | Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cotd.training.methods import METHODS
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 from pipelines.report.claims import arm, setting_of
 from pipelines.report.findings import Content, short
 
@@ -106,7 +106,7 @@ def draw_fractions(content: Content) -> Any:
             draw_references(panel, content, [(b["fraction"], b["accuracy"]) for b in content["tfidf"]])
             for base in (b for b in content["bases"] if b["size"] == size):
                 panel.axhline(base["accuracy"] * 100, linestyle=LOOSE, color=BASELINE_COLOUR, label=UNTRAINED)
-            panel.set_xticks(ticks, [share(t) for t in ticks])
+            panel.set_xticks(ticks, [format_percent(t) for t in ticks])
             panel.set_title(f"{size}, {LABELS[source]}", fontsize="medium")
             if row == len(sizes) - 1:
                 panel.set_xlabel("share of the training data")
@@ -127,7 +127,7 @@ def draw_sizes(content: Content) -> Any:
         draw_lines(panel, groups, "parameters", sorted(ticks))
         draw_references(panel, content, [])
         panel.set_xticks(list(ticks), [f"{name}\n{short(count)}" for count, name in ticks.items()])
-        at = f"{share(max(fractions))} of the data" if len(fractions) == 1 else "most data each has"
+        at = f"{format_percent(max(fractions))} of the data" if len(fractions) == 1 else "most data each has"
         panel.set_title(f"{LABELS[source]}, {at}", fontsize="medium")
         panel.set_xlabel("parameters")
     return finish(figure, panels)
@@ -163,7 +163,7 @@ def draw_claims(content: Content) -> Any:
     rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for claim in content["claims"]:
         for c in (content["comparisons"][i] for i in claim["comparisons"]):
-            at = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / all"
+            at = format_percent(c["fraction"]) if c["fraction"] is not None else f"{format_percent(c['fraction_a'])} / all"
             rows.setdefault(claim["title"], []).append((", ".join(filter(None, [c["size"], at, setting_of(c)])), c))
     count = len(rows) + sum(map(len, rows.values()))
     figure, panel = plt.subplots(figsize=(9, 1.0 + 0.3 * count))

@@ -7,7 +7,7 @@ from typing import Any
 
 from cotd.evaluation.comparisons import ALPHA
 from cotd.training.methods import METHODS
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 from pipelines.report.claims import arm, setting_of
 
 Content = dict[str, Any]
@@ -95,7 +95,11 @@ def places(cells: list[dict[str, Any]]) -> str:
 
 
 def at(c: dict[str, Any]) -> str:
-    return share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} against {share(c['fraction_b'])}"
+    return (
+        format_percent(c["fraction"])
+        if c["fraction"] is not None
+        else f"{format_percent(c['fraction_a'])} against {format_percent(c['fraction_b'])}"
+    )
 
 
 def signed_span(cells: list[dict[str, Any]]) -> str:
@@ -156,7 +160,7 @@ def student_sentences(content: Content) -> list[str]:
     if not content["groups"]:
         return []
     sentences = []
-    readers = dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].reads_rationales)
+    readers = dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].rationale_as_input)
     if readers:
         sentences.append(
             f"Students of {' and '.join(readers)} read the teacher's rationale of each review: they are no use without it."
@@ -179,13 +183,15 @@ def student_sentences(content: Content) -> list[str]:
         sentences.append(
             f"No student is clearly better than TF-IDF with logistic regression on the same gold labels, {percent(linear)}."
         )
-    sentences.append(f"Highest test accuracy: {arm(best)} at {share(best['fraction'])} ({best['size']}), {percent(best)}.")
+    sentences.append(
+        f"Highest test accuracy: {arm(best)} at {format_percent(best['fraction'])} ({best['size']}), {percent(best)}."
+    )
     return sentences
 
 
 def best_student(content: Content) -> dict[str, Any]:
     """The group of the highest accuracy, among those that need no teacher at inference where there are any."""
-    alone = [g for g in content["groups"] if not METHODS[g["method"]].reads_rationales]
+    alone = [g for g in content["groups"] if not METHODS[g["method"]].rationale_as_input]
     return max(alone or content["groups"], key=lambda g: g["accuracy"])
 
 
@@ -196,14 +202,14 @@ def teacher_sentences(content: Content) -> list[str]:
         return []
     if not least:
         return [f"Teacher: {percent(teacher)} of {teacher['n']:,} test reviews."]
-    alone = [r for r in least if not METHODS[r["method"]].reads_rationales] or least
+    alone = [r for r in least if not METHODS[r["method"]].rationale_as_input] or least
     reached = [r for r in alone if r["fraction"] is not None]
     of = f"its teacher, {percent(teacher)} on the same {teacher['n']:,} reviews"
     if not reached:
         nearest = max(alone, key=lambda r: r["difference"])
         beyond = {"opposite": "beyond chance", "not shown": "within chance", "holds": ""}[nearest["verdict"]]
         return [
-            f"No student reaches {of}: the nearest, {arm(nearest)} at {share(nearest['at'])} ({nearest['size']}), "
+            f"No student reaches {of}: the nearest, {arm(nearest)} at {format_percent(nearest['at'])} ({nearest['size']}), "
             f"differs by {points(nearest)} points, {beyond}."
         ]
     smallest = min(reached, key=lambda r: (r["parameters"], r["fraction"]))
@@ -216,7 +222,7 @@ def teacher_sentences(content: Content) -> list[str]:
 def reaching(r: dict[str, Any]) -> str:
     beyond = "above it beyond chance" if r["verdict"] == "holds" else "not above it beyond chance"
     return (
-        f"{arm(r)}, {size_title(r)}, at {share(r['fraction'])} ({r['reviews']:,} reviews), {r['accuracy'] * 100:.1f} %, "
+        f"{arm(r)}, {size_title(r)}, at {format_percent(r['fraction'])} ({r['reviews']:,} reviews), {r['accuracy'] * 100:.1f} %, "
         f"{points(r)} points, {beyond}"
     )
 
@@ -226,7 +232,7 @@ def serving_sentences(content: Content) -> list[str]:
     sentences = []
     if champion := content["champion"]:
         sentences.append(
-            f"Champion, by validation: {champion['method']} at {share(champion['fraction'])}, {champion['model_uri']}."
+            f"Champion, by validation: {champion['method']} at {format_percent(champion['fraction'])}, {champion['model_uri']}."
         )
     if figures := content["serving"]:
         sentences.append(

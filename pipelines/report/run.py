@@ -11,7 +11,7 @@ import pandas as pd
 from cotd.errors import CotdError
 from cotd.evaluation.baselines import majority
 from cotd.evaluation.comparisons import draws_for
-from cotd.storage.working_copy import on_storage
+from cotd.storage.working_copy import sync_study
 from cotd.study.config import StudyConfig
 from cotd.utils.files import write_json
 from pipelines.annotate.files import read_annotations
@@ -36,7 +36,7 @@ class Elsewhere:
     reviews: pd.DataFrame
 
 
-@on_storage
+@sync_study
 def report(config: StudyConfig, elsewhere: Elsewhere | None = None) -> Content:
     """Writes the report of a study, finished or not.
 

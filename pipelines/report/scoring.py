@@ -13,8 +13,8 @@ import pandas as pd
 
 from cotd.evaluation.metrics import predictions_table, score_predictions
 from cotd.progress import track
-from cotd.students.base_models import model_digest, resolve_model
-from cotd.students.student import CARD, Student
+from cotd.students.base_models import CARD, model_digest, resolve_model
+from cotd.students.student import Student
 from cotd.tasks.registry import get_task
 from cotd.training.config import TrainingConfig
 from pipelines.annotate.files import write_parquet

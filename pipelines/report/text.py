@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from cotd.training.methods import METHODS
-from cotd.utils.text import share
+from cotd.utils.text import format_percent
 from pipelines.report import published
 from pipelines.report.claims import arm
 from pipelines.report.findings import Content, findings, p_value, percent, points, short, signed, size_title
@@ -89,7 +89,9 @@ def accuracy_tables(content: Content) -> list[str]:
     sizes = list(dict.fromkeys(g["size"] for g in content["groups"]))
     lines = []
     for size in sizes:
-        lines += table([size, *(f"{share(f)} of the data" for f in fractions)], accuracy_rows(content, size, fractions))
+        lines += table(
+            [size, *(f"{format_percent(f)} of the data" for f in fractions)], accuracy_rows(content, size, fractions)
+        )
     return lines if sizes else table(["", "all of the data"], list(reference_rows(content, [1.0])))
 
 
@@ -149,7 +151,7 @@ def published_by_fraction(content: Content) -> list[str]:
         for dataset in datasets_beside(content):
             figures = [published.by_fraction(dataset, method, f) for f in fractions]
             rows.append([their_row(method, dataset, published.FRACTIONS_SIZE), *map(figure_cell, figures)])
-    return table(["Experiment 1: data", *map(share, fractions)], rows)
+    return table(["Experiment 1: data", *map(format_percent, fractions)], rows)
 
 
 def published_by_size(content: Content) -> list[str]:
@@ -166,7 +168,7 @@ def published_by_size(content: Content) -> list[str]:
     rows = []
     for method in dict.fromkeys(g["method"] for g in groups):
         ours = {g["size"]: percent(g) for g in groups if g["method"] == method}
-        rows.append([f"`{method}`, {share(largest)}", *(ours.get(name, "") for _, name, _ in columns), ""])
+        rows.append([f"`{method}`, {format_percent(largest)}", *(ours.get(name, "") for _, name, _ in columns), ""])
         for dataset in datasets_beside(content):
             figures = [published.by_size(dataset, method, size) for *_, size in columns]
             rows.append([their_row(method, dataset), *map(figure_cell, figures), ""])
@@ -208,7 +210,11 @@ COMPARISON_HEADER = ["verdict", "size", "data", "difference, points", "p (Holm)"
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
     """Of two sizes what both were trained by takes the size's place."""
-    data = share(c["fraction"]) if c["fraction"] is not None else f"{share(c['fraction_a'])} / {share(c['fraction_b'])}"
+    data = (
+        format_percent(c["fraction"])
+        if c["fraction"] is not None
+        else f"{format_percent(c['fraction_a'])} / {format_percent(c['fraction_b'])}"
+    )
     p_values = [p_value(c[key]).removeprefix("p ").removeprefix("= ") for key in ("p_holm", "p_value")]
     return [c["verdict"], c.get("arm") or c["size"], data, points(c), *p_values, f"{c['detectable'] * 100:.1f}"]
 
@@ -239,7 +245,9 @@ def reaching_table(content: Content) -> list[str]:
     rows = [
         [
             f"`{arm(r)}`", size_title(r),
-            f"{share(r['fraction'])} ({r['reviews']:,} reviews)" if r["fraction"] is not None else f"none; best at {share(r['at'])}",
+            f"{format_percent(r['fraction'])} ({r['reviews']:,} reviews)"
+            if r["fraction"] is not None
+            else f"none; best at {format_percent(r['at'])}",
             f"{r['accuracy'] * 100:.1f} %", points(r), BESIDE_TEACHER[r["verdict"]],
         ]
         for r in least
@@ -262,7 +270,7 @@ def costs_table(content: Content) -> list[str]:
         return []
     rows = [
         [
-            f"`{arm(g)}`", size_title(g), share(g["fraction"]), str(g["seeds"]), f"{g['train_reviews']:,}",
+            f"`{arm(g)}`", size_title(g), format_percent(g["fraction"]), str(g["seeds"]), f"{g['train_reviews']:,}",
             f"{g['train_seconds']:,.0f}", tokens(g["teacher_tokens"]),
             f"{g['validation_accuracy'] * 100:.1f} %", f"{g['accuracy'] * 100:.1f} %", f"{g['macro_f1']:.3f}",
             f"{g['teacher_agreement'] * 100:.1f} %" if g["teacher_agreement"] is not None else "",
@@ -325,7 +333,7 @@ def missing_lines(content: Content) -> list[str]:
 
 def method_lines(content: Content) -> list[str]:
     """How the figures were computed, with sources."""
-    readers = any(METHODS[g["method"]].reads_rationales for g in content["groups"])
+    readers = any(METHODS[g["method"]].rationale_as_input for g in content["groups"])
     return [
         "## How this was computed", "",
         "- **Intervals** hold 95 %: Wilson's for one seed; over several, percentiles of 2,000 bootstrap samples of test reviews and of "

@@ -46,7 +46,7 @@ def transferred(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     """
     gold = reviews.set_index("id")["label"]
     positive = get_task(plan.config.data.task).positive
-    readers = [t for t in results.trials if METHODS[t["method"]].reads_rationales]
+    readers = [t for t in results.trials if METHODS[t["method"]].rationale_as_input]
     trials = [t for t in results.trials if t not in readers]
     entries, rows = [], []
     with track(f"scoring {len(trials)} students elsewhere", len(trials), "students") as advance:

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from cotd.config.digest import digest
-from cotd.data.examples import Reviews
-from cotd.data.sources import load_reviews
+from cotd.data.examples import Examples
+from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.students.base_models import model_digest, weights_bytes
 from cotd.study.config import StudyConfig
@@ -69,7 +69,7 @@ def plan_study(config: StudyConfig) -> Plan:
     Raises:
         CotdError: bad reviews, missing gold labels, missing annotations, a base model that does not exist.
     """
-    reviews = load_reviews(config.data)
+    reviews = load_examples(config.data)
     check_gold(config, reviews)
     found = check_annotations(config, reviews)
     digests = {size: model_digest(config.sizes[size]) for size in config.grid.all_values("size")}
@@ -109,7 +109,7 @@ def search_settings(config: StudyConfig) -> list[dict[str, Any]]:
     return draw_settings(config.search)
 
 
-def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | None:
+def check_rationales(config: StudyConfig, reviews: Examples) -> dict[str, str] | None:
     """The teacher's rationales of validation and test reviews, or None where there are none.
 
     Raises:
@@ -119,12 +119,12 @@ def check_rationales(config: StudyConfig, reviews: Reviews) -> dict[str, str] | 
     rationales = read_rationales(path if path.is_file() else None)
     labelled = reviews.table[reviews.table["label"].notna()]
     for method in config.grid.all_values("method"):
-        if METHODS[method].reads_rationales:
+        if METHODS[method].rationale_as_input:
             require_rationales(method, {s: labelled[labelled["split"] == s] for s in ("validation", "test")}, rationales)
     return rationales
 
 
-def made_so(summary: dict[str, Any], config: StudyConfig, reviews: Reviews) -> bool:
+def made_so(summary: dict[str, Any], config: StudyConfig, reviews: Examples) -> bool:
     """Whether annotations are what the study asks for; how reviews are cut decides nothing where none was."""
     wanted = {config.teacher.truncation} if summary.get("reviews", {}).get("cut", 1) else {"head", "head_tail"}
     teachers = (config.teacher.model_copy(update={"truncation": truncation}) for truncation in sorted(wanted))
@@ -132,7 +132,7 @@ def made_so(summary: dict[str, Any], config: StudyConfig, reviews: Reviews) -> b
     return any(summary.get("inputs") == annotation_inputs(study, reviews) for study in studies)
 
 
-def check_annotations(config: StudyConfig, reviews: Reviews) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+def check_annotations(config: StudyConfig, reviews: Examples) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     """The study's annotations, or None where no method needs any.
 
     Raises:

@@ -13,17 +13,17 @@ from cotd.errors import CotdError
 from cotd.progress import say, steady_stream
 from cotd.storage.tracking_store import attempt, friendly_errors
 from cotd.storage.urls import open_remote
-from cotd.storage.working_copy import copy_of, on_storage
+from cotd.storage.working_copy import copy_of, sync_study
 from cotd.study.config import StudyConfig
 from cotd.study.grid import MANY_TRIALS
 from cotd.tracking.runs import StudyTracker
+from cotd.training.folder import merit
 from cotd.training.trial import Trial
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.cluster.lock import only_one
 from pipelines.cluster.resources import InTurn, needs_by_size, ray_nodes
 from pipelines.cluster.runtime_env import require_lasting
 from pipelines.cluster.session import ignore_interrupts, ray_session, require_shared
-from pipelines.promote import merit
 from pipelines.sweep.board import Board
 from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.plan import Plan, plan_study
@@ -32,7 +32,7 @@ from pipelines.sweep.trial import run_trial, tune_storage
 from pipelines.sweep.watch import TrialWatcher, last_line
 
 
-@on_storage
+@sync_study
 def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
     """Trains every trial of the study that is not done.
 

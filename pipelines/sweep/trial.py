@@ -12,7 +12,7 @@ import ray
 from ray import train, tune
 
 from cotd.storage.urls import open_remote
-from cotd.storage.working_copy import in_working_copy
+from cotd.storage.working_copy import sync_trial
 from cotd.tracking.system_metrics import sample_load
 from cotd.training.folder import TrialFolder
 from pipelines.annotate.files import read_rationales, read_teacher_test
@@ -41,7 +41,7 @@ def run_trial(params: dict[str, Any]) -> None:
         train_together(train_here, {**params, "threads": needs.threads}, needs, storage)
 
 
-@in_working_copy
+@sync_trial
 def train_here(params: dict[str, Any]) -> None:
     """A trial, or one worker's part of it, in this process. A failure leaves its traceback in the trial's folder."""
     if not ray.get_gpu_ids():  # Ray hides GPUs from who has asked for others, and not from who has asked for none

@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from cotd.progress import say
-from cotd.storage.working_copy import copy_of, light
+from cotd.storage.working_copy import copy_of, is_small
 from cotd.training.folder import TrialFolder
 from cotd.training.trial import Trial
 from pipelines.sweep.board import Board
@@ -78,7 +78,7 @@ class TrialWatcher(tune.Callback):
     def _of(self, trial: Any) -> tuple[Trial, TrialFolder]:
         folder, config = trial.config["folder"], self.follower.tracker.config
         if config.remote:
-            copy_of(config.remote, config.directory).pull(f"trials/{Path(folder).name}", light)
+            copy_of(config.remote, config.directory).pull(f"trials/{Path(folder).name}", is_small)
         return self.trials[folder], TrialFolder(Path(folder))
 
 

@@ -21,8 +21,8 @@ from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.last_good import LastGood
 from serve.endpoint.metrics import Metrics
 from serve.endpoint.stream import RationaleStream
-from serve.http.schemas import ModelName
 from serve.runtimes.base import Runtime, Unfit, choose_runtime, make_runtime
+from serve.schemas import ModelName
 from serve.settings import Settings
 
 LOG = logging.getLogger("ray.serve.cotd")  # Serve writes what its children log to the replica's file

@@ -20,7 +20,7 @@ from serve.endpoint.stream import RationaleStream
 from serve.http.errors import HANDLERS, Refused, documented, failed
 from serve.http.guard import Guard
 from serve.http.pages import DOCS, page_response
-from serve.http.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
+from serve.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
 
 DESCRIPTION = "Sentiment of reviews, from a student distilled from a large language model."
 LINES = "application/x-ndjson"

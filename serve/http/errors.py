@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.endpoint.batcher import QueueFull
 from serve.endpoint.endpoint import LOG
-from serve.http.schemas import Detail, ErrorResponse, Problem
+from serve.schemas import Detail, ErrorResponse, Problem
 
 MOST_DETAILS = 20
 

@@ -58,7 +58,7 @@ def torch_runtime(student: Student) -> Runtime:
     """T5 without what surrounds its arithmetic; as transformers runs it where that is another's, or writes before it answers."""
     from serve.runtimes.t5 import T5LabelScorer
 
-    return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.reasons_first else student
+    return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.rationale_before_label else student
 
 
 def bf16_runtime(student: Student) -> Runtime:
@@ -101,7 +101,7 @@ def choose_runtime(name: str, student: Student) -> str:
     if name != AUTO:
         return name
     packages = PACKAGES["onnxruntime"]
-    if student.reasons_first or student.model.device.type != "cpu" or not all(map(importlib.util.find_spec, packages)):
+    if student.rationale_before_label or student.model.device.type != "cpu" or not all(map(importlib.util.find_spec, packages)):
         return "torch"
     from serve.runtimes.label_graph import obstacle
 
@@ -117,12 +117,12 @@ def make_runtime(name: str, student: Student) -> Runtime:
     """
     require_runtime(name)
     name = choose_runtime(name, student)
-    if student.reads_rationales:
+    if student.rationale_as_input:
         raise Unfit(
             f"this student was trained by '{student.card.get('method')}': it reads the teacher's rationale beside each review, "
             "and cannot be served. Serve a student of another method."
         )
-    if student.reasons_first and name in LABEL_ONLY:
+    if student.rationale_before_label and name in LABEL_ONLY:
         raise Unfit(
             f"this student was trained by '{student.card.get('method')}': it writes a rationale before its label, which the "
             f"runtime '{name}' cannot. Use the runtime torch."

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError, nearest
-from cotd.students.base_models import write_model
-from cotd.students.student import CARD, Student
+from cotd.students.base_models import CARD, write_model
+from cotd.students.student import Student
 from serve.runtimes.base import PROBES, Runtime, check_parity, require_packages
 
 # Rounding alone: nothing is quantised on the way out.
@@ -116,7 +116,7 @@ def export_student(student: Student, folder: Path, format: str) -> None:
     """
     require_format(format)
     require_free(folder)
-    if student.card.get("reasons_first") or student.card.get("reads_rationales"):
+    if student.card.get("rationale_before_label") or student.card.get("rationale_as_input"):
         raise CotdError(
             f"a student trained by '{student.card.get('method')}' is not exported: its label needs more than one decoder step, "
             "or the teacher's rationale. Its own folder is in Hugging Face layout."

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
 from pipelines.annotate.run import annotate
 from tests.benchmarks.annotating import StubEngine, write_study

@@ -96,7 +96,7 @@ def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
     """Seconds that `LLM.generate` takes for the passes; in this process."""
     from vllm import LLM
 
-    from cotd.teachers.engine_config import EngineConfig
+    from cotd.teachers.config import EngineConfig
     from pipelines.annotate.engines.vllm import engine_arguments, sampling_parameters
 
     llm = LLM(model=resolve_model(TEACHER), **engine_arguments(EngineConfig(), use_gpu=False))

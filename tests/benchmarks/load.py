@@ -82,8 +82,10 @@ class Load:
                 self.statuses[status] += 1
                 answered = status == "200"
                 # A connection that is refused at once, and a status that is no passing one, are not tried again.
-                passing = int(status) in PASSING if status.isdecimal() else (attempt > 0 or status != "ConnectionRefusedError")
-                if answered or attempt == self.retries or not passing:
+                is_temporary = (
+                    int(status) in PASSING if status.isdecimal() else (attempt > 0 or status != "ConnectionRefusedError")
+                )
+                if answered or attempt == self.retries or not is_temporary:
                     break
                 await asyncio.sleep(backoff(attempt) if wait is None else min(wait, LONGEST_WAIT))
             self.failed += not answered

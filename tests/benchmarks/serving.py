@@ -23,7 +23,7 @@ import psutil
 
 from cotd import assets
 from cotd.data.config import DataConfig
-from cotd.data.sources import load_reviews
+from cotd.data.sources import load_examples
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
@@ -63,7 +63,7 @@ def t5_small() -> Any:
 
 def review_texts(count: int = 500) -> list[str]:
     """Test sentences of Rotten Tomatoes: 18 words each, about 32 tokens."""
-    table = load_reviews(DataConfig(source="embedded:rotten-tomatoes")).split("test")
+    table = load_examples(DataConfig(source="embedded:rotten-tomatoes")).split("test")
     return list(pd.Series(table["text"]).head(count))
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from cotd.data.examples import Reviews
-from cotd.data.sources import load_reviews
+from cotd.data.examples import Examples
+from cotd.data.sources import load_examples
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
@@ -43,7 +43,7 @@ def study(small: bool) -> StudyConfig:
     return check_config(plain, "benchmark")
 
 
-def annotated(small: bool) -> tuple[Reviews, pd.DataFrame]:
+def annotated(small: bool) -> tuple[Examples, pd.DataFrame]:
     """The reviews, and what the teacher says of the training reviews; asks what it has not been asked."""
     from pipelines.annotate.files import read_annotations
     from pipelines.annotate.run import annotate
@@ -52,7 +52,7 @@ def annotated(small: bool) -> tuple[Reviews, pd.DataFrame]:
     annotate(config)
     found = read_annotations(config)
     assert found is not None
-    return load_reviews(config.data), found[0]
+    return load_examples(config.data), found[0]
 
 
 def base(which: str) -> tuple[Any, Any]:

@@ -330,15 +330,15 @@ def refusal(action: Callable[[], Any]) -> dict[str, Any]:
 
 def load_data() -> dict[str, Any]:
     from cotd.data.config import DataConfig
-    from cotd.data.sources import load_reviews
+    from cotd.data.sources import load_examples
 
     answer: dict[str, Any] = {}
     for source in (IMDB, YELP):
-        reviews = load_reviews(DataConfig(source=source))
+        reviews = load_examples(DataConfig(source=source))
         table = reviews.table.to_dict("records")
         answer[source] = {"table": table, "counts": reviews.counts, "digest": reviews.digest()}
-    answer["again"] = load_reviews(DataConfig(source=IMDB)).digest()
-    answer["missing"] = refusal(lambda: load_reviews(DataConfig(source=NOWHERE)))
+    answer["again"] = load_examples(DataConfig(source=IMDB)).digest()
+    answer["missing"] = refusal(lambda: load_examples(DataConfig(source=NOWHERE)))
     return answer
 
 
@@ -408,11 +408,11 @@ def cotd(*arguments: str) -> dict[str, Any]:
 def find_no_hub() -> dict[str, Any]:
     """The pauses between the libraries' retries are counted and not waited for."""
     from cotd.data.config import DataConfig
-    from cotd.data.sources import load_reviews
+    from cotd.data.sources import load_examples
     from cotd.students.base_models import load_base, model_digest
 
     answer: dict[str, Any] = {}
-    actions = {"data": lambda: load_reviews(DataConfig(source=IMDB)), "digest": lambda: model_digest(MODEL)}
+    actions = {"data": lambda: load_examples(DataConfig(source=IMDB)), "digest": lambda: model_digest(MODEL)}
     for name, action in {**actions, "base": lambda: load_base(MODEL)}.items():
         pauses: list[float] = []
         time.sleep, started = pauses.append, time.monotonic()

@@ -62,7 +62,7 @@ class Registry:
     def folder_of(self, version: str) -> Path:
         return Path(self.client.get_model_version(NAME, version).source.removeprefix("file://"))
 
-    def crown(self, version: str) -> None:
+    def promote(self, version: str) -> None:
         self.client.set_registered_model_alias(NAME, "champion", version)
 
 

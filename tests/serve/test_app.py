@@ -67,7 +67,7 @@ def served(
     registry: Registry, student_folder: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`cotd serve` of version 1 with a token, in a session of its own, as a terminal would start it."""
-    registry.crown(registry.add(student_folder))
+    registry.promote(registry.add(student_folder))
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(TOKEN)
     port = free_port()
@@ -126,9 +126,9 @@ def test_a_champion_changes_under_load(served: Served, registry: Registry, stude
     clients = [threading.Thread(target=ask_on) for _ in range(2)]
     for client in clients:
         client.start()
-    registry.crown(registry.add(student_folder))
+    registry.promote(registry.add(student_folder))
     wait_for("version 2", lambda: versions[-1:] == ["2"])
-    registry.crown("1")
+    registry.promote("1")
     wait_for("version 1 again", lambda: versions[-1:] == ["1"])
     stop.set()
     for client in clients:

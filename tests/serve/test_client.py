@@ -21,7 +21,7 @@ from cotd.students.student import Student
 from serve.client import LONGEST_WAIT, AsyncClient, Client, Policy, Rejected, backoff, wait_seconds
 from serve.endpoint.endpoint import Endpoint
 from serve.http.api import build_api
-from serve.http.schemas import MAX_TEXTS, TextPrediction
+from serve.schemas import MAX_TEXTS, TextPrediction
 from serve.settings import Settings
 
 Answer = tuple[int, dict[str, str], Any]

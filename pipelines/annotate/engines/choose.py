@@ -11,16 +11,15 @@ Two ways, both Ray Data pipelines with one engine an actor:
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import contextlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 
 from cotd.errors import CotdError
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
+from cotd.teachers.store import Completion
 from cotd.utils.iteration import batched
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.in_process import (

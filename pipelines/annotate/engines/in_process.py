@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import json
 import math
 import threading
@@ -12,8 +10,8 @@ import warnings
 from typing import Any
 
 from cotd.errors import CotdError
-from cotd.teachers.engine_config import EngineConfig
-from cotd.teachers.store import REFUSED_REASON, completion
+from cotd.teachers.config import EngineConfig
+from cotd.teachers.store import REFUSED_REASON, Completion, completion
 from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import json
 from typing import Any
 
-from cotd.teachers.engine_config import EngineConfig
-from cotd.teachers.store import completion
+from cotd.teachers.config import EngineConfig
+from cotd.teachers.store import Completion, completion
 from pipelines.annotate.engines.vllm import environment, reduced
 from pipelines.cluster.session import has_gpus
 

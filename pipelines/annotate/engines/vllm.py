@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import os
 from typing import Any
 
-from cotd.teachers.engine_config import EngineConfig
-from cotd.teachers.store import completion
+from cotd.teachers.config import EngineConfig
+from cotd.teachers.store import Completion, completion
 from cotd.utils.hardware import choose_dtype
 
 

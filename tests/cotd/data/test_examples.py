@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cotd.data import examples as reviews_module
 from cotd.data import table as review_table
 from cotd.data.cleaning import clean_text
-from cotd.data.examples import PROTECTION, Reviews, build_reviews, limit_rows, review_id
+from cotd.data.examples import PROTECTION, Examples, build_examples, limit_rows, review_id
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.registry import SENTIMENT
@@ -43,9 +43,9 @@ split_row = st.fixed_dictionaries({"text": texts, "label": st.sampled_from(LABEL
 many_rows = st.lists(row, min_size=1, max_size=25) | st.lists(split_row, min_size=1, max_size=25)
 
 
-def build(rows: list[dict[str, Any]] | pd.DataFrame, **options: Any) -> Reviews:
+def build(rows: list[dict[str, Any]] | pd.DataFrame, **options: Any) -> Examples:
     try:
-        return build_reviews(pd.DataFrame(rows), "test", SENTIMENT, **options)
+        return build_examples(pd.DataFrame(rows), "test", SENTIMENT, **options)
     except CotdError as error:
         if "no usable review" not in str(error):
             raise
@@ -122,7 +122,7 @@ def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: 
     with pytest.MonkeyPatch.context() as patch:
         for module in (reviews_module, review_table):
             patch.setattr(module, "BLOCK", read_at_once)
-        again = build_reviews(blocks, "test", SENTIMENT)
+        again = build_examples(blocks, "test", SENTIMENT)
         pd.testing.assert_frame_equal(again.table, whole.table)
         pd.testing.assert_frame_equal(again.quarantine, whole.quarantine)
         assert again.digest() == whole.digest()
@@ -139,7 +139,7 @@ def test_texts_are_not_in_memory() -> None:
 
     tracemalloc.start()
     try:
-        reviews = build_reviews(blocks(), "many", SENTIMENT)
+        reviews = build_examples(blocks(), "many", SENTIMENT)
         held, peak = tracemalloc.get_traced_memory()
         assert len(reviews.rows) == rows
     finally:
@@ -181,7 +181,7 @@ def test_the_quarantine_says_why() -> None:
 @pytest.mark.parametrize("rows", [[], [("", "1")], [("fine", "five stars"), ("bad", "one star")]])
 def test_nothing_usable_is_an_error_that_says_why(rows: list[tuple[str, str]]) -> None:
     with pytest.raises(CotdError, match=r"no usable review among .* rows.*data\.columns") as caught:
-        build_reviews(pd.DataFrame(rows, columns=["text", "label"]), "mine.csv", SENTIMENT)
+        build_examples(pd.DataFrame(rows, columns=["text", "label"]), "mine.csv", SENTIMENT)
     assert not rows or "empty text" in str(caught.value) or "five stars" in str(caught.value)
 
 

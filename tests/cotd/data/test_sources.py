@@ -17,7 +17,7 @@ from cotd.data import files as source_files
 from cotd.data.config import Columns, DataConfig
 from cotd.data.examples import PROTECTION, review_id
 from cotd.data.files import NO_OBJECT, PROBLEM, parse_line, read_csv, read_json_lines
-from cotd.data.sources import embedded_reviews, load_reviews, noun
+from cotd.data.sources import embedded_reviews, load_examples, noun
 from cotd.errors import CotdError
 
 WHOLE = pa.schema({"text": pa.string(), "label": pa.string(), "movie": pa.int64(), "extra": pa.int64()})
@@ -44,7 +44,7 @@ def test_embedded_reviews_leak_neither_text_nor_movie(rotten_tomatoes: Path) -> 
 
 def test_a_demo_sized_part_is_balanced(rotten_tomatoes: Path) -> None:
     data = DataConfig(source="embedded:rotten-tomatoes", train_rows=1000, validation_rows=300, test_rows=1000)
-    reviews = load_reviews(data)
+    reviews = load_examples(data)
     assert [len(reviews.split(s)) for s in ("train", "validation", "test")] == [1000, 300, 1000]
     assert reviews.table.groupby("split")["label"].agg(lambda s: (s == "positive").mean()).between(0.4, 0.65).all()
     assert noun(data) == "movie review"
@@ -63,7 +63,7 @@ def test_local_files_give_the_same_reviews(tmp_path: Path, review_rows: pd.DataF
     else:
         frame.to_parquet(path)
     columns = Columns(text="body", label="stars", split="part")
-    reviews = load_reviews(DataConfig(source=str(path), columns=columns))
+    reviews = load_examples(DataConfig(source=str(path), columns=columns))
     found = set(reviews.table[["text", "label", "split"]].itertuples(index=False, name=None))
     expected = set(review_rows.itertuples(index=False, name=None))
     assert found == expected | {(" ".join(t.split()), "positive", "train") for t in awkward}
@@ -84,10 +84,10 @@ def test_reading_in_blocks_changes_nothing(
     else:
         pq.write_table(pa.table({c: pa.array(frame[c], from_pandas=True) for c in frame}).cast(WHOLE), path, row_group_size=7)
     data = DataConfig(source=str(path), columns=Columns(group="movie"), test_share=0.3, validation_share=0.3)
-    whole = load_reviews(data)
+    whole = load_examples(data)
     for size in (1, 7):
         monkeypatch.setattr(source_files, "BLOCK", size)
-        again = load_reviews(data)
+        again = load_examples(data)
         pd.testing.assert_frame_equal(again.table, whole.table)
         assert again.digest() == whole.digest()
 
@@ -99,9 +99,9 @@ def test_a_column_that_few_lines_have_is_there(tmp_path: Path, monkeypatch: pyte
     ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataConfig(source=str(tmp_path / "mine.jsonl"), columns=Columns(group="movie"))
-    assert load_reviews(data).table["label"].value_counts().to_dict() == {"positive": 48}
+    assert load_examples(data).table["label"].value_counts().to_dict() == {"positive": 48}
     with pytest.raises(CotdError, match=r"no column 'film' .*it has: text, label, movie\."):
-        load_reviews(data.model_copy(update={"columns": Columns(group="film")}))
+        load_examples(data.model_copy(update={"columns": Columns(group="film")}))
 
 
 def test_a_moved_file_keeps_its_ids(tmp_path: Path, review_rows: pd.DataFrame) -> None:
@@ -110,7 +110,7 @@ def test_a_moved_file_keeps_its_ids(tmp_path: Path, review_rows: pd.DataFrame) -
         (tmp_path / folder).mkdir()
         review_rows.to_csv(tmp_path / folder / "mine.csv", index=False)
         data = DataConfig(source=str(tmp_path / folder / "mine.csv"), columns=Columns(split="split"))
-        ids.append(load_reviews(data).table["id"].to_list())
+        ids.append(load_examples(data).table["id"].to_list())
     assert ids[0] == ids[1]
 
 
@@ -119,21 +119,21 @@ def test_a_file_for_each_split(tmp_path: Path, review_rows: pd.DataFrame) -> Non
     for split, rows in review_rows.groupby("split"):
         sources[split] = str(tmp_path / f"{split}.csv")
         rows[["text", "label"]].to_csv(sources[split], index=False)
-    reviews = load_reviews(DataConfig(source=sources))
+    reviews = load_examples(DataConfig(source=sources))
     assert reviews.table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
 
 
 def test_a_group_column_keeps_groups_together(tmp_path: Path) -> None:
     rows = pd.DataFrame({"text": [f"text {i}" for i in range(400)], "label": 1, "product": [f"p{i % 40}" for i in range(400)]})
     rows.to_csv(tmp_path / "mine.csv", index=False)
-    table = load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(group="product"))).table
+    table = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(group="product"))).table
     product = table["text"].str.split().str[1].astype(int) % 40
     assert table.groupby(product)["split"].nunique().max() == 1
 
 
 def test_unlabelled_rows_are_reviews_too(tmp_path: Path) -> None:
     pd.DataFrame({"text": [f"text {i}" for i in range(100)]}).to_csv(tmp_path / "mine.csv", index=False)
-    reviews = load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))
+    reviews = load_examples(DataConfig(source=str(tmp_path / "mine.csv")))
     assert len(reviews.table) == 100
     assert reviews.table["label"].isna().all()
 
@@ -141,7 +141,7 @@ def test_unlabelled_rows_are_reviews_too(tmp_path: Path) -> None:
 def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
     pd.DataFrame({"body": ["fine"], "stars": [1]}).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError) as caught:
-        load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(text="bodi", label="star")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(text="bodi", label="star")))
     first, second = caught.value.problems
     assert "no column 'bodi' (data.columns.text)" in first
     assert "it has: body, stars." in first
@@ -160,14 +160,14 @@ def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
 )
 def test_sources_that_are_none(source: str, message: str) -> None:
     with pytest.raises(CotdError, match=message):
-        load_reviews(DataConfig(source=source))
+        load_examples(DataConfig(source=source))
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", "{not json"), ("a.parquet", "PAR0"), ("a.csv", "")])
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(CotdError, match=f"cannot read '.*{name}'"):
-        load_reviews(DataConfig(source=str(tmp_path / name)))
+        load_examples(DataConfig(source=str(tmp_path / name)))
 
 
 # --- files with bad rows --------------------------------------------------------------------------------------------
@@ -222,8 +222,8 @@ def test_a_bad_row_is_set_aside_and_the_file_is_read(tmp_path: Path, review_rows
         "\n".join(lines).encode() + b'\n{"text": "Caf\xe9 society", "label": 1, "split": "train"}'
     )
     columns = Columns(split="split")
-    from_csv = load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=columns))
-    from_json = load_reviews(DataConfig(source=str(tmp_path / "mine.jsonl"), columns=columns))
+    from_csv = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=columns))
+    from_json = load_examples(DataConfig(source=str(tmp_path / "mine.jsonl"), columns=columns))
     assert from_csv.quarantine[["text", "reason"]].values.tolist() == [
         ["So good, so long,positive,train", "4 cells, where the header has 3"],
         ["Only a text", "1 cells, where the header has 3"],
@@ -245,16 +245,16 @@ def test_a_bad_row_is_set_aside_and_the_file_is_read(tmp_path: Path, review_rows
 def test_files_that_are_bad_as_a_whole(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "mine.csv").write_bytes(content)
     with pytest.raises(CotdError, match=message):
-        load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")))
 
 
 def test_an_unknown_split_name_is_refused(tmp_path: Path, review_rows: pd.DataFrame) -> None:
     review_rows.assign(split="holdout").to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError, match="split 'holdout' is not train, validation or test"):
-        load_reviews(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(split="split")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(split="split")))
 
 
 def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["fine"], "label": [1]}).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError, match=r"no review in split .*Give more rows"):
-        load_reviews(DataConfig(source=str(tmp_path / "mine.csv")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.errors import CotdError
-from cotd.storage.working_copy import MANIFEST, WorkingCopy, in_working_copy, light
+from cotd.storage.working_copy import MANIFEST, WorkingCopy, is_small, sync_trial
 from cotd.study.config import load_config
 
 numbers = itertools.count()
@@ -83,7 +83,7 @@ def test_results_come_last_and_checkpoints_whole(tmp_path: Path, monkeypatch: py
     with WorkingCopy(f"memory://{tmp_path}", tmp_path / "here").pushing(60):
         pass
     assert sent == ["z.pt", "model.safetensors", "trainer_state.json", "result.json"]
-    assert [n for n in names if light(n)] == ["result.json"]
+    assert [n for n in names if is_small(n)] == ["result.json"]
 
 
 def test_a_trial_works_on_a_copy_of_its_own_and_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +95,13 @@ def test_a_trial_works_on_a_copy_of_its_own_and_goes_on_elsewhere(tmp_path: Path
         "reviews": "/drivers/copy/data/reviews.parquet", "threads": 1, "annotations": None,
     }  # fmt: skip
 
-    @in_working_copy
+    @sync_trial
     def killed(params: dict) -> None:  # type: ignore[type-arg]
         assert Path(params["reviews"]).read_bytes() == b"rows"
         write(Path(params["folder"]), {"checkpoints/checkpoint-2/trainer_state.json": b"2", "metrics.jsonl": b"1\n"})
         raise RuntimeError("out of memory")
 
-    @in_working_copy
+    @sync_trial
     def goes_on(params: dict) -> str:  # type: ignore[type-arg]
         folder = Path(params["folder"])
         assert (folder / "checkpoints/checkpoint-2/trainer_state.json").read_bytes() == b"2"
@@ -128,7 +128,7 @@ def test_of_a_trials_workers_on_one_machine_each_has_a_copy_and_the_first_ones_i
     params = {"storage": f"file://{tmp_path}/bucket/study", "directory": "/copy", "folder": "/copy/trials/t1"}
     places = []
 
-    @in_working_copy
+    @sync_trial
     def train(params: dict) -> None:  # type: ignore[type-arg]
         places.append(params["folder"])
         assert (Path(params["folder"]) / "trial.json").is_file()

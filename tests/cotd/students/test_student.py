@@ -72,7 +72,9 @@ def test_the_fast_label_is_what_constrained_generation_writes(student: Student) 
 def reasoning(tiny_t5: Path) -> Student:
     """A student of a `cot_joint` method."""
     model, tokenizer = load_base(str(tiny_t5))
-    return Student(model, tokenizer, SENTIMENT, {"max_target_tokens": 8, "writes_rationales": True, "reasons_first": True})
+    return Student(
+        model, tokenizer, SENTIMENT, {"max_target_tokens": 8, "writes_rationales": True, "rationale_before_label": True}
+    )
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["cut off by the limit", "ends with an answer"])
@@ -108,7 +110,7 @@ def test_a_student_that_reasons_first_is_scored_after_its_rationale(
 
 def test_a_student_that_reads_rationales_needs_one_a_text(student: Student, tiny_t5: Path) -> None:
     model, tokenizer = load_base(str(tiny_t5))
-    reader = Student(model, tokenizer, SENTIMENT, {"temperature": 2.0, "reads_rationales": True, "method": "rationale_input"})
+    reader = Student(model, tokenizer, SENTIMENT, {"temperature": 2.0, "rationale_as_input": True, "method": "rationale_input"})
     reasons = [f"It says so in {i} words." for i in range(len(TEXTS))]
     alike = student.predict([f"{why} Review: {text}" for why, text in zip(reasons, TEXTS, strict=True)])
     assert [p.probabilities for p in reader.predict(TEXTS, reasons)] == [p.probabilities for p in alike]
@@ -239,7 +241,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_label_words_must_differ_at_their_first_token(student: Student) -> None:
-    task = replace(SENTIMENT, words={"negative": "negative", "positive": "negative not"})
+    task = replace(SENTIMENT, verbalizers={"negative": "negative", "positive": "negative not"})
     with pytest.raises(CotdError, match="begins two of the label words negative, negative not with the same token"):
         Student(student.model, student.tokenizer, task, {})
 

@@ -101,7 +101,7 @@ def test_what_is_no_yaml(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_missing_file_names_those_that_ship(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     (problem,) = problems(Path("demo.yaml"))
     assert "no configuration file 'demo.yaml'. Shipped: tune_configs/" in problem
     assert "tune_configs/demo.yaml" in problem

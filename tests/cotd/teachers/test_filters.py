@@ -85,8 +85,8 @@ def test_near_duplicates_are_those_of_the_definition(texts: list[str]) -> None:
 
     repeats = near_duplicate_rows(texts, 0.8)
     for i, text in enumerate(texts):
-        near = [len(trigrams(t) & trigrams(text)) / len(trigrams(t) | trigrams(text)) for t in texts[:i]]
-        assert repeats[i] <= (max(near, default=0) >= 0.8)
+        spill_dir = [len(trigrams(t) & trigrams(text)) / len(trigrams(t) | trigrams(text)) for t in texts[:i]]
+        assert repeats[i] <= (max(spill_dir, default=0) >= 0.8)
         assert repeats[i] >= (text in texts[:i])
 
 

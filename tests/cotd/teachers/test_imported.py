@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.data.config import DataConfig
-from cotd.data.examples import Reviews, build_reviews, review_id
+from cotd.data.examples import Examples, build_examples, review_id
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.imported import AROUND, AnswerReader, spoken_label
+from cotd.teachers.imported import AROUND, ImportedReader, parse_model_label
 from cotd.teachers.requests import Teacher
 from tests.conftest import review_text
 from tests.hostile import HOSTILE
@@ -41,19 +41,19 @@ row = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def reviews() -> Reviews:
+def reviews() -> Examples:
     """Nine reviews, three a split; the last of each has no label."""
     labels = [None if i % 3 == 2 else "positive" if i % 2 == 0 else "negative" for i in range(9)]
-    return build_reviews(
+    return build_examples(
         pd.DataFrame({"text": TEXTS, "label": labels, "split": [SPLITS[i // 3] for i in range(9)]}), "reviews.csv", SENTIMENT
     )
 
 
 @given(st.lists(row, min_size=1, max_size=40))
-def test_every_row_is_joined_or_set_aside(reviews: Reviews, rows: list[dict[str, Any]]) -> None:
+def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str, Any]]) -> None:
     columns = {"label": "label", "rationale": "rationale", "gold_rationale": "gold_rationale"}
     config = TeacherConfig(model="gpt", answers={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
-    reader = AnswerReader(
+    reader = ImportedReader(
         ["answers.csv"], DATA, Teacher("gpt", "1", None, lambda text, limit: text, config), reviews, SENTIMENT
     )
     split_of = {review_id("reviews.csv", text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
@@ -82,11 +82,11 @@ def test_every_row_is_joined_or_set_aside(reviews: Reviews, rows: list[dict[str,
     gold = table[table["gold_conditioned"]]
     assert (gold["label"] == gold["review_id"].map(reviews.rows.gold(gold["review_id"]))).all()
     # Nothing is lost: rows of no review, with their reasons, and the others by split.
-    aside = output.read.set_aside.table() if output.read else pd.DataFrame()
+    aside = output.read.quarantined.table() if output.read else pd.DataFrame()
     unknown = [k for k, (i, _) in enumerate(wanted, 1) if i not in split_of]
     assert set(unknown) <= set(aside["row"])
     assert counts["rows"] == len(rows) == counts["matched"] + len(unknown)
-    assert counts["set_aside"] == aside["reason"].value_counts().to_dict()
+    assert counts["quarantined"] == aside["reason"].value_counts().to_dict()
     assert counts["unanswered_train"] == 3 - len({i for i, _ in trained})
     said: dict[str, str | None] = {}  # the first label that there is
     for i, label in wanted:
@@ -102,11 +102,11 @@ def test_every_row_is_joined_or_set_aside(reviews: Reviews, rows: list[dict[str,
 
 @given(st.sampled_from(["positive", "Positive", "NEGATIVE"]), st.text(AROUND, max_size=4), st.text(AROUND, max_size=4))
 def test_labels_count_whatever_is_around_them(word: str, before: str, after: str) -> None:
-    assert spoken_label(before + word + after, SENTIMENT) == word.lower()
+    assert parse_model_label(before + word + after, SENTIMENT) == word.lower()
 
 
 @pytest.mark.parametrize(
     "value", [*(v for v, label in SAID.items() if label is None), "positive?", "not positive", float("nan"), [1], {}]
 )
 def test_other_words_are_no_labels(value: Any) -> None:
-    assert spoken_label(value, SENTIMENT) is None
+    assert parse_model_label(value, SENTIMENT) is None

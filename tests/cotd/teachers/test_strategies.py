@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotd.data.examples import Reviews, build_reviews
+from cotd.data.examples import Examples, build_examples
 from cotd.errors import CotdError
-from cotd.tasks.prompts import load_prompts
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import ANNOTATION_COLUMNS, tidy_rationale
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.output import TeacherOutput
+from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request, Teacher
 from cotd.teachers.strategies import STRATEGIES
 
@@ -23,23 +23,23 @@ PROMPTS = load_prompts(SENTIMENT, "movie review")
 
 
 @pytest.fixture
-def reviews(review_rows: pd.DataFrame) -> Reviews:
-    return build_reviews(review_rows, "small", SENTIMENT)
+def reviews(review_rows: pd.DataFrame) -> Examples:
+    return build_examples(review_rows, "small", SENTIMENT)
 
 
-def run(reviews: Reviews, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
+def run(reviews: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
     config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
     teacher = Teacher("double", "1", first_token=hash, fit=lambda text, limit: text, config=config)
     return STRATEGIES[strategy](teacher, reviews, SENTIMENT, PROMPTS, double.ask)
 
 
-def change(rows: pd.DataFrame, split: str, **columns: Any) -> Reviews:
+def change(rows: pd.DataFrame, split: str, **columns: Any) -> Examples:
     """The reviews of `rows` with columns of one split changed."""
     changed = rows.copy()
     for column, value in columns.items():
         at = changed["split"] == split
         changed.loc[at, column] = changed.loc[at, column].map(value) if callable(value) else value
-    return build_reviews(changed, "small", SENTIMENT)
+    return build_examples(changed, "small", SENTIMENT)
 
 
 def flipped(label: str) -> str:
@@ -53,7 +53,7 @@ def own(output: TeacherOutput) -> pd.DataFrame:
 # --- score, then explain ----------------------------------------------------------------------------------------
 
 
-def test_a_biased_teacher_labels_well_once_calibrated(reviews: Reviews, teacher_double: Any) -> None:
+def test_a_biased_teacher_labels_well_once_calibrated(reviews: Examples, teacher_double: Any) -> None:
     output = run(reviews, teacher_double)
     train = reviews.split("train").set_index("id")
     assert list(output.annotations.columns) == ANNOTATION_COLUMNS
@@ -68,7 +68,7 @@ def test_a_biased_teacher_labels_well_once_calibrated(reviews: Reviews, teacher_
     assert "validation" in output.calibration["used"]
 
 
-def test_the_calibration_uses_no_test_row(reviews: Reviews, review_rows: pd.DataFrame, teacher_double: Any) -> None:
+def test_the_calibration_uses_no_test_row(reviews: Examples, review_rows: pd.DataFrame, teacher_double: Any) -> None:
     output = run(reviews, teacher_double)
     other_gold = run(change(review_rows, "test", label=flipped), teacher_double)
     other_texts = run(change(review_rows, "test", text=lambda t: t.replace("dull", "warm")), teacher_double)
@@ -80,11 +80,11 @@ def test_the_calibration_uses_no_test_row(reviews: Reviews, review_rows: pd.Data
 
 def test_the_calibration_does_use_validation_gold(review_rows: pd.DataFrame, teacher_double: Any) -> None:
     output = run(change(review_rows, "validation", label=flipped), teacher_double)
-    train = build_reviews(review_rows, "small", SENTIMENT).split("train").set_index("id")
+    train = build_examples(review_rows, "small", SENTIMENT).split("train").set_index("id")
     assert own(output)["label"].to_dict() == train["label"].map(flipped).to_dict()
 
 
-def test_no_rationale_is_asked_of_test_reviews(reviews: Reviews, teacher_double: Any) -> None:
+def test_no_rationale_is_asked_of_test_reviews(reviews: Examples, teacher_double: Any) -> None:
     run(reviews, teacher_double)
     explained = [r.prompt for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
     assert explained
@@ -95,7 +95,7 @@ def test_no_rationale_is_asked_of_test_reviews(reviews: Reviews, teacher_double:
 def test_a_rationale_for_an_equal_gold_label_is_asked_once(review_rows: pd.DataFrame, teacher_double: Any) -> None:
     wrong = review_rows.iloc[0]["text"]
     rows = review_rows.assign(label=[flipped(r.label) if r.text == wrong else r.label for r in review_rows.itertuples()])
-    output = run(build_reviews(rows, "small", SENTIMENT), teacher_double)
+    output = run(build_examples(rows, "small", SENTIMENT), teacher_double)
     keys = [r.key for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
     # 24 reviews; the teacher differs from gold in one, whose two labels need a rationale each.
     assert len(keys) == len(set(keys)) == 25
@@ -104,7 +104,7 @@ def test_a_rationale_for_an_equal_gold_label_is_asked_once(review_rows: pd.DataF
     assert (by_gold != own(output)["label"]).sum() == 1
 
 
-def test_without_gold_conditioning_gold_is_not_shown(reviews: Reviews, teacher_double: Any) -> None:
+def test_without_gold_conditioning_gold_is_not_shown(reviews: Examples, teacher_double: Any) -> None:
     output = run(reviews, teacher_double, gold_conditioned=False)
     assert not output.annotations["gold_conditioned"].any()
     assert len(output.annotations) == 24
@@ -116,7 +116,7 @@ def test_unlabelled_training_reviews_get_the_teachers_label_only(review_rows: pd
     assert own(output)["label"].isin(SENTIMENT.labels).all()
 
 
-def test_samples_have_seeds_of_their_own(reviews: Reviews, teacher_double: Any) -> None:
+def test_samples_have_seeds_of_their_own(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: f" Reason of seed {request.sampling['seed']}."
     output = run(reviews, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
     one = output.annotations[output.annotations["review_id"] == output.annotations["review_id"].iloc[0]]
@@ -124,7 +124,7 @@ def test_samples_have_seeds_of_their_own(reviews: Reviews, teacher_double: Any) 
     assert one["rationale"].to_list() == [f"Reason of seed {s}." for s in (10, 11, 12)]
 
 
-def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Reviews, teacher_double: Any) -> None:
+def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Examples, teacher_double: Any) -> None:
     train = reviews.split("train").iloc[0]
     test = reviews.split("test").iloc[0]
     teacher_double.fails = lambda prompt: prompt.endswith("Sentiment:") and (train["text"] in prompt or test["text"] in prompt)
@@ -136,7 +136,7 @@ def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Reviews, te
     }
 
 
-def test_failed_and_cut_off_rationales_are_quarantined(reviews: Reviews, teacher_double: Any) -> None:
+def test_failed_and_cut_off_rationales_are_quarantined(reviews: Examples, teacher_double: Any) -> None:
     failing, short = reviews.split("train")["text"][:2]
     teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and failing in prompt
     teacher_double.write = lambda request: " No." if short in request.prompt else " It says what it says."
@@ -156,7 +156,7 @@ def test_platt_needs_gold_of_both_kinds(review_rows: pd.DataFrame, teacher_doubl
     assert own(output)["label"].value_counts().to_dict() == {"positive": 12, "negative": 12}
 
 
-def test_scores_of_one_kind_alone_cannot_calibrate(reviews: Reviews, teacher_double: Any) -> None:
+def test_scores_of_one_kind_alone_cannot_calibrate(reviews: Examples, teacher_double: Any) -> None:
     """The engine failed on every positive validation review: readable, not scikit-learn's complaint."""
     positive = reviews.split("validation").query("label == 'positive'")["text"]
     teacher_double.fails = lambda prompt: any(text in prompt for text in positive)
@@ -177,7 +177,7 @@ def reason(request: Request) -> str:
     return f" The words are telling.\nSentiment: {'Positive' if 'warm' in review else 'Negative'}"
 
 
-def test_chain_of_thought_parses_label_and_rationale(reviews: Reviews, teacher_double: Any) -> None:
+def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     output = run(reviews, teacher_double, "chain_of_thought")
     train = reviews.split("train").set_index("id")
@@ -195,7 +195,7 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Reviews, teacher_d
     assert output.calibration is None
 
 
-def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Reviews, teacher_double: Any) -> None:
+def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     plain = run(reviews, teacher_double, "chain_of_thought")
     assert plain.rationales == {}
@@ -206,13 +206,13 @@ def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(review
     pd.testing.assert_frame_equal(output.test, plain.test)
 
 
-def test_chain_of_thought_answers_are_held_to_the_format(reviews: Reviews, teacher_double: Any) -> None:
+def test_chain_of_thought_answers_are_held_to_the_format(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     run(reviews, teacher_double, "chain_of_thought")
     assert all("regex" in r.sampling["structured_outputs"] for r in teacher_double.asked)
 
 
-def test_unparsable_test_answers_stay_without_a_label(reviews: Reviews, teacher_double: Any) -> None:
+def test_unparsable_test_answers_stay_without_a_label(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: " I cannot decide."
     output = run(reviews, teacher_double, "chain_of_thought")
     assert output.test["predicted"].isna().all()
@@ -220,7 +220,7 @@ def test_unparsable_test_answers_stay_without_a_label(reviews: Reviews, teacher_
     assert own(output)["error"].notna().all()
 
 
-def test_samples_vote(reviews: Reviews, teacher_double: Any) -> None:
+def test_samples_vote(reviews: Examples, teacher_double: Any) -> None:
     votes = {0: "Positive", 1: "Positive", 2: "Negative", 3: "who knows"}
     teacher_double.write = lambda request: f" So it seems to me.\nSentiment: {votes[request.sampling['seed']]}"
     output = run(reviews, teacher_double, "chain_of_thought", samples=4, temperature=0.7, gold_conditioned=False)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tests.cotd.test_training import annotations, make_folder, make_trial, parameters, reviews, timeless
+from tests.cotd.training.test_train import annotations, make_folder, make_trial, parameters, reviews, timeless
 
 from cotd.students.base_models import load_base
 from cotd.tasks.registry import SENTIMENT

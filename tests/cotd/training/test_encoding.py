@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cotd.data.examples import build_reviews, select_fraction
+from cotd.data.examples import build_examples, select_fraction
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
@@ -29,7 +29,7 @@ from cotd.training.trial import Trial
 
 @pytest.fixture(scope="module")
 def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
-    return build_reviews(review_rows, "small", SENTIMENT).table
+    return build_examples(review_rows, "small", SENTIMENT).table
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cotd.data.examples import build_reviews
+from cotd.data.examples import build_examples
 from cotd.errors import CotdError
 from cotd.students.backends.t5.packed import run_block, token_states
 from cotd.students.base_models import load_base
@@ -49,7 +49,7 @@ SCORED = {
 
 @pytest.fixture(scope="module")
 def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
-    return build_reviews(review_rows, "small", SENTIMENT).table
+    return build_examples(review_rows, "small", SENTIMENT).table
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +481,7 @@ def test_what_is_said_at_the_end_of_long_reviews_is_learned_by_those_who_read_it
     rows = review_rows.assign(
         text="Let me begin with who directed it and in which year it was made. " * 3 + review_rows["text"]
     )
-    reviews = build_reviews(rows, "long", SENTIMENT).table
+    reviews = build_examples(rows, "long", SENTIMENT).table
     accuracy = {}
     for truncation in ("head", "head_tail"):
         trial = make_trial(tiny_t5, steps=80, eval_every=80, max_input_tokens=32, truncation=truncation)
@@ -526,7 +526,7 @@ def test_rationale_input_is_scored_with_the_teachers_rationales(
         assert not folder.checkpoints.exists()
     train_trial(trial, folder, reviews, annotations, teacher_rationales=rationales)
     student = Student.load(folder.student, device="cpu")
-    assert (student.reads_rationales, student.can_explain) == (True, False)
+    assert (student.rationale_as_input, student.can_explain) == (True, False)
     table = pd.read_parquet(folder.predictions)
     texts = reviews.set_index("id").loc[table["review_id"], "text"]
     predictions = student.predict(list(texts), [rationales[i] for i in table["review_id"]])

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cotd.data.sources import load_reviews
+from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
 from cotd.tasks.registry import SENTIMENT
@@ -66,7 +66,7 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     assert summary["usage"] == {}
     assert AnnotationFiles.of(config).page.is_file()
     # Students learn from them as from any others.
-    reviews = load_reviews(config.data)
+    reviews = load_examples(config.data)
     assert check_annotations(config, reviews) is not None
     pairs = {
         name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["task"].value_counts().to_dict()
@@ -116,7 +116,7 @@ def test_a_csv_of_answers_about_some_reviews(write_study: Callable[..., Path], a
 def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
     config = beside()
     first = annotate(config)
-    reviews = load_reviews(config.data)
+    reviews = load_examples(config.data)
     assert check_annotations(config, reviews) is not None
     beside(answered.assign(why="It is what it is, says another model."))
     with pytest.raises(CotdError, match=r"Run `cotd annotate CONFIG` again"):
@@ -134,7 +134,7 @@ def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfi
     without = beside(answered, {"label": "said", "rationale": "why"})
     annotate(without)
     with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.answers\.columns\.gold_rationale"):
-        check_annotations(without, load_reviews(without.data))
+        check_annotations(without, load_examples(without.data))
 
 
 def test_rationales_given_gold_alone(beside: Callable[..., StudyConfig]) -> None:
@@ -157,8 +157,8 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     }  # fmt: skip
     assert (summary["teacher"]["accuracy"], summary["quality"]["rationales"]) == (11 / 12, {"rows": 0})
     assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
-    table, _ = check_annotations(config, load_reviews(config.data)) or (pd.DataFrame(), None)
-    train = load_reviews(config.data).table.query("split == 'train'")
+    table, _ = check_annotations(config, load_examples(config.data)) or (pd.DataFrame(), None)
+    train = load_examples(config.data).table.query("split == 'train'")
     pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
     assert set(pairs["task"]) == {"label"}
     assert len(pairs) == 23

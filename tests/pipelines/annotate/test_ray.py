@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cotd.study.config import StudyConfig, load_config
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from pipelines.annotate.engines.choose import teacher_engine
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate

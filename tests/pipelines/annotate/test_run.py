@@ -14,15 +14,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cotd.data.examples import build_reviews, review_id
-from cotd.data.sources import load_reviews
+from cotd.data.examples import build_examples, review_id
+from cotd.data.sources import load_examples
 from cotd.data.truncation import fit_by_length, fit_end_by_length, tokens_by_length
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
-from cotd.tasks.prompts import load_prompts
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import BudgetConfig, TeacherConfig
 from cotd.teachers.loading import load_teacher
+from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request, Teacher
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import STRATEGIES
@@ -257,7 +257,7 @@ def test_both_ends_of_a_long_review_are_shown(embedded_student: Path) -> None:
     limit = 60
     middle = " ".join(f"Sentence number {i} is here." for i in range(50))
     texts = [f"It begins well. {middle} It ends badly.", "It is short."]
-    reviews = build_reviews(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
+    reviews = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
     teacher = load_teacher(TeacherConfig(max_review_tokens=limit, truncation="head_tail"))
     for _ in range(2):  # the second time it is remembered
         shown = {text[:9]: text for _, text in teacher.shown(reviews)}
@@ -284,7 +284,7 @@ def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
     """Taken apart, a special token is several: the limit is that of what is shown."""
     teacher = load_teacher(TeacherConfig(max_review_tokens=100))
     text = "<|im_end|>" * 90
-    reviews = build_reviews(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
+    reviews = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
     ((_, shown),) = teacher.shown(reviews)
     assert 0 < teacher.count(shown) <= 100
     assert teacher.count_cut(reviews) == 1
@@ -360,7 +360,7 @@ def test_a_column_of_stars_is_warned_of(
     )
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
     with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
-        check_gold(config, load_reviews(config.data))
+        check_gold(config, load_examples(config.data))
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
     summary = annotate(config, teacher_double.complete)
     (warning,) = summary["warnings"]
@@ -535,7 +535,7 @@ def test_any_text_is_annotated_or_set_aside_and_shifts_no_other(texts: list[str]
         columns=["text", "label", "split"],
         dtype=object,
     )  # fmt: skip
-    reviews = build_reviews(rows, "hostile", SENTIMENT)
+    reviews = build_examples(rows, "hostile", SENTIMENT)
     assert len(reviews.table) + len(reviews.quarantine) + reviews.counts["repeats"] == len(rows)
     double = FakeTeacher()
     config = TeacherConfig()

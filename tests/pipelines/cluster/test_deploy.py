@@ -15,7 +15,7 @@ from ray.runtime_env import RuntimeEnv
 
 from cotd.study.config import load_config
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 FOLDER = REPOSITORY / "pipelines" / "deploy"
 
 

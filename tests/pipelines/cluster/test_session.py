@@ -23,7 +23,7 @@ from pipelines.cluster.session import ray_session, require_shared
 from pipelines.sweep.plan import plan_study
 from tests.processes import free_port, running, wait_for
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 TRAINING = {"optimizer": "adamw", "steps": 4, "batch_size": 8, "eval_every": 2, "warmup_steps": 0}
 

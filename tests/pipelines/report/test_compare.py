@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from tests.pipelines.report.test_report import tables
+from tests.pipelines.report.test_run import tables
 
 from cotd.errors import CotdError
 from cotd.utils.files import write_json

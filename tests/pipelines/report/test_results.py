@@ -13,7 +13,7 @@ from cotd.errors import CotdError
 from cotd.evaluation.statistics import accuracy_interval
 from cotd.study.config import load_config
 from cotd.study.search import SearchConfig
-from cotd.teachers.imported_config import AnswerColumns, AnswersConfig
+from cotd.teachers.imported_config import ImportedColumns, ImportedConfig
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
 from pipelines.report.text import tokens
@@ -54,7 +54,7 @@ def test_teacher_tokens_are_those_that_the_method_learns_from(study: Make) -> No
 
 def test_tokens_of_answers_read_from_a_file_are_not_known(study: Make) -> None:
     made = study(method=["finetune", "distill"], fraction=[1.0]).finish_all()
-    answers = AnswersConfig(columns=AnswerColumns(label="said", rationale="why"))
+    answers = ImportedConfig(columns=ImportedColumns(label="said", rationale="why"))
     made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"answers": answers})})
     groups = group_trials(made.results())
     assert {g["method"]: g["teacher_tokens"] for g in groups} == {"finetune": 0, "distill": None}

@@ -55,16 +55,16 @@ async def version(client: httpx.AsyncClient) -> str:
 
 def test_the_alias_decides_who_answers(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
     first, second = registry.add(student_folder), registry.add(student_folder)
-    registry.crown(first)
+    registry.promote(first)
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         await endpoint.refresh()
         assert await version(client) == first
-        registry.crown(second)
+        registry.promote(second)
         assert await version(client) == first, "only a look at the alias changes the student"
         await endpoint.refresh()
         assert await version(client) == second
-        registry.crown(first)  # rolled back
+        registry.promote(first)  # rolled back
         await endpoint.refresh()
         assert await version(client) == first
         metrics = (await client.get("/metrics")).text
@@ -78,7 +78,7 @@ def test_the_alias_decides_who_answers(with_endpoint: Any, registry: Any, studen
 def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
     first = registry.add(student_folder)
     second = registry.add(student_folder, lambda folder: change_weights(folder, lambda w: w["shared.weight"].neg_()))
-    registry.crown(first)
+    registry.promote(first)
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         async def ask() -> tuple[str, float]:
@@ -87,7 +87,7 @@ def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: An
             assert len(scores) == 1, "one student answers a whole request"
             return answer["model"]["version"], scores.pop()
 
-        registry.crown(second)
+        registry.promote(second)
         swap = asyncio.create_task(endpoint.refresh())
         answers = []
         while not swap.done():
@@ -113,16 +113,16 @@ def test_a_champion_that_is_no_good_is_refused(
 ) -> None:
     LOG.setLevel(logging.INFO)
     first, bad = registry.add(student_folder), registry.add(student_folder, spoil)
-    registry.crown(first)
+    registry.promote(first)
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
-        registry.crown(bad)
+        registry.promote(bad)
         for _ in range(3):
             await endpoint.refresh()
             assert await version(client) == first
         metrics = (await client.get("/metrics")).text
         assert 'cotd_model_swaps_total{outcome="refused"} 1.0' in metrics, "it is tried once, not at every look"
-        registry.crown(good := registry.add(student_folder))
+        registry.promote(good := registry.add(student_folder))
         await endpoint.refresh()
         assert await version(client) == good
 
@@ -135,10 +135,10 @@ def test_a_champion_that_cannot_be_loaded_is_tried_again(
     with_endpoint: Any, registry: Any, student_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, broken = registry.add(student_folder), registry.add(student_folder, cut_weights)
-    registry.crown(first)
+    registry.promote(first)
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
-        registry.crown(broken)
+        registry.promote(broken)
         for _ in range(3):
             await endpoint.refresh()
             assert await version(client) == first
@@ -172,12 +172,12 @@ def test_a_replica_that_starts_falls_back_to_what_was_served(
     """The alias has moved on to a student that is no good, or (None) the registry is away."""
     settings = settings_for(registry).model_copy(update={"metrics_folder": str(tmp_path / "metrics")})
     first = registry.add(student_folder)
-    registry.crown(first)
+    registry.promote(first)
     with pytest.raises(CotdError, match="no model"):
         with_endpoint(settings.model_copy(update={"student": "models:/another@champion"}), nothing)
     with_endpoint(settings, nothing)
     if spoil:
-        registry.crown(registry.add(student_folder, spoil))
+        registry.promote(registry.add(student_folder, spoil))
     else:
         registry.client.delete_registered_model_alias("cotd-student", "champion")
 
@@ -185,7 +185,7 @@ def test_a_replica_that_starts_falls_back_to_what_was_served(
         assert await version(client) == first
         await endpoint.refresh()
         assert await version(client) == first
-        registry.crown(good := registry.add(student_folder))
+        registry.promote(good := registry.add(student_folder))
         await endpoint.refresh()
         assert await version(client) == good
 
@@ -195,7 +195,7 @@ def test_a_replica_that_starts_falls_back_to_what_was_served(
 
 
 def test_a_registry_that_is_away_changes_nothing(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
-    registry.crown(first := registry.add(student_folder))
+    registry.promote(first := registry.add(student_folder))
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         registry.client.delete_registered_model_alias("cotd-student", "champion")
@@ -207,10 +207,10 @@ def test_a_registry_that_is_away_changes_nothing(with_endpoint: Any, registry: A
 
 
 def test_the_alias_is_watched_while_the_endpoint_runs(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
-    registry.crown(registry.add(student_folder))
+    registry.promote(registry.add(student_folder))
 
     async def use(client: httpx.AsyncClient, _: Endpoint) -> None:
-        registry.crown(second := registry.add(student_folder))
+        registry.promote(second := registry.add(student_folder))
         async with asyncio.timeout(60):
             while await version(client) != second:
                 await asyncio.sleep(0.05)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 import serve.http.api
 from cotd.students.student import Student
 from serve.endpoint.endpoint import LOG, Endpoint
-from serve.http.schemas import PredictRequest
+from serve.schemas import PredictRequest
 from serve.settings import Settings, digest
 
 TEXTS = ["A warm and funny film.", "Dull.", "word " * 200]
@@ -202,8 +202,8 @@ def test_no_more_streams_are_taken_than_may_wait(with_endpoint: Any, settings: S
 
 
 def test_a_stream_that_fails_says_so_in_its_last_line(ask: Ask, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream_rationale(student: Student, text: str, hear: Callable[[str], None]) -> None:
-        hear("The reviewer")
+    def stream_rationale(student: Student, text: str, on_text: Callable[[str], None]) -> None:
+        on_text("The reviewer")
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(Student, "stream_rationale", stream_rationale)

@@ -100,7 +100,7 @@ def test_an_export_that_is_off_is_refused_and_removed(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("needs", ["reasons_first", "reads_rationales"])
+@pytest.mark.parametrize("needs", ["rationale_before_label", "rationale_as_input"])
 def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student, tmp_path: Path, needs: str) -> None:
     """The README that comes with an export scores the label words in the decoder's first step."""
     other = Student(student.model, student.tokenizer, student.task, {"method": "cot_joint"})

@@ -85,7 +85,7 @@ def test_the_fast_t5_knows_both_versions(student: Student, variant: dict[str, An
 def test_the_default_is_what_is_fastest_and_can_compute_the_student(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     need("onnxruntime")
     assert isinstance(make_runtime(AUTO, student), OnnxScorer)
-    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "rationale_before_label": True})
     assert choose_runtime(AUTO, reasoning) == "torch"
     monkeypatch.setattr(student.model.config, "dense_act_fn", "silu")
     assert choose_runtime(AUTO, student) == "torch"
@@ -96,7 +96,7 @@ def test_the_default_is_what_is_fastest_and_can_compute_the_student(student: Stu
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - set(LABEL_ONLY)))
 def test_a_student_that_reasons_first_is_served_as_it_predicts(student: Student, name: str) -> None:
-    card = {**student.card, "method": "cot_joint", "reasons_first": True}
+    card = {**student.card, "method": "cot_joint", "rationale_before_label": True}
     reasoning = Student(student.model, student.tokenizer, student.task, card)
     logits, _ = make_runtime(name, reasoning).label_logits(PROBES)
     assert torch.allclose(logits, reasoning.label_logits(PROBES)[0], atol=1e-4)
@@ -130,6 +130,6 @@ def test_a_runtime_of_labels_alone_refuses_a_student_that_reasons_first(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.runtimes.base.PACKAGES", {})
-    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "reasons_first": True})
+    reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "rationale_before_label": True})
     with pytest.raises(CotdError, match="writes a rationale before its label"):
         make_runtime("onnxruntime", reasoning)

@@ -29,7 +29,7 @@ class _Dropped(torch.autograd.Function):
         return (gradients[0] * kept).mul_(context.scale), None
 
 
-def drop(hidden: Tensor, rate: float, training: bool) -> Tensor:
+def dropout(hidden: Tensor, rate: float, training: bool) -> Tensor:
     """`torch.nn.functional.dropout`: each element is zero with probability `rate`, else divided by 1 - `rate`."""
     if not training or rate == 0:
         return hidden

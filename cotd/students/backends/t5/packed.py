@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cotd.students.backends.t5.dropout import drop
+from cotd.students.backends.t5.dropout import dropout
 from cotd.students.backends.t5.rms_norm import rms_norm
 
 # Scores of a head that a group has, if it can, and that it has at most.
 FEWEST_SCORES, MOST_SCORES = 2**14, 2**18
 # The score of what is not to be looked at, in any number format.
-UNREAD = torch.finfo(torch.bfloat16).min
+MASK_VALUE = torch.finfo(torch.bfloat16).min
 
 
 class Group(NamedTuple):
@@ -97,7 +97,7 @@ def as_rows(lengths: Tensor) -> Group:
     if tokens == rows * width:
         return Group(rows, width, tokens, None, None)
     real = torch.arange(width, device=lengths.device) < lengths[:, None]  # (B, W)
-    unread = torch.zeros_like(real, dtype=torch.float32).masked_fill_(~real, UNREAD)
+    unread = torch.zeros_like(real, dtype=torch.float32).masked_fill_(~real, MASK_VALUE)
     return Group(rows, width, tokens, real.flatten().nonzero().squeeze(1), unread[:, None, None])
 
 
@@ -154,7 +154,7 @@ class Memory:
     """
 
     def __init__(self, states: Tensor, packing: Packing, sources: Tensor, targets: Packing):
-        self.states = narrow(states)
+        self.states = to_autocast(states)
         self.whole = as_rows(packing.lengths)
         self.read = sources.split(targets.group_rows)
         groups = [as_rows(packing.lengths[chosen]) for chosen in self.read]
@@ -174,12 +174,12 @@ def run_stack(stack: Any, hidden: Tensor, packing: Layout, memory: Readable | No
         least = torch.finfo(bias.dtype).min
         bias = bias + torch.full(bias.shape[2:], least, dtype=bias.dtype, device=bias.device).triu_(1)
     biases = [bias[:, :, : group.width, : group.width] for group in packing.groups]
-    hidden = drop(hidden, rate, training)
+    hidden = dropout(hidden, rate, training)
     for block in stack.block:
         kept = not (training and block.gradient_checkpointing)
         run = run_block if kept else partial(checkpoint, run_block, use_reentrant=False)
         hidden = run(block, hidden, packing, biases, rate, memory)
-    return drop(norm(stack.final_layer_norm, hidden), rate, training)
+    return dropout(norm(stack.final_layer_norm, hidden), rate, training)
 
 
 def run_block(
@@ -192,33 +192,33 @@ def run_block(
     """
     training = block.training
     layer = block.layer[0]
-    normed, own = narrow(norm(layer.layer_norm, hidden)), layer.SelfAttention
+    normed, own = to_autocast(norm(layer.layer_norm, hidden)), layer.SelfAttention
     queries, keys, values = (packing.pad(project(normed)) for project in (own.q, own.k, own.v))
     seen = attend(own, queries, keys, values, packing, [group.unread for group in packing.groups], biases)
-    hidden = hidden + drop(seen, rate, training)
+    hidden = hidden + dropout(seen, rate, training)
     if memory is not None:
         layer = block.layer[1]
-        normed, cross = narrow(norm(layer.layer_norm, hidden)), layer.EncDecAttention
+        normed, cross = to_autocast(norm(layer.layer_norm, hidden)), layer.EncDecAttention
         keys, values = memory.rows(cross.k(memory.states)), memory.rows(cross.v(memory.states))
         seen = attend(cross, packing.pad(cross.q(normed)), keys, values, packing, memory.unread)
-        hidden = hidden + drop(seen, rate, training)
+        hidden = hidden + dropout(seen, rate, training)
     layer = block.layer[-1]
-    return hidden + drop(feed_forward(layer.DenseReluDense, norm(layer.layer_norm, hidden)), rate, training)
+    return hidden + dropout(feed_forward(layer.DenseReluDense, norm(layer.layer_norm, hidden)), rate, training)
 
 
 def feed_forward(layer: Any, hidden: Tensor) -> Tensor:
     """T5's feed-forward layer, plain (v1.0) or gated (v1.1): (N, d) → (N, d)."""
     gated = hasattr(layer, "wi_0")
-    hidden = narrow(hidden)
+    hidden = to_autocast(hidden)
     inner = layer.act(layer.wi_0(hidden)) * layer.wi_1(hidden) if gated else layer.act(layer.wi(hidden))
-    return layer.wo(drop(inner, layer.dropout.p, layer.training))
+    return layer.wo(dropout(inner, layer.dropout.p, layer.training))
 
 
 def norm(layer: Any, hidden: Tensor) -> Tensor:
     return rms_norm(hidden, layer.weight, layer.variance_epsilon)
 
 
-def narrow(hidden: Tensor) -> Tensor:
+def to_autocast(hidden: Tensor) -> Tensor:
     """In the number format of mixed precision, if it is on: once for all the layers that read it, which each would do it."""
     device = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
@@ -250,6 +250,6 @@ def attend(
         for more in (biases[i] if biases is not None else None, unread[i]):
             if more is not None:
                 scores = scores.add_(more) if scores.dtype == more.dtype else scores + more
-        weights = drop(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
+        weights = dropout(torch.softmax(scores, dim=-1), attention.dropout, attention.training)
         found.append(pack_group((weights @ heads(values[i])).transpose(1, 2).flatten(2), group))
     return attention.o(torch.cat(found))

@@ -6,8 +6,6 @@ the account's, not a worker's. The client runs on an event loop that turns while
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import asyncio
 import random
 import time
@@ -22,8 +20,9 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.requests import Request
-from cotd.teachers.store import REFUSED_REASON, completion
-from pipelines.annotate.engines.api.answers import (
+from cotd.teachers.store import REFUSED_REASON, Completion, completion
+from pipelines.annotate.engines.api.rate_limit import Booking, RateLimit, retry_after
+from pipelines.annotate.engines.api.responses import (
     ODD,
     Again,
     CutOff,
@@ -34,7 +33,6 @@ from pipelines.annotate.engines.api.answers import (
     form_of,
     read_answer,
 )
-from pipelines.annotate.engines.api.rate_limit import Booking, RateLimit, retry_after
 
 BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many answers, or is so old
 LONGEST_BACKOFF = 60.0

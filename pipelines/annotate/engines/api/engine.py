@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import asyncio
 import contextlib
 import os
@@ -15,6 +13,7 @@ from cotd.errors import CotdError, nearest
 from cotd.progress import say
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.requests import Request
+from cotd.teachers.store import Completion
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.api.client import ApiClient
 

@@ -18,8 +18,8 @@ from cotd.cli.app import main
 from cotd.errors import CotdError
 from cotd.teachers.loading import load_teacher
 from cotd.teachers.requests import Request
-from pipelines.annotate.engines.api.answers import label_logprob, token_count
 from pipelines.annotate.engines.api.engine import check_endpoint
+from pipelines.annotate.engines.api.responses import label_logprob, token_count
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from tests.pipelines.conftest import KEY, MakeStudy, Provider, answer_in_json, number_of
@@ -212,14 +212,14 @@ def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provi
 
 def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
     """Whatever else may go wrong with one answer: those beside it are kept."""
-    real = pipelines.annotate.engines.api.answers.read_answer
+    real = pipelines.annotate.engines.api.responses.read_answer
 
     def breaks(request: Request, *rest: Any) -> Any:
         if number_of(request.prompt) == "3":
             raise MemoryError(f"key {KEY}")
         return real(request, *rest)
 
-    monkeypatch.setattr("pipelines.annotate.engines.api.answers.read_answer", breaks)
+    monkeypatch.setattr("pipelines.annotate.engines.api.responses.read_answer", breaks)
     quarantined = annotate(study(), yes=True)["annotations"]["quarantined"]
     assert quarantined == {"its answer could not be read: MemoryError: key [key]": 2}
 

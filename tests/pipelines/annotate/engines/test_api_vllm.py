@@ -22,7 +22,7 @@ import pytest
 
 from cotd.students.base_models import resolve_model
 from cotd.study.config import load_config
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from cotd.utils.hardware import choose_dtype
 from pipelines.annotate.engines.vllm import environment
 from pipelines.annotate.files import read_annotations

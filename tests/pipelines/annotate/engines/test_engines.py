@@ -12,7 +12,7 @@ import pytest
 from cotd.data.cleaning import whole_characters
 from cotd.data.sources import embedded_reviews
 from cotd.students.base_models import resolve_model
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
 from tests.hostile import HOSTILE
 

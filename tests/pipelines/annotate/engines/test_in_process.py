@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cotd.errors import CotdError
-from cotd.teachers.engine_config import EngineConfig
+from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
 from cotd.teachers.store import REFUSED_REASON, completion
 from pipelines.annotate.engines.choose import teacher_engine

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serve.client import explain_refusal
-from serve.http.schemas import PredictRequest
+from serve.schemas import PredictRequest
 
 
 def refusal(**body: object) -> str:

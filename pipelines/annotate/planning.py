@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from cotd.data.examples import Reviews
-from cotd.data.table import ReviewTable
+from cotd.data.examples import Examples
+from cotd.data.table import ExampleTable
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
-from cotd.tasks.prompts import Prompts
 from cotd.teachers.calibration import Calibration
 from cotd.teachers.output import explained_reviews
+from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import Request, Teacher, explain_request, think_request
+from cotd.teachers.store import Completion
 from cotd.teachers.strategies import (
     calibrated_label,
     calibration_reviews,
@@ -54,7 +53,7 @@ class Planned:
 
 
 def planned_requests(
-    teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, known: Known = lambda requests: {}
+    teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, known: Known = lambda requests: {}
 ) -> Iterator[Planned]:
     """What a run is going to ask.
 
@@ -67,7 +66,7 @@ def planned_requests(
     return planned_thinking(teacher, reviews, task, prompts)
 
 
-def planned_thinking(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts) -> Iterator[Planned]:
+def planned_thinking(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts) -> Iterator[Planned]:
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
     explained = explained_reviews(teacher.config, reviews)
 
@@ -89,7 +88,7 @@ def planned_thinking(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pr
                 yield Planned("rationale given the gold label", i, request, lambda answer: explains(teacher, prompts, answer))
 
 
-def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Prompts, known: Known) -> Iterator[Planned]:
+def planned_scoring(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, known: Known) -> Iterator[Planned]:
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
     held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
     parts = scored_reviews(held_out, test, train, explained)
@@ -132,7 +131,7 @@ def planned_scoring(teacher: Teacher, reviews: Reviews, task: Task, prompts: Pro
 
 
 def planned_calibration(
-    teacher: Teacher, task: Task, held_out: ReviewTable, scores: np.ndarray, unscored: np.ndarray
+    teacher: Teacher, task: Task, held_out: ExampleTable, scores: np.ndarray, unscored: np.ndarray
 ) -> Calibration | None:
     """The calibration that a run is going to find, or None where scores that it takes are not known."""
     if unscored.any():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cotd.teachers.store import Completion
-
 import json
 import math
 import re
@@ -13,7 +11,7 @@ from typing import Any
 
 from cotd.data.cleaning import whole_characters
 from cotd.teachers.requests import Request
-from cotd.teachers.store import completion
+from cotd.teachers.store import Completion, completion
 
 # What reading JSON that may be anything can raise.
 ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

@@ -137,7 +137,7 @@ def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
     Raises:
         CotdError: all that is wrong with the file: missing or unknown keys, placeholders, labels.
     """
-    file = Path(path).expanduser() if path else Path(__file__).with_name(f"{task.name}.yaml")
+    file = Path(path).expanduser() if path else task.folder / "prompts.yaml"
     if not file.is_file():
         raise CotdError(f"no prompt file '{file}' (teacher.prompts).")
     source = file.read_text(encoding="utf-8")
@@ -148,9 +148,7 @@ def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
     problems = prompt_problems(plain, task)
     if problems:
         raise CotdError(*(f"{file}: {p}" for p in problems))
-    shipped = (
-        plain if path is None else yaml.safe_load(Path(__file__).with_name(f"{task.name}.yaml").read_text(encoding="utf-8"))
-    )
+    shipped = plain if path is None else yaml.safe_load((task.folder / "prompts.yaml").read_text(encoding="utf-8"))
     return Prompts(
         templates={name: plain[name] for name in PLACEHOLDERS} | {n: plain.get(n, shipped[n]) for n in JSON_PLACEHOLDERS},
         label_words=plain["label_words"],

@@ -10,13 +10,12 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import cotd.tasks.prompts
 from cotd.errors import CotdError
-from cotd.tasks.prompts import load_prompts
 from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.prompts import load_prompts
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
-SHIPPED = Path(cotd.tasks.prompts.__file__).with_name("sentiment.yaml")
+SHIPPED = SENTIMENT.folder / "prompts.yaml"
 
 
 @given(st.text())
