@@ -316,7 +316,7 @@ ASSETS = {
         ),
         Asset(
             "t5-mini", "student", "10M-parameter T5, pretrained on English reviews", "Apache-2.0",
-            functools.partial(copy_student, name="t5-mini"),
+            functools.partial(copy_student, name="t5-mini"), version=2,
         ),
     )
 }  # fmt: skip

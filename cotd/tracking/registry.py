@@ -95,7 +95,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="student",
-            python_model=str(COTD / "pyfunc_model.py"),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"student": str(directory)},
             code_paths=[str(COTD)],  # cotd itself: it is on no package index
             pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],

@@ -65,7 +65,7 @@ def test_the_embedded_student_tells_words_and_prefixes_apart(embedded_student: P
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
-    for word in SENTIMENT.words.values():
+    for word in SENTIMENT.verbalizers.values():
         ids = tokenizer(word)["input_ids"]
         assert len(ids) == 2, f"'{word}' is one piece and the end of the sequence"
         assert tokenizer.decode(ids, skip_special_tokens=True) == word

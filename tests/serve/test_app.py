@@ -180,7 +180,7 @@ def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Served, environment
 NEIGHBOUR = """
 import sys
 import httpx
-from pipelines.cluster import ray_session
+from pipelines.cluster.session import ray_session
 from serve.environment import prefer_haproxy
 prefer_haproxy()
 from ray import serve

@@ -216,7 +216,7 @@ def test_a_saved_student_holds_safetensors_and_json_only(student: Student, tmp_p
     student.save(tmp_path / "student")
     assert {p.suffix for p in (tmp_path / "student").rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt", ".model"}
     card = json.loads((tmp_path / "student" / "cotd.json").read_text())
-    assert card["task"]["words"] == {"negative": "negative", "positive": "positive"}
+    assert card["task"]["verbalizers"] == {"negative": "negative", "positive": "positive"}
     assert (card["temperature"], card["task"]["label_prefix"]) == (2.0, "predict: ")
 
 

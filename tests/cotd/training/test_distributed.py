@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tests.cotd.training.test_train import annotations, make_folder, make_trial, parameters, reviews, timeless
 
 from cotd.students.base_models import load_base
 from cotd.tasks.registry import SENTIMENT
@@ -22,6 +21,7 @@ from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
+from tests.cotd.training.test_train import annotations, make_folder, make_trial, parameters, reviews, timeless
 from tests.processes import free_port
 
 __all__ = ["annotations", "reviews"]

@@ -156,7 +156,7 @@ def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("cotd.utils.files.write_json", fails)
+        patch.setattr("cotd.training.encoding.write_json", fails)
         with pytest.raises(OSError, match="No space"):
             cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)
     assert not [p for p in tmp_path.glob("pairs-*") if not p.name.endswith(".part")]

@@ -413,7 +413,7 @@ def test_what_is_scored_and_kept_may_be_the_average_of_the_weights(
     folder = make_folder(tmp_path / "averaged")
     with monkeypatch.context() as patch:
         patch.setattr(Student, "predict", lambda *given: scores(*given))
-        patch.setattr("cotd.evaluation.metrics.predictions_table", lambda *_: pd.DataFrame(SCORED))
+        patch.setattr("cotd.training.train.predictions_table", lambda *_: pd.DataFrame(SCORED))
         result = train_trial(make_trial(tiny_t5, weight_average=0.3, **settings), folder, reviews, None)
     assert result["best_step"] == 4
     assert close(scores.scored[0], averages[1])
@@ -431,7 +431,7 @@ def test_a_resumed_average_is_the_one_that_was_never_stopped(
         scores = ScriptedScores(reviews, range(12, 24))  # each is better than the one before, so that the last is kept
         with monkeypatch.context() as patch:
             patch.setattr(Student, "predict", lambda *given, scores=scores: scores(*given))
-            patch.setattr("cotd.evaluation.metrics.predictions_table", lambda *_: pd.DataFrame(SCORED))
+            patch.setattr("cotd.training.train.predictions_table", lambda *_: pd.DataFrame(SCORED))
             if folder is whole:
                 train_trial(trial, whole, reviews, None)
             else:
@@ -446,10 +446,10 @@ def test_a_trial_that_goes_on_elsewhere_still_knows_its_best_checkpoint(
     """The last checkpoint is not the best, and nothing is left to train that would find a better one."""
     trial, here = make_trial(tiny_t5, weight_average=0.9), make_folder(tmp_path / "here")
     scores = ScriptedScores(reviews, [12, 20, 16, 16, 0])
-    monkeypatch.setattr("cotd.evaluation.metrics.predictions_table", lambda *_: pd.DataFrame(SCORED))
+    monkeypatch.setattr("cotd.training.train.predictions_table", lambda *_: pd.DataFrame(SCORED))
     with monkeypatch.context() as patch:
         patch.setattr(Student, "predict", lambda *given: scores(*given))
-        patch.setattr("cotd.evaluation.metrics.fit_temperature", lambda *_: pytest.fail("the machine goes away"))
+        patch.setattr("cotd.training.train.fit_temperature", lambda *_: pytest.fail("the machine goes away"))
         with pytest.raises(pytest.fail.Exception, match="goes away"):
             train_trial(trial, here, reviews, None)
     here.path.rename(tmp_path / "there")
@@ -545,7 +545,7 @@ def test_a_loss_that_is_no_number_stops_the_trial_and_keeps_the_last_good_checkp
         losses += 1
         return multi_task_loss(*arguments) * (float("nan") if losses > 3 else 1.0)
 
-    monkeypatch.setattr("cotd.training.collate.multi_task_loss", spoilt_from_the_fourth)
+    monkeypatch.setattr("cotd.training.trainer.multi_task_loss", spoilt_from_the_fourth)
     folder = make_folder(tmp_path / "nan")
     with pytest.raises(CotdError, match=r"the loss is not a number at step 4 on the reviews (\w{16}, ){7}\w{16}\.") as caught:
         train_trial(make_trial(tiny_t5), folder, reviews, None)
@@ -566,7 +566,7 @@ def test_spoilt_weights_are_never_a_checkpoint(
     def without_gradient(model: Any, *arguments: Any) -> torch.Tensor:
         return multi_task_loss(model, *arguments) + (0 * next(model.parameters()).sum()).sqrt()
 
-    monkeypatch.setattr("cotd.training.collate.multi_task_loss", without_gradient)
+    monkeypatch.setattr("cotd.training.trainer.multi_task_loss", without_gradient)
     folder = make_folder(tmp_path / "spoilt")
     with pytest.raises(CotdError, match="a validation score is not a number at step 1"):
         train_trial(make_trial(tiny_t5, steps=4, eval_every=1), folder, reviews, None)
@@ -579,7 +579,7 @@ def test_a_gpu_out_of_memory_says_what_to_lower(
     def exhausted(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("cotd.training.collate.multi_task_loss", exhausted)
+    monkeypatch.setattr("cotd.training.trainer.multi_task_loss", exhausted)
     with pytest.raises(CotdError, match=r"out of memory at step 1 .*training\.micro_batch_size lower \(now 8\)"):
         train_trial(make_trial(tiny_t5), make_folder(tmp_path / "oom"), reviews, None)
 

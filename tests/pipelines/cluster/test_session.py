@@ -101,7 +101,7 @@ def ended(config: Path) -> dict[str, str]:
 ORIGIN = """
 import os, ray
 from pathlib import Path
-from pipelines.cluster import ray_session, require_shared
+from pipelines.cluster.session import ray_session, require_shared
 
 def origin():
     import cotd

@@ -104,8 +104,8 @@ def study(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> 
 
     What is told to MLflow is tested where a sweep is, and what its bases predict in test_scoring.
     """
-    monkeypatch.setattr("pipelines.report.run.results.log_runs", lambda plan, trials: [])
-    monkeypatch.setattr("pipelines.report.scoring.base_scores", lambda *arguments: [])
+    monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
+    monkeypatch.setattr("pipelines.report.run.base_scores", lambda *arguments: [])
 
     def make(**grid: list[Any]) -> Study:
         default = {"method": ["finetune", "distill"], "fraction": [0.1, 1.0], "size": ["tiny"], "seed": [0, 1]}

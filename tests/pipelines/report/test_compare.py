@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-from tests.pipelines.report.test_run import tables
 
 from cotd.errors import CotdError
 from cotd.utils.files import write_json
@@ -18,6 +17,7 @@ from pipelines.report.compare import FIGURE, TEXT, compare_studies
 from pipelines.report.findings import Content
 from tests.pipelines.report.conftest import Study
 from tests.pipelines.report.test_claims import METHODS, content
+from tests.pipelines.report.test_run import tables
 
 Make = Callable[..., Study]
 

@@ -70,10 +70,10 @@ def test_a_review_that_the_study_trains_on_is_left_out(trained: Study, tmp_path:
 def test_what_was_scored_is_not_scored_again(trained: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = others(tmp_path, [f"Kettle number {i} boils." for i in range(100)])
     first = report(trained.config, elsewhere)
-    monkeypatch.setattr("pipelines.report.run.transfer.student_of", lambda plan, trial_id: pytest.fail("scored again"))
+    monkeypatch.setattr("pipelines.report.transfer.student_of", lambda plan, trial_id: pytest.fail("scored again"))
     assert report(trained.config, elsewhere)["groups"] == first["groups"]
     monkeypatch.undo()
     monkeypatch.setattr(package, "plan_so_far", lambda config: (trained.plan(), []))
-    monkeypatch.setattr("pipelines.report.run.results.log_runs", lambda plan, trials: [])
+    monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
     fewer = Elsewhere(elsewhere.source, elsewhere.reviews.head(5))
     assert report(trained.config, fewer)["test_reviews"] == 5, "other reviews under the same name are scored"

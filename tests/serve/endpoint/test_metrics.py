@@ -8,7 +8,7 @@ from pathlib import Path
 
 REPLICA = """
 import sys
-from serve.metrics import Metrics
+from serve.endpoint.metrics import Metrics
 metrics = Metrics(sys.argv[1])
 metrics.predictions.labels("positive", "1").inc(3)
 metrics.model_replicas.labels("n", "1", "torch").set(1)

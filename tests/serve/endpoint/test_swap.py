@@ -41,7 +41,7 @@ def cut_weights(folder: Path) -> None:
 def other_task(folder: Path) -> None:
     words = {"bad": "negative", "good": "positive"}
     card = json.loads((folder / "cotd.json").read_text())
-    card["task"] = {"name": "other", "labels": ["bad", "good"], "words": words, "positive": "good"}
+    card["task"] = {"name": "other", "labels": ["bad", "good"], "verbalizers": words, "positive": "good"}
     (folder / "cotd.json").write_text(json.dumps(card))
 
 

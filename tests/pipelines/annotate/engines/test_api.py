@@ -212,14 +212,14 @@ def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provi
 
 def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
     """Whatever else may go wrong with one answer: those beside it are kept."""
-    real = pipelines.annotate.engines.api.responses.read_answer
+    real = pipelines.annotate.engines.api.client.read_answer
 
     def breaks(request: Request, *rest: Any) -> Any:
         if number_of(request.prompt) == "3":
             raise MemoryError(f"key {KEY}")
         return real(request, *rest)
 
-    monkeypatch.setattr("pipelines.annotate.engines.api.responses.read_answer", breaks)
+    monkeypatch.setattr("pipelines.annotate.engines.api.client.read_answer", breaks)
     quarantined = annotate(study(), yes=True)["annotations"]["quarantined"]
     assert quarantined == {"its answer could not be read: MemoryError: key [key]": 2}
 
