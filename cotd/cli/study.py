@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cotd.cli.app import app
 from cotd.cli.arguments import Config, Overrides
-
-if TYPE_CHECKING:
-    from cotd.study.config import StudyConfig
-    from cotd.training.folder import TrialFolder
 
 
 @app.command()
@@ -102,40 +98,12 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
-    from cotd.storage.working_copy import sync_study
     from cotd.study.config import load_config
+    from pipelines.train import train as run
 
-    study = load_config(config, overrides)
-    folder = sync_study(train_first)(study)
+    folder = run(load_config(config, overrides))
     print(json.dumps(folder.result(), indent=2))
     print(f"student: {folder.student}")
-
-
-def train_first(study: StudyConfig) -> TrialFolder:
-    """The folder of a study's first trial, trained unless it is done."""
-    from cotd.progress import track
-    from cotd.training.train import train_trial
-    from pipelines.annotate.files import read_rationales, read_teacher_test
-    from pipelines.sweep.plan import plan_study
-
-    plan = plan_study(study)
-    trial = plan.trials[0]
-    folder = plan.folder(trial)
-    if not folder.done:
-        folder.write_trial(trial, study.model_dump())
-        seen = 0
-        with track(trial.title, trial.training.steps, "steps") as advance:
-
-            def on_score(point: dict[str, float]) -> None:
-                nonlocal seen
-                advance(int(point["step"]) - seen)
-                seen = int(point["step"])
-
-            teacher_test, rationales = read_teacher_test(plan.teacher_test), read_rationales(plan.held_out_rationales)
-            train_trial(
-                trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
-            )
-    return folder
 
 
 @app.command()

@@ -1,0 +1,42 @@
+"""One trial in this process, without Ray or MLflow: the code that a sweep runs."""
+
+from __future__ import annotations
+
+from cotd.progress import track
+from cotd.storage.working_copy import sync_study
+from cotd.study.config import StudyConfig
+from cotd.training.folder import TrialFolder
+from cotd.training.train import train_trial
+from pipelines.annotate.files import read_rationales, read_teacher_test
+from pipelines.sweep.plan import plan_study
+
+
+@sync_study
+def train(config: StudyConfig) -> TrialFolder:
+    """Trains the first trial of a study's grid, unless it is done. `resources` is ignored: this process has all CPUs.
+
+    Returns:
+        The trial's folder: `folder.result()` has the metrics, `folder.student` is what `Student.load` takes.
+
+    Raises:
+        CotdError: bad examples, missing annotations, a base model that does not exist, or a training that fails.
+    """
+    plan = plan_study(config)
+    trial = plan.trials[0]
+    folder = plan.folder(trial)
+    if folder.done:
+        return folder
+    folder.write_trial(trial, config.model_dump())
+    seen = 0
+    with track(trial.title, trial.training.steps, "steps") as advance:
+
+        def on_score(point: dict[str, float]) -> None:
+            nonlocal seen
+            advance(int(point["step"]) - seen)
+            seen = int(point["step"])
+
+        teacher_test, rationales = read_teacher_test(plan.teacher_test), read_rationales(plan.held_out_rationales)
+        train_trial(
+            trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
+        )
+    return folder
