@@ -18,6 +18,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipelines.prepare import prepare as prepare
+
     from cotd.errors import CotdError as CotdError
     from cotd.students.student import Prediction as Prediction
     from cotd.students.student import Student as Student
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from cotd.tasks.base import Task as Task
     from cotd.training.methods import METHODS as METHODS
     from pipelines.annotate.run import annotate as annotate
-    from pipelines.prepare import prepare as prepare
     from pipelines.promote import promote as promote
     from pipelines.report.run import report as report
     from pipelines.sweep.run import sweep as sweep
@@ -48,7 +49,7 @@ _HOMES = {
     "METHODS": "cotd.training.methods",
     "CotdError": "cotd.errors",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
