@@ -12,7 +12,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Every file of tests/benchmarks/ that is run by itself.
 BENCHMARKS = $(patsubst tests/benchmarks/%.py,%,$(shell grep -l 'def main' tests/benchmarks/*.py))
 
-.PHONY: help install demo test test-slow bench lint ui lock clean
+.PHONY: help install demo test test-fast test-slow bench lint ui lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ demo: install ## the whole main job on real reviews with a real teacher (about a
 test: install ## unit tests and one end-to-end run of the real path (some twelve minutes on two cores)
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest
+
+test-fast: install ## unit tests alone, for use while working (under three minutes)
+	@$(BIN)/cotd assets pull t5-mini rotten-tomatoes amazon-sentences
+	@$(BIN)/python -m pytest -m 'not slow and not integration'
 
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull
