@@ -185,7 +185,7 @@ def read_hub(source: str, columns: Columns, names: dict[str, str] = HUB_SPLITS) 
         splits = datasets.load_dataset(source)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError) as error:
         raise CotdError(
-            f"cannot load the hub data set '{source}': {first_line(error)} "
+            f"cannot load the hub data set '{source}': {first_line(error)}. "
             "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, "
             "which needs neither."
         ) from error

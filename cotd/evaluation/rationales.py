@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cotd.tasks.base import Task
-
-_WORD = re.compile(r"[^\W_]+")
+from cotd.utils.text import words
 
 
 def rouge_l(written: str, reference: str) -> float:
@@ -17,7 +16,7 @@ def rouge_l(written: str, reference: str) -> float:
 
     Words are runs of letters and digits, in lower case, and are not stemmed. In [0, 1]; 0 where a text has no word.
     """
-    a, b = (_WORD.findall(text.lower()) for text in (written, reference))
+    a, b = (words(text) for text in (written, reference))
     lengths = [0] * (len(b) + 1)  # of the longest common subsequence of the words of `a` so far and the first j of `b`
     for word in a:
         diagonal = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cotd.errors import CotdError
 from cotd.storage.tracking_store import quiet_mlflow
+from cotd.utils.text import first_line
 
 KEPT = 5  # versions of a model
 
@@ -75,7 +76,7 @@ def download_student(uri: str) -> Path:
         folder = fetch_version(uri)
     except MlflowException as error:
         raise CotdError(
-            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {str(error).splitlines()[0]} Run `cotd promote CONFIG` first."
+            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {first_line(error)}. Run `cotd promote CONFIG` first."
         ) from error
     student = folder / "artifacts" / "student"
     return student if student.is_dir() else folder

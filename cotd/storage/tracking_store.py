@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
+from cotd.utils.text import first_line
 
 BATCH = 1000  # metrics that MLflow takes at once
 
@@ -56,9 +57,8 @@ def friendly_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        first = str(error).strip().splitlines()[0]
         raise CotdError(
-            f"cannot use the MLflow tracking store '{uri}': {first} "
+            f"cannot use the MLflow tracking store '{uri}': {first_line(error)}. "
             "Start the server, or set tracking.uri (sqlite:///… needs no server)."
         ) from error
 
@@ -102,7 +102,7 @@ def attempt(write: Callable[[], Any]) -> str | None:
     try:
         write()
     except (MlflowException, OSError) as error:  # artifacts go by another way than metrics, with errors of its own
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -12,7 +12,6 @@ import functools
 import getpass
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from cotd.storage.urls import open_remote
+from cotd.utils.files import replacing, write_json
 
 MANIFEST = ".copy.json"
 PUSH_SECONDS = 5.0  # between looks at what a trial has written
@@ -61,12 +61,11 @@ class WorkingCopy:
             if name in self._known and self._known[name][1] == there[name] and target.is_file():
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = target.with_name(target.name + ".part")
             try:
-                self.files.get_file(f"{self.root}/{name}", str(scratch))
+                with replacing(target) as temporary:
+                    self.files.get_file(f"{self.root}/{name}", str(temporary))
             except FileNotFoundError:  # a checkpoint that was replaced meanwhile
                 continue
-            scratch.replace(target)
             self._known[name] = [local_state(target), there[name]]
         for name in [n for n in self._known if n.startswith(part) and n not in there]:
             (self.folder / name).unlink(missing_ok=True)
@@ -118,8 +117,8 @@ class WorkingCopy:
         """Puts a file whole: object stores do that by themselves, folders by a rename."""
         self.files.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         if isinstance(self.files, LocalFileSystem):
-            self.files.put_file(str(file), f"{target}.part")
-            os.replace(f"{target}.part", target)
+            with replacing(Path(target)) as temporary:
+                self.files.put_file(str(file), str(temporary))
         else:
             self.files.put_file(str(file), target)
 
@@ -149,9 +148,7 @@ class WorkingCopy:
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        scratch = self.folder / (MANIFEST + ".part")
-        scratch.write_text(json.dumps(self._known))
-        scratch.replace(self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, self._known)
 
 
 def results_last(name: str) -> tuple[bool, bool, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from cotd import assets
 from cotd.errors import CotdError
 from cotd.students.hub import hub_commit
+from cotd.utils.text import first_line
 
 CARD = "cotd.json"  # what a trained student is: written beside its weights
 _HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
@@ -54,9 +55,7 @@ def load_base(source: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **where)
     except (OSError, ValueError) as error:
-        raise CotdError(
-            f"cannot load the model '{source}': {str(error).strip().splitlines()[0]}{model_advice(source)}"
-        ) from error
+        raise CotdError(f"cannot load the model '{source}': {first_line(error)}.{model_advice(source)}") from error
     return model, tokenizer
 
 

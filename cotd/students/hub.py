@@ -31,7 +31,7 @@ def hub_commit(repo_id: str, revision: str | None = None, advice: str = "") -> s
             f"cannot load the model '{repo_id}': the hub cannot be reached and it is not in the local cache.{advice}"
         ) from error
     except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the model '{repo_id}': {first_line(error)}{advice}") from error
+        raise CotdError(f"cannot load the model '{repo_id}': {first_line(error)}.{advice}") from error
 
 
 def fetch_student(repo_id: str, card: str, advice: str) -> str:
@@ -52,5 +52,5 @@ def fetch_student(repo_id: str, card: str, advice: str) -> str:
     except RemoteEntryNotFoundError:
         return repo_id
     except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the student '{repo_id}': {first_line(error)}{advice}") from error
+        raise CotdError(f"cannot load the student '{repo_id}': {first_line(error)}.{advice}") from error
     return str(found.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from cotd.errors import CotdError
 from cotd.students.base_models import CARD, load_base, model_advice, resolve_model, write_model
 from cotd.students.hub import fetch_student
 from cotd.tasks.base import Task
-from cotd.utils.iteration import find
+from cotd.utils.files import read_json, replacing, write_json
+from cotd.utils.iteration import find_sublist
 
 # The cache is asked for: a base whose configuration says `use_cache: false`, as the embedded student's does, would read all that
 # it has written anew for each token.
@@ -76,7 +76,7 @@ class Student:
                 f"'{source}' is not a trained student: it has no {CARD}. "
                 "Train one with `cotd sweep` or `cotd train`; `models:/NAME@champion` names the promoted one."
             )
-        card = json.loads(card_path.read_text(encoding="utf-8"))
+        card = read_json(card_path)
         model, tokenizer = load_base(folder)
         import torch
 
@@ -88,14 +88,11 @@ class Student:
         import shutil
 
         target = Path(directory)
-        scratch = target.with_name(target.name + ".part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        write_model(self.model, scratch)
-        self.tokenizer.save_pretrained(scratch)
-        card = {**self.card, "task": self.task.to_dict()}
-        (scratch / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        with replacing(target) as scratch:
+            write_model(self.model, scratch)
+            self.tokenizer.save_pretrained(scratch)
+            write_json(scratch / CARD, {**self.card, "task": self.task.to_dict()})
+            shutil.rmtree(target, ignore_errors=True)
 
     def predict(self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64) -> list[Prediction]:
         """The label of each text, by scoring the label words in one decoder step; nothing is generated.
@@ -188,7 +185,7 @@ class Student:
         """The rationale's tokens of a generated sequence: to the answer's mark or the end, without special tokens."""
         special = set(self.tokenizer.all_special_ids)
         ids = [i for i in ids if i not in special]
-        end = find(ids, self.answer_mark) if self.rationale_before_label else None
+        end = find_sublist(ids, self.answer_mark) if self.rationale_before_label else None
         return ids if end is None else ids[:end]
 
     def explain(self, texts: Sequence[str], batch_size: int = 32, max_new_tokens: int | None = None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cotd.data.spill import SortedRows
+from cotd.utils.text import sentence_ends
 
 ANNOTATION_COLUMNS = [
     "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
@@ -27,7 +27,6 @@ SCHEMA = pa.schema(
     | dict.fromkeys(("label_probability", "rationale_logprob"), pa.float64())
     | {"gold_conditioned": pa.bool_()}
 )
-_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 def tidy_rationale(text: str, finish_reason: str) -> tuple[str, str | None]:
@@ -37,10 +36,10 @@ def tidy_rationale(text: str, finish_reason: str) -> tuple[str, str | None]:
     """
     rationale = " ".join(text.split())
     if finish_reason == "length":
-        ends = list(_SENTENCE_END.finditer(rationale))
+        ends = sentence_ends(rationale)
         if not ends:
             return rationale, "rationale cut off by the token limit"
-        rationale = rationale[: ends[-1].end()]
+        rationale = rationale[: ends[-1]]
     if len(rationale.split()) < 3:
         return rationale, "rationale is empty or shorter than three words"
     return rationale, None

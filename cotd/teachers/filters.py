@@ -7,7 +7,6 @@ quarantined by its name, and counted. A new filter is one function here, and a n
 from __future__ import annotations
 
 import inspect
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pandas as pd
 from cotd.data.spill import ScratchFile, TextFile
 from cotd.errors import nearest
 from cotd.tasks.base import Task
+from cotd.utils.text import words
 
 # A list of filters as a study writes it: names, or names with settings.
 Filters = list[str | dict[str, dict[str, Any]]]
@@ -28,7 +28,6 @@ Filters = list[str | dict[str, dict[str, Any]]]
 REASON = "filtered: "
 # Of MinHash signatures: bands of two values each, and texts whose signatures are in memory at once.
 BANDS, SIGNED_AT_ONCE = 16, 4096
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def length(
     annotations: pd.DataFrame, context: FilterContext, *, min_words: int = 3, max_words: int | None = None
 ) -> np.ndarray:
     """Keeps rationales of `min_words` to `max_words` words."""
-    words = annotations["rationale"].str.count(r"\S+").to_numpy()
-    return (words >= min_words) & (words <= (max_words if max_words is not None else np.inf))
+    count = annotations["rationale"].str.count(r"\S+").to_numpy()
+    return (count >= min_words) & (count <= (max_words if max_words is not None else np.inf))
 
 
 def near_duplicates(annotations: pd.DataFrame, context: FilterContext, *, similarity: float = 0.8) -> np.ndarray:
@@ -303,5 +302,5 @@ def first_equal(values: np.ndarray) -> np.ndarray:
 
 def trigrams(text: str) -> set[int]:
     """32-bit hashes of a text's word trigrams, whatever the case and punctuation; of all of it where it is shorter."""
-    words = _WORD.findall(text.lower())
-    return {zlib.crc32(" ".join(words[i : i + 3]).encode()) for i in range(max(1, len(words) - 2))}
+    all_words = words(text)
+    return {zlib.crc32(" ".join(all_words[i : i + 3]).encode()) for i in range(max(1, len(all_words) - 2))}

@@ -95,5 +95,5 @@ def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the teacher '{model}': {first_line(error)}{advice}") from error
+        raise CotdError(f"cannot load the teacher '{model}': {first_line(error)}.{advice}") from error
     return tokenizer, revision

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
@@ -20,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cotd.errors import CotdError
 from cotd.progress import say
+from cotd.utils.files import write_bytes
 from cotd.utils.iteration import batched
 from cotd.utils.keys import packed_keys, places_in
 from cotd.utils.text import describe_error
@@ -130,18 +130,7 @@ class CompletionStore:
         if not isinstance(self.files, LocalFileSystem):
             self.files.pipe_file(f"{self.directory}/{name}", content)
             return
-        folder = Path(self.directory)
-        scratch = folder / f".{name}.part"
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(folder / name)
-        entry = os.open(folder, os.O_RDONLY)  # the new name lies in the folder, not in the file
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+        write_bytes(Path(self.directory) / name, content, durable=True)
 
     def answers(self, keys: Iterable[str], states: Collection[int] = (ANSWERED,)) -> dict[str, dict[str, Any]]:
         """key → its completion, for those of `keys` that are in the store.

@@ -6,12 +6,13 @@ Names and units are those of MLflow's own system metrics, so that its page shows
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from cotd.utils.jsonl import append_row, read_rows
 
 INTERVAL = 2.0  # seconds between samples at first
 # From then on a sample every hundredth of the time gone by: ten minutes give some 200 samples, ten hours some 600.
@@ -34,8 +35,8 @@ def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
     psutil.cpu_percent()
 
     def write() -> None:
-        with contextlib.suppress(Exception), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(sample(process)) + "\n")
+        with contextlib.suppress(Exception):
+            append_row(path, sample(process))
 
     def run() -> None:
         while not stop.wait(max(interval, SHARE * (time.monotonic() - began))):
@@ -87,10 +88,5 @@ def gpu_load() -> dict[str, float]:
 
 
 def read_samples(path: Path) -> list[dict[str, float]]:
-    """The samples in a file, in their order; a line cut off by a kill is left out, a missing file has none."""
-    samples = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            plain = json.loads(line)
-            samples += [plain] if isinstance(plain, dict) and "time" in plain else []
-    return samples
+    """The samples in a file, in their order; a missing file has none."""
+    return [row for row in read_rows(path) if "time" in row]

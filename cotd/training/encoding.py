@@ -10,9 +10,6 @@ A folder of the cache is named by a digest of all that decides its content, and 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +27,8 @@ from cotd.teachers.filters import choose_annotations
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.trial import Trial
-from cotd.utils.files import write_json
-from cotd.utils.iteration import find
+from cotd.utils.files import read_json, replacing, write_json
+from cotd.utils.iteration import find_sublist
 
 TARGET_KINDS = ("label", "rationale", "joint")
 FORMAT = 1  # raised when the same trial would be encoded otherwise
@@ -103,24 +100,21 @@ class EncodedPairs(Sequence[dict[str, Any]]):
 
     def save(self, folder: Path) -> None:
         """Writes the arrays to a folder that appears when it is complete."""
-        scratch = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        for name in ("tokens", "pairs", "reviews"):
-            np.save(scratch / f"{name}.npy", getattr(self, name))
-        write_json(scratch / "about.json", {"words": self.words, "train_rows": self.train_rows})
         try:
-            scratch.rename(folder)
+            with replacing(folder) as scratch:
+                scratch.mkdir(parents=True)
+                for name in ("tokens", "pairs", "reviews"):
+                    np.save(scratch / f"{name}.npy", getattr(self, name))
+                write_json(scratch / "about.json", {"words": self.words, "train_rows": self.train_rows})
         except OSError:  # another process was first: what it made is the same
             if not folder.is_dir():
                 raise
-            shutil.rmtree(scratch)
 
     @classmethod
     def open(cls, folder: Path) -> EncodedPairs:
         """Maps a saved folder into memory: its pages are shared by all processes that read them."""
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "pairs", "reviews")}
-        return cls(**arrays, **json.loads((folder / "about.json").read_text(encoding="utf-8")))
+        return cls(**arrays, **read_json(folder / "about.json"))
 
 
 def encode_pairs(
@@ -157,7 +151,7 @@ def encode_pairs(
     tail = tail_length(truncation, max_input)
     rows = np.zeros(len(pairs), dtype=PAIR)
     for i, (pair, source, target) in enumerate(zip(pairs.itertuples(), inputs, targets, strict=True)):
-        after = find(target[::-1], mark[::-1]) if pair.task == "joint" else None  # tokens after the last mark
+        after = find_sublist(target[::-1], mark[::-1]) if pair.task == "joint" else None  # tokens after the last mark
         if pair.task == "joint" and after is None:
             raise CotdError(f"the base model's tokenizer does not keep '{answer_mark}' apart from what is around it.")
         keep = 1 if after is None else after + len(mark)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from cotd.training.trial import Trial
-from cotd.utils.files import write_json
+from cotd.utils.files import read_json, write_json
+from cotd.utils.jsonl import append_row, read_rows
 
 
 class TrialFolder:
@@ -42,7 +42,7 @@ class TrialFolder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def result(self) -> dict[str, Any]:
-        return json.loads(self._result.read_text(encoding="utf-8"))
+        return read_json(self._result)
 
     def period(self) -> tuple[int | None, int | None]:
         """When the attempt that finished began and ended, in milliseconds since 1970; None and None where none has."""
@@ -55,10 +55,10 @@ class TrialFolder:
         write_json(self._result, result)
 
     def trial(self) -> Trial:
-        return Trial.from_dict(json.loads(self._trial.read_text(encoding="utf-8"))["trial"])
+        return Trial.from_dict(read_json(self._trial)["trial"])
 
     def config(self) -> dict[str, Any]:
-        return json.loads(self._trial.read_text(encoding="utf-8"))["config"]
+        return read_json(self._trial)["config"]
 
     def write_trial(self, trial: Trial, config: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -66,22 +66,12 @@ class TrialFolder:
         write_json(self._trial, {"trial": trial.to_dict(), "config": config})
 
     def add_point(self, point: dict[str, float]) -> None:
-        """Appends a validation score and its time, on a line of its own whatever a killed attempt left."""
-        whole = not self.metrics.is_file() or self.metrics.read_bytes()[-1:] in (b"", b"\n")
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps({**point, "time": round(time.time(), 3)}) + "\n")
+        """Appends a validation score and its time."""
+        append_row(self.metrics, {**point, "time": round(time.time(), 3)})
 
     def curve(self) -> list[dict[str, float]]:
-        """The validation scores so far, in the order of their steps; a line cut off by a kill is left out."""
-        if not self.metrics.is_file():
-            return []
-        by_step: dict[int, dict[str, float]] = {}
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                point = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            by_step[int(point["step"])] = point
+        """The validation scores so far, in the order of their steps."""
+        by_step = {int(point["step"]): point for point in read_rows(self.metrics)}
         return [by_step[s] for s in sorted(by_step)]
 
 

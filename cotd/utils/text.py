@@ -1,21 +1,44 @@
-"""Short texts for people: messages of errors, percentages."""
+"""Parts of texts, such as words, sentences and lines of an error's message, and how numbers are written for people."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+
+WORD = re.compile(r"[^\W_]+")
+# Only the marks of Chinese and Japanese end a sentence without a space after them: 3.5 has two halves.
+SENTENCE_END = re.compile(r"[.!?…؟۔।][\"')\]”’»]*(?=\s|$)|[。！？｡．][\"')\]”’」』）】]*")
 
 
-def describe_error(error: Exception) -> str:
-    """An exception's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(": .")
+def words(text: str) -> list[str]:
+    """The runs of letters and digits in a text, in lower case."""
+    return WORD.findall(text.lower())
+
+
+def sentence_ends(text: str) -> list[int]:
+    """The position after each sentence of a text; an unfinished last sentence has none."""
+    return [match.end() for match in SENTENCE_END.finditer(text)]
+
+
+def first_line(message: object) -> str:
+    """The first line of an error or text, without a final full stop; the kind of an error that has no message."""
+    return _lines(message)[0].rstrip(". ")
+
+
+def last_line(message: object) -> str:
+    """The last line of an error or text; the kind of an error that has no message."""
+    return _lines(message)[-1]
+
+
+def _lines(message: object) -> list[str]:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return lines or [type(message).__name__ if isinstance(message, BaseException) else ""]
+
+
+def describe_error(error: BaseException) -> str:
+    """An error's kind and the first line of its message, without a final full stop."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def format_percent(fraction: float) -> str:
     """ "10 %" for 0.1, "0.1 %" for 0.001."""
     return f"{100 * fraction:.4g} %"
-
-
-def first_line(error: Any) -> str:
-    """The first line of an error's message, ending in a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(". ") + "."

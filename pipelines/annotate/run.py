@@ -25,19 +25,12 @@ from cotd.teachers.imported import QUARANTINED, read_answers
 from cotd.teachers.output import RATIONALES
 from cotd.teachers.requests import Teacher, score_request
 from cotd.teachers.strategies import STRATEGIES
-from cotd.utils.files import write_json
+from cotd.utils.files import write_json, write_text
 from cotd.utils.memory import release_memory
+from cotd.utils.parquet import parquet_writer, read_blocks, write_blocks, write_parquet
 from pipelines.annotate.ask import Asker, Complete
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.files import (
-    QUARANTINE,
-    AnnotationFiles,
-    parquet_file,
-    read_blocks,
-    write_blocks,
-    write_parquet,
-    write_text,
-)
+from pipelines.annotate.files import QUARANTINE, AnnotationFiles
 from pipelines.annotate.job import Job, prepare
 from pipelines.annotate.page import DoubtfulRows, annotations_page
 from pipelines.annotate.planning import planned_requests
@@ -111,7 +104,7 @@ def annotate(
 
     samples = output.read.counts["samples"] if output.read else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
-    with parquet_file(files.annotations, SCHEMA) as write:
+    with parquet_writer(files.annotations, SCHEMA) as write:
         for block in filtered_blocks(output.rows.blocks, config.teacher.filters, context, config.directory)():
             gold = rows.gold(block["review_id"])
             tally.add(block, gold)

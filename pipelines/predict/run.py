@@ -16,6 +16,7 @@ import pyarrow.compute
 from cotd.data.files import FILE_TYPES, NO_OBJECT, parse_line, text_problem
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
+from cotd.utils.text import last_line
 from pipelines.predict.files import LINE, FileWriter, column_names, count_rows, csv_options, read_pieces
 
 BATCH = 256
@@ -163,7 +164,7 @@ def scored_batches(source: str, student: str, tracking_uri: str | None, text: st
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
-        raise CotdError(f"cannot predict '{source}': {str(cause or error).strip().splitlines()[-1]}") from error
+        raise CotdError(f"cannot predict '{source}': {last_line(cause or error)}") from error
 
 
 def read(source: str) -> Any:

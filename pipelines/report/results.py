@@ -23,6 +23,7 @@ from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial, readable
 from cotd.utils.files import write_json
+from cotd.utils.text import last_line
 from pipelines.annotate.files import read_annotations
 from pipelines.sweep.plan import Plan, plan_study
 
@@ -155,8 +156,8 @@ def correctness(predictions: Path, gold: pd.Series) -> np.ndarray:
 def state_of(folder: TrialFolder) -> dict[str, str]:
     """Why a trial is not done."""
     if folder.error.is_file():
-        lines = folder.error.read_text(encoding="utf-8").strip().splitlines()
-        return {"state": "failed", "why": f"{lines[-1] if lines else 'no reason given'} (see {folder.error})"}
+        why = last_line(folder.error.read_text(encoding="utf-8")) or "no reason given"
+        return {"state": "failed", "why": f"{why} (see {folder.error})"}
     curve = folder.curve()
     if curve:
         return {"state": "unfinished", "why": f"running, or stopped after step {curve[-1]['step']:.0f}"}

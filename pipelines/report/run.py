@@ -13,7 +13,7 @@ from cotd.evaluation.baselines import majority
 from cotd.evaluation.comparisons import draws_for
 from cotd.storage.working_copy import sync_study
 from cotd.study.config import StudyConfig
-from cotd.utils.files import write_json
+from cotd.utils.files import write_bytes, write_json
 from pipelines.annotate.files import read_annotations
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.figures import FILES, figures_of, rendered
@@ -75,9 +75,7 @@ def write_report(content: Content, folder: Path) -> None:
         (folder / stale).unlink(missing_ok=True)
     files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
     for name, written in files.items():
-        scratch = folder / f"{name}.part"
-        scratch.write_bytes(written)
-        scratch.replace(folder / name)
+        write_bytes(folder / name, written)
     write_json(folder / "report.json", content)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +16,8 @@ from cotd.students.base_models import CARD, model_digest, resolve_model
 from cotd.students.student import Student
 from cotd.tasks.registry import get_task
 from cotd.training.config import TrainingConfig
-from pipelines.annotate.files import write_parquet
+from cotd.utils.files import read_json
+from cotd.utils.parquet import write_parquet
 from pipelines.report.results import Results, correctness
 from pipelines.sweep.plan import Plan
 
@@ -67,7 +67,7 @@ def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Pat
     for size, model in {t["size"]: t["model"] for t in results.trials}.items():
         card = Path(resolve_model(model)) / CARD
         task = plan.config.data.task
-        if not card.is_file() or json.loads(card.read_text(encoding="utf-8"))["task"]["name"] != task:
+        if not card.is_file() or read_json(card)["task"]["name"] != task:
             continue
         settings = read_alike([t.training for t in plan.trials if t.size == size]) or plan.config.training
         read = str(settings.max_input_tokens) + ("" if settings.truncation == "head" else f"-{settings.truncation}")

@@ -29,7 +29,7 @@ from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.search import METRIC, scheduler
 from pipelines.sweep.trial import run_trial, tune_storage
-from pipelines.sweep.watch import TrialWatcher, last_line
+from pipelines.sweep.watch import TrialWatcher, error_line
 
 
 @sync_study
@@ -92,7 +92,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
                     if not config.remote:
                         require_shared(plan.reviews)
                     run_trials(plan, pending, follower)
-            failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
+            failed = {t.id: error_line(plan.folder(t).error) for t in plan.pending()}
             status = "FAILED" if failed else "FINISHED"
         finally:
             with ignore_interrupts():

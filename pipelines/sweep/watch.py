@@ -12,6 +12,7 @@ from cotd.progress import say
 from cotd.storage.working_copy import copy_of, is_small
 from cotd.training.folder import TrialFolder
 from cotd.training.trial import Trial
+from cotd.utils.text import last_line
 from pipelines.sweep.board import Board
 from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.plan import Plan
@@ -67,7 +68,7 @@ class TrialWatcher(tune.Callback):
     def _why(self, trial: Any, folder: TrialFolder) -> str:
         """The last line of a trial's error: its own, or, where its worker died, what Ray says of that."""
         if folder.error.is_file():
-            return last_line(folder.error)
+            return error_line(folder.error)
         try:
             told = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure #")[2].strip().splitlines()[1:]
         except (OSError, TypeError):
@@ -92,7 +93,7 @@ def describe_result(result: dict[str, Any]) -> str:
     )
 
 
-def last_line(path: Path) -> str:
+def error_line(path: Path) -> str:
     """The last line of a trial's error, or that there is none."""
-    lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
-    return lines[-1] if lines else "stopped before it was done"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return last_line(text) or "stopped before it was done"

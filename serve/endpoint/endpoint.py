@@ -17,6 +17,7 @@ from cotd import assets
 from cotd.data.files import FILE_TYPES
 from cotd.students.base_models import resolve_model
 from cotd.students.student import Prediction, Student
+from cotd.utils.text import first_line
 from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.last_good import LastGood
 from serve.endpoint.metrics import Metrics
@@ -307,7 +308,3 @@ def pin(source: str) -> tuple[ModelName, str]:
 
     name, version = model_version(source)
     return ModelName(name=name, version=version), f"models:/{name}/{version}" if version != "local" else source
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cotd.utils.files import read_json, write_json
 
 FILE = "last-good.json"
 
@@ -27,15 +27,13 @@ class LastGood:
 
     def write(self, folder: Path) -> None:
         """Puts it in place of what an earlier student left there; replicas of one machine share the folder."""
-        scratch = folder / f".{FILE}.{os.getpid()}"
-        scratch.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        scratch.rename(folder / FILE)
+        write_json(folder / FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path, source: str) -> LastGood | None:
         """What was last served for `source`, or None where that is unknown or gone."""
         try:
-            found = cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+            found = cls(**read_json(folder / FILE))
         except (OSError, ValueError, TypeError):
             return None
         return found if found.source == source and Path(found.folder).is_dir() else None

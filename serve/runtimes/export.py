@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError, nearest
 from cotd.students.base_models import CARD, write_model
 from cotd.students.student import Student
+from cotd.utils.files import replacing
 from serve.runtimes.base import PROBES, Runtime, check_parity, require_packages
 
 # Rounding alone: nothing is quantised on the way out.
@@ -121,10 +121,8 @@ def export_student(student: Student, folder: Path, format: str) -> None:
             f"a student trained by '{student.card.get('method')}' is not exported: its label needs more than one decoder step, "
             "or the teacher's rationale. Its own folder is in Hugging Face layout."
         )
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with replacing(folder) as scratch:
+        scratch.mkdir(parents=True)
         write(student, scratch, format)
         write_card(student, scratch)
         try:
@@ -133,11 +131,6 @@ def export_student(student: Student, folder: Path, format: str) -> None:
         except CotdError as error:
             raise CotdError(f"the export is refused and removed: {error}") from error
         (scratch / "README.md").write_text(usage(student, format), encoding="utf-8")
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write(student: Student, folder: Path, format: str) -> None:

@@ -623,7 +623,7 @@ def test_a_method_without_its_annotations_fails_before_training(tiny_t5: Path, r
     assert not folder.checkpoints.exists()
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "result.json.part"])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "predictions.parquet"])
 def test_a_full_disk_is_named_and_leaves_nothing_that_counts_as_done(
     file: str, tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path
 ) -> None:

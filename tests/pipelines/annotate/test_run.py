@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +12,9 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pipelines.prepare import prepare as prepare_examples
 
 from cotd.data.examples import build_examples, review_id
-from cotd.data.sources import load_examples
 from cotd.data.truncation import fit_by_length, fit_end_by_length, tokens_by_length
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
@@ -28,10 +27,11 @@ from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import STRATEGIES
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
+from cotd.utils.parquet import parquet_writer
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.files import QUARANTINE, AnnotationFiles, parquet_file, read_annotations
-from pipelines.annotate.job import check_gold, prepare
+from pipelines.annotate.files import QUARANTINE, AnnotationFiles, read_annotations
+from pipelines.annotate.job import prepare
 from pipelines.annotate.run import annotate, preview
 from pipelines.annotate.summary import summary_lines
 from pipelines.sweep.plan import check_annotations
@@ -91,7 +91,7 @@ def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> 
 
 
 def test_of_a_file_that_was_not_finished_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left"), parquet_file(tmp_path / "rows.parquet", QUARANTINE):
+    with pytest.raises(OSError, match="No space left"), parquet_writer(tmp_path / "rows.parquet", QUARANTINE):
         raise OSError("No space left on device")
     assert not list(tmp_path.iterdir())
 
@@ -360,7 +360,7 @@ def test_a_column_of_stars_is_warned_of(
     )
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
     with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
-        check_gold(config, load_examples(config.data))
+        prepare_examples(config)
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
     summary = annotate(config, teacher_double.complete)
     (warning,) = summary["warnings"]
@@ -403,17 +403,15 @@ def test_weights_loaded_otherwise_are_another_teacher(
     assert again["inputs"] != plain["inputs"]
 
 
-@pytest.mark.parametrize("sentences", [2, 200])
-def test_how_reviews_are_cut_makes_other_annotations_only_where_some_are(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, sentences: int
+def test_how_reviews_are_cut_makes_other_annotations(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
 ) -> None:
-    rows = pd.DataFrame([("A warm film. " * sentences, "positive", "train")], columns=["text", "label", "split"])
+    rows = pd.DataFrame([("A warm film. " * 200, "positive", "train")], columns=["text", "label", "split"])
     path = write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}})
-    cut = annotate(load_config(path), teacher_double.complete)["reviews"]["cut"]
-    assert cut == (sentences == 200)
+    assert annotate(load_config(path), teacher_double.complete)["reviews"]["cut"] == 1
     head = load_config(path, ["teacher.truncation=head", "grid.method=[distill]"])
-    with pytest.raises(CotdError, match="made for other") if cut else contextlib.nullcontext():
-        check_annotations(head, prepare(head).reviews)
+    with pytest.raises(CotdError, match="made for other"):
+        check_annotations(head, prepare(head).reviews.digest())
 
 
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
