@@ -1,7 +1,4 @@
-"""A task: its label set, the student's words and prefixes, and where its prompts lie.
-
-Nothing outside this file spells a label.
-"""
+"""A task: its label set, the student's words and prefixes, and where its prompts are. No other module spells a label."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ class Task:
     """What is predicted, and how it is written for a text-to-text student.
 
     Attributes:
-        labels: the label set, in the order used for every probability vector.
+        labels: the label set, in the order of every probability vector.
         verbalizers: label → what the student's decoder writes for it. They must differ at their first token.
-        spellings: other ways data sets write a label (folded to lower case) → label.
+        positive: the label whose probability is the score in calibration and AUC.
+        spellings: other ways in which data sets write a label (in lower case) → label.
         label_prefix, rationale_prefix: the input prefix that asks for the label or for the rationale
             (Hsieh et al. 2023, section 3.2; "predict: " and "explain: " in the SC4001 code).
-        answer_mark: what stands between rationale and label where a student writes both as one target.
-        review_mark: what stands between a rationale and the review where a student reads both.
-        positive: the label whose probability is "the" score in calibration and AUC.
+        answer_mark: stands between rationale and label if a student writes both as one target.
+        review_mark: stands between a rationale and the review if a student reads both.
     """
 
     name: str
@@ -41,7 +38,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
-        """Where a built-in task's files lie: `prompts.yaml`."""
+        """The folder of a built-in task's files."""
         return Path(__file__).parent / self.name
 
     def joint_target(self, rationale: str, label: str) -> str:
@@ -49,37 +46,31 @@ class Task:
         return f"{rationale} {self.answer_mark} {self.verbalizers[label]}"
 
     def with_rationale(self, text: str, rationale: str) -> str:
-        """A rationale and the review as one input. The rationale goes first: what a limit cuts off is the review's end
-        (`Trial.truncation`)."""
+        """A rationale and the review as one input, the rationale first: a token limit cuts off the review's end."""
         return f"{rationale} {self.review_mark} {text}".lstrip()
 
     def parse_label(self, value: Any) -> str | None:
-        """The label that `value` (a data set's cell or a teacher's word) stands for, or None if it is none.
+        """The label that a data set's cell or a teacher's word stands for, or None.
 
-        Folds case, surrounding space and a final full stop; 0/1, neg/pos and the task's other spellings count.
+        Case, surrounding space and a final full stop do not matter.
         """
         if not np.isscalar(value) or value != value:  # None, a list; NaN
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         text = str(value).strip().strip(".").lower()
-        if text in self.labels:
-            return text
-        return self.spellings.get(text)
+        return text if text in self.labels else self.spellings.get(text)
 
     def label_pattern(self, label: str) -> str:
-        """A pattern of a label's name or word, or its adverb, as a word of its own and in whatever case."""
-        words = "|".join(re.escape(w) for w in sorted({label, self.verbalizers[label]}))
-        return rf"(?i)\b(?:{words})(?:ly)?\b"
+        """A regular expression for a label's name, its verbalizer, or an adverb of either, as a whole word in any case."""
+        names = "|".join(re.escape(name) for name in sorted({label, self.verbalizers[label]}))
+        return rf"(?i)\b(?:{names})(?:ly)?\b"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for `cotd.json` beside a student."""
-        plain = asdict(self)
-        plain["labels"] = list(self.labels)
-        plain["verbalizers"] = dict(self.verbalizers)
-        plain["spellings"] = dict(self.spellings)
-        return plain
+        return asdict(self) | {"labels": list(self.labels)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Task:
+        """The task that `to_dict` gave, or a `task.yaml` holds."""
         return cls(**{**plain, "labels": tuple(plain["labels"])})

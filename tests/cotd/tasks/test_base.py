@@ -1,3 +1,5 @@
+"""A task's labels: the ways to write them, and the task as JSON."""
+
 from __future__ import annotations
 
 import json
@@ -5,9 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from cotd.errors import CotdError
 from cotd.tasks.base import Task
-from cotd.tasks.registry import SENTIMENT, get_task
+from cotd.tasks.registry import SENTIMENT
 
 
 @pytest.mark.parametrize("value", ["positive", " Positive. ", "POS", "1", 1, 1.0, "fresh"])
@@ -23,7 +24,7 @@ def test_ways_to_write_negative(value: object) -> None:
 @pytest.mark.parametrize(
     "value", [None, float("nan"), "", "mixed", "not positive", 2, -1, 0.5, ["positive"], np.array([1, 1]), {}]
 )
-def test_what_is_no_label(value: object) -> None:
+def test_other_values_are_not_labels(value: object) -> None:
     assert SENTIMENT.parse_label(value) is None
 
 
@@ -31,8 +32,3 @@ def test_a_task_survives_json() -> None:
     again = Task.from_dict(json.loads(json.dumps(SENTIMENT.to_dict())))
     assert again == SENTIMENT
     assert again.parse_label("fresh") == "positive"
-
-
-def test_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(CotdError, match="Did you mean 'sentiment'"):
-        get_task("sentimant")
