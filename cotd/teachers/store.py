@@ -21,7 +21,7 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.utils.files import write_bytes
 from cotd.utils.iteration import batched
-from cotd.utils.keys import packed_keys, places_in
+from cotd.utils.keys import encode_keys, positions_in
 from cotd.utils.text import describe_error
 
 SCHEMA = pa.schema(
@@ -141,7 +141,7 @@ class CompletionStore:
         self._refresh()
         wanted = list(dict.fromkeys(keys))
         of_shard: dict[int, set[str]] = {}
-        for key, place in zip(wanted, places_in(self._keys, packed_keys(wanted)).tolist(), strict=True):
+        for key, place in zip(wanted, positions_in(self._keys, encode_keys(wanted)).tolist(), strict=True):
             if place >= 0 and self._state[place] in states:
                 of_shard.setdefault(int(self._shard[place]), set()).add(key)
         found: dict[str, dict[str, Any]] = {}
@@ -170,7 +170,7 @@ class CompletionStore:
                 refused = pc.equal(pc.fill_null(table["finish_reason"], ""), REFUSED_REASON)
                 state = pc.if_else(pc.is_null(table["error"]), ANSWERED, pc.if_else(refused, REFUSED, FAILED)).cast(pa.int8())
                 number = np.full(len(table), len(self._shards), dtype=np.int32)
-                parts.append((packed_keys(table["key"].to_pylist()), number, state.to_numpy()))
+                parts.append((encode_keys(table["key"].to_pylist()), number, state.to_numpy()))
                 self._shards.append(shard)
         keys, shards, states = (np.concatenate(column) for column in zip(*parts, strict=True))
         del parts

@@ -1,4 +1,4 @@
-"""What this machine's processor and accelerator are good at."""
+"""Which number formats this machine computes fast."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def multiplies_bfloat16(use_gpu: bool) -> bool:
     return bool(BF16_FLAGS & processor_flags())
 
 
-def choose_dtype(wanted: str, use_gpu: bool) -> str:
-    """`wanted`, or for "auto" the faster of "bfloat16" and "float32" here."""
-    if wanted != "auto":
-        return wanted
+def choose_dtype(dtype: str, use_gpu: bool) -> str:
+    """`dtype`, or for "auto" the faster of "bfloat16" and "float32" here."""
+    if dtype != "auto":
+        return dtype
     return "bfloat16" if multiplies_bfloat16(use_gpu) else "float32"
