@@ -12,7 +12,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Every file of tests/benchmarks/ that is run by itself.
 BENCHMARKS = $(patsubst tests/benchmarks/%.py,%,$(shell grep -l 'def main' tests/benchmarks/*.py))
 
-.PHONY: help install demo test test-fast test-slow bench lint ui lock clean
+.PHONY: help install demo test test-fast test-slow docs bench lint ui lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ test-fast: install ## unit tests alone, for use while working (under three minut
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest -m slow
+
+docs: install ## the documentation, in build/docs; a broken link or reference fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "built: build/docs/index.html"
 
 bench: install ## the measurements of tests/benchmarks/; one of them with NAME=annotate_memory, a smoke test with SMALL=--small
 	@for name in $(or $(NAME),$(BENCHMARKS)); do echo "# $$name"; $(BIN)/python -m tests.benchmarks.$$name $(SMALL) || exit 1; done
