@@ -1,8 +1,7 @@
-"""What every configuration is made of: blocks of checked keys, read from YAML plus `key=value` overrides."""
+"""What every configuration is made of: blocks of checked keys, whose problems are reported all at once."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
@@ -10,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cotd.errors import CotdError, nearest
 
-# A value that was meant to be a name, and may be the secret itself, is not shown.
+# Their values are not shown in messages: what was meant to be a name or an address may hold the secret itself.
 NEVER_SHOWN = {"key_env", "base_url"}
 
 
 class ConfigModel(BaseModel):
+    """A block of a configuration: unknown keys are errors, and values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -24,23 +25,25 @@ ConfigType = TypeVar("ConfigType", bound=ConfigModel)
 def validate_config(
     kind: type[ConfigType], plain: dict[str, Any], where: str, more: Callable[[dict[str, Any]], list[str]] = lambda _: []
 ) -> ConfigType:
-    """A configuration of a plain dict.
+    """A configuration from a plain dict.
 
     Args:
+        where: what messages call the configuration, such as its file.
         more: finds further problems where pydantic has found some and stopped.
 
     Raises:
-        CotdError: all problems at once; an unknown key is answered with the nearest known one.
+        CotdError: all problems at once; unknown keys come with the nearest known one.
     """
     try:
         return kind.model_validate(plain)
     except ValidationError as error:
-        found = [describe_problem(kind, e) for e in error.errors()]
-        found += [p for p in more(plain) if not any(p in f for f in found)]
-        raise CotdError(*(f"{where}: {p}" for p in found)) from error
+        problems = [describe_problem(kind, e) for e in error.errors()]
+        problems += [p for p in more(plain) if not any(p in known for known in problems)]
+        raise CotdError(*(f"{where}: {p}" for p in problems)) from error
 
 
 def describe_problem(kind: type[ConfigModel], problem: Any) -> str:
+    """One of pydantic's problems as a sentence that names its key."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
@@ -48,12 +51,11 @@ def describe_problem(kind: type[ConfigModel], problem: Any) -> str:
         return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"'{key}' is missing."
-    message = re.sub(r"^Value error, ", "", problem["msg"])
+    message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return message
     shown = isinstance(problem["input"], (str, int, float)) and location[-1] not in NEVER_SHOWN
-    given = f" (given: {problem['input']!r})" if shown else ""
-    return f"{key}: {message}{given}"
+    return f"{key}: {message}" + (f" (given: {problem['input']!r})" if shown else "")
 
 
 def known_keys(kind: type[ConfigModel], location: list[str]) -> list[str]:

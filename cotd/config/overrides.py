@@ -1,4 +1,4 @@
-"""Configuration files: YAML plus `key=value` overrides."""
+"""YAML files and the `key=value` overrides that are applied to them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from cotd.errors import CotdError
 
 
-def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A YAML mapping with `a.b=value` overrides applied.
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
 
     Raises:
-        CotdError: no such file, not YAML, not a mapping, or an override that is none.
+        CotdError: the file does not exist, is not YAML, or holds something else than a mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,13 +28,15 @@ def read_yaml(path: str | Path, overrides: list[str] | None = None) -> dict[str,
         raise CotdError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(plain, dict):
         raise CotdError(f"{path} is not a mapping of keys to values but a {type(plain).__name__}. Start with `name: …`.")
-    for override in overrides or []:
-        apply_override(plain, override)
     return plain
 
 
 def apply_override(plain: dict[str, Any], override: str) -> None:
-    """Sets one `a.b=value` in a nested dict, in place; a number names an entry of a list, as in `a.0.b=value`."""
+    """Sets one `a.b=value` in a nested dict, in place; a number names an entry of a list, as in `a.0.b=value`.
+
+    Raises:
+        CotdError: the override has another form, its value is not YAML, or its key leads through a value.
+    """
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise CotdError(f"override '{override}' is not of the form key=value, for example training.steps=100")

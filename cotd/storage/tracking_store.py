@@ -1,27 +1,31 @@
-"""The store that runs and models are in: opening it, its errors, and writing to it."""
+"""The MLflow store that runs and models are in: which one, opening it, and its errors."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
 from cotd.utils.text import first_line
 
-BATCH = 1000  # metrics that MLflow takes at once
+SQLITE = "sqlite:///"
+
+
+def default_tracking_uri(folder: str | Path = "runs") -> str:
+    """The store where none is named: MLFLOW_TRACKING_URI, else a database in a folder of studies."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{Path(folder).absolute() / 'mlflow.db'}"
 
 
 def quiet_mlflow() -> None:
-    """MLflow without usage telemetry and without its progress bars and migration log."""
-    import logging
-
+    """Sets MLflow to send no usage telemetry, show no progress bars, log no migrations, and give up soon."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    # A server that is down is an error at once, and not after four minutes; who follows a sweep tries again by itself.
+    # A server that is down is an error at once, not after four minutes; what follows a sweep tries again by itself.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -29,19 +33,29 @@ def quiet_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def open_store(uri: str) -> Any:
-    """An MLflow client of the store, which becomes the one in use; an SQLite file is made where there is none.
-
-    One process at a time makes its tables: two that find them missing break each other.
-    """
+def use_tracking(uri: str | None) -> None:
+    """Makes `uri` the tracking store and registry that `models:/…` is looked up in; None changes nothing."""
     quiet_mlflow()
+    if not uri:
+        return  # MLflow takes seconds to import, and may not be needed
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+
+
+def open_store(uri: str) -> Any:
+    """An MLflow client of the store, which becomes the one in use; an SQLite file is created if there is none.
+
+    One process at a time creates the tables: two that find them missing break each other.
+    """
+    use_tracking(uri)
     import mlflow
     from filelock import FileLock
 
-    use_tracking(uri)
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return mlflow.MlflowClient(uri, uri)
-    file = Path(uri.removeprefix("sqlite:///"))
+    file = Path(uri.removeprefix(SQLITE))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):
         client = mlflow.MlflowClient(uri, uri)
@@ -63,40 +77,8 @@ def friendly_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
-def use_tracking(uri: str | None) -> None:
-    """Makes `uri` the tracking store and registry that `models:/…` is looked up in; None leaves it as it is."""
-    quiet_mlflow()
-    if not uri:
-        return  # who names none may never need MLflow, which takes seconds to import
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-
-
-def find_experiment(client: Any, uri: str, name: str, storage: Path, tags: dict[str, str] | None = None) -> str:
-    """The id of an experiment, made where there is none.
-
-    Args:
-        storage: where an experiment in a database on this machine keeps its files; a server knows itself where.
-
-    Raises:
-        CotdError: it is deleted.
-    """
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage != "active":
-            raise CotdError(f"the MLflow experiment '{name}' is deleted; restore it, or set tracking.experiment.")
-        return found.experiment_id
-    local = uri.startswith(("sqlite:", "/"))
-    artifacts = (storage / "mlflow-artifacts" / name).as_uri() if local else None
-    # Without its kind MLflow's page takes an experiment for one of prompts and traces, and asks.
-    tags = {"mlflow.experimentKind": "custom_model_development", **(tags or {})}
-    return client.create_experiment(name, artifact_location=artifacts, tags=tags)
-
-
 def attempt(write: Callable[[], Any]) -> str | None:
-    """Writes to MLflow; None where that worked, else the first line of what MLflow said."""
+    """Writes to MLflow; None if that worked, else the first line of the error."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -104,9 +86,3 @@ def attempt(write: Callable[[], Any]) -> str | None:
     except (MlflowException, OSError) as error:  # artifacts go by another way than metrics, with errors of its own
         return first_line(error)
     return None
-
-
-def log_metrics(client: Any, run_id: str, metrics: Sequence[Any]) -> None:
-    """Logs any number of metrics. Those that the run has already, to the millisecond, are not doubled."""
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])

@@ -1,4 +1,4 @@
-"""Checks across the blocks of a study."""
+"""Checks across the blocks of a study: what is wrong with each pair, as sentences."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from typing import Any
 from cotd.data.config import DataConfig
 from cotd.errors import nearest
 from cotd.study.grid import GridConfig
+from cotd.study.search import SearchConfig
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.imported_config import ImportedConfig
+from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
-# Size name → model, where a study names none.
-SIZES = {
-    "tiny": "embedded:t5-mini",
-    "small": "google/t5-v1_1-small",
-    "base": "google/t5-v1_1-base",
-    "large": "google/t5-v1_1-large",
-}
+
+def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig) -> list[str]:
+    """Problems of what the teacher writes, or a file holds, and what the grid learns from."""
+    if teacher.answers:
+        return [*source_problems(teacher.answers, data), *rationale_problems(teacher, grid)]
+    samples = max(grid.all_values("samples"), default=0)
+    if samples <= teacher.samples:
+        return []
+    return [f"grid.samples has {samples}, and the teacher writes {teacher.samples} a review (teacher.samples)"]
 
 
-def source_problems(answers: ImportedConfig, data: DataConfig) -> list[str]:
-    """What of a file of answers does not go with the reviews."""
-    if not answers.files(data):
-        return [f"teacher.answers.source is missing: data.source '{data.where}' is no file that could hold the answers too"]
-    of_reviews = [data.source] if isinstance(data.source, str) else data.source.values()
-    if (
-        set(answers.files(data)) & set(of_reviews)
-        and answers.columns.label is not None
-        and answers.columns.label == data.columns.label
-    ):
-        return [
-            f"teacher.answers.columns.label and data.columns.label are one column, '{data.columns.label}': the teacher would be "
-            "scored on its own labels. Name the column of the labels that it gave, and the one of gold labels (null: none)"
-        ]
-    return []
+def source_problems(imported: ImportedConfig, data: DataConfig) -> list[str]:
+    """Problems of a file of the teacher's labels and rationales with the study's data."""
+    files = imported.files(data)
+    if not files:
+        return [f"teacher.answers.source is missing: data.source '{data.source_name}' is not a file. Name the teacher's file"]
+    data_files = [data.source] if isinstance(data.source, str) else data.source.values()
+    label = imported.columns.label
+    if label is None or label != data.columns.label or not set(files) & set(data_files):
+        return []
+    return [
+        f"teacher.answers.columns.label and data.columns.label are one column, '{label}': the teacher would be scored on its own "
+        "labels. Name the column of the teacher's labels, and the one of gold labels (null: none)"
+    ]
 
 
 def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
-    """What of a study needs the rationales that were written with the labels of its answers, which have none."""
+    """What needs rationales written with the teacher's labels, if its file has labels alone."""
     if teacher.answers is None or teacher.answers.columns.label is None or teacher.answers.columns.rationale is not None:
         return []
     needing = [f"method '{method}'" for method in grid.all_values("method") if METHODS[method].rationale == "own"]
@@ -46,26 +48,39 @@ def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
     if not needing:
         return []
     return [
-        f"{', '.join(needing)}: for rationales that were written with the labels, and no column of them is named "
-        "(teacher.answers.columns.rationale)"
+        f"{', '.join(needing)}: needs rationales written with the labels. Name their column: teacher.answers.columns.rationale"
     ]
 
 
+def search_problems(search: SearchConfig, grid: GridConfig, training: TrainingConfig) -> list[str]:
+    """Problems of a search with the one student that it tries settings of."""
+    problems = []
+    if (cells := grid.count_all()) > 1:
+        problems.append(
+            f"search tries settings of one student, and the grid has {cells} combinations: name one method, fraction, size and seed"
+        )
+    if search.asha and search.asha.grace_steps > training.steps:
+        problems.append(
+            f"search.asha.grace_steps ({search.asha.grace_steps}) is more than training.steps ({training.steps}): nothing would be "
+            "stopped early"
+        )
+    return problems
+
+
 def size_problems(plain: dict[str, Any]) -> list[str]:
-    """Unknown sizes; also where pydantic stops before it looks: a validator of the whole runs only when every part is sound."""
-    grid, sizes = plain.get("grid"), plain.get("sizes") or SIZES
+    """Unknown sizes in a plain study, which may have any other mistake: a model's validator runs only if every part is valid."""
+    grid, sizes, resources = plain.get("grid"), plain.get("sizes"), plain.get("resources")
     if not isinstance(grid, dict) or not isinstance(sizes, dict):
         return []
-    known, wanted = ", ".join(map(str, sizes)), {"grid.size": grid.get("size")}
+    named = {"grid.size": grid.get("size")}  # where sizes are named → one size or several
     for kind in ("include", "exclude"):
         entries = grid.get(kind) if isinstance(grid.get(kind), list) else []
-        wanted |= {f"grid.{kind}.{i}.size": e.get("size") for i, e in enumerate(entries or []) if isinstance(e, dict)}
-    resources = plain.get("resources")
-    own = resources.get("sizes") if isinstance(resources, dict) else None
-    wanted["resources.sizes"] = list(own) if isinstance(own, dict) else None
+        named |= {f"grid.{kind}.{i}.size": e.get("size") for i, e in enumerate(entries or []) if isinstance(e, dict)}
+    if isinstance(resources, dict) and isinstance(resources.get("sizes"), dict):
+        named["resources.sizes"] = list(resources["sizes"])
     return [
-        f"{where} '{size}' is not in sizes ({known}).{nearest(size, list(sizes))}"
-        for where, names in wanted.items()
+        f"{where} '{size}' is not in sizes ({', '.join(map(str, sizes))}).{nearest(size, list(sizes))}"
+        for where, names in named.items()
         for size in (names if isinstance(names, list) else [names])
         if size is not None and size not in sizes
     ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
 from cotd.errors import nearest
@@ -16,7 +16,7 @@ from cotd.teachers.filters import Filters, filter_problems
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
-# From here on a grid is more likely a slip than a wish.
+# A grid of more is more likely a mistake than intended.
 MANY_TRIALS = 10_000
 
 
@@ -38,91 +38,79 @@ class Cell:
     filters: Filters | None = None
 
 
-class Dimensions(ConfigModel):
-    """Lists of values to combine. In `grid.include`, what is left out is as in the grid itself."""
+def known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"unknown method '{name}'; known: {', '.join(METHODS)}.{nearest(name, list(METHODS))}")
+    return name
 
-    method: list[str] | None = Field(None, min_length=1)
-    fraction: list[float] | None = Field(None, min_length=1, description="shares of the training split, in (0, 1]")
-    size: list[str] | None = Field(None, min_length=1)
-    seed: list[int] | None = Field(None, min_length=1)
+
+def fraction_in_range(fraction: float) -> float:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction {fraction} is outside (0, 1]; write 10 % as 0.1")
+    return fraction
+
+
+def known_filters(filters: Filters) -> Filters:
+    if problems := filter_problems(filters):
+        raise ValueError("; ".join(problems))
+    return filters
+
+
+Methods = Annotated[list[Annotated[str, AfterValidator(known_method)]], Field(min_length=1)]
+Fractions = Annotated[
+    list[Annotated[float, AfterValidator(fraction_in_range)]],
+    Field(min_length=1, description="shares of the training split, in (0, 1]"),
+]
+Sizes = Annotated[list[str], Field(min_length=1)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+
+
+class Dimensions(ConfigModel):
+    """Lists of values to combine. In `grid.include`, a dimension that is left out is as in the grid itself."""
+
+    method: Methods | None = None
+    fraction: Fractions | None = None
+    size: Sizes | None = None
+    seed: Seeds | None = None
+    samples: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, min_length=1, description="learn from the first n of the teacher's samples of each review"
+    )
+    filters: list[Annotated[Filters, AfterValidator(known_filters)]] | None = Field(
+        None, min_length=1, description="lists of filters, each in place of teacher.filters; [] is none"
+    )
     training: dict[str, list[Any]] = Field(
         default_factory=dict, description="key of the training block → values, as in {rationale_weight: [0, 0.5, 1]}"
     )
-    samples: list[int] | None = Field(
-        None, min_length=1, description="learn from the first n of the teacher's samples of each review"
-    )
-    filters: list[Filters] | None = Field(
-        None, min_length=1, description="lists of filters, each in place of teacher.filters; [] is none"
-    )
-
-    @field_validator("method")
-    @classmethod
-    def known_methods(cls, names: list[str] | None) -> list[str] | None:
-        known = ", ".join(METHODS)
-        wrong = [f"unknown method '{n}'; known: {known}.{nearest(n, list(METHODS))}" for n in names or [] if n not in METHODS]
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return names
-
-    @field_validator("fraction")
-    @classmethod
-    def fractions_in_range(cls, fractions: list[float] | None) -> list[float] | None:
-        wrong = [f"fraction {f} is outside (0, 1]" for f in fractions or [] if not 0 < f <= 1]
-        if wrong:
-            raise ValueError("; ".join(wrong) + "; write 10 % as 0.1")
-        return fractions
 
     @field_validator("training")
     @classmethod
     def training_values(cls, training: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return checked_training(training)
+        if problems := [problem for key, values in training.items() for problem in training_problems(key, values)]:
+            raise ValueError("; ".join(problems))
+        return {key: [training_value(key, value) for value in values] for key, values in training.items()}
 
-    @field_validator("samples")
-    @classmethod
-    def some_samples(cls, samples: list[int] | None) -> list[int] | None:
-        if any(n < 1 for n in samples or []):
-            raise ValueError("at least 1 sample a review")
-        return samples
-
-    @field_validator("filters")
-    @classmethod
-    def known_filters(cls, lists: list[Filters] | None) -> list[Filters] | None:
-        if wrong := [problem for filters in lists or [] for problem in filter_problems(filters)]:
-            raise ValueError("; ".join(wrong))
-        return lists
+    def lists(self) -> dict[str, list[Any]]:
+        """Dimension → its values; without `training`, and without what is left out."""
+        names = (name for name in Dimensions.model_fields if name != "training")
+        return {name: values for name in names if (values := getattr(self, name)) is not None}
 
     def over(self, other: Dimensions) -> Dimensions:
-        """These dimensions, with those of `other` where nothing is said here."""
-        given = {k: v for k in Dimensions.model_fields if k != "training" and (v := getattr(self, k)) is not None}
-        training = {**other.training, **self.training}
-        kept = {k: getattr(other, k) for k in Dimensions.model_fields}
-        return Dimensions.model_construct(**{**kept, **given, "training": training})
+        """These dimensions, with those of `other` where these leave one out."""
+        return Dimensions.model_construct(**{**other.lists(), **self.lists()}, training={**other.training, **self.training})
 
     def count(self) -> int:
-        lists = [self.method, self.fraction, self.size, self.seed, self.samples, self.filters, *self.training.values()]
-        return prod(len(values) for values in lists if values is not None)
+        return prod(map(len, [*self.lists().values(), *self.training.values()]))
 
     def cells(self) -> Iterator[Cell]:
         """Every combination of the values."""
-        names = list(self.training)
-        samples: list[int | None] = [*self.samples] if self.samples else [None]
-        filters: list[Filters | None] = [*self.filters] if self.filters else [None]
-        plain = (self.method or [], self.fraction or [], self.size or [], self.seed or [])
-        for method, fraction, size, seed, n, chosen, *values in itertools.product(
-            *plain, samples, filters, *self.training.values()
-        ):
-            yield Cell(method, float(fraction), size, seed, dict(zip(names, values, strict=True)), n, chosen)
+        lists = self.lists()
+        for values in itertools.product(*lists.values(), *self.training.values()):
+            settings = dict(zip(self.training, values[len(lists) :], strict=True))
+            yield Cell(**dict(zip(lists, values, strict=False)), training=settings)
 
 
-class Exclusion(ConfigModel):
+class Exclusion(Dimensions):
     """Combinations to leave out: those that have, in every dimension named, one of its values."""
-
-    method: list[str] | None = None
-    fraction: list[float] | None = None
-    size: list[str] | None = None
-    seed: list[int] | None = None
-    samples: list[int] | None = None
-    training: dict[str, list[Any]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -130,25 +118,18 @@ class Exclusion(ConfigModel):
         """`size: large` is short for `size: [large]`."""
         if not isinstance(plain, dict):
             return plain
-        listed = {k: v if k == "training" else as_list(v) for k, v in plain.items()}
-        if isinstance(listed.get("training"), dict):
-            listed["training"] = {k: as_list(v) for k, v in listed["training"].items()}
-        return listed
+        training = plain.get("training")
+        listed = {"training": {k: as_list(v) for k, v in training.items()}} if isinstance(training, dict) else {}
+        return {**{k: v if k == "training" else as_list(v) for k, v in plain.items()}, **listed}
 
     @model_validator(mode="after")
     def names_something(self) -> Exclusion:
-        if not self.model_fields_set:
-            raise ValueError("names no dimension, and so would leave out everything")
+        if not self.lists() and not self.training:
+            raise ValueError("empty exclude entry: name at least one dimension, such as size")
         return self
 
-    @field_validator("training")
-    @classmethod
-    def training_values(cls, training: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return checked_training(training)
-
     def matches(self, cell: Cell) -> bool:
-        plain = {k: getattr(self, k) for k in ("method", "fraction", "size", "seed", "samples")}
-        return all(getattr(cell, k) in values for k, values in plain.items() if values is not None) and all(
+        return all(getattr(cell, name) in values for name, values in self.lists().items()) and all(
             key in cell.training and cell.training[key] in values for key, values in self.training.items()
         )
 
@@ -156,15 +137,15 @@ class Exclusion(ConfigModel):
 class GridConfig(Dimensions):
     """Every combination of the lists, less `exclude`, and `include`."""
 
-    method: list[str] = Field(min_length=1)
-    fraction: list[float] = Field(min_length=1, description="shares of the training split, in (0, 1]")
-    size: list[str] = Field(min_length=1)
-    seed: list[int] = Field(min_length=1)
+    method: Methods
+    fraction: Fractions
+    size: Sizes
+    seed: Seeds
     exclude: list[Exclusion] = Field(
         default_factory=list, description="combinations to leave out, as in [{size: large, fraction: [0.1, 0.5]}]"
     )
     include: list[Dimensions] = Field(
-        default_factory=list, description="further grids; what one leaves out is as in the grid itself, before `exclude`"
+        default_factory=list, description="further grids; a dimension that one leaves out is as in the grid, before `exclude`"
     )
 
     @model_validator(mode="after")
@@ -174,7 +155,7 @@ class GridConfig(Dimensions):
         return self
 
     def all_cells(self) -> Iterator[Cell]:
-        """Every combination to train; one may be there twice."""
+        """Every combination to train; one may occur twice."""
         for cell in self.cells():
             if not any(e.matches(cell) for e in self.exclude):
                 yield cell
@@ -187,23 +168,12 @@ class GridConfig(Dimensions):
 
     def all_values(self, dimension: str) -> list[Any]:
         """The values of a dimension in the whole grid, in the order in which they are first named."""
-        lists: Iterable[Sequence[Any] | None] = (getattr(d, dimension) for d in (self, *self.include))
-        return list(dict.fromkeys(value for values in lists for value in values or []))
+        values = (value for part in (self, *self.include) for value in getattr(part, dimension) or [])
+        return list(dict.fromkeys(values))
 
 
 def as_list(value: Any) -> Any:
     return value if isinstance(value, list) or value is None else [value]
-
-
-def checked_training(training: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Values of training keys as the training block has them.
-
-    Raises:
-        ValueError: no such key, or a value that it cannot have.
-    """
-    if wrong := [problem for key, values in training.items() for problem in training_problems(key, values)]:
-        raise ValueError("; ".join(wrong))
-    return {key: [training_value(key, value) for value in values] for key, values in training.items()}
 
 
 def training_problems(key: str, values: Any, fixed: Mapping[str, str] = {"preset": "resolve it to its keys"}) -> list[str]:
@@ -212,9 +182,9 @@ def training_problems(key: str, values: Any, fixed: Mapping[str, str] = {"preset
     Args:
         fixed: keys that cannot vary → what to do instead.
     """
-    known = [k for k in TrainingConfig.model_fields if k not in fixed]
     if key in fixed:
         return [f"'{key}' cannot vary: {fixed[key]}"]
+    known = [k for k in TrainingConfig.model_fields if k not in fixed]
     if key not in known:
         return [f"no training key '{key}'.{nearest(key, known)} There are: {', '.join(known)}"]
     if not isinstance(values, list) or not values:

@@ -1,4 +1,4 @@
-"""What trials ask Ray for: the `resources` block of a study. Where a student is trained, never what it is trained on."""
+"""What trials ask Ray for: the `resources` block of a study. It does not change what is trained."""
 
 from __future__ import annotations
 
@@ -19,16 +19,11 @@ class ResourcesConfig(ConfigModel):
     """What each trial asks Ray for; fractions are packed onto one device."""
 
     workers: int = Field(
-        1,
-        ge=1,
-        description="processes that train a trial together, each with these cpus and gpus and a share of every batch; the student "
-        "is the same",
+        1, ge=1, description="processes that train a trial together, each with these cpus and gpus; the student is the same"
     )
     cpus: float = Field(1, gt=0)
     gpus: float | None = Field(
-        None,
-        ge=0,
-        description="null: where Ray has any, a quarter of a GPU, and a whole one for each of several workers; else none",
+        None, ge=0, description="null: if Ray has GPUs a quarter of one, or a whole one for each of several workers; else none"
     )
     sizes: dict[str, SizeResources] = Field(
         default_factory=dict, description="for students of some sizes, as in {large: {workers: 4, gpus: 1, cpus: 8}}"
@@ -37,17 +32,17 @@ class ResourcesConfig(ConfigModel):
     max_failures: int = Field(1, ge=0, description="times a failed trial is tried again")
 
     def of(self, size: str) -> ResourcesConfig:
-        """Those of one size's trials, whose own keys go before the others."""
-        own = self.sizes[size].model_dump(exclude_none=True) if size in self.sizes else {}
-        return self.model_copy(update={**own, "sizes": {}})
+        """The resources of one size's trials."""
+        changes = self.sizes[size].model_dump(exclude_none=True) if size in self.sizes else {}
+        return self.model_copy(update={**changes, "sizes": {}})
 
     @model_validator(mode="after")
     def workers_take_whole_gpus(self) -> ResourcesConfig:
-        wrong = [
-            f"{where}{asked.workers} workers that train together take a GPU each (gpus: 1) or none (gpus: 0), not {asked.gpus:g}"
-            for where, asked in {"": self, **{f"sizes.{size}: ": self.of(size) for size in self.sizes}}.items()
-            if asked.workers > 1 and asked.gpus not in (None, 0, 1)
+        problems = [
+            f"{where}{block.workers} workers that train together take a GPU each (gpus: 1) or none (gpus: 0), not {block.gpus:g}"
+            for where, block in {"": self, **{f"sizes.{size}: ": self.of(size) for size in self.sizes}}.items()
+            if block.workers > 1 and block.gpus not in (None, 0, 1)
         ]
-        if wrong:
-            raise ValueError("; ".join(wrong))
+        if problems:
+            raise ValueError("; ".join(problems))
         return self

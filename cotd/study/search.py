@@ -1,4 +1,4 @@
-"""The search of a study: which training settings are tried, how many samples of them, and when a poor one is given up."""
+"""The search of a study: which training settings are tried, how often, and when a poor one is stopped early."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cotd.config.model import ConfigModel
 from cotd.study.grid import training_problems
 from cotd.training.config import TrainingConfig
 
+# Training keys that a search cannot vary → what to do instead.
 FIXED = {
     "preset": "name the keys it sets",
     "steps": "it is the budget of a sample, which ASHA saves of",
@@ -30,26 +31,21 @@ class Distribution(ConfigModel):
 
     @model_validator(mode="after")
     def one_kind(self) -> Distribution:
-        given = [k for k in ("uniform", "loguniform", "choice") if getattr(self, k) is not None]
-        if len(given) != 1:
+        kinds = [k for k in ("uniform", "loguniform", "choice") if getattr(self, k) is not None]
+        if len(kinds) != 1:
             raise ValueError("needs one of uniform: [lowest, highest], loguniform: [lowest, highest], choice: [values]")
         if (bounds := self.uniform or self.loguniform) and not bounds[0] < bounds[1]:
-            raise ValueError(f"{given[0]} needs the lowest value first, and {bounds[0]:g} is not below {bounds[1]:g}")
+            raise ValueError(f"{kinds[0]} needs the lowest value first, and {bounds[0]:g} is not below {bounds[1]:g}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("loguniform needs values above 0")
         return self
-
-    @property
-    def ends(self) -> list[Any]:
-        """The values that every other one lies between, or all."""
-        return self.choice or self.uniform or self.loguniform or []
 
 
 class AshaConfig(ConfigModel):
     """Asynchronous successive halving (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning")."""
 
     grace_steps: int = Field(100, ge=1, description="steps that every sample is given; the first rung")
-    reduction: float = Field(3, gt=1, description="at each rung the best 1/reduction go on; a rung is reduction × the last")
+    reduction: float = Field(3, gt=1, description="at each rung the best 1/reduction continue; a rung is reduction × the last")
 
 
 class SearchConfig(ConfigModel):
@@ -63,16 +59,16 @@ class SearchConfig(ConfigModel):
     @field_validator("space")
     @classmethod
     def training_keys(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
-        wrong = []
+        problems = []
         for key, distribution in space.items():
-            ends: list[Any] = distribution.ends
+            values: list[Any] = distribution.choice or distribution.uniform or distribution.loguniform or []
             if distribution.choice is None and key in TrainingConfig.model_fields:
                 kind = TrainingConfig.model_fields[key].annotation
                 if kind not in (int, float, float | None):
-                    wrong.append(f"{key} is no number; draw it by choice: [values]")
+                    problems.append(f"{key} is not numeric; use choice: [values]")
                     continue
-                ends = [math.ceil(ends[0]), math.floor(ends[1])] if kind is int else ends
-            wrong += training_problems(key, ends, FIXED)
-        if wrong:
-            raise ValueError("; ".join(wrong))
+                values = [math.ceil(values[0]), math.floor(values[1])] if kind is int else values
+            problems += training_problems(key, values, FIXED)
+        if problems:
+            raise ValueError("; ".join(problems))
         return space

@@ -1,18 +1,4 @@
-"""A trial: one student trained one way. Its identity, its folder, and the grid of a study.
-
-A trial's id is a hash of what is trained on what, never of where: any machine finds it finished. Its folder on the
-study's storage is the truth:
-
-    trial.json           what the trial is (and the study's resolved configuration)
-    metrics.jsonl        one line for each validation score, as it is made
-    system_metrics.jsonl one line for each sample of the worker's load
-    checkpoints/         while training; removed when done
-    student/             the selected student
-    predictions.parquet  on the test split
-    result.json          the final metrics; written last, so that its presence means done
-    pruned.json          of a search's sample that was given up: its last score
-    error.txt            the traceback of a failed attempt
-"""
+"""The trials of a study: every cell of its grid, and every sample of its search, as the trial that it asks for."""
 
 from __future__ import annotations
 
@@ -24,7 +10,7 @@ from cotd.study.config import StudyConfig
 from cotd.study.grid import Cell
 from cotd.teachers.filters import Filters
 from cotd.training.methods import METHODS
-from cotd.training.trial import RATIONALE_SETTINGS, Trial
+from cotd.training.trial import MULTITASK_SETTINGS, Trial
 
 
 def plan_trials(
@@ -42,31 +28,26 @@ def plan_trials(
         base_digests: size → content digest of its base model.
         rationales_digest: of the teacher's rationales of validation and test reviews, for methods that read them.
         settings: training keys and values of each sample of a search.
-        parameters: size → how large its base model is; where one is missing, sizes count as listed from small to large.
+        parameters: size → parameters of its base model; if one is missing, sizes count as listed from small to large.
     """
-    read = digest([annotations_digest, rationales_digest])
-    listed = {size: 10.0**rank for rank, size in enumerate(config.sizes)}
-    known = parameters if parameters and all(parameters.get(s) for s in config.grid.all_values("size")) else listed
+    with_rationales = digest([annotations_digest, rationales_digest])
+    if not parameters or not all(parameters.get(s) for s in config.grid.all_values("size")):
+        parameters = {size: 10.0**rank for rank, size in enumerate(config.sizes)}
     trials: dict[str, Trial] = {}
     for cell in config.grid.all_cells():
         method = METHODS[cell.method]
         samples, filters = chosen_annotations(config, cell)
+        needed = with_rationales if method.rationale_as_input else annotations_digest if method.needs_annotations else None
         for drawn in settings:
-            varied = {k: v for k, v in {**cell.training, **drawn}.items() if k not in RATIONALE_SETTINGS or method.multitask}
+            training = {k: v for k, v in {**cell.training, **drawn}.items() if k not in MULTITASK_SETTINGS or method.multitask}
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
-                training=config.training.model_copy(update=varied), task=config.data.task,
-                base_digest=base_digests[cell.size], reviews_digest=reviews_digest,
-                annotations_digest=(
-                    read if method.rationale_as_input else annotations_digest if method.needs_annotations else None
-                ),
-                samples=samples, filters=filters, varied=differing(config, cell, varied),
+                training=config.training.model_copy(update=training), task=config.data.task,
+                base_digest=base_digests[cell.size], reviews_digest=reviews_digest, annotations_digest=needed,
+                samples=samples, filters=filters, overrides=unusual_settings(config, cell, training),
             )  # fmt: skip
             trials.setdefault(trial.id, trial)
-    return sorted(
-        trials.values(),
-        key=lambda t: (-t.cost(known[t.size]), -t.fraction, t.seed, t.method),
-    )
+    return sorted(trials.values(), key=lambda t: (-t.cost(parameters[t.size]), -t.fraction, t.seed, t.method))
 
 
 def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Filters | None]:
@@ -76,36 +57,34 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
     """
     if not METHODS[cell.method].needs_annotations:
         return None, None
-    samples = None if cell.samples == samples_written(config) else cell.samples
-    filters = cell.filters if cell.filters is not None else config.teacher.filters if samples is not None else None
-    return samples, None if samples is None and filters == config.teacher.filters else filters
+    written = config.teacher.filters
+    if cell.samples in (None, samples_written(config)):
+        return None, None if cell.filters == written else cell.filters
+    return cell.samples, written if cell.filters is None else cell.filters
 
 
 def samples_written(config: StudyConfig) -> int | None:
-    """How many samples of a review the teacher was asked for; None of a file of answers, which has as many as it has."""
+    """How many samples of a review the teacher writes; None for a file, which has as many as it has."""
     return None if config.teacher.answers else config.teacher.samples
 
 
-def differing(config: StudyConfig, cell: Cell, varied: dict[str, Any]) -> dict[str, Any]:
-    """What of a cell is not as most of its study has it: as the grid's only value or, where it names none, the study's block.
+def unusual_settings(config: StudyConfig, cell: Cell, training: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a cell that differ from most of its study: from the grid's only value or, without one, the study's block.
 
     Args:
-        varied: training keys and values of the cell that its method heeds.
+        training: training keys and values of the cell that its method uses.
     """
     grid, teacher = config.grid, config.teacher
-    usual = {key: sole(grid.training.get(key), getattr(config.training, key)) for key in varied}
-    found = {key: value for key, value in varied.items() if value != usual[key]}
+    usual = {key: only(grid.training.get(key), getattr(config.training, key)) for key in training}
+    settings = dict(training)
     if METHODS[cell.method].needs_annotations:
         written = samples_written(config)
-        samples = cell.samples or written
-        if samples != sole(grid.samples, written):
-            found["samples"] = samples
-        filters = teacher.filters if cell.filters is None else cell.filters
-        if filters != sole(grid.filters, teacher.filters):
-            found["filters"] = filters
-    return found
+        usual |= {"samples": only(grid.samples, written), "filters": only(grid.filters, teacher.filters)}
+        settings["samples"] = cell.samples or written
+        settings["filters"] = teacher.filters if cell.filters is None else cell.filters
+    return {key: value for key, value in settings.items() if value != usual[key]}
 
 
-def sole(values: Sequence[Any] | None, otherwise: Any) -> Any:
-    """The only one of the values; `otherwise` where there are several, or none."""
+def only(values: Sequence[Any] | None, otherwise: Any) -> Any:
+    """The only one of the values; `otherwise` if there are several, or none."""
     return values[0] if values and len(values) == 1 else otherwise

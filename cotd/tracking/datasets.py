@@ -56,9 +56,9 @@ class StudyDatasets:
                 return None
             rows = table[table["split"] == split]
             rows = select_fraction(rows, trial.fraction) if part else rows[rows["label"].notna()]
-            name = " · ".join(filter(None, [self.config.data.where, split, part]))
+            name = " · ".join(filter(None, [self.config.data.source_name, split, part]))
             labels = {str(k): int(v) for k, v in rows["label"].value_counts().items()}
-            profile = {"rows": len(rows), "labels": labels, "source": self.config.data.where}
+            profile = {"rows": len(rows), "labels": labels, "source": self.config.data.source_name}
             content = digest([trial.reviews_digest, split, part])
             self._known[key] = dataset(rows, self._source(file), name, content, profile, "label")
         return self._known[key]
@@ -73,9 +73,9 @@ class StudyDatasets:
             profile = {
                 "rows": len(table), "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()),
                 **{k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")},
-                "strategy": self.config.teacher.strategy, "source": self.config.data.where,
+                "strategy": self.config.teacher.strategy, "source": self.config.data.source_name,
             }  # fmt: skip
-            name = f"annotations of {self.config.data.where} by {', '.join(teachers)}"
+            name = f"annotations of {self.config.data.source_name} by {', '.join(teachers)}"
             self._known[key] = dataset(table, self._source(file), name, digest_in(file), profile, "label")
         return self._known[key]
 
@@ -83,7 +83,7 @@ class StudyDatasets:
         key = (file.name,)
         if key not in self._known:
             table = read_parquet(file)
-            name = f"rationales of {self.config.data.where}, validation and test, by {self.config.teacher.model}"
+            name = f"rationales of {self.config.data.source_name}, validation and test, by {self.config.teacher.model}"
             if table is None:
                 return None
             self._known[key] = dataset(table, self._source(file), name, digest_in(file), {"rows": len(table)})

@@ -32,12 +32,15 @@ def test_a_variant_is_laid_over_the_study_and_overrides_over_that(study: Path) -
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["variant=bigg"], "no variant 'bigg'. Did you mean 'big'? There are: big, small; as in variant=big"),
+        (
+            ["variant=bigg"],
+            "no variant 'bigg'. Did you mean 'big'? Choose one, for example variant=big. Available: big, small.",
+        ),
         (["variants.big.training.steps=3"], "unknown key 'variants'. Did you mean 'variant'?"),
         (["variant=small", "training.stepz=3"], "unknown key 'training.stepz'. Did you mean 'steps'?"),
     ],
 )
-def test_what_is_no_variant(study: Path, overrides: list[str], message: str) -> None:
+def test_unknown_variants_and_keys(study: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(CotdError) as caught:
         load_config(study, overrides)
     assert message in str(caught.value)
@@ -46,7 +49,7 @@ def test_what_is_no_variant(study: Path, overrides: list[str], message: str) -> 
 def test_a_study_without_variants_or_without_a_choice(write_study: Callable[..., Path]) -> None:
     with pytest.raises(CotdError, match="variant=big': this study has no variants"):
         load_config(write_study(), ["variant=big"])
-    with pytest.raises(CotdError, match=r"variant is missing\. There are: big, small"):
+    with pytest.raises(CotdError, match=r"choose a variant, for example variant=big\. Available: big, small"):
         load_config(write_study(variants=VARIANTS))
     with pytest.raises(CotdError, match="not a mapping of names to blocks"):
         load_config(write_study(variant="big", variants={"big": 3}))

@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from cotd.config.digest import digest
-from cotd.config.overrides import apply_override
 from cotd.errors import CotdError
 from cotd.study.config import load_config
 from cotd.training.config import TrainingConfig
@@ -86,27 +80,6 @@ def test_missing_blocks_are_named(tmp_path: Path) -> None:
     assert [p.partition(": ")[2] for p in problems(tmp_path / "a.yaml")] == ["'data' is missing.", "'grid' is missing."]
 
 
-@pytest.mark.parametrize(("content", "kind"), [("- a\n- b", "list"), ("hello", "str"), ("", "NoneType")])
-def test_yaml_that_is_no_mapping(tmp_path: Path, content: str, kind: str) -> None:
-    (tmp_path / "a.yaml").write_text(content)
-    (problem,) = problems(tmp_path / "a.yaml")
-    assert f"is not a mapping of keys to values but a {kind}. Start with `name: …`." in problem
-
-
-@pytest.mark.parametrize("content", [b"a: [1", b"a: \xff\xfe", b"a: \x00", b"name: 2024-99-99"])
-def test_what_is_no_yaml(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.yaml").write_bytes(content)
-    (problem,) = problems(tmp_path / "a.yaml")
-    assert "is not valid YAML" in problem
-
-
-def test_a_missing_file_names_those_that_ship(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[3])
-    (problem,) = problems(Path("demo.yaml"))
-    assert "no configuration file 'demo.yaml'. Shipped: tune_configs/" in problem
-    assert "tune_configs/demo.yaml" in problem
-
-
 def test_overrides_win_and_the_rest_keeps_its_defaults(write_study: Callable[..., Path]) -> None:
     plain = load_config(write_study())
     config = load_config(
@@ -139,59 +112,9 @@ def test_a_preset_decides_all_but_how_it_is_computed(name: str, write_study: Cal
     assert load_config(write_study(), [f"training.preset={name}"]).training.model_dump().items() >= PRESETS[name].items()
 
 
-keys = st.lists(st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1), min_size=1, max_size=4)
-scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=4
-)
-
-
-@settings(max_examples=30)
-@given(keys, values)
-def test_an_override_sets_what_its_yaml_says(path: list[str], value: Any) -> None:
-    plain: dict[str, Any] = {"kept": {"as": "it is"}, path[0]: {}}
-    apply_override(plain, f"{'.'.join(path)}={yaml.safe_dump(value, default_flow_style=True)}")
-    node: Any = plain
-    for part in path:
-        node = node[part]
-    assert node == value
-    assert path[0] == "kept" or plain["kept"] == {"as": "it is"}
-
-
-@given(st.text())
-@example("a=2024-99-99")
-@example("a=0b_")
-@example("a={b")
-@example("a=!!python/object:os.system {}")
-@example("=1")
-@example("a")
-def test_any_text_is_an_override_or_a_readable_error(text: str) -> None:
-    with contextlib.suppress(CotdError):
-        apply_override({}, text)
-
-
-def test_an_override_below_a_value_is_refused(write_study: Callable[..., Path]) -> None:
-    (problem,) = problems(write_study(), "name.first=x")
-    assert "'name' is a value, not a block of keys" in problem
-
-
-def test_the_digest_ignores_the_order_of_keys() -> None:
-    assert digest({"a": 1, "b": [1.0, None]}) == digest({"b": [1.0, None], "a": 1}) != digest({"a": 1, "b": [None, 1.0]})
-
-
 def test_the_tracking_store(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert load_config(write_study()).tracking_uri() == f"sqlite:///{tmp_path}/runs/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert load_config(write_study()).tracking_uri() == "http://mlflow:5000"
     assert load_config(write_study(), ["tracking.uri=http://other"]).tracking_uri() == "http://other"
-
-
-def test_an_override_reaches_into_a_list() -> None:
-    plain = {"corpus": {"sources": [{"source": "a"}, {"source": "b"}]}}
-    apply_override(plain, "corpus.sources.1.source=c.parquet")
-    apply_override(plain, "corpus.sources.0.answers=5")
-    assert plain == {"corpus": {"sources": [{"source": "a", "answers": 5}, {"source": "c.parquet"}]}}
-    for wrong in ("corpus.sources.2.source=x", "corpus.sources.source=x"):
-        with pytest.raises(CotdError, match=r"is a list of 2; name an entry as sources\.0"):
-            apply_override(plain, wrong)

@@ -65,7 +65,7 @@ def test_samples_are_in_the_space(write_study: Callable[..., Path]) -> None:
         ({"space": {"dropout": {"uniform": [0.5, 0.1]}}}, "0.5 is not below 0.1"),
         ({"space": {"dropout": {"loguniform": [0.0, 0.1]}}}, "loguniform needs values above 0"),
         ({"space": {"dropout": {"uniform": [0, 0.1], "choice": [0]}}}, "needs one of uniform"),
-        ({"space": {"schedule": {"uniform": [0, 1]}}}, "schedule is no number; draw it by choice"),
+        ({"space": {"schedule": {"uniform": [0, 1]}}}, "schedule is not numeric; use choice"),
         ({"space": {"schedule": {"choice": ["linear", "cosin"]}}}, "schedule cannot be 'cosin'"),
         ({"asha": {"grace_steps": 50}}, "grace_steps (50) is more than training.steps (40)"),
         ({"samples": 0}, "search.samples"),
