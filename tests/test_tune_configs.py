@@ -13,7 +13,7 @@ from cotd.study.config import StudyConfig, load_config
 from cotd.study.trials import plan_trials
 from cotd.tasks.registry import get_task
 from cotd.teachers.prompts import load_prompts
-from pipelines.sweep.plan import search_settings
+from pipelines.sweep.search import draw_settings
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"
 STUDIES = sorted(FOLDER.rglob("*.y*ml"))
@@ -38,7 +38,9 @@ def load(path: Path, variant: str | None) -> StudyConfig:
 def test_study_loads_and_plans(path: Path, variant: str | None) -> None:
     config = load(path, variant)
     digests = {size: f"digest of {size}" for size in config.grid.all_values("size")}
-    trials = plan_trials(config, digests, "reviews", "annotations", settings=search_settings(config))
+    trials = plan_trials(
+        config, digests, "reviews", "annotations", settings=draw_settings(config.search) if config.search else [{}]
+    )
     cells = list(config.grid.all_cells())
     # Each combination is a trial of its own: none says what another does.
     assert len(trials) == len(cells) * (config.search.samples if config.search else 1)

@@ -1,9 +1,8 @@
-"""`cotd annotate`, `sweep`, `train`, `report`, `compare`, `promote` and `demo`: the stages of a study."""
+"""`cotd prepare`, `annotate`, `sweep`, `train`, `report`, `compare`, `promote` and `demo`: the stages of a study."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,11 +21,30 @@ def demo(
 
     Example: cotd demo
     """
+    from cotd.cli.configs import shipped_config
     from cotd.study.config import load_config
     from pipelines.demo import run_demo
 
-    path = config or str(Path(__file__).parents[2] / "tune_configs" / "demo.yaml")
-    run_demo(load_config(path, overrides), port)
+    run_demo(load_config(config or shipped_config("demo"), overrides), port)
+
+
+@app.command()
+def prepare(config: Config, overrides: Overrides = None) -> None:
+    """Loads, checks and writes a study's examples, as the other stages do where this has not been done.
+
+    Example: cotd prepare tune_configs/demo.yaml data.train_rows=200
+    """
+    from cotd.study.config import load_config
+    from pipelines.prepare import prepare as run
+
+    prepared = run(load_config(config, overrides))
+    print(f"examples: {prepared.path}")
+    print(", ".join(f"{count:,} {split}" for split, count in prepared.splits.items()))
+    print(
+        f"{prepared.quarantined:,} of {prepared.counts['rows']:,} rows quarantined, {prepared.counts['repeats']:,} repeats dropped"
+    )
+    for reason, count in prepared.reasons.most_common(10):
+        print(f"  {count:,} × {reason}")
 
 
 @app.command()
@@ -50,8 +68,8 @@ def annotate(
     from cotd.study.config import load_config
     from cotd.tracking.runs import StudyTracker
     from pipelines.annotate.files import AnnotationFiles
+    from pipelines.annotate.preview import preview
     from pipelines.annotate.run import annotate as run
-    from pipelines.annotate.run import preview
     from pipelines.annotate.summary import summary_lines
 
     study = load_config(config, overrides)

@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""A lock on a folder: one command at a time works in it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cotd.errors import CotdError
 
 
 @contextlib.contextmanager
-def only_one(folder: Path, doing: str, advice: str) -> Iterator[None]:
-    """Keeps a second process from working in a folder; ends with the process, however that ends.
+def only_one(folder: Path, activity: str, advice: str) -> Iterator[None]:
+    """Keeps a second process on this machine from working in a folder; ends with the process, however that ends.
 
     Args:
-        doing: what the process does, as in "is … of NAME". advice: what is lost, or not, if it is stopped.
+        activity: completes "another process is …". advice: what is lost, or not, if that process is stopped.
 
     Raises:
-        CotdError: another one is at it.
+        CotdError: another process works in the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -26,7 +26,7 @@ def only_one(folder: Path, doing: str, advice: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise CotdError(f"another process is {doing} (it holds {lock.lock_file}). Wait for it, or stop it; {advice}") from error
+        raise CotdError(f"another process is {activity} ({lock.lock_file}). Wait for it, or stop it; {advice}") from error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What travels to the workers of a Ray cluster that is joined: this very code, and what its processes want set."""
+"""What travels to the workers of a joined Ray cluster: this code and environment variables; and what must not stay there."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from cotd.study.config import StudyConfig
 
 PACKAGES = ("cotd", "pipelines", "serve")
 ROOT = Path(__file__).parents[2]
-# Ray's name for the configuration of a submitted job, in the environment of its entrypoint.
+# Ray's names for the configuration of a submitted job, in the environment of its entrypoint, and for the folder of such
+# jobs' working folders.
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-JOB_FOLDER = "working_dir_files"  # Ray's name for the folder that holds the working folders of jobs
+JOB_FOLDER = "working_dir_files"
 
 
 def runtime_env(address: str, variables: dict[str, str]) -> dict[str, Any] | None:
-    """Ray's runtime environment for a driver: None for a Ray of its own, whose workers are this machine's.
+    """Ray's runtime environment for a driver; None for a local Ray, whose workers share this machine's.
 
-    A cluster's workers get the packages that this process would import, whether the nodes have others or none. A job
-    submitted with a working folder has them already, and Ray refuses to be told twice.
+    A cluster's workers get the packages that this process would import, whatever the nodes have. A job submitted with a
+    working folder has them already, and Ray refuses to take them twice.
 
     Args:
-        address: of the Ray that is joined, or "local".
+        address: of the Ray to join, or "local".
         variables: environment variables for the workers.
 
     Raises:
-        CotdError: the address is one that a driver cannot join.
+        CotdError: a driver cannot join this address.
     """
     if address == "local":
         return None
@@ -42,30 +43,26 @@ def runtime_env(address: str, variables: dict[str, str]) -> dict[str, Any] | Non
             f"RAY_ADDRESS {address} is a dashboard's, which takes jobs: `ray job submit --working-dir . -- cotd …`. "
             "To join the cluster from one of its machines, set RAY_ADDRESS=auto."
         )
-    job = (json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}) if JOB in os.environ else {}
-    given = job.get("env_vars") or {}
-    env: dict[str, Any] = {"env_vars": {k: v for k, v in variables.items() if k not in given}}
+    job = json.loads(os.environ.get(JOB) or "{}").get("runtime_env") or {}
+    already_set = job.get("env_vars") or {}
+    env: dict[str, Any] = {"env_vars": {k: v for k, v in variables.items() if k not in already_set}}
     if not {"working_dir", "py_modules"} & set(job):
         env["py_modules"] = [str(ROOT / package) for package in PACKAGES]
     return env
 
 
 def require_lasting(config: StudyConfig) -> None:
-    """Refuses results inside the working folder of a submitted job, which Ray deletes after it.
+    """Refuses results in the working folder of a submitted job, which Ray deletes after it.
 
     Raises:
         CotdError: the study's storage or its MLflow database is there.
     """
-    problems = []
+    advice = ""
     if not config.remote and JOB_FOLDER in config.local_storage.parts:
-        problems.append(
-            f"storage '{config.storage}' is in the submitted job's own folder, which Ray deletes after it. "
-            "Name a folder that every node shares, as in storage=/shared/runs, or a URL."
-        )
+        what = f"storage '{config.storage}'"
+        advice = "Name a folder that every node shares, as in storage=/shared/runs, or a URL."
     elif JOB_FOLDER in Path(config.tracking_uri()).parts:
-        problems.append(
-            "the MLflow database is in the submitted job's own folder, which Ray deletes after it. "
-            "Name a server, as in tracking.uri=http://mlflow:5000, or set MLFLOW_TRACKING_URI."
-        )
-    if problems:
-        raise CotdError(*problems)
+        what = "the MLflow database"
+        advice = "Name a server, as in tracking.uri=http://mlflow:5000, or set MLFLOW_TRACKING_URI."
+    if advice:
+        raise CotdError(f"{what} is in the submitted job's own folder, which Ray deletes after it. {advice}")

@@ -1,4 +1,4 @@
-"""Ray's life: joining a cluster or starting one here, and leaving no process behind."""
+"""A Ray session: joining a cluster or starting one here, and leaving no process behind."""
 
 from __future__ import annotations
 
@@ -15,43 +15,40 @@ from typing import Any
 from cotd.errors import CotdError
 from pipelines.cluster.runtime_env import runtime_env
 
-# Every process that Ray or vLLM starts inherits this variable, so that even one whose parent died can be found.
+# Every process that Ray or vLLM starts inherits this variable, so that one whose parent has died can be found, too.
 MARKER = "COTD_SESSION"
 
-# What workers want set, wherever they are.
+# The environment of workers, on every node.
 WORKER_ENVIRONMENT = {
-    # glibc gives large tensors back to the kernel at once and faults them in again: a step of training takes 10 to 25 %
+    # By default glibc returns large tensors to the kernel at once and faults them in again: a training step takes 10 to 25 %
     # longer (measured). 32 MiB is the largest threshold it accepts.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    # oneDNN, and PyTorch for it, keep what they compile for each shape of a bfloat16 product, 1,024 of them, and training has
-    # new shapes at each step: a worker that trained the embedded student grew from 1.2 to 5 GB (measured). A step has about 80.
+    # oneDNN, and PyTorch for it, cache what they compile for 1,024 shapes of bfloat16 products, and training has new shapes at
+    # each step: a worker that trained an embedded student grew from 1.2 to 5 GB (measured). A step has about 80 shapes.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
-# What Ray's processes inherit, unless it is set already.
+# The environment of all Ray processes started here, where it is not set already.
 ENVIRONMENT = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's core warns of every actor of Ray Data
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else its core warns of every actor of Ray Data
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray runs its workers at niceness 15, so that anything else slows them
-    # Without a dashboard nobody sees them, and an engine with a thread a core waits for each of ten processes to count.
+    "RAY_worker_niceness": "0",  # Ray's default of 15 lets anything else slow its workers
+    # Without a dashboard nobody sees metrics, and collecting them in ten processes delays an engine that uses every core.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     **WORKER_ENVIRONMENT,
 }
-# Within which each node must have started a worker that says what it sees.
-SHARED_SECONDS = 120.0
+SHARED_TIMEOUT = 120.0  # seconds for a node to start a worker that looks for a file
 
 
 @contextlib.contextmanager
 def ray_session(**init: Any) -> Iterator[None]:
     """Ray for the duration of a block: the cluster that RAY_ADDRESS names ("auto": one that runs here), else one of its own.
 
-    Ray itself would also join whatever another command started on this machine, and die with it. Workers of a cluster that
-    is joined run this process's own code, which travels there.
-
-    On the way out, whatever the reason, a local Ray is shut down and every process it left is ended. SIGTERM is
-    turned into the same orderly end. Nested use joins the outer session.
+    Left to itself, Ray would also join what another command started on this machine, and end with it. Workers of a joined
+    cluster run this process's own code, which travels there. At the end a local Ray is shut down and every process it left
+    is ended; SIGTERM leads to the same orderly end. Nested use joins the outer session.
 
     Raises:
         CotdError: RAY_ADDRESS names what cannot be joined.
@@ -62,12 +59,12 @@ def ray_session(**init: Any) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
-    travelling = runtime_env(address, WORKER_ENVIRONMENT)
+    environment = runtime_env(address, WORKER_ENVIRONMENT)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     mark = os.environ[MARKER] = uuid.uuid4().hex
     previous = install_terminate_handler()
-    defaults: dict[str, Any] = {"runtime_env": travelling} if travelling else {}
+    defaults: dict[str, Any] = {"runtime_env": environment} if environment else {}
     defaults |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         try:
@@ -104,7 +101,7 @@ def silenced_stderr() -> Iterator[None]:
 
 
 def install_terminate_handler() -> Any:
-    """Makes SIGTERM raise SystemExit, so that `finally` blocks run; returns the previous handler."""
+    """Makes SIGTERM raise SystemExit, which runs `finally` blocks; returns the previous handler."""
 
     def terminate(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -117,7 +114,7 @@ def install_terminate_handler() -> Any:
 
 @contextlib.contextmanager
 def ignore_interrupts() -> Iterator[None]:
-    """Lets cleaning up finish when Ctrl-C is pressed, or SIGTERM sent, twice."""
+    """Lets cleaning up finish when Ctrl-C is pressed, or SIGTERM is sent, a second time."""
     previous = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -133,19 +130,19 @@ def ignore_interrupts() -> Iterator[None]:
 
 
 def marked_processes(mark: str) -> list[Any]:
-    """The processes that carry this session's mark, other than this one."""
+    """The processes of a session, other than this one."""
     import psutil
 
-    found = []
+    marked = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARKER) == mark:
-                found.append(process)
-    return found
+                marked.append(process)
+    return marked
 
 
 def end_marked(mark: str, grace_seconds: float = 5.0) -> None:
-    """Ends the session's processes: those that do not end by themselves within the grace period are killed."""
+    """Ends the processes of a session: those that have not ended by themselves after the grace period are killed."""
     import psutil
 
     deadline = time.monotonic() + grace_seconds
@@ -158,7 +155,7 @@ def end_marked(mark: str, grace_seconds: float = 5.0) -> None:
 
 
 def quiet_ray_data() -> None:
-    """Ray Data's own progress bars off: the stages show one of their own."""
+    """Turns off Ray Data's own progress bars: the stages show one of their own."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -169,13 +166,14 @@ def quiet_ray_data() -> None:
 
 
 def has_gpus() -> bool:
+    """Whether any node has a GPU."""
     import ray
 
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def require_shared(path: Path) -> None:
-    """Refuses a cluster of which a node that trials may run on does not see a file of the study's.
+    """Refuses a cluster with a node that may run trials and does not see a file of the study.
 
     Raises:
         CotdError: with the address of each such node.
@@ -187,24 +185,18 @@ def require_shared(path: Path) -> None:
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
     if len(nodes) < 2:
         return
-    task = ray.remote(num_cpus=0, max_retries=0)(file_is_there)
-    asked = {
-        n["NodeManagerAddress"]: task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
-        ).remote(str(path))
-        for n in nodes
-    }
+    sees_file = ray.remote(num_cpus=0, max_retries=0)(Path.is_file)
+    pending = {}
+    for node in nodes:
+        placement = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        pending[node["NodeManagerAddress"]] = sees_file.options(scheduling_strategy=placement).remote(path)
     blind = []
-    for node, answer in asked.items():
-        with contextlib.suppress(RayError):  # a node that has gone meanwhile is none of ours
-            if not ray.get(answer, timeout=SHARED_SECONDS):
-                blind.append(node)
+    for address, result in pending.items():
+        with contextlib.suppress(RayError):  # a node that has left the cluster meanwhile
+            if not ray.get(result, timeout=SHARED_TIMEOUT):
+                blind.append(address)
     if blind:
         raise CotdError(
             f"{path} is not seen from {', '.join(sorted(blind))}. Trials run there: set storage to a folder that every node "
             "of the cluster shares."
         )
-
-
-def file_is_there(path: str) -> bool:
-    return Path(path).is_file()

@@ -14,7 +14,7 @@ from rich.table import Table
 from cotd.progress import console, say
 from cotd.training.trial import Trial
 
-ROWS = 12  # of the table: running trials; a terminal has 24 lines
+MAX_ROWS = 12  # running trials in the table; a terminal has 24 lines
 
 
 @dataclass
@@ -27,28 +27,28 @@ class Running:
 
 
 class Board:
-    """The state of a sweep, as its callbacks tell it.
+    """The state of a sweep, from what its callbacks report.
 
-    Time left goes by what trials cost (steps × batch × tokens × parameters), not by their number: the largest go first.
+    Time left is estimated from the cost of trials (steps × batch × tokens × parameters), not their number: the largest go first.
     """
 
     def __init__(self, costs: dict[str, float], trials: list[Trial], best: tuple[float, str] | None = None):
         """
         Args:
             costs: trial id → relative cost. trials: those to train.
-            best: (validation accuracy, title) of the best student that was there before.
+            best: (validation accuracy, title) of the best student so far.
         """
         self.trials = {t.id: t for t in trials}
         self.costs = {t.id: costs.get(t.id, 1.0) for t in trials}
-        self.total = sum(self.costs.values()) or 1.0
+        self.total_cost = sum(self.costs.values()) or 1.0
         self.running: dict[str, Running] = {}
-        self.steps: dict[str, int] = {}  # of every trial that has begun: those that ended have no more to do
+        self.steps: dict[str, int] = {}  # trial id → its last scored step
+        self.resumed_at: dict[str, int] = {}  # trial id → the step of the checkpoint that it continues from
         self.counts = {"done": 0, "pruned": 0, "failed": 0}
         self.ended: set[str] = set()
         self.best = best
-        self.begun = time.monotonic()
-        self.at_start: dict[str, int] = {}  # the step that a trial goes on from
-        self.shown = 0
+        self.started_at = time.monotonic()
+        self.tenths_logged = 0
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=2) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Board:
@@ -62,42 +62,42 @@ class Board:
         if self.live:
             self.live.stop()
 
-    def started(self, trial: Trial) -> None:
+    def start(self, trial: Trial) -> None:
         self.running[trial.id] = Running(time.monotonic(), self.steps.get(trial.id, 0))
 
-    def scored(self, trial: Trial, step: int, score: float | None) -> None:
-        if trial.id not in self.at_start:
-            # A trial that goes on from a checkpoint scores its next step first.
-            self.at_start[trial.id] = max(0, step - min(trial.training.eval_every, trial.training.steps))
+    def score(self, trial: Trial, step: int, score: float | None) -> None:
+        if trial.id not in self.resumed_at:
+            # A trial that resumes from a checkpoint scores the next evaluation step first.
+            self.resumed_at[trial.id] = max(0, step - min(trial.training.eval_every, trial.training.steps))
         row = self.running.setdefault(trial.id, Running(time.monotonic()))
         row.step, row.score = step, score if score is not None else row.score
         self.steps[trial.id] = max(step, self.steps.get(trial.id, 0))
-        self.tell()
+        self.log_progress()
 
-    def ended_as(self, trial: Trial, how: str, what: str, validation: float | None = None) -> None:
-        """A trial is `done`, `pruned` or `failed`; `what` is said of it."""
-        self.counts[how] += 1
+    def end(self, trial: Trial, state: str, message: str, validation: float | None = None) -> None:
+        """A trial is `done`, `pruned` or `failed`."""
+        self.counts[state] += 1
         self.ended.add(trial.id)
         self.running.pop(trial.id, None)
         if validation is not None and (self.best is None or validation > self.best[0]):
             self.best = (validation, trial.title)
-        say(f"  {trial.title}: {what}")
-        self.tell()
+        say(f"  {trial.title}: {message}")
+        self.log_progress()
 
-    def share_done(self) -> float:
-        """How much of all that there was to compute is done or no longer needed, from 0 to 1."""
+    def fraction_done(self) -> float:
+        """The part of the total cost that is done or no longer needed, from 0 to 1."""
         done = sum(self.costs[i] for i in list(self.ended))  # lists: the terminal is redrawn by another thread
         for trial_id, step in list(self.steps.items()):
             if trial_id not in self.ended:
                 done += self.costs[trial_id] * min(1.0, step / self.trials[trial_id].training.steps)
-        return min(1.0, done / self.total)
+        return min(1.0, done / self.total_cost)
 
     def seconds_left(self) -> float | None:
         """By the pace so far; None before anything was scored."""
-        before = sum(self.costs[i] * s / self.trials[i].training.steps for i, s in list(self.at_start.items())) / self.total
-        share = self.share_done()
-        gained = share - before
-        return (time.monotonic() - self.begun) * (1 - share) / gained if gained > 0 else None
+        before = sum(self.costs[i] * s / self.trials[i].training.steps for i, s in list(self.resumed_at.items()))
+        fraction = self.fraction_done()
+        gained = fraction - before / self.total_cost
+        return (time.monotonic() - self.started_at) * (1 - fraction) / gained if gained > 0 else None
 
     def summary(self) -> str:
         """`3 done, 1 failed, 2 running, 10 waiting; best so far 84.1 % on validation (…); about 12 min left`."""
@@ -107,30 +107,31 @@ class Board:
         if self.best:
             parts.append(f"best so far {self.best[0]:.1%} on validation ({self.best[1]})")
         if len(self.ended) < len(self.trials) and (left := self.seconds_left()) is not None:
-            parts.append(f"about {minutes(left)} left")
+            parts.append(f"about {format_time(left)} left")
         return "; ".join(parts)
 
-    def tell(self) -> None:
+    def log_progress(self) -> None:
         """Without a terminal: a line at each tenth."""
-        if self.live is None and int(self.share_done() * 10) > self.shown:
-            self.shown = int(self.share_done() * 10)
-            say(f"  {self.share_done():.0%}: {self.summary()}")
+        tenths = int(self.fraction_done() * 10)
+        if self.live is None and tenths > self.tenths_logged:
+            self.tenths_logged = tenths
+            say(f"  {self.fraction_done():.0%}: {self.summary()}")
 
     def table(self) -> Table:
         table = Table(box=None, pad_edge=False, caption=self.summary(), caption_justify="left", padding=(0, 2, 0, 2))
         for name in ("trial", "progress", "step", "validation", "time"):
             table.add_column(name, justify="left" if name in ("trial", "progress") else "right", no_wrap=name != "trial")
-        for trial_id, row in list(self.running.items())[:ROWS]:
+        for trial_id, row in list(self.running.items())[:MAX_ROWS]:
             trial = self.trials[trial_id]
             steps = trial.training.steps
             table.add_row(
                 trial.title, ProgressBar(steps, row.step, width=20), f"{row.step:,}/{steps:,}",
-                f"{row.score:.1%}" if row.score is not None else "", minutes(time.monotonic() - row.since),
+                f"{row.score:.1%}" if row.score is not None else "", format_time(time.monotonic() - row.since),
             )  # fmt: skip
         return table
 
 
-def minutes(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """`40 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

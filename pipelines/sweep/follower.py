@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from textwrap import shorten
 
 from cotd.progress import say
@@ -14,15 +14,16 @@ from cotd.tracking.runs import StudyTracker
 from cotd.training.trial import Trial
 from pipelines.sweep.plan import Plan
 
-# A store that did not answer is asked again after so many seconds; each time twice as late, up to the second.
+# Seconds before a store that does not respond is tried again: twice as many each time, up to the second.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
 class MlflowFollower:
-    """Writes to MLflow what the folders of the trials named to it say. What a store does not take is kept and tried again.
+    """Writes to MLflow what the folders of noted trials contain. What a store does not take is kept and tried again.
 
     Attributes:
-        behind: trial id → a trial whose folder says more than MLflow does.
+        behind: trial id → a trial whose folder has more than MLflow.
+        unreachable: whether the last write failed.
     """
 
     def __init__(self, plan: Plan, tracker: StudyTracker):
@@ -31,9 +32,9 @@ class MlflowFollower:
         self.behind: dict[str, Trial] = {}
         self.opened: set[str] = set()
         self.ended: set[str] = set()
-        self.away = False
-        self._noted: Counter[str] = Counter()  # how often: news that comes while a trial is written is written again
-        self._lock = threading.Lock()
+        self.unreachable = False
+        self._noted: Counter[str] = Counter()  # trial id → notes: one that comes while its trial is written is written again
+        self._lock = threading.RLock()
         self._news = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
@@ -43,7 +44,7 @@ class MlflowFollower:
         return self
 
     def note(self, trial: Trial, ended: bool = False) -> None:
-        """A trial has started, was scored, or (`ended`) will not go on: its run in MLflow is to follow. Returns at once."""
+        """A trial has started, was scored or has `ended`: its run in MLflow is to be updated. Returns at once."""
         with self._lock:
             self.behind[trial.id] = trial
             self._noted[trial.id] += 1
@@ -55,22 +56,21 @@ class MlflowFollower:
         """Leaves no run of these trials open, and ends the thread.
 
         Returns:
-            How many trials MLflow does not know all of, because it has not answered for `patience_seconds`.
+            How many trials MLflow does not know all of, because it has not responded for `patience_seconds`.
         """
         with self._lock:
             for trial in trials:
                 if trial.id not in self.ended:
-                    self.behind[trial.id] = trial
-                    self._noted[trial.id] += 1
+                    self.note(trial)
             self._closing = True
         self._news.set()
-        patience = time.monotonic() + patience_seconds
+        deadline = time.monotonic() + patience_seconds
         left = len(self.behind)
         while self._thread.is_alive():
             self._thread.join(0.2)
-            if len(self.behind) < left or not self.away:  # it answers: this ends by itself
-                left, patience = len(self.behind), time.monotonic() + patience_seconds
-            elif time.monotonic() > patience:
+            if len(self.behind) < left or not self.unreachable:  # it responds: the thread will end by itself
+                left, deadline = len(self.behind), time.monotonic() + patience_seconds
+            elif time.monotonic() > deadline:
                 break
         return len(self.behind)
 
@@ -89,41 +89,36 @@ class MlflowFollower:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _deliver(self) -> bool:
-        """Writes what is behind, the oldest first; whether the store answered."""
+        """Writes what is behind, the oldest first; returns whether the store responded."""
         with self._lock:
             batch = [(trial, self._noted[trial.id]) for trial in self.behind.values()]
         for trial, noted in batch:
-            problem = attempt(self._writer(trial))
+            problem = attempt(lambda trial=trial: self._write(trial))  # type: ignore[misc]
             with self._lock:
-                if problem:  # to the end: what one run refuses must not hold up the others
+                if problem:  # to the end: a run that is refused must not hold up the others
                     self.behind[trial.id] = self.behind.pop(trial.id)
                 elif self._noted[trial.id] == noted:
                     del self.behind[trial.id]
             if problem:
-                if not self.away:
-                    say(
-                        f"  MLflow does not answer ({shorten(problem, 120)}); trials go on, and their metrics are kept until it does"
-                    )
-                self.away = True
+                if not self.unreachable:
+                    problem = shorten(problem, 120)
+                    say(f"  MLflow does not respond ({problem}); trials continue, and their metrics are kept until it does")
+                self.unreachable = True
                 return False
-            if self.away:
-                say("  MLflow answers again")
-                self.away = False
+            if self.unreachable:
+                say("  MLflow responds again")
+                self.unreachable = False
         return True
 
-    def _writer(self, trial: Trial) -> Callable[[], None]:
-        """What brings a trial's run up to its folder."""
+    def _write(self, trial: Trial) -> None:
+        """Updates a trial's run from its folder."""
         folder = self.plan.folder(trial)
-
-        def write() -> None:
-            if trial.id in self.ended:
-                self.tracker.sync_trial(trial, folder)
-            elif self._closing:
-                self.tracker.settle(trial, folder)
-            else:
-                if trial.id not in self.opened:
-                    self.tracker.reopen(trial)
-                    self.opened.add(trial.id)
-                self.tracker.sync_curve(trial, folder)
-
-        return write
+        if trial.id in self.ended:
+            self.tracker.sync_trial(trial, folder)
+        elif self._closing:
+            self.tracker.settle(trial, folder)
+        else:
+            if trial.id not in self.opened:
+                self.tracker.reopen(trial)
+                self.opened.add(trial.id)
+            self.tracker.sync_curve(trial, folder)

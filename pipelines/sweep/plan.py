@@ -19,7 +19,8 @@ from cotd.training.checks import require_rationales
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
-from pipelines.annotate.files import AnnotationFiles, read_annotations, read_rationales, write_parquet
+from cotd.utils.parquet import write_parquet
+from pipelines.annotate.files import AnnotationFiles, read_annotations, read_rationales
 from pipelines.annotate.job import annotation_inputs
 from pipelines.prepare import prepare_here
 from pipelines.sweep.search import draw_settings
@@ -62,6 +63,11 @@ class Plan:
         prunes = self.config.search is not None and self.config.search.asha is not None
         folders = {t.id: self.folder(t) for t in self.trials}
         return [t for t in self.trials if not folders[t.id].done and not (prunes and folders[t.id].pruned)]
+
+    def without(self, trials: list[Trial]) -> list[Trial]:
+        """All trials but these."""
+        left_out = {t.id for t in trials}
+        return [t for t in self.trials if t.id not in left_out]
 
 
 def plan_study(config: StudyConfig) -> Plan:

@@ -1,4 +1,4 @@
-"""The search of a study on Ray Tune: what is drawn from its space, and ASHA as its scheduler."""
+"""The search of a study on Ray Tune: settings drawn from its space, and ASHA as its scheduler."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ METRIC = "validation_accuracy"
 
 
 def draw_settings(search: SearchConfig) -> list[dict[str, Any]]:
-    """The training settings of each sample, by Ray Tune's own distributions.
+    """The training settings of each sample, from Ray Tune's distributions.
 
-    A draw depends on the search's seed, the sample's number and the setting's name alone, so that the same samples are
-    found finished by any run, and more of them, or one setting more, leave the others as they are. Numbers are rounded to
-    three digits: what is read in a table is what was trained.
+    A draw depends on the search's seed, the sample's number and the setting's name alone: any run finds the same samples
+    finished, and more samples, or one setting more, leave the others as they are. Numbers are rounded to three digits, so
+    that what a table shows is what was trained.
     """
     return [
-        {key: training_value(key, draw(distribution, [search.seed, number, *key.encode()], whole(key)))
+        {key: training_value(key, draw(distribution, [search.seed, number, *key.encode()], is_integer(key)))
          for key, distribution in search.space.items()}
         for number in range(search.samples)
     ]  # fmt: skip
 
 
-def draw(distribution: Distribution, seed: list[int], to_whole: bool) -> Any:
+def draw(distribution: Distribution, seed: list[int], integer: bool) -> Any:
+    """A value of a distribution."""
     import numpy as np
     from ray import tune
 
@@ -40,11 +41,11 @@ def draw(distribution: Distribution, seed: list[int], to_whole: bool) -> Any:
     else:
         assert distribution.loguniform is not None
         value = tune.loguniform(*distribution.loguniform).sample(random_state=random)
-    return round(value) if to_whole else float(f"{value:.3g}")
+    return round(value) if integer else float(f"{value:.3g}")
 
 
-def whole(key: str) -> bool:
-    """Whether a training setting is a whole number."""
+def is_integer(key: str) -> bool:
+    """Whether a training setting is an integer."""
     return TrainingConfig.model_fields[key].annotation is int
 
 
@@ -52,8 +53,8 @@ def scheduler(config: StudyConfig, history: Iterable[list[dict[str, float]]]) ->
     """Ray Tune's ASHA as the study configures it, or None for first in, first out.
 
     Args:
-        history: the validation scores of each sample that an earlier run finished or gave up: those of this run are compared
-            with them, as if nothing had come between.
+        history: the validation scores of each sample that an earlier run finished or gave up; this run's samples are
+            compared with them, too.
     """
     if config.search is None or config.search.asha is None:
         return None
@@ -63,7 +64,7 @@ def scheduler(config: StudyConfig, history: Iterable[list[dict[str, float]]]) ->
 
     class Asha(ASHAScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            """A sample that has come to its last step has nothing left to be spared: it is scored on test like any other."""
+            """Lets a sample at its last step end as done, and be scored on test: stopping it would save nothing."""
             action = super().on_trial_result(tune_controller, trial, result)
             return self.CONTINUE if result["step"] >= last else action
 

@@ -21,7 +21,7 @@ from pipelines.sweep.workers import train_together
 
 
 def tune_storage(remote: str | None, directory: Path) -> dict[str, Any]:
-    """Where Tune keeps its own state, which every node must reach: the study's storage."""
+    """Arguments that have Tune keep its own state where every node can reach it: in the study's storage."""
     if remote is None:
         return {"storage_path": str(directory)}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -31,7 +31,7 @@ def tune_storage(remote: str | None, directory: Path) -> dict[str, Any]:
 
 
 def run_trial(params: dict[str, Any]) -> None:
-    """One trial, in a Ray worker, or in several that this one starts and follows."""
+    """Trains a trial in this Ray worker, or in several that this one starts and follows."""
     needs = params["workers"].get(params["folder"])
     if needs is None:
         threads = max(1, int(tune.get_context().get_trial_resources().head_cpus))
@@ -43,8 +43,8 @@ def run_trial(params: dict[str, Any]) -> None:
 
 @sync_trial
 def train_here(params: dict[str, Any]) -> None:
-    """A trial, or one worker's part of it, in this process. A failure leaves its traceback in the trial's folder."""
-    if not ray.get_gpu_ids():  # Ray hides GPUs from who has asked for others, and not from who has asked for none
+    """Trains a trial, or one worker's part of it, in this process. A failure leaves its traceback in the trial's folder."""
+    if not ray.get_gpu_ids():  # Ray hides other trials' GPUs from a worker, but not from one that reserved none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
@@ -53,20 +53,19 @@ def train_here(params: dict[str, Any]) -> None:
     torch.set_num_threads(params["threads"])
     report = train.report if "worker" in params else tune.report
     folder, first = TrialFolder(Path(params["folder"])), not params.get("worker")
-    trial = folder.trial()
     if folder.done:  # it failed after its end, and is tried again
         report({"step": folder.result()["steps"], METRIC: folder.result()["validation"]["accuracy"]})
         return
     if first:
-        folder.error.unlink(missing_ok=True)  # of the attempt before this one
+        folder.error.unlink(missing_ok=True)  # of the attempt before
     try:
         with sample_load(folder.system_metrics) if first else contextlib.nullcontext():
             result = train_trial(
-                trial, folder, params["reviews"], params["annotations"], params["provenance"], report,
+                folder.trial(), folder, params["reviews"], params["annotations"], params["provenance"], report,
                 read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
             )  # fmt: skip
     except Exception:
-        with contextlib.suppress(OSError):  # on a full disk the driver is told all the same
+        with contextlib.suppress(OSError):  # on a full disk the error still reaches the driver
             folder.error.write_text(traceback.format_exc(), encoding="utf-8")
         raise
     report({"step": result["steps"], METRIC: result["validation"]["accuracy"]} if result else {})

@@ -1,7 +1,8 @@
 """A trial that several workers train together: Ray Train within a trial of Ray Tune.
 
 The trial's own process trains nothing. It has Ray Train start the workers, which have a placement group of their own, and
-tells Tune what they report. Each computes its share of every batch (see `cotd.training.distributed`); the first writes the folder.
+forwards their reports to Tune. Each computes its share of every batch (see `cotd.training.distributed`); the first writes
+the folder.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ from typing import Any
 
 from cotd.errors import CotdError
 from cotd.training.folder import TrialFolder
-from cotd.utils.text import first_line
 from pipelines.cluster.resources import Needs
 
 
 def train_together(
     work: Callable[[dict[str, Any]], None], params: dict[str, Any], needs: Needs, storage: dict[str, Any]
 ) -> None:
-    """Has workers do `work`, and waits for them. They are given `params`, and in it `worker`, which of them they are.
+    """Has workers call `work` with `params` and their own number as `worker`, and waits for them.
 
-    A failure leaves its traceback in the trial's folder, or who has died.
+    A failure leaves its traceback in the trial's folder, or which worker has died.
 
     Args:
-        storage: where Ray Train may keep its own state: `storage_path` and, where that is no folder, `storage_filesystem`.
+        storage: where Ray Train may keep its own state: `storage_path` and, where that is not a folder, `storage_filesystem`.
 
     Raises:
         CotdError: a worker failed or died. All of them have ended.
@@ -54,25 +54,25 @@ def train_together(
     try:
         trainer.fit()
     except train.WorkerGroupError as error:
-        died, why = first_cause(error.worker_failures)
+        died, reason = first_cause(error.worker_failures)
         folder = TrialFolder(Path(params["folder"]))
         with contextlib.suppress(OSError):
-            if died or not folder.error.is_file():  # a worker that lives on has written its traceback
-                folder.error.write_text(why + "\n", encoding="utf-8")
-        raise CotdError(why) from error
+            if died or not folder.error.is_file():  # a worker that is alive has written its traceback
+                folder.error.write_text(reason + "\n", encoding="utf-8")
+        raise CotdError(reason) from error
 
 
 def first_cause(failures: dict[int, Exception]) -> tuple[bool, str]:
-    """Whether a worker has died, and in one line why the workers failed: others fail where they wait for one that has died.
+    """(whether a worker has died, why the workers failed in one line): the others fail while they wait for one that has died.
 
     Args:
-        failures: worker → what Ray Train knows of its failure.
+        failures: worker → its failure as Ray Train knows it.
     """
     from ray.exceptions import RayActorError
 
     causes = {rank: getattr(error, "health_check_failure", error) for rank, error in sorted(failures.items())}
     for rank, cause in causes.items():
         if isinstance(cause, RayActorError):
-            return True, f"worker {rank} has died: {first_line(cause)}"
+            return True, f"worker {rank} has died: {str(cause).splitlines()[0]}"
     cause = next((c for c in causes.values() if isinstance(c, CotdError)), next(iter(causes.values())))
     return False, " ".join(str(cause).split()) or repr(cause)

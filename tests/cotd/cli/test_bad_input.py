@@ -50,7 +50,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("data.source=embedded:rotten", ["no embedded asset 'rotten'; there are: "]),
         ("sizes.tiny=./nowhere", ["'./nowhere'", "embedded:"]),
         ("sizes.tiny=nowhere", ["model 'nowhere' does not exist"]),
-        ("grid.method=[distill]", ["distill need annotations", "Run `cotd annotate CONFIG` first."]),
+        ("grid.method=[distill]", ["has no annotations, which distill need", "Run `cotd annotate CONFIG` first."]),
     ],
 )
 def test_studies_that_cannot_train(
@@ -171,8 +171,8 @@ def test_predicting_without_an_endpoint(refused: Refused, listener: socket.socke
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     listener.close()
     error = refused("predict", "A warm and funny film.", "--url", url)
-    assert f"no answer from {url}" in error
-    assert "Start the endpoint with `cotd serve`, or name it: --url" in error
+    assert f"the endpoint at {url} does not respond" in error
+    assert "Start the endpoint with `cotd serve`, or give its address: --url." in error
 
 
 def test_predicting_nothing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

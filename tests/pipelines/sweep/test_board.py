@@ -9,7 +9,7 @@ from rich.console import Console
 from cotd.study.config import load_config
 from cotd.study.trials import plan_trials
 from cotd.training.trial import Trial
-from pipelines.sweep.board import Board, minutes
+from pipelines.sweep.board import Board, format_time
 
 
 @pytest.fixture
@@ -30,40 +30,40 @@ def test_time_left_goes_by_cost(trials: list[Trial], clock: dict[str, float]) ->
     large, small, *_ = trials
     board = Board({large.id: 9.0, small.id: 1.0}, [large, small])
     assert board.seconds_left() is None
-    board.started(large)
+    board.start(large)
     clock["now"] = 9.0
-    board.scored(large, 10, 0.6)
+    board.score(large, 10, 0.6)
     assert board.seconds_left() == pytest.approx(91)
     clock["now"] = 90.0
-    board.ended_as(large, "done", "80 %", 0.8)
+    board.end(large, "done", "80 %", 0.8)
     assert board.seconds_left() == pytest.approx(10)
     assert board.summary() == f"1 done, 1 waiting; best so far 80.0% on validation ({large.title}); about 10 s left"
 
 
-def test_a_trial_that_goes_on_is_not_taken_for_a_fast_one(trials: list[Trial], clock: dict[str, float]) -> None:
+def test_a_resumed_trial_does_not_count_as_a_fast_one(trials: list[Trial], clock: dict[str, float]) -> None:
     board = Board({}, trials[:1])
-    board.started(trials[0])
+    board.start(trials[0])
     clock["now"] = 10.0
-    board.scored(trials[0], 60, 0.5)  # from its checkpoint at 50
+    board.score(trials[0], 60, 0.5)  # from its checkpoint at 50
     assert board.seconds_left() == pytest.approx(40)
 
 
-def test_what_is_given_up_or_fails_has_no_time_left(trials: list[Trial], clock: dict[str, float]) -> None:
+def test_trials_that_are_pruned_or_fail_have_no_time_left(trials: list[Trial], clock: dict[str, float]) -> None:
     board = Board({}, trials, best=(0.9, "an earlier one"))
     for trial in trials[:2]:
-        board.started(trial)
-        board.scored(trial, 10, 0.7)
+        board.start(trial)
+        board.score(trial, 10, 0.7)
     clock["now"] = 5.0
-    board.ended_as(trials[0], "pruned", "given up at step 10")
-    board.ended_as(trials[1], "failed", "failed: a reason")
-    assert board.share_done() == 0.5
+    board.end(trials[0], "pruned", "given up at step 10")
+    board.end(trials[1], "failed", "failed: a reason")
+    assert board.fraction_done() == 0.5
     assert board.summary().startswith("1 pruned, 1 failed, 2 waiting; best so far 90.0% on validation (an earlier one)")
 
 
-def test_the_table_shows_what_runs(trials: list[Trial], clock: dict[str, float]) -> None:
+def test_the_table_shows_running_trials(trials: list[Trial], clock: dict[str, float]) -> None:
     board = Board({}, trials)
-    board.started(trials[0])
-    board.scored(trials[0], 40, 0.7312)
+    board.start(trials[0])
+    board.score(trials[0], 40, 0.7312)
     screen = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     screen.print(board.table())
     shown = screen.export_text()
@@ -75,10 +75,10 @@ def test_the_table_shows_what_runs(trials: list[Trial], clock: dict[str, float])
 
 def test_without_a_terminal_there_is_a_line_at_each_tenth(trials: list[Trial], capfd: pytest.CaptureFixture[str]) -> None:
     with Board({}, trials[:1]) as board:
-        board.started(trials[0])
+        board.start(trials[0])
         for step in range(10, 101, 5):
-            board.scored(trials[0], step, 0.7)
-        board.ended_as(trials[0], "done", "test accuracy 70 %", 0.7)
+            board.score(trials[0], step, 0.7)
+        board.end(trials[0], "done", "test accuracy 70 %", 0.7)
     lines = capfd.readouterr().err.splitlines()
     assert lines[0] == "  training 1 students"
     assert sum(line.lstrip().startswith(("10%", "50%", "100%")) for line in lines) == 3
@@ -88,4 +88,4 @@ def test_without_a_terminal_there_is_a_line_at_each_tenth(trials: list[Trial], c
 
 @pytest.mark.parametrize(("seconds", "shown"), [(5, "5 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_times_are_rounded(seconds: float, shown: str) -> None:
-    assert minutes(seconds) == shown
+    assert format_time(seconds) == shown

@@ -124,11 +124,11 @@ def test_what_a_server_missed_is_delivered_when_it_is_back(
         folder.add_point({"step": step, "validation_accuracy": 0.6})
         begun = time.monotonic()
         follower.note(trial)
-        assert time.monotonic() - begun < 0.1, "whoever tells it never waits"
-    wait_until(lambda: follower.away)
+        assert time.monotonic() - begun < 0.1, "a trial never waits for it"
+    wait_until(lambda: follower.unreachable)
     assert trial.id in follower.behind
     server.start()
-    wait_until(lambda: not follower.behind and not follower.away)
+    wait_until(lambda: not follower.behind and not follower.unreachable)
     assert steps() == [1, 2, 3]
     # A server that stays away keeps nobody for long, and what it lacks is known.
     server.stop()

@@ -43,9 +43,9 @@ class Spy:
     def __init__(self, patch: pytest.MonkeyPatch):
         self.at_once = 0
         self.killed: str | None = None
-        self.tell_result, self.tell_start = TrialWatcher.on_trial_result, Board.started
+        self.tell_result, self.tell_start = TrialWatcher.on_trial_result, Board.start
         patch.setattr(TrialWatcher, "on_trial_result", lambda *told, **more: self.result(*told, **more))
-        patch.setattr(Board, "started", lambda board, trial: self.started(board, trial))
+        patch.setattr(Board, "start", lambda board, trial: self.started(board, trial))
 
     def started(self, board: Board, trial: Trial) -> None:
         self.tell_start(board, trial)

@@ -22,7 +22,7 @@ from cotd.training.trial import Trial
 from pipelines.cluster.session import MARKER, ray_session
 from pipelines.sweep.plan import plan_study
 from pipelines.sweep.run import sweep
-from pipelines.sweep.watch import TrialWatcher
+from pipelines.sweep.watch import TrialWatcher, failure_reason
 
 TRAINING = {
     "optimizer": "adamw", "steps": 8, "batch_size": 7, "eval_every": 4, "dropout": 0.0, "learning_rate": 1e-3,
@@ -92,12 +92,12 @@ class Spy:
 
         def result(watcher: TrialWatcher, **told: Any) -> None:
             tell_result(watcher, **told)
-            if not self.killed and watcher._of(told["trial"])[0].size == "tiny":
+            if not self.killed and watcher.planned(told["trial"])[0].size == "tiny":
                 self.killed = workers()[-1].pid
                 os.kill(self.killed, signal.SIGKILL)
 
         def recover(watcher: TrialWatcher, **told: Any) -> None:
-            self.recovered.append(watcher._why(told["trial"], watcher._of(told["trial"])[1]))
+            self.recovered.append(failure_reason(told["trial"], watcher.planned(told["trial"])[1]))
             tell_recover(watcher, **told)
 
         patch.setattr(TrialWatcher, "on_trial_result", result)

@@ -1,0 +1,117 @@
+"""The first stage of a study: its examples, loaded, checked and written once for all later stages."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cotd import assets
+from cotd.config.digest import digest
+from cotd.data.config import DataConfig
+from cotd.data.examples import Examples
+from cotd.data.sources import load_examples
+from cotd.data.table import SPLITS
+from cotd.errors import CotdError
+from cotd.storage.working_copy import sync_study
+from cotd.study.config import StudyConfig
+from cotd.utils.files import read_json, write_json
+from cotd.utils.parquet import write_parquet
+from pipelines.annotate.checks import gold_problems, quarantine_warnings
+
+# Raise it when the same source is turned into other examples: those that studies have prepared are then made anew.
+FORMAT = 1
+MAX_REASONS = 100  # kept by name; the others are counted together
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study's examples, and what became of its source's rows.
+
+    Attributes:
+        path: the Parquet file, with columns `id`, `text`, `label` and `split`.
+        digest: of all ids, labels and splits.
+        counts: `rows` read, `repeats` dropped, `quarantined`, and examples by split as `kept_train` and so on.
+        labels: split → gold label → number of examples.
+        reasons: why rows are quarantined → number of rows.
+    """
+
+    path: Path
+    digest: str
+    counts: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    reasons: Counter[str]
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Split → number of examples."""
+        return {split: self.counts[f"kept_{split}"] for split in SPLITS}
+
+    @property
+    def quarantined(self) -> int:
+        """Number of quarantined rows."""
+        return self.counts["quarantined"]
+
+
+@sync_study
+def prepare(config: StudyConfig) -> Prepared:
+    """Loads, checks and writes the study's examples to `data/reviews-DIGEST.parquet`, unless they are there.
+
+    Raises:
+        CotdError: the source does not exist or has no usable rows, or gold labels that the study's methods need are missing.
+    """
+    return prepare_here(config)
+
+
+def prepare_here(config: StudyConfig) -> Prepared:
+    """`prepare` inside a stage, which has synchronised the study's folder."""
+    folder = config.directory / "data"
+    inputs = inputs_digest(config.data)
+    prepared = (inputs and read_prepared(folder, inputs)) or write_prepared(load_examples(config.data), folder, inputs)
+    if problems := gold_problems(config, prepared.labels):
+        warnings = quarantine_warnings(prepared.counts["rows"], prepared.reasons)
+        raise CotdError(*problems[:-1], " ".join([problems[-1], *warnings]))
+    return prepared
+
+
+def inputs_digest(data: DataConfig) -> str | None:
+    """A digest of all that decides the examples; None for a hub data set, which only loading can tell to be the same."""
+    sources = [data.source] if isinstance(data.source, str) else list(data.source.values())
+    contents: list[Any] = []
+    for source in sources:
+        if assets.is_embedded(source):
+            contents.append(assets.get_asset(source).version)
+        elif Path(source).is_file():
+            with open(source, "rb") as file:
+                contents.append(hashlib.file_digest(file, "sha256").hexdigest())
+        else:
+            return None
+    return digest([FORMAT, data.model_dump(exclude={"noun"}), contents])
+
+
+def read_prepared(folder: Path, inputs: str) -> Prepared | None:
+    """What an earlier run prepared from the same inputs; None where there is none."""
+    try:
+        made = read_json(folder / "prepared.json")
+    except (OSError, ValueError):
+        return None
+    path = folder / made["path"]
+    if made["inputs"] != inputs or not path.is_file():
+        return None
+    return Prepared(path, made["digest"], made["counts"], made["labels"], Counter(made["reasons"]))
+
+
+def write_prepared(examples: Examples, folder: Path, inputs: str | None) -> Prepared:
+    path = folder / f"reviews-{examples.digest()}.parquet"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_parquet(examples.table, path)
+    labels = {split: examples.rows.split(split).label_counts() for split in SPLITS}
+    reasons = Counter(dict(examples.quarantined.counts().most_common(MAX_REASONS)))
+    if rest := examples.counts["quarantined"] - reasons.total():
+        reasons["other reasons"] = rest
+    prepared = Prepared(path, examples.digest(), examples.counts, labels, reasons)
+    write_json(folder / "prepared.json", {"inputs": inputs, **asdict(prepared), "path": path.name})
+    return prepared
