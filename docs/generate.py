@@ -35,6 +35,11 @@ def block_lines(block: type[BaseModel], path: str) -> Iterator[str]:
         yield from block_lines(inner, where)
 
 
+def anchor(path: str, name: str) -> str:
+    """The id that MkDocs gives the heading of a block."""
+    return f"{path}.{name}".lstrip(".").replace(".", "").lower()
+
+
 def nested_block(annotation: Any) -> type[BaseModel] | None:
     """The block that a field holds, also in a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -45,11 +50,12 @@ def nested_block(annotation: Any) -> type[BaseModel] | None:
 def type_name(annotation: Any) -> str:
     name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
     name = re.sub(r"\b(?:typing|cotd[\w.]*)\.(?=\w)", "", name)
-    return cell(re.sub(r"Literal\[(.*?)\]", lambda m: m.group(1).replace(", ", " or "), name))
+    name = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace(", ", " | "), name)
+    return re.sub(r"\bNone\b", "null", re.sub(r"Annotated\[(\w+), .*\]", r"\1", name))
 
 
 def shown(value: Any) -> str:
-    return "" if value is PydanticUndefined else "null" if value is None else cell(str(value))
+    return "" if value is PydanticUndefined else "null" if value is None else str(value)
 
 
 def cell(text: str) -> str:

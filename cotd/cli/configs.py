@@ -1,0 +1,62 @@
+"""`cotd configs` and `cotd copy`: the studies that ship with cotd."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cotd.cli.app import app
+from cotd.errors import CotdError, nearest
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name → file of each study that ships: beside the packages in a checkout, inside `cotd` in a wheel."""
+    package = Path(__file__).parents[1]
+    folder = next((f for f in (package / "tune_configs", package.parent / "tune_configs") if f.is_dir()), package)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def shipped_config(name: str) -> Path:
+    """The file of a shipped study.
+
+    Raises:
+        CotdError: there is no such study.
+    """
+    shipped = shipped_configs()
+    stem = name.removesuffix(".yaml")
+    if stem not in shipped:
+        raise CotdError(f"no shipped study '{name}'.{nearest(stem, list(shipped))} Available: {', '.join(shipped)}.")
+    return shipped[stem]
+
+
+@app.command("configs")
+def configs() -> None:
+    """Lists the studies that ship with cotd.
+
+    Example: cotd configs
+    """
+    for name, path in shipped_configs().items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#")).partition(". ")[0]
+        print(f"{name:20} {about}")
+
+
+@app.command("copy")
+def copy(
+    name: Annotated[str, typer.Argument(help="a study's name, as in `cotd configs`")],
+    directory: Annotated[Path, typer.Argument(help="where to put it")] = Path(),
+) -> None:
+    """Copies a shipped study, to be changed and run.
+
+    Example: cotd copy demo .
+    """
+    source = shipped_config(name)
+    target = directory / source.name
+    if target.exists():
+        raise CotdError(f"{target} exists already: remove it, or name another folder.")
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    print(f"copied to {target}: cotd sweep {target}")

@@ -1,0 +1,86 @@
+"""Studies that ship: listed and copied from a checkout and from a wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cotd.cli.configs import shipped_config, shipped_configs
+from cotd.errors import CotdError
+from cotd.study.config import load_config
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def cotd(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cotd.cli", *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_shipped_study_is_copied_and_never_overwritten(tmp_path: Path) -> None:
+    listed = cotd("configs", folder=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert {line.split()[0] for line in listed.stdout.splitlines()} == set(shipped_configs())
+    assert cotd("copy", "demo", ".", folder=tmp_path).returncode == 0
+    assert load_config(tmp_path / "demo.yaml").name == "demo"
+    again = cotd("copy", "demo", ".", folder=tmp_path)
+    assert again.returncode == 2
+    assert "demo.yaml exists already" in again.stderr
+
+
+def test_an_unknown_study_names_the_nearest() -> None:
+    with pytest.raises(CotdError, match="Did you mean 'demo'"):
+        shipped_config("demos")
+
+
+@pytest.mark.integration
+def test_the_wheel_holds_all_that_the_commands_need(tmp_path: Path) -> None:
+    """Built from the tree, and run from an empty folder with the wheel in place of the checkout."""
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("cotd-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    tracked = subprocess.run(
+        ["git", "ls-files", "cotd", "pipelines", "serve", "tune_configs"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = {
+        n.replace("tune_configs/", "cotd/tune_configs/", 1) if n.startswith("tune_configs/") else n
+        for n in tracked.stdout.split()
+    }
+    assert not expected - names, "files of the repository that the wheel lacks"
+    assert not [n for n in names if n.startswith("tests/")]
+    (tmp_path / "empty").mkdir()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import cotd; assert 'installed' in cotd.__file__; "
+        "from cotd.cli import main; main()"
+    )
+    for arguments in (["configs"], ["copy", "demo", "."], ["demo", "--help"]):
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", code, str(tmp_path / "installed"), *arguments], cwd=tmp_path / "empty", capture_output=True,
+            text=True, timeout=120,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "empty" / "demo.yaml").is_file()
