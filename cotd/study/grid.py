@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from cotd.config.model import ConfigModel
 from cotd.errors import nearest
-from cotd.teachers.filters import Filters, filter_problems
+from cotd.teachers.filters import Filters
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
@@ -50,12 +50,6 @@ def fraction_in_range(fraction: float) -> float:
     return fraction
 
 
-def known_filters(filters: Filters) -> Filters:
-    if problems := filter_problems(filters):
-        raise ValueError("; ".join(problems))
-    return filters
-
-
 Methods = Annotated[list[Annotated[str, AfterValidator(known_method)]], Field(min_length=1)]
 Fractions = Annotated[
     list[Annotated[float, AfterValidator(fraction_in_range)]],
@@ -75,7 +69,7 @@ class Dimensions(ConfigModel):
     samples: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1, description="learn from the first n of the teacher's samples of each review"
     )
-    filters: list[Annotated[Filters, AfterValidator(known_filters)]] | None = Field(
+    filters: list[Filters] | None = Field(
         None, min_length=1, description="lists of filters, each in place of teacher.filters; [] is none"
     )
     training: dict[str, list[Any]] = Field(

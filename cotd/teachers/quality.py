@@ -9,7 +9,8 @@ import pandas as pd
 
 from cotd.evaluation.statistics import expected_calibration_error
 from cotd.tasks.base import Task
-from cotd.teachers.filters import near_duplicate_rows, rationales_by_kind, rationales_naming_labels
+from cotd.teachers.filters import rationales_by_kind, rationales_naming_labels
+from cotd.teachers.near_duplicates import near_duplicate_rows
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Rationales of a kind whose near-duplicates are counted: the first by the reviews' ids, which are hashes; some seconds.

@@ -13,7 +13,7 @@ from cotd.evaluation.statistics import accuracy_interval
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
 from cotd.teachers.annotations import AnnotationsDigest
-from cotd.teachers.filters import REASON, named
+from cotd.teachers.filters import FILTERED, name_and_settings
 from cotd.teachers.output import TeacherOutput
 from cotd.teachers.quality import RationaleQuality, VoteQuality, label_quality
 from cotd.teachers.store import CompletionStore
@@ -25,7 +25,7 @@ class Tally:
     """What is counted of annotations, some reviews at a time.
 
     Args:
-        votes: whether to look at how far the samples of a review agree.
+        votes: whether to count how far the samples of a review agree.
     """
 
     def __init__(self, task: Task, votes: bool):
@@ -35,21 +35,18 @@ class Tally:
         self.rationales, self.digest = RationaleQuality(task), AnnotationsDigest()
 
     def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
-        """
-        Args:
-            annotations: all of some reviews, in the order of their ids. gold: review id → its label, of those that have one.
-        """
+        """Adds all annotations of some reviews, in the order of their ids; `gold` holds review id → gold label."""
         self.rows += len(annotations)
         self.reviews += annotations["review_id"].nunique()
         error = annotations["error"].astype(object)
         self.errors.update(error.where(error.notna(), None))
-        own = annotations[~annotations["gold_conditioned"]]
-        first = own[(own["sample"] == 0) & own["label"].notna()]
-        wanted = first["review_id"].map(gold)
-        self.judged += int(wanted.notna().sum())
-        self.correct += int((first["label"] == wanted).sum())
+        labelled = annotations[~annotations["gold_conditioned"]]
+        first = labelled[(labelled["sample"] == 0) & labelled["label"].notna()]
+        expected = first["review_id"].map(gold)
+        self.judged += int(expected.notna().sum())
+        self.correct += int((first["label"] == expected).sum())
         if self.votes:
-            self.votes.add(own, gold)
+            self.votes.add(labelled, gold)
         self.rationales.add(annotations)
         self.digest.add(annotations)
 
@@ -62,7 +59,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
     labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task)
     if tally.votes and "reliability" not in labels:
         labels |= tally.votes.figures()
-    filters = dict.fromkeys(named(entry)[0] for entry in config.teacher.filters)
+    filters = dict.fromkeys(name_and_settings(entry)[0] for entry in config.teacher.filters)
     held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
     return {
         "study": config.name,
@@ -78,7 +75,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
             "quarantined": {reason: count for reason, count in tally.errors.most_common() if reason is not None},
         },
         "held_out_rationales": {"reviews": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
-        "filters": {name: tally.errors[REASON + name] for name in filters},
+        "filters": {name: tally.errors[FILTERED + name] for name in filters},
         "quality": {
             "labels": labels,
             "rationales": tally.rationales.figures(),
@@ -92,18 +89,18 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
 
 
 def store_warnings(store: CompletionStore) -> list[str]:
-    """What to say of damaged shards."""
+    """A warning of damaged shards, if there are any."""
     if not store.unreadable:
         return []
     names = ", ".join(shard.rpartition("/")[2] for shard in store.unreadable[:5])
     more = ", …" if len(store.unreadable) > 5 else ""
     return [
-        f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as not there: {names}{more}. Delete them."
+        f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as missing: {names}{more}. Delete them."
     ]
 
 
 def spent(ask: Asker) -> dict[str, Any]:
-    """What this run's new answers took: tokens, cost (None without prices), seconds of asking, rates; the limit reached."""
+    """What new completions took: tokens, cost (None without prices), seconds, rates; and the limit that was reached."""
     new = ask.usage["requests"] - ask.usage["from_store"]
     tokens = ask.budget.prompt_tokens + ask.budget.output_tokens
     return {
@@ -121,8 +118,9 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
-    if answers := summary.get("answers"):
-        yield from answer_lines(answers, path.with_name("quarantined_answers.parquet"))
+    imported = summary.get("answers")
+    if imported:
+        yield from import_lines(imported, path.with_name("quarantined_answers.parquet"))
     if (held_out := summary["held_out_rationales"])["reviews"]:
         yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
     if cut := summary["reviews"]["cut"]:
@@ -130,19 +128,19 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     if summary["calibration"]:
         yield f"calibrated on {summary['calibration']['used']}"
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-    kappa = (
-        f", kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]" if "kappa" in labels else ""
-    )
     if teacher["accuracy"] is None:
         yield "teacher: not measured, as no test review has a gold label"
     else:
         interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
-        auc = f", ROC-AUC {labels['roc_auc']:.3f}" if "roc_auc" in labels else ""
-        yield f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews{kappa}{auc}"
+        kappa = "kappa {kappa:.2f} [{kappa_low:.2f}, {kappa_high:.2f}]".format_map(labels) if "kappa" in labels else ""
+        auc = f"ROC-AUC {labels['roc_auc']:.3f}" if "roc_auc" in labels else ""
+        yield ", ".join(
+            filter(None, [f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews", kappa, auc])
+        )
     if "calibration_error" in labels:
         yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
-    for gold, given in labels.get("confusion", {}).items():
-        yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in given.items())
+    for gold, predicted in labels.get("confusion", {}).items():
+        yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in predicted.items())
     if rationales["rows"]:
         words = rationales["words"]
         yield (
@@ -152,29 +150,29 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     if spent["seconds"]:
         cost = f", cost {spent['cost']:,.4f}" if spent["cost"] is not None else ""
         yield (
-            f"spent: {spent['prompt_tokens']:,} prompt and {spent['output_tokens']:,} answer tokens{cost}; "
-            f"{spent['rows_per_second']:,.1f} answers and {spent['tokens_per_second']:,.0f} tokens a second"
+            f"spent: {spent['prompt_tokens']:,} prompt and {spent['output_tokens']:,} output tokens{cost}; "
+            f"{spent['rows_per_second']:,.1f} completions and {spent['tokens_per_second']:,.0f} tokens a second"
         )
     if spent["limit_reached"]:
-        yield f"stopped at teacher.budget.{spent['limit_reached']}; raise it and run again to go on from here"
-    if not answers and any(not reason.startswith((REASON, "not asked")) for reason in counts["quarantined"]):
+        yield f"stopped at teacher.budget.{spent['limit_reached']}; raise it and run again to continue"
+    if not imported and any(not reason.startswith((FILTERED, "not asked")) for reason in counts["quarantined"]):
         yield "quarantined rows are asked about again with --retry-errors"
 
 
-def answer_lines(counts: dict[str, Any], aside: Path | None) -> Iterator[str]:
-    """What became of a file's answers, see `cotd.teachers.imported.ImportedRows`.
+def import_lines(counts: dict[str, Any], quarantine: Path | None) -> Iterator[str]:
+    """What became of an imported file's rows, see `cotd.teachers.output.ImportedRows`.
 
     Args:
-        aside: where those that are set aside can be read; None where they were not written.
+        quarantine: where those that are quarantined can be read; None where they were not written.
     """
-    matched, reviews = f"{counts['matched']:,} of {counts['rows']:,} rows", f"{counts['reviews']:,} reviews"
-    yield f"{matched} of {', '.join(counts['files'])} are answers about {reviews}"
+    files = ", ".join(counts["files"])
+    yield f"{counts['matched']:,} of {counts['rows']:,} rows of {files} are about {counts['reviews']:,} reviews"
     if counts["quarantined"]:
-        yield "rows set aside, of whatever split" + (f", in {aside}:" if aside else ":")
+        yield "rows quarantined, of all splits" + (f", in {quarantine}:" if quarantine else ":")
     for reason, count in counts["quarantined"].items():
         yield f"  {count:,} × {reason}"
-    if said := counts["other_labels"]:
-        yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in said.items())
+    if other := counts["other_labels"]:
+        yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in other.items())
     for split, name in (("train", "training"), ("test", "test")):
         if missing := counts[f"unanswered_{split}"]:
-            yield f"{missing:,} {name} reviews have no answer"
+            yield f"{missing:,} {name} reviews have no row"

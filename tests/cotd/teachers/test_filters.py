@@ -1,3 +1,5 @@
+"""Filters of annotations: what each takes out, alone, composed, and in blocks."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotd.tasks.registry import SENTIMENT
-from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filtered_blocks, near_duplicate_rows
+from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filtered_blocks
 
 CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"})
 
@@ -73,21 +75,6 @@ def test_filters_of_nothing(name: str) -> None:
 words = st.lists(st.sampled_from(["a", "warm", "and", "funny", "film", "that", "moved", "me", "to", "tears"]), max_size=12).map(
     " ".join
 )
-
-
-@given(st.lists(words, max_size=12))
-def test_near_duplicates_are_those_of_the_definition(texts: list[str]) -> None:
-    """Equal texts always are; whatever counts as one has an earlier text that is that near."""
-
-    def trigrams(text: str) -> set[tuple[str, ...]]:
-        found = text.split()
-        return {tuple(found[i : i + 3]) for i in range(max(1, len(found) - 2))}
-
-    repeats = near_duplicate_rows(texts, 0.8)
-    for i, text in enumerate(texts):
-        spill_dir = [len(trigrams(t) & trigrams(text)) / len(trigrams(t) | trigrams(text)) for t in texts[:i]]
-        assert repeats[i] <= (max(spill_dir, default=0) >= 0.8)
-        assert repeats[i] >= (text in texts[:i])
 
 
 one_filter = st.sampled_from([*FILTERS, {"length": {"max_words": 6}}, {"near_duplicates": {"similarity": 0.5}}])
