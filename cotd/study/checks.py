@@ -8,8 +8,7 @@ from cotd.data.config import DataConfig
 from cotd.errors import nearest
 from cotd.study.grid import GridConfig
 from cotd.study.search import SearchConfig
-from cotd.teachers.config import TeacherConfig
-from cotd.teachers.imported_config import ImportedConfig
+from cotd.teachers.config import ImportedConfig, TeacherConfig
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -15,41 +16,42 @@ class ApiConfig(ConfigModel):
 
     base_url: str = Field(description="up to and including its version, for example https://api.openai.com/v1")
     key_env: str | None = Field(
-        "OPENAI_API_KEY", description="NAME of the environment variable that holds the key, never the key; null: no key"
+        "OPENAI_API_KEY", description="NAME of the environment variable that holds the key, never the key itself; null: no key"
     )
     server: Literal["openai", "vllm"] = Field(
         "openai",
-        description="vllm: `vllm serve`, whose own parameters are then used: answers held to a pattern, and the "
-        "log-probabilities of exactly the label words; openai: answers are JSON",
+        description="vllm: `vllm serve`, with its own parameters: responses that match a pattern, and the log-probabilities of "
+        "exactly the label words; openai: responses are JSON",
     )
     endpoint: Literal["chat", "completions"] = Field("chat", description="score_then_explain needs completions")
     json_answers: Literal["schema", "object"] = Field(
-        "schema",
-        description="server openai: hold answers to a JSON schema, or, where there is no such thing, to some JSON object",
+        "schema", description="server openai: require JSON of a schema or, if the server has no schemas, any JSON object"
     )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="what the server calls the limit of an answer; OpenAI's newer models: max_completion_tokens"
+        "max_tokens",
+        description="the server's name for the limit of output tokens; OpenAI's newer models: max_completion_tokens",
     )
     top_logprobs: int = Field(5, ge=2, description="score_then_explain: how many to ask for; OpenAI allows 5, vLLM 20")
     tokenizer: str | None = Field(
-        None,
-        description="embedded:NAME, a local directory or a hub id, to count tokens and cut long reviews exactly; null: by length",
+        None, description="embedded:NAME, a local directory or a hub id, for exact counts and cuts of tokens; null: by length"
     )
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="added to each request as it is; part of its identity")
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="added to each request as is; part of its identity")
     concurrency: int = Field(64, ge=1, description="requests in flight")
     requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0, description="prompt and answer; answers count as long as they may be")
-    timeout_seconds: float = Field(60, gt=0, description="for one answer")
+    tokens_per_minute: float | None = Field(None, gt=0, description="prompt and output; outputs count with their limit")
+    timeout_seconds: float = Field(60, gt=0, description="for one response")
     retries: int = Field(
-        6, ge=0, description="after a server's error, a timeout or a broken answer; a rate limit is waited for"
+        6,
+        ge=0,
+        description="after a server error, a timeout or a broken response; rate limits are waited for, and do not count",
     )
-    backoff_seconds: float = Field(0.5, gt=0, description="before the first retry; doubles, jittered; Retry-After goes before")
+    backoff_seconds: float = Field(
+        0.5, gt=0, description="before the first retry; doubles each time, with jitter; Retry-After takes precedence"
+    )
 
     @field_validator("base_url")
     @classmethod
     def plain_url(cls, url: str) -> str:
-        from urllib.parse import urlsplit
-
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an http(s) URL such as https://api.openai.com/v1")
@@ -59,7 +61,7 @@ class ApiConfig(ConfigModel):
 
     @field_validator("key_env")
     @classmethod
-    def name_of_a_variable(cls, name: str | None) -> str | None:
+    def variable_name(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
             raise ValueError("names an environment variable, in capitals, such as OPENAI_API_KEY; the key itself is set there")
         return name

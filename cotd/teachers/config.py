@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
+from cotd.data.config import DataConfig
+from cotd.data.files import FILE_TYPES
 from cotd.data.truncation import Truncation
 from cotd.teachers.api_config import ApiConfig
-from cotd.teachers.filters import filter_problems
-from cotd.teachers.imported_config import ImportedConfig
+from cotd.teachers.filters import Filters
 
-if TYPE_CHECKING:
-    pass
-
-
-# The strategy of a teacher that is asked nothing; it need not be written.
-READ_ANSWERS = "read_answers"
-
-# Arguments of vLLM's that say how fast it answers and with how much memory, not what: all others are part of an answer's
-# identity.
+# Arguments of vLLM that change how fast it runs and with how much memory. All others are part of a completion's identity.
 PERFORMANCE_ARGS = {
     "block_size", "compilation_config", "cpu_offload_gb", "data_parallel_size", "disable_custom_all_reduce",
     "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill",
@@ -28,6 +21,8 @@ PERFORMANCE_ARGS = {
     "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
     "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
 }  # fmt: skip
+# The keys of `api` that decide what is written.
+API_IDENTITY = {"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
 
 
 class EngineConfig(ConfigModel):
@@ -41,18 +36,18 @@ class EngineConfig(ConfigModel):
     )
     max_model_len: int = Field(1024, ge=64)
     batch_size: int = Field(
-        256, ge=1, description="rows a block sent to the engine; the default is as many as vLLM works at together on a CPU"
+        256, ge=1, description="rows a block sent to the engine; vLLM on a CPU works on as many as the default at a time"
     )
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
     kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict,
-        description="passed to vLLM as they are; part of the answers' identity, but for those that only make it faster",
+        description="passed to vLLM as they are; part of the completions' identity, except those that only affect speed",
     )
 
     def output_kwargs(self) -> dict[str, Any]:
-        """Those engine_kwargs that may change answers: quantization, say, or an adapter."""
+        """Those engine_kwargs that may change completions: quantization, say, or an adapter."""
         return {k: v for k, v in self.engine_kwargs.items() if k not in PERFORMANCE_ARGS}
 
 
@@ -61,35 +56,83 @@ class CalibrationConfig(ConfigModel):
 
     method: Literal["platt", "prior", "none"] = Field(
         "platt",
-        description="platt: logistic regression on gold validation labels (Platt 1999); prior: shift the scores until "
-        "the predicted prior is `prior` (batch calibration, Zhou et al. 2024), no gold needed; none: as they come",
+        description="platt: logistic regression on gold validation labels (Platt 1999); prior: a threshold at the quantile of "
+        "the scores that makes the positive share `prior`, no gold needed; none: scores as they are",
     )
     rows: int = Field(300, ge=20, description="validation reviews to calibrate on")
     prior: float = Field(0.5, gt=0, lt=1, description="assumed share of the positive label, for method prior")
 
 
 class BudgetConfig(ConfigModel):
-    """What a run of `cotd annotate` may use. A local engine has no price, and may have a limit."""
+    """What a run of `cotd annotate` may use. A local engine has no price, but may have a limit."""
 
-    input_price: float | None = Field(None, ge=0, description="for a million prompt tokens, in whatever currency")
-    output_price: float | None = Field(None, ge=0, description="for a million answer tokens")
+    input_price: float | None = Field(None, ge=0, description="of a million prompt tokens, in any currency")
+    output_price: float | None = Field(None, ge=0, description="of a million output tokens")
     max_cost: float | None = Field(None, gt=0, description="stop before a run spends more")
-    max_tokens: int | None = Field(None, ge=1, description="stop before a run uses more tokens, prompts and answers together")
+    max_tokens: int | None = Field(None, ge=1, description="stop before a run uses more tokens, prompt and output together")
 
     @model_validator(mode="after")
     def cost_needs_prices(self) -> BudgetConfig:
         if self.max_cost is not None and (self.input_price is None or self.output_price is None):
-            raise ValueError("max_cost needs input_price and output_price, for a million tokens each")
+            raise ValueError("max_cost needs input_price and output_price, of a million tokens each")
         return self
 
     def cost(self, prompt_tokens: float, output_tokens: float) -> float | None:
-        """What tokens cost, or None where prices are not configured."""
+        """What tokens cost, or None without prices."""
         if self.input_price is None or self.output_price is None:
             return None
         return (prompt_tokens * self.input_price + output_tokens * self.output_price) / 1e6
 
 
+class ImportedColumns(ConfigModel):
+    """Which columns of an imported file hold what."""
+
+    text: str | None = Field(None, description="the review, by which rows and reviews are joined; null: as data.columns.text")
+    label: str | None = Field(None, description="the label that the model gave without knowing the gold label")
+    rationale: str | None = Field(
+        None, description="the rationale written with that label; null: none, and students learn from labels alone"
+    )
+    gold_rationale: str | None = Field(
+        None,
+        description="the rationale written given the gold label (cot_labelled, cot_joint). May be the same column as "
+        "`rationale`: then rows whose label is the gold label count",
+    )
+    label_probability: str | None = Field(None, description="the probability of the label, from 0 to 1")
+
+    @model_validator(mode="after")
+    def consistent(self) -> ImportedColumns:
+        if self.label is None and self.gold_rationale is None:
+            raise ValueError("nothing to learn from: name the column of label (and of rationale, if any), or of gold_rationale")
+        for name in ("rationale", "label_probability"):
+            if getattr(self, name) and self.label is None:
+                raise ValueError(f"{name} belongs to a label: name the column of label, too")
+        return self
+
+
+class ImportedConfig(ConfigModel):
+    """A file of labels and rationales that a model wrote: a row for a review; several rows of one review are its samples."""
+
+    source: str | None = Field(None, description="a .parquet, .jsonl or .csv file; null: the file that data.source names")
+    columns: ImportedColumns
+
+    @field_validator("source")
+    @classmethod
+    def known_type(cls, source: str | None) -> str | None:
+        if source is not None and not source.endswith(FILE_TYPES):
+            raise ValueError(f"not a file that ends in {', '.join(FILE_TYPES)}")
+        return source
+
+    def files(self, data: DataConfig) -> list[str]:
+        """The files to read: its own, or those of the reviews."""
+        if self.source:
+            return [self.source]
+        files = [data.source] if isinstance(data.source, str) else list(data.source.values())
+        return [file for file in files if file.endswith(FILE_TYPES)]
+
+
 class TeacherConfig(ConfigModel):
+    """A teacher: a model in an engine here, an endpoint (`api`), or a file of what a model wrote (`answers`)."""
+
     model: str = Field(
         "embedded:smollm2-135m-instruct",
         description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `answers`, any name",
@@ -98,7 +141,9 @@ class TeacherConfig(ConfigModel):
         None,
         description="of a hub model: branch, tag or commit; with `api`: any word that names the weights, in place of the URL",
     )
-    strategy: Literal["score_then_explain", "chain_of_thought", "read_answers"] = "score_then_explain"
+    strategy: Literal["score_then_explain", "chain_of_thought", "read_answers"] = Field(
+        "score_then_explain", description="read_answers: that of every teacher with `answers`; need not be written"
+    )
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
     samples: int = Field(1, ge=1, le=64, description="rationales a review")
@@ -107,102 +152,80 @@ class TeacherConfig(ConfigModel):
     max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
     truncation: Truncation = Field(
         "head_tail",
-        description="what it is shown of them: a quarter of those tokens from the beginning and the rest from the end, where a "
-        "review comes to its verdict, or (head) the beginning alone",
+        description="which part of a longer review is shown: head, its beginning; head_tail, a quarter of the tokens from the "
+        "beginning and the rest from the end, where a review comes to its verdict",
     )
     gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
     held_out_rationales: bool = Field(
         False, description="also write own rationales of validation and test reviews: rationale_input reads them"
     )
     seed: int = 0
-    filters: list[str | dict[str, dict[str, Any]]] = Field(
+    filters: Filters = Field(
         ["agrees_with_majority"],
-        description="names of cotd/teachers/filters.py, in order, with settings where wanted: [length: {max_words: 60}]",
+        description="names of cotd/teachers/filters.py, in order, with settings if any: [length: {max_words: 60}]",
     )
     engine: EngineConfig = EngineConfig()
     api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
-    answers: ImportedConfig | None = Field(None, description="a file of what a model wrote already, in place of asking one")
+    answers: ImportedConfig | None = Field(None, description="a file of what a model wrote, in place of asking one")
     budget: BudgetConfig = BudgetConfig()
     store: str | None = Field(
-        None, description="folder of the answers, or any fsspec URL; studies may share one; null: STORAGE/completions"
+        None, description="folder of the completions, or any fsspec URL; studies may share one; null: STORAGE/completions"
     )
-
-    @field_validator("filters")
-    @classmethod
-    def known_filters(cls, filters: list[str | dict[str, dict[str, Any]]]) -> list[str | dict[str, dict[str, Any]]]:
-        if wrong := filter_problems(filters):
-            raise ValueError("; ".join(wrong))
-        return filters
 
     @model_validator(mode="before")
     @classmethod
-    def resolve_strategy(cls, plain: Any) -> Any:
-        return with_strategy(plain)
+    def default_strategy(cls, plain: Any) -> Any:
+        if isinstance(plain, dict) and plain.get("answers") is not None:
+            return {"strategy": "read_answers"} | plain
+        return plain
 
     @model_validator(mode="after")
-    def asked_or_read(self) -> TeacherConfig:
-        if problems := teacher_problems(self):
+    def consistent(self) -> TeacherConfig:
+        if problems := [*(imported_problems(self) if self.answers else []), *request_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 
-    @model_validator(mode="after")
-    def scores_need_completions(self) -> TeacherConfig:
-        if self.api and self.strategy == "score_then_explain" and self.api.endpoint == "chat":
-            raise ValueError(
-                "strategy score_then_explain needs the log-probabilities of the label words, which api.endpoint chat does not "
-                "give. Set strategy: chain_of_thought, or api.endpoint: completions where the server has it"
-            )
-        return self
-
     def identity(self) -> dict[str, Any]:
-        """What decides the training reviews' annotations: not where and how fast the engine runs, nor costs, nor the store."""
+        """What decides the training reviews' annotations: not where and how fast the engine runs, the costs, or the store."""
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
-        if self.truncation == "head" or self.answers:
-            del plain["truncation"]  # as it was before there was a choice: those annotations are found
         if self.answers:
             plain["answers"] = self.answers.columns.model_dump()
         elif self.api:
-            plain["api"] = self.api.model_dump(
-                include={"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
-            )
-        elif kwargs := self.engine.output_kwargs():
-            plain["engine_kwargs"] = kwargs
+            plain["api"] = self.api.model_dump(include=API_IDENTITY)
+        else:
+            plain["engine_kwargs"] = self.engine.output_kwargs()
         return plain
 
-    @model_validator(mode="after")
-    def samples_need_temperature(self) -> TeacherConfig:
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
-        return self
 
-    @model_validator(mode="after")
-    def review_fits_the_context(self) -> TeacherConfig:
-        if self.api is None and self.max_review_tokens + self.max_rationale_tokens >= self.engine.max_model_len:
-            raise ValueError(
-                f"max_review_tokens ({self.max_review_tokens}) and max_rationale_tokens ({self.max_rationale_tokens}) leave the "
-                f"prompt no room in engine.max_model_len ({self.engine.max_model_len}); raise the last or lower the others"
-            )
-        return self
-
-
-def with_strategy(plain: Any) -> Any:
-    """A plain `teacher` block, with the strategy that follows from its `answers`."""
-    if not isinstance(plain, dict) or plain.get("answers") is None:
-        return plain
-    return {"strategy": READ_ANSWERS} | plain
-
-
-def teacher_problems(teacher: TeacherConfig) -> list[str]:
-    """What of a teacher's settings does not go with its answers' being read, or not."""
-    if teacher.answers is None:
-        return ["strategy read_answers needs `answers`, with the file's columns"] if teacher.strategy == READ_ANSWERS else []
+def imported_problems(teacher: TeacherConfig) -> list[str]:
+    """What in a teacher's settings contradicts its `answers`."""
     problems = []
-    if teacher.strategy != READ_ANSWERS:
-        problems.append(f"`answers` are read and nobody is asked: leave out strategy {teacher.strategy}, or the answers")
+    if teacher.strategy != "read_answers":
+        problems.append(f"`answers` and strategy {teacher.strategy} are mutually exclusive: leave out one")
     if teacher.api:
-        problems.append("`answers` are read and nobody is asked: leave out api, or the answers")
+        problems.append("`answers` and `api` are mutually exclusive: leave out one")
     if "model" not in teacher.model_fields_set:
-        problems.append("model is missing: name who wrote the answers, as in model: gpt-3.5-turbo; reports call the teacher so")
+        problems.append("model is missing: name who wrote the answers, such as model: gpt-3.5-turbo; reports show that name")
     if teacher.samples != 1:
-        problems.append("samples is for teachers that are asked: of answers that are read, each row of a review is a sample")
+        problems.append("samples does not apply to `answers`, in which each row of a review is a sample: leave it out")
+    return problems
+
+
+def request_problems(teacher: TeacherConfig) -> list[str]:
+    """What in a teacher's settings makes its requests impossible or pointless."""
+    problems = []
+    if teacher.strategy == "read_answers" and not teacher.answers:
+        problems.append("strategy read_answers needs `answers`, with the file's columns")
+    if teacher.api and teacher.strategy == "score_then_explain" and teacher.api.endpoint == "chat":
+        problems.append(
+            "strategy score_then_explain needs the log-probabilities of the label words, which api.endpoint chat does not "
+            "give. Set strategy: chain_of_thought, or api.endpoint: completions if the server has it"
+        )
+    if teacher.samples > 1 and teacher.temperature == 0 and not teacher.answers:
+        problems.append("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
+    if teacher.api is None and teacher.max_review_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len:
+        problems.append(
+            f"max_review_tokens ({teacher.max_review_tokens}) and max_rationale_tokens ({teacher.max_rationale_tokens}) leave no "
+            f"room for the prompt in engine.max_model_len ({teacher.engine.max_model_len}). Raise the last or lower the others"
+        )
     return problems

@@ -17,7 +17,8 @@ from cotd.tasks.registry import SENTIMENT
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from pipelines.annotate.files import AnnotationFiles, read_annotations
-from pipelines.annotate.run import annotate, preview
+from pipelines.annotate.preview import preview
+from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from pipelines.sweep.plan import check_annotations
 
@@ -67,7 +68,7 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     assert AnnotationFiles.of(config).page.is_file()
     # Students learn from them as from any others.
     reviews = load_examples(config.data)
-    assert check_annotations(config, reviews) is not None
+    assert check_annotations(config, reviews.digest()) is not None
     pairs = {
         name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["task"].value_counts().to_dict()
         for name in GRID["method"]
@@ -105,7 +106,7 @@ def test_a_csv_of_answers_about_some_reviews(write_study: Callable[..., Path], a
     for line in (
         "14 of 15 rows of ",
         "1 × 'Mixed feelings'",
-        "15 training reviews have no answer",
+        "15 training reviews have no row",
         "quarantined_answers.parquet",
     ):
         assert line in lines
@@ -117,10 +118,10 @@ def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], 
     config = beside()
     first = annotate(config)
     reviews = load_examples(config.data)
-    assert check_annotations(config, reviews) is not None
+    assert check_annotations(config, reviews.digest()) is not None
     beside(answered.assign(why="It is what it is, says another model."))
     with pytest.raises(CotdError, match=r"Run `cotd annotate CONFIG` again"):
-        check_annotations(config, reviews)
+        check_annotations(config, reviews.digest())
     assert annotate(config)["digest"] != first["digest"]
     beside(answered.sample(frac=1.0, random_state=0))
     assert annotate(config)["digest"] == first["digest"], "in whatever order its rows are"
@@ -134,7 +135,7 @@ def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfi
     without = beside(answered, {"label": "said", "rationale": "why"})
     annotate(without)
     with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.answers\.columns\.gold_rationale"):
-        check_annotations(without, load_examples(without.data))
+        check_annotations(without, load_examples(without.data).digest())
 
 
 def test_rationales_given_gold_alone(beside: Callable[..., StudyConfig]) -> None:
@@ -157,7 +158,7 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     }  # fmt: skip
     assert (summary["teacher"]["accuracy"], summary["quality"]["rationales"]) == (11 / 12, {"rows": 0})
     assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
-    table, _ = check_annotations(config, load_examples(config.data)) or (pd.DataFrame(), None)
+    table, _ = check_annotations(config, load_examples(config.data).digest()) or (pd.DataFrame(), None)
     train = load_examples(config.data).table.query("split == 'train'")
     pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
     assert set(pairs["task"]) == {"label"}
@@ -200,16 +201,16 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
     [
         (
             ["teacher.answers.columns.rationale=null", "teacher.held_out_rationales=true"],
-            "method 'cot_unlabelled', teacher.held_out_rationales: for rationales that were written with the labels, and no column",
+            "method 'cot_unlabelled', teacher.held_out_rationales: needs rationales written with the labels. Name their column",
         ),
-        (["teacher.answers.columns.label=null"], "rationale is what was written with the label: name its column too"),
-        (["teacher.answers.columns={}"], "name the column of label, with that of rationale where there is one, or that of gold_r"),
+        (["teacher.answers.columns.label=null"], "rationale belongs to a label: name the column of label, too"),
+        (["teacher.answers.columns={}"], "nothing to learn from: name the column of label (and of rationale, if any), or of gold_r"),
         (["teacher.answers.columns.lable=x"], "unknown key 'teacher.answers.columns.lable'. Did you mean 'label'?"),
         (["teacher.answers.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl, .csv"),
-        (["teacher.strategy=chain_of_thought"], "leave out strategy chain_of_thought"),
+        (["teacher.strategy=chain_of_thought"], "`answers` and strategy chain_of_thought are mutually exclusive"),
         (["teacher.samples=3"], "each row of a review is a sample"),
         (["teacher={answers: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the answers"),
-        (["teacher.answers.source=null", "data.source=a/b"], "teacher.answers.source is missing: data.source 'a/b' is no file"),
+        (["teacher.answers.source=null", "data.source=a/b"], "teacher.answers.source is missing: data.source 'a/b' is not a file"),
         (["teacher.answers.source=null", "teacher.answers.columns.label=label"], "would be scored on its own labels"),
     ],
 )  # fmt: skip
@@ -219,5 +220,5 @@ def test_settings_that_do_not_go_together(beside: Callable[..., StudyConfig], ov
 
 
 def test_nobody_can_be_asked_again(beside: Callable[..., StudyConfig]) -> None:
-    with pytest.raises(CotdError, match="mend that"):
+    with pytest.raises(CotdError, match="Fix the file"):
         annotate(beside(), retry_errors=True)

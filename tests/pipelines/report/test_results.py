@@ -13,7 +13,7 @@ from cotd.errors import CotdError
 from cotd.evaluation.statistics import accuracy_interval
 from cotd.study.config import load_config
 from cotd.study.search import SearchConfig
-from cotd.teachers.imported_config import ImportedColumns, ImportedConfig
+from cotd.teachers.config import ImportedColumns, ImportedConfig
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
 from pipelines.report.text import tokens
@@ -148,7 +148,9 @@ def test_what_a_search_gave_up_is_not_missing(study: Make) -> None:
     search = {"samples": 2, "seed": 0, "space": {"learning_rate": {"loguniform": [1e-4, 1e-2]}}}
     made.config = made.config.model_copy(update={"search": SearchConfig.model_validate(search)})
     (trial,) = made.trials
-    other = replace(trial, training=trial.training.model_copy(update={"learning_rate": 1e-4}), varied={"learning_rate": 1e-4})
+    other = replace(
+        trial, training=trial.training.model_copy(update={"learning_rate": 1e-4}), overrides={"learning_rate": 1e-4}
+    )
     made.trials.append(other)
     made.finish(trial)
     made.plan().folder(other).path.mkdir(parents=True)
