@@ -15,9 +15,9 @@ import torch
 
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
-from tests.benchmarks.figures import arguments, figure, write
-from tests.benchmarks.serving import BATCH, review_texts
-from tests.benchmarks.training import student
+from tests.benchmarks.figures import figure, is_small, write
+from tests.benchmarks.students import BATCH, review_texts
+from tests.benchmarks.train.papers import student
 
 REPEATS = 3
 LABEL_TOKENS = 3  # of the longest label, with its end
@@ -45,7 +45,7 @@ def rate(work: Callable[[list[str]], Any], texts: list[str]) -> float:
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     texts = review_texts(64 if small else 1000)
     figures = []
     for which in ("embedded", "60m"):

@@ -1,31 +1,51 @@
-"""What every benchmark shares: its arguments, its figures, and the file they are written to."""
+"""What every benchmark shares: its argument, its scratch folder and child process, its figures and their file."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import signal
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cotd.utils.files import write_json
 
-def arguments(description: str) -> argparse.Namespace:
+
+def is_small(description: str | None) -> bool:
+    """Parses the command line, which has one option."""
     parser = argparse.ArgumentParser(description=description)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was started is ended too
     parser.add_argument("--small", action="store_true", help="a smoke test: small, and figures that mean little")
-    return parser.parse_args()
+    return parser.parse_args().small
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as folder:
+        yield Path(folder)
+
+
+def run_module(module: str, *arguments: str, **options: Any) -> str:
+    """Runs `tests.benchmarks.MODULE` in a process of its own, which is what is measured; returns its last line of output."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options)
+    return done.stdout.splitlines()[-1] if done.stdout else ""
 
 
 def figure(
     name: str, value: float, unit: str, baseline: tuple[str, float] | None = None, repeats: int = 1, note: str = ""
 ) -> dict[str, Any]:
-    """One figure of a benchmark's file. `ratio` is value / baseline."""
-    what, base = baseline or (None, None)
-    ratio = round(value / base, 3) if base else None
-    base = round(base, 3) if base is not None else None
-    made = {"name": name, "value": round(value, 3), "unit": unit, "baseline": what, "baseline_value": base}
-    return {**made, "ratio": ratio, "repeats": repeats, "note": note}
+    """One figure of a benchmark's file. `baseline` is what it is compared with, and its value: `ratio` is value / baseline."""
+    against, base = baseline or (None, None)
+    return {
+        "name": name, "value": round(value, 3), "unit": unit, "baseline": against,
+        "baseline_value": round(base, 3) if base is not None else None, "ratio": round(value / base, 3) if base else None,
+        "repeats": repeats, "note": note,
+    }  # fmt: skip
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -41,6 +61,4 @@ def write(name: str, figures: list[dict[str, Any]], small: bool) -> None:
         return
     target = Path("runs") / "bench" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(".part")
-    scratch.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    scratch.rename(target)
+    write_json(target, figures)

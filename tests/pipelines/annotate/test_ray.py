@@ -23,7 +23,7 @@ from pipelines.annotate.engines.choose import teacher_engine
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
-from tests.benchmarks.annotating import StubEngine, write_study
+from tests.benchmarks.annotate.stub import StubEngine, write_study
 
 BLOCK = 16
 

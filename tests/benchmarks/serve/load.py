@@ -1,4 +1,4 @@
-"""The load generator, in a process of its own: `python -m tests.benchmarks.load '{"url": …}'`, a JSON object out.
+"""The load generator, in a process of its own: `python -m tests.benchmarks.serve.load '{"url": …}'`, a JSON object out.
 
 Bare sockets: on two cores a comfortable HTTP client would take more time than the endpoint it asks.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from serve.client import LONGEST_WAIT, PASSING, backoff
+from serve.client import LONGEST_WAIT, RETRIED_STATUSES, backoff
 
 PATIENCE = 30.0  # seconds for one answer
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -83,7 +83,9 @@ class Load:
                 answered = status == "200"
                 # A connection that is refused at once, and a status that is no passing one, are not tried again.
                 is_temporary = (
-                    int(status) in PASSING if status.isdecimal() else (attempt > 0 or status != "ConnectionRefusedError")
+                    int(status) in RETRIED_STATUSES
+                    if status.isdecimal()
+                    else (attempt > 0 or status != "ConnectionRefusedError")
                 )
                 if answered or attempt == self.retries or not is_temporary:
                     break

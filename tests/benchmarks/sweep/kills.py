@@ -1,4 +1,4 @@
-"""Kills at random moments of one sweep: `python -m tests.benchmarks.sweep_kills`; about eight minutes.
+"""Kills at random moments of one sweep: `python -m tests.benchmarks.sweep.kills`; about eight minutes.
 
 A sweep of 12 trials of the embedded student is started; ten times, at a random moment, its driver or one of its workers is
 ended by `kill -9`, and a killed driver's command is given again. Then it is left alone.
@@ -10,7 +10,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -19,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from cotd.study.config import StudyConfig
-from tests.benchmarks.figures import arguments, figure, write
-from tests.benchmarks.sweeping import write_study
+from tests.benchmarks.figures import figure, is_small, scratch_folder, write
+from tests.benchmarks.sweep.study import write_study
 
 MARK = "COTD_BENCH_MARK"
 
@@ -80,18 +79,18 @@ def runs_left_running(config: StudyConfig) -> tuple[int, int]:
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     kills, seeds, steps = (2, 1, 12) if small else (10, 4, 24)
     draw = random.Random(0)
     mark = uuid.uuid4().hex
     environment = {**os.environ, MARK: mark}
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+    with scratch_folder() as scratch:
         # Whoever kills a worker at random may hit the same trial again and again: that is no trial's failure.
         training, resources = {"steps": steps, "eval_every": 2}, {"max_failures": kills}
-        config = write_study(Path(scratch), [0.1, 0.5, 1.0], seeds, training, resources=resources)
+        config = write_study(scratch, [0.1, 0.5, 1.0], seeds, training, resources=resources)
         expected = 3 * seeds
         trials = config.directory / "trials"
-        command = [sys.executable, "-m", "cotd.cli", "sweep", str(Path(scratch) / "study.yaml")]
+        command = [sys.executable, "-m", "cotd.cli", "sweep", str(scratch / "study.yaml")]
         results = Results(trials)
         results.start()
         drivers = killed = 0

@@ -1,4 +1,4 @@
-"""Kills at random moments of one run: `python -m tests.benchmarks.annotate_kills`; about five minutes.
+"""Kills at random moments of one run: `python -m tests.benchmarks.annotate.kills`; about five minutes.
 
 A 2,000-row run with a stub engine is started and ended by `kill -9`, 20 times, then left alone. What an API would be
 paid for is what the stub was asked: it notes each key before it answers.
@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,8 +23,8 @@ from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotating import stub_answer, write_study
-from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.annotate.stub import stub_answer, write_study
+from tests.benchmarks.figures import figure, is_small, scratch_folder, write
 
 BLOCK = 32
 SECONDS_A_BLOCK = 0.25
@@ -35,10 +34,10 @@ def run(path: str) -> None:
     """One run of the study, until it is done or killed."""
 
     def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
-        with open(Path(path).with_name("given.txt"), "a") as given:
+        with open(Path(path).with_name("requests.txt"), "a") as log:
             for batch in batched(requests, BLOCK):
-                given.write("".join(f"{r.key}\n" for r in batch))
-                given.flush()
+                log.write("".join(f"{r.key}\n" for r in batch))
+                log.flush()
                 time.sleep(SECONDS_A_BLOCK)
                 yield [stub_answer(r.key, r.prompt, r.sampling) for r in batch]
 
@@ -49,19 +48,19 @@ def main() -> None:
     if "--run" in sys.argv:
         run(sys.argv[-1])
         return
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     kills, rows = (3, 300) if small else (20, 2000)
     draw = random.Random(0)
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
-        config = write_study(Path(scratch), rows)
-        command = [sys.executable, "-m", "tests.benchmarks.annotate_kills", "--run", str(Path(scratch) / "study.yaml")]
-        given = Path(scratch) / "given.txt"
-        given.touch()
+    with scratch_folder() as scratch:
+        config = write_study(scratch, rows)
+        command = [sys.executable, "-m", "tests.benchmarks.annotate.kills", "--run", str(scratch / "study.yaml")]
+        log = scratch / "requests.txt"
+        log.touch()
         killed = 0
         while killed < kills:
-            before = len(given.read_text().splitlines())
+            before = len(log.read_text().splitlines())
             process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            while process.poll() is None and len(given.read_text().splitlines()) == before:
+            while process.poll() is None and len(log.read_text().splitlines()) == before:
                 time.sleep(0.05)  # until it works: a kill while Python starts shows nothing
             time.sleep(draw.uniform(0, 6 * SECONDS_A_BLOCK))
             if process.poll() is None:
@@ -73,7 +72,7 @@ def main() -> None:
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         table = pd.read_parquet(AnnotationFiles.of(config).annotations)
         usable = table[table["error"].isna() & ~table["gold_conditioned"]]
-        asked = Counter(given.read_text().splitlines())
+        asked = Counter(log.read_text().splitlines())
         twice = sum(n - 1 for n in asked.values())
         lost = rows - usable["review_id"].nunique()
         key = ["review_id", "gold_conditioned", "sample"]

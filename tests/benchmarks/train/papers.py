@@ -22,10 +22,9 @@ from cotd.training.encoding import EncodedPairs, encode_pairs
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.trial import Trial
-from tests.benchmarks.serving import t5_small
+from tests.benchmarks.students import EMBEDDED, t5_small
 
 METHOD = "cot_unlabelled"
-BASE = "embedded:t5-mini"
 # Read again by the next run, so that the teacher is asked once.
 STUDY = Path("runs") / "bench" / "training"
 
@@ -57,7 +56,7 @@ def annotated(small: bool) -> tuple[Examples, pd.DataFrame]:
 
 def base(which: str) -> tuple[Any, Any]:
     """A model and its tokenizer: "embedded", the base that students are made of, or "60m", random weights of T5-small's shape."""
-    model, tokenizer = load_base(BASE)
+    model, tokenizer = load_base(EMBEDDED)
     return (model if which == "embedded" else t5_small()), tokenizer
 
 
@@ -71,7 +70,7 @@ def trial(batch_size: int, steps: int, seed: int = 0, **training: Any) -> Trial:
     """A trial trained as both codes of the papers do: AdamW, dropout 0.1, both losses alike."""
     settings = {"preset": "hsieh2023", "batch_size": batch_size, "steps": steps, "eval_every": steps, "precision": "float32"}
     settings |= {"max_input_tokens": 128, "max_target_tokens": 64} | training
-    return Trial(METHOD, 1.0, "tiny", seed, BASE, TrainingConfig(**settings), "sentiment", "b", "r", "a")
+    return Trial(METHOD, 1.0, "tiny", seed, EMBEDDED, TrainingConfig(**settings), "sentiment", "b", "r", "a")
 
 
 def encoded(reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any, shared_encoder: bool = False) -> EncodedPairs:

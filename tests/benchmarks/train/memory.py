@@ -1,7 +1,7 @@
-"""The largest batch that fits into 4 GiB: `python -m tests.benchmarks.train_memory`; ten minutes.
+"""The largest batch that fits into 4 GiB: `python -m tests.benchmarks.train.memory`; ten minutes.
 
 A student of T5-small's size, trained on the reviews with the longest rationales, float32. Batches double until a process
-takes more; the baseline is the papers' way of training (`tests.benchmarks.training`).
+takes more; the baseline is the papers' way of training (`tests.benchmarks.train.papers`).
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.figures import arguments, figure, write
-from tests.benchmarks.training import annotated
+from tests.benchmarks.figures import figure, is_small, write
+from tests.benchmarks.train.papers import annotated
 
 LIMIT_MB = 4096.0
 LARGEST = 512  # of the batches tried
-AT_ONCE = 16
+MICRO_BATCH = 16
 WAYS: dict[str, dict[str, Any]] = {
-    "two passes, padded": {"ours": False, "at_once": None},
-    "ours": {"ours": True, "at_once": None},
-    f"ours, {AT_ONCE} at once": {"ours": True, "at_once": AT_ONCE},
+    "two passes, padded": {"ours": False, "micro_batch_size": None},
+    "ours": {"ours": True, "micro_batch_size": None},
+    f"ours, {MICRO_BATCH} at once": {"ours": True, "micro_batch_size": MICRO_BATCH},
 }
 
 
 def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, Any] | None:
     """What a process of its own took; None where that was more than fits."""
     what = json.dumps({"which": which, "batch": batch, "small": small, **way})
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.one_batch", what], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.train.one_batch", what], stdout=subprocess.PIPE, text=True
+    )
     watched = psutil.Process(process.pid)
     try:
         while process.poll() is None:
@@ -49,7 +51,7 @@ def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, 
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     annotated(small)  # before memory is counted
     which, largest = ("embedded", 32) if small else ("60m", LARGEST)
     fits: dict[str, tuple[int, dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""What the driver does for a trial: `python -m tests.benchmarks.sweep_noop`; about a minute and a half.
+"""What the driver does for a trial: `python -m tests.benchmarks.sweep.noop`; about a minute and a half.
 
 300 trials that train nothing: each leaves a curve of three scores, predictions and a result in its folder, as a real one does,
 and is logged to an SQLite MLflow. Ray is up before the clock starts. The driver is a process of its own.
@@ -10,13 +10,12 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import arguments, figure, write
-from tests.benchmarks.sweeping import write_study
+from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, write
+from tests.benchmarks.sweep.study import write_study
 
 
 def noop_trial(params: dict[str, Any]) -> None:
@@ -80,14 +79,12 @@ def main() -> None:
     if "--run" in sys.argv:
         run(sys.argv[-1])
         return
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     trials = 12 if small else 300
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
-        write_study(Path(scratch), [1.0], trials, {"steps": 3, "eval_every": 1})
-        path = Path(scratch) / "study.yaml"
-        command = [sys.executable, "-m", "tests.benchmarks.sweep_noop", "--run", str(path)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        seen = json.loads(done.stdout.splitlines()[-1])
+    with scratch_folder() as scratch:
+        write_study(scratch, [1.0], trials, {"steps": 3, "eval_every": 1})
+        path = scratch / "study.yaml"
+        seen = json.loads(run_module("sweep.noop", "--run", str(path), stderr=subprocess.DEVNULL))
         missing = runs_missing(path)
     note = f"{seen['trained']} trials in {seen['seconds']:.0f} s, MLflow's rows and the workers' start included"
     write(

@@ -1,4 +1,4 @@
-"""What each runtime makes of the same students: `python -m tests.benchmarks.serve_runtimes`; nine minutes.
+"""What each runtime makes of the same students: `python -m tests.benchmarks.serve.runtimes`; nine minutes.
 
 Each runtime in a process of its own with all cores; the baseline is the student as transformers runs it. A runtime whose
 packages are missing is left out, and named. Throughput is in batches of 32, without HTTP.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from cotd.utils.hardware import multiplies_bfloat16
-from serve.runtimes.base import PACKAGES, RUNTIMES
-from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import CORES, MEANING, review_texts, student_folders
+from serve.runtimes.registry import RUNTIMES
+from tests.benchmarks.figures import figure, is_small, run_module, write
+from tests.benchmarks.students import CORES, MEANING, review_texts, student_folders
 
 MEASURES = {
     "median_ms": "ms", "p99_ms": "ms", "texts_per_second": "1/s", "load_seconds": "s", "rss_mb": "MiB", "labels_equal": "",
@@ -28,7 +26,7 @@ def available() -> tuple[list[str], list[str]]:
     """The runtimes whose packages are there, the baseline first; and those that are left out, each with what it lacks."""
     names, left_out = [], []
     for name in sorted(RUNTIMES, key=lambda n: n != BASELINE):
-        if missing := [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]:
+        if missing := [p for p in RUNTIMES[name].packages if importlib.util.find_spec(p) is None]:
             left_out.append(f"{name} (needs {', '.join(missing)})")
         else:
             names.append(name)
@@ -38,9 +36,7 @@ def available() -> tuple[list[str], list[str]]:
 def measure(folder: Path, runtime: str, texts: list[str], small: bool) -> dict[str, Any]:
     what = {"folder": str(folder), "runtime": runtime, "texts": texts, "threads": 1 if small else CORES}
     what |= {"seconds": 1 if small else 12, "latency_texts": 10 if small else 300}
-    command = [sys.executable, "-m", "tests.benchmarks.one_runtime", json.dumps(what)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_module("serve.one_runtime", json.dumps(what)))
 
 
 def notes(size: str, name: str, found: dict[str, Any]) -> dict[str, str]:
@@ -66,7 +62,7 @@ def table(size: str, seen: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     texts = review_texts(64 if small else 500)
     names, left_out = available()
     figures, tables = [], []

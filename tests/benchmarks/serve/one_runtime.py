@@ -13,8 +13,9 @@ import torch
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.runtimes.base import RUNTIMES, TOLERANCES, check_parity
-from tests.benchmarks.serving import BATCH, milliseconds_each, texts_per_second
+from serve.runtimes.parity import check_parity
+from serve.runtimes.registry import RUNTIMES
+from tests.benchmarks.students import BATCH, milliseconds_each, texts_per_second
 
 AGREED = 30.0  # seconds that the comparison of labels may take
 
@@ -32,10 +33,10 @@ def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: 
     torch.set_num_threads(threads)
     student = Student.load(folder)
     started = time.perf_counter()
-    made = RUNTIMES[runtime](student)
+    made = RUNTIMES[runtime].build(student)
     found: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "refused": None}
     try:
-        check_parity(made, student, TOLERANCES[runtime])
+        check_parity(made, student, RUNTIMES[runtime].tolerance)
     except CotdError as error:
         found["refused"] = str(error)
     made.label_logits(texts[:1])

@@ -1,6 +1,6 @@
-"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train_speed`; a quarter of an hour.
+"""Training examples a second against the papers' way of training: `python -m tests.benchmarks.train.speed`; a quarter of an hour.
 
-The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.training`). Ours
+The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.train.papers`). Ours
 train in float32 too and, where that is what `precision: auto` chooses, in bfloat16. All train the same students on the
 same reviews with the teacher's rationales, by turns, in one process; the first step of each run does not count. All are
 then asked, in float32, for the same loss on held-out reviews.
@@ -9,10 +9,8 @@ then asked, in float32, for the same loss on held-out reviews.
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,10 +21,10 @@ from cotd.students.student import Student
 from cotd.training.collate import collate, multi_task_loss
 from cotd.training.encoding import EncodedPairs
 from cotd.training.folder import TrialFolder
-from cotd.training.trainer import make_trainer
+from cotd.training.trainer import StudentTrainer
 from cotd.utils.hardware import choose_dtype
-from tests.benchmarks.figures import arguments, figure, spread, write
-from tests.benchmarks.training import annotated, encoded, papers_trainer, student, trial
+from tests.benchmarks.figures import figure, is_small, scratch_folder, spread, write
+from tests.benchmarks.train.papers import annotated, encoded, papers_trainer, student, trial
 
 REPEATS = 3
 BATCHES = {"60m": (8, 32), "embedded": (8, 32)}
@@ -81,19 +79,19 @@ def run(
     torch.manual_seed(seed)
     made = student(which, shared_encoder=way is not None and way.shared_encoder)
     settings = trial(batch, steps, seed, precision=way.precision if way else "float32")
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+    with scratch_folder() as scratch:
         if way is None:
-            trainer = papers_trainer(made.model, made.tokenizer, rows, settings.training, Path(scratch), seed)
+            trainer = papers_trainer(made.model, made.tokenizer, rows, settings.training, scratch, seed)
         else:
             set_dropout(made.model, settings.training.dropout)
             validation = pd.DataFrame({"id": ["v"], "text": ["fine"], "label": ["positive"]})
-            trainer = make_trainer(made, rows, validation, settings, TrialFolder(Path(scratch)), None)
+            trainer = StudentTrainer(made, rows, validation, settings, TrialFolder(scratch))
         seconds = seconds_a_step(trainer)
     return batch * len(seconds) / sum(seconds), held_out_loss(made, held_out)
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     reviews, annotations = annotated(small)
     tokenizer, train = student("embedded").tokenizer, reviews.split("train")
     pairs = {shared: encoded(train, annotations, tokenizer, shared) for shared in (False, True)}

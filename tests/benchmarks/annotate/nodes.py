@@ -1,4 +1,4 @@
-"""Three Ray nodes against one: `python -m tests.benchmarks.annotate_nodes`; about eight minutes.
+"""Three Ray nodes against one: `python -m tests.benchmarks.annotate.nodes`; about eight minutes.
 
 The nodes are processes of Ray's cluster utility on this machine, with one CPU each. A stub engine takes a fixed time a
 row and no processor, as a GPU would, so that what is measured is whether the pipeline keeps every node busy.
@@ -11,14 +11,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotating import StubEngine, write_study
-from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.annotate.stub import StubEngine, write_study
+from tests.benchmarks.figures import figure, is_small, scratch_folder, write
 
 SECONDS_A_ROW = 0.02
 
@@ -35,7 +34,7 @@ def rows_per_second(nodes: int, rows: int) -> tuple[float, float]:
     from pipelines.annotate.engines.choose import teacher_engine
     from pipelines.cluster.session import quiet_ray_data
 
-    # Else a command that somebody else starts on this machine would join these nodes.
+    # Else another command on this machine would join these nodes.
     os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**28})
     try:
@@ -45,11 +44,11 @@ def rows_per_second(nodes: int, rows: int) -> tuple[float, float]:
         quiet_ray_data()
         engine = EngineConfig(replicas=nodes, batch_size=32)
         with (
-            tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch,
+            scratch_folder() as scratch,
             teacher_engine("stub", engine, engine_class=Delayed) as complete,
         ):
             list(complete([Request("stub", "1", "Review: warm up", {"max_tokens": 1})]))  # the actors have started
-            config = write_study(Path(scratch), rows)
+            config = write_study(scratch, rows)
             steady: list[tuple[int, float]] = []  # of each pass: rows after its first batch, and seconds
 
             def timed(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
@@ -70,7 +69,7 @@ def rows_per_second(nodes: int, rows: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     rows = 300 if small else 6000
     (one, one_whole), (three, three_whole) = rows_per_second(1, rows), rows_per_second(3, rows)
     whole = f"with Ray's start {three_whole:.1f} and {one_whole:.1f}"

@@ -1,4 +1,4 @@
-"""Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate_throughput`; twenty minutes.
+"""Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate.throughput`; twenty minutes.
 
 Both answer the same label-score requests, on at least 1,000 embedded reviews, then the same requests for a rationale of
 some of them; the engine's start does not count, and nothing of what else starts meanwhile. The baseline is `LLM.generate`
@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,10 +22,10 @@ from cotd.study.config import StudyConfig, check_config
 from cotd.teachers.requests import Request
 from cotd.utils.hardware import choose_dtype
 from pipelines.annotate.engines.in_process import InProcessEngine
-from pipelines.annotate.job import prepare
+from pipelines.annotate.job import load_job
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import WORKER_ENVIRONMENT
-from tests.benchmarks.figures import arguments, figure, spread, write
+from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 REPEATS = 3
@@ -113,17 +111,17 @@ def main() -> None:
     if "--raw" in sys.argv:
         print(raw_seconds(json.loads(Path(sys.argv[-1]).read_text())))
         return
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     ours, asked = [], [[]]
     alone: dict[str, list[float]] = {name: [] for name, _, _ in ALONE}
     for _ in range(1 if small else REPEATS):
-        with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:  # a fresh store each time
-            config = study(scratch, small)
-            prepare(config)
-            seconds, asked = annotation_seconds(config, Path(scratch) / "started")
+        with scratch_folder() as scratch:  # a fresh store each time
+            config = study(str(scratch), small)
+            load_job(config)  # what the files need is loaded before the clock starts
+            seconds, asked = annotation_seconds(config, scratch / "started")
             ours.append(seconds)
             for name, _, settings in ALONE:
-                alone[name].append(seconds_alone(config, asked, Path(scratch) / "passes.json", settings))
+                alone[name].append(seconds_alone(config, asked, scratch / "passes.json", settings))
     rows = sum(map(len, asked))
     note = f"{len(asked[0]):,} label scores and {len(asked[1]):,} rationales, {choose_dtype('auto', False)}; "
     note += f"ours {spread(ours, 0)} s, alone "
@@ -146,9 +144,7 @@ def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path,
     variables = (
         inherited | settings | environment(config.teacher.engine, os.cpu_count() or 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     )
-    command = [sys.executable, "-m", "tests.benchmarks.annotate_throughput", "--raw", str(passes)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=variables)
-    return float(done.stdout.splitlines()[-1])
+    return float(run_module("annotate.throughput", "--raw", str(passes), env=variables))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Latency for one client: `python -m tests.benchmarks.serve_latency`; five minutes.
+"""Latency for one client: `python -m tests.benchmarks.serve.latency`; five minutes.
 
 The endpoint against FastAPI with `model.generate` per request, against `Student.predict` of the same texts in process,
 and against the endpoint's own runtime in process: what is left between the last two is HTTP and Serve. Every server has
@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 
 from cotd.students.student import Student
-from serve.runtimes.base import AUTO, make_runtime
-from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import CORES, endpoint, load, milliseconds_each, review_texts, student_folders, usual_alternative
+from serve.runtimes.registry import AUTO, make_runtime
+from tests.benchmarks.figures import figure, is_small, write
+from tests.benchmarks.serve.servers import endpoint, load, usual_alternative
+from tests.benchmarks.students import CORES, milliseconds_each, review_texts, student_folders
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     seconds = 1 if small else 30
     texts = review_texts()
     some = texts[: 20 if small else 500]

@@ -1,4 +1,4 @@
-"""Requests a second at 1, 8, 32 and 128 clients, and where their time goes: `python -m tests.benchmarks.serve_throughput`.
+"""Requests a second at 1, 8, 32 and 128 clients, and where their time goes: `python -m tests.benchmarks.serve.throughput`.
 
 The endpoint against FastAPI with `model.generate` per request, and against its own runtime in process in batches of 32,
 which is what no endpoint of one replica can exceed; nine minutes. The profile is of differences of the endpoint's own
@@ -13,19 +13,10 @@ from typing import Any
 import torch
 
 from cotd.students.student import Student
-from serve.runtimes.base import AUTO, make_runtime
-from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import (
-    BATCH,
-    CORES,
-    endpoint,
-    load,
-    metrics,
-    review_texts,
-    student_folders,
-    texts_per_second,
-    usual_alternative,
-)
+from serve.runtimes.registry import AUTO, make_runtime
+from tests.benchmarks.figures import figure, is_small, write
+from tests.benchmarks.serve.servers import endpoint, load, metrics, usual_alternative
+from tests.benchmarks.students import BATCH, CORES, review_texts, student_folders, texts_per_second
 
 CLIENTS = (1, 8, 32, 128)
 SUMS = {
@@ -69,7 +60,7 @@ def in_process(folder: Any, texts: list[str], seconds: float) -> dict[str, float
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     seconds = 1 if small else 20
     texts = review_texts()
     figures = []

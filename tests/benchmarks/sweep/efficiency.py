@@ -1,4 +1,4 @@
-"""A sweep against a for-loop: `python -m tests.benchmarks.sweep_efficiency`; about ten minutes.
+"""A sweep against a for-loop: `python -m tests.benchmarks.sweep.efficiency`; about ten minutes.
 
 The same 16 configurations of the embedded student, 30 to 60 seconds each in the sweep, are trained by `cotd sweep` and, in a
 process of their own, one after another with all cores. Start-up is what passes before the first trial begins: Ray, its
@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from cotd.study.config import load_config
 from pipelines.sweep.plan import plan_study
-from tests.benchmarks.figures import arguments, figure, write
-from tests.benchmarks.sweeping import write_study
+from tests.benchmarks.figures import figure, is_small, scratch_folder, write
+from tests.benchmarks.sweep.study import write_study
 
 FRACTIONS = [0.1, 0.25, 0.5, 1.0]
 
@@ -52,13 +51,13 @@ def main() -> None:
     if "--loop" in sys.argv:
         loop(sys.argv[-1])
         return
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     seeds, steps = (1, 6) if small else (4, 90)
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+    with scratch_folder() as scratch:
         sweep = [sys.executable, "-m", "cotd.cli", "sweep"]
-        wall, start, each = timed(Path(scratch) / "sweep", seeds, steps, sweep)
-        in_loop = [sys.executable, "-m", "tests.benchmarks.sweep_efficiency", "--loop"]
-        loop_wall, loop_start, loop_each = timed(Path(scratch) / "loop", seeds, steps, in_loop)
+        wall, start, each = timed(scratch / "sweep", seeds, steps, sweep)
+        in_loop = [sys.executable, "-m", "tests.benchmarks.sweep.efficiency", "--loop"]
+        loop_wall, loop_start, loop_each = timed(scratch / "loop", seeds, steps, in_loop)
     note = f"{len(each)} trials of {min(each):.0f} to {max(each):.0f} s, {min(loop_each):.0f} to {max(loop_each):.0f} s in the loop"
     write(
         "sweep_efficiency",

@@ -1,4 +1,4 @@
-"""Memory after 100,000 requests against after 1,000: `python -m tests.benchmarks.serve_memory`; at most 20 minutes.
+"""Memory after 100,000 requests against after 1,000: `python -m tests.benchmarks.serve.memory`; at most 20 minutes.
 
 32 clients, a short text each, the embedded student. Counted are Serve's replica, proxy and controller and HAProxy, which
 is everything that a request passes through; shared pages are divided among the processes that have them (PSS). A machine
@@ -12,8 +12,9 @@ from collections import Counter
 
 import psutil
 
-from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import descendants, endpoint, load, student_folders
+from tests.benchmarks.figures import figure, is_small, write
+from tests.benchmarks.serve.servers import descendants, endpoint, load
+from tests.benchmarks.students import student_folders
 
 TEXTS = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all.", "I would see it again."]
 WARM, WHOLE = 1_000, 100_000
@@ -44,7 +45,7 @@ def memory() -> tuple[Counter[str], Counter[str]]:
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     warm, whole, step = (100, 400, 100) if small else (WARM, WHOLE, 9_900)
     with student_folders() as folders, endpoint(str(folders["embedded"]), "--poll-seconds", "0") as url:
         began = time.perf_counter()

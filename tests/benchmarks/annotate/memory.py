@@ -1,15 +1,13 @@
-"""Peak memory of the driver at 10,000 and at 200,000 rows, with a stub engine: `python -m tests.benchmarks.annotate_memory`.
+"""Peak memory of the driver at 10,000 and at 200,000 rows, with a stub engine: `python -m tests.benchmarks.annotate.memory`.
 
 Each size is a process of its own, which reads a Parquet file and writes the annotations: about six minutes in all. The
-engine is called in the driver, so that nothing but the driver's own work is measured.
+engine is called in the driver: nothing but the driver's own work is measured.
 """
 
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from typing import Any
 from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotating import stub_answer
-from tests.benchmarks.figures import arguments, figure, write
+from tests.benchmarks.annotate.stub import stub_answer, write_study
+from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, write
 
 ROWS = {"10k": 10_000, "200k": 200_000}
 
@@ -29,14 +27,9 @@ def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
 
 
 def peak_megabytes(rows: int) -> float:
-    with tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
-        study = Path(scratch)
-        # The source is made in another process, whose memory does not count.
-        making = f"from pathlib import Path; from tests.benchmarks.annotating import write_study; write_study(Path({scratch!r}), {rows})"
-        subprocess.run([sys.executable, "-c", making], check=True)
-        command = [sys.executable, "-m", "tests.benchmarks.annotate_memory", "--run", str(study / "study.yaml")]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        return float(output.splitlines()[-1])
+    with scratch_folder() as folder:
+        run_module("annotate.memory", "--write", str(rows), str(folder))  # in a process whose memory does not count
+        return float(run_module("annotate.memory", "--run", str(folder / "study.yaml")))
 
 
 def run(path: str) -> None:
@@ -47,10 +40,13 @@ def run(path: str) -> None:
 
 
 def main() -> None:
+    if "--write" in sys.argv:
+        write_study(Path(sys.argv[-1]), int(sys.argv[-2]))
+        return
     if "--run" in sys.argv:
         run(sys.argv[-1])
         return
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     peaks = {name: peak_megabytes(rows // 20 if small else rows) for name, rows in ROWS.items()}
     more = peaks["200k"] - peaks["10k"]
     a_row = more * 2**20 / ((ROWS["200k"] - ROWS["10k"]) / (20 if small else 1))

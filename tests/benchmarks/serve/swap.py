@@ -1,4 +1,4 @@
-"""Failed requests during hot swaps and kills of replicas: `python -m tests.benchmarks.serve_swap`; nine minutes.
+"""Failed requests during hot swaps and kills of replicas: `python -m tests.benchmarks.serve.swap`; nine minutes.
 
 Two replicas of each student under steady load at half of what they can take. First the alias moves to and fro, each time
 until both replicas answer with the new version; these requests are sent once. Then replicas are killed with SIGKILL,
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,18 +19,9 @@ import mlflow
 import psutil
 
 from cotd.storage.tracking_store import use_tracking
-from tests.benchmarks.figures import arguments, figure, write  # fmt: skip
-from tests.benchmarks.serving import (
-    descendants,
-    endpoint,
-    finish_load,
-    load,
-    metrics,
-    review_texts,
-    start_load,
-    student_folders,
-    summarised,
-)
+from tests.benchmarks.figures import figure, is_small, scratch_folder, write
+from tests.benchmarks.serve.servers import descendants, endpoint, finish_load, load, metrics, start_load, summarise
+from tests.benchmarks.students import review_texts, student_folders
 
 NAME = "cotd-student"
 REPLICAS = 2
@@ -87,7 +77,7 @@ def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float)
             client.set_registered_model_alias(NAME, "champion", version)
             wait_until("all replicas have changed", 120, lambda v=version: serving_replicas(url).get(v) == REPLICAS)  # type: ignore[misc]
             time.sleep(0.5)
-        swapped = summarised(finish_load(sending))
+        swapped = summarise(finish_load(sending))
         sending = start_load(url, texts, retries=RETRIES, **steady)
         for _ in range(kills):
             time.sleep(1)
@@ -96,17 +86,17 @@ def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float)
             # Both must serve again before the next one dies.
             wait_until("the replica is replaced", 120, lambda v=victim: len(replica_pids() - {v}) >= REPLICAS)  # type: ignore[misc]
             wait_until("both replicas serve", 120, lambda: sum(serving_replicas(url).values()) >= REPLICAS)
-        killed = summarised(finish_load(sending))
+        killed = summarise(finish_load(sending))
     return {"asked": saturation / 2, "swapped": swapped, "killed": killed}
 
 
 def main() -> None:
-    small = arguments(__doc__ or "").small
+    small = is_small(__doc__)
     swaps, kills = (2, 1) if small else (20, 5)
     figures, all_seen = [], []
-    with student_folders() as folders, tempfile.TemporaryDirectory(prefix="cotd-bench-") as scratch:
+    with student_folders() as folders, scratch_folder() as scratch:
         for size, folder in folders.items():
-            (place := Path(scratch) / size).mkdir()
+            (place := scratch / size).mkdir()
             seen = measure(folder, place, swaps, kills, 2 if small else 10)
             all_seen.append(seen)
             swapped, killed = seen["swapped"], seen["killed"]

@@ -54,7 +54,7 @@ def stub_answer(key: str, prompt: str, sampling: dict[str, Any]) -> dict[str, An
 
 
 class StubEngine:
-    """Stands in for `pipelines.annotate.engines.choose.InProcessEngine`: each row takes `SECONDS_A_ROW`, and no processor."""
+    """Stands in for `pipelines.annotate.engines.in_process.InProcessEngine`: each row takes `SECONDS_A_ROW`, and no processor."""
 
     SECONDS_A_ROW = 0.0
 
