@@ -1,4 +1,4 @@
-"""Clients of the endpoint, one that waits and one for asyncio."""
+"""Clients of the endpoint: `Client` blocks, `AsyncClient` is for asyncio. Both split long lists and repeat failed requests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from types import TracebackType
+from typing import Any
 
 import httpx
 
@@ -17,20 +18,17 @@ from cotd.errors import CotdError
 from serve.schemas import MAX_TEXTS, PredictResponse, TextPrediction
 from serve.settings import TOKEN_VARIABLE
 
-LONGEST_WAIT = 30.0
-FIRST_WAIT = 0.2
-# A rationale takes a thousand times as long as a label, and fewer may wait at once.
-MAX_EXPLAINED = 16
-PASSING = (429, 500, 502, 503, 504)
-# What an endpoint says that takes fewer texts, or shorter bodies, than this client sends.
-TOO_MUCH = ("too_many_texts", "body_too_large")
+FIRST_WAIT, LONGEST_WAIT = 0.2, 30.0  # seconds before a request is repeated
+MAX_EXPLAINED = 16  # texts in a request with rationales: one takes a thousand times as long as a label
+RETRIED_STATUSES = (429, 500, 502, 503, 504)
+TOO_MUCH = ("too_many_texts", "body_too_large")  # codes of refusals that fewer texts in a request may avoid
 
 
 class Rejected(CotdError):
-    """The endpoint answers, and does not take these texts: one of them is at fault, or there are too many.
+    """The endpoint does not take these texts: one of them is invalid, or there are too many.
 
     Attributes:
-        code: what the endpoint calls it.
+        code: the endpoint's error code.
     """
 
     def __init__(self, message: str, code: str = ""):
@@ -41,239 +39,215 @@ class Rejected(CotdError):
         return type(self), (str(self), self.code)
 
 
-class Policy:
-    """What both clients decide alike: how texts are split, what is asked again, and when."""
+@dataclass(eq=False)
+class BaseClient:
+    """What both clients share: arguments, the size of requests, and what is repeated, which httpx does for connections only.
 
-    def __init__(self, url: str, token: str | None, retries: int):
-        self.url = url.rstrip("/")
-        self.retries = retries
-        token = token or os.environ.get(TOKEN_VARIABLE, "").strip()
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.most = {False: MAX_TEXTS, True: MAX_EXPLAINED}  # texts a request, without and with rationales
+    Args:
+        timeout_seconds: for one request; those with rationales take seconds a text.
+        token: the bearer token; by default the value of COTD_SERVE_TOKEN, if it is set.
+        retries: how often a failed request is repeated.
+    """
 
-    def split(self, texts: Sequence[str], rationale: bool) -> list[list[str]]:
-        size = self.most[rationale]
-        return [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+    url: str = "http://127.0.0.1:8000"
+    timeout_seconds: float = 60.0
+    token: str | None = field(default=None, repr=False)
+    retries: int = 3
 
-    def learn(self, error: Rejected, texts: Sequence[str], rationale: bool) -> None:
-        """Sends less at once from now on, if it is that which was rejected.
+    def __post_init__(self) -> None:
+        self.url = self.url.rstrip("/")
+        self.request_sizes = {False: MAX_TEXTS, True: MAX_EXPLAINED}  # texts a request, without and with rationales
+        token = self.token or os.environ.get(TOKEN_VARIABLE, "").strip()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.http_options: dict[str, Any] = {
+            "base_url": self.url, "timeout": self.timeout_seconds, "trust_env": False, "headers": headers
+        }  # fmt: skip
+
+    def reduce_size(self, error: Rejected, texts: Sequence[str], rationale: bool) -> None:
+        """Makes later requests smaller than the rejected one, if it was too large.
 
         Raises:
-            Rejected: it was something else, or it was one text.
+            Rejected: it was rejected for another reason, or was a single text.
         """
         if error.code not in TOO_MUCH or len(texts) == 1:
             raise error
-        self.most[rationale] = min(self.most[rationale], len(texts) // 2)
+        self.request_sizes[rationale] = min(self.request_sizes[rationale], len(texts) // 2)
 
-    def settle(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> PredictResponse | float:
-        """What to do about a request's outcome: the answer it holds, or the seconds to wait before it is made again.
+    def evaluate(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> PredictResponse | float:
+        """The response of a request, or the seconds to wait before it is repeated.
 
         Args:
-            attempt: how often the request was made before.
+            attempt: how often the request has failed before.
 
         Raises:
-            CotdError: making it again would not help, or it was made often enough.
-            Rejected: it is the texts that the endpoint does not take.
+            CotdError: repeating it would not help, or it has been repeated `retries` times.
+            Rejected: the endpoint does not take its texts.
         """
         last = attempt >= self.retries
-        wait = backoff(attempt)
         if isinstance(outcome, httpx.TransportError):
-            # A refused connection at once: it is more likely that nothing was started than that it restarts.
+            # A connection that is refused at the first attempt: the endpoint was probably never started.
             if last or (attempt == 0 and isinstance(outcome, httpx.ConnectError)):
                 raise CotdError(
-                    f"no answer from {self.url} ({outcome or type(outcome).__name__}). "
-                    "Start the endpoint with `cotd serve`, or name it: --url"
+                    f"the endpoint at {self.url} does not respond ({outcome or type(outcome).__name__}). "
+                    "Start the endpoint with `cotd serve`, or give its address: --url."
                 ) from outcome
-            return wait
+            return backoff(attempt)
         if outcome.status_code == 200:
             return PredictResponse.model_validate_json(outcome.content)
-        if last or outcome.status_code not in PASSING:
-            code, message = explain_refusal(outcome)
-            said = f"{self.url} answered {outcome.status_code}: {message}"
-            raise Rejected(said, code) if outcome.status_code in (413, 422) else CotdError(said)
-        return wait_seconds(outcome, wait)
+        if last or outcome.status_code not in RETRIED_STATUSES:
+            code, message = parse_error(outcome)
+            message = f"{self.url} answered {outcome.status_code}: {message}"
+            raise Rejected(message, code) if outcome.status_code in (413, 422) else CotdError(message)
+        return retry_after(outcome, default=backoff(attempt))
 
 
-class Client:
-    """Asks a running endpoint; keeps its connection, and splits long lists into several requests.
-
-    How many texts the endpoint takes at once it learns when it is told that they were too many. A request that finds the
-    queue full is made again after the time that the endpoint names, one that finds the endpoint away after a little:
-    predictions have no side effect.
+@dataclass(eq=False)
+class Client(BaseClient):
+    """A client that blocks until the predictions are there. Use it in a `with` block, which closes its connection.
 
     >>> with Client("http://127.0.0.1:8000") as client:
     ...     client.predict(["A warm and funny film."])[0].label
 
-    Args:
-        timeout_seconds: for one request; those with rationales take seconds a text.
-        token: what the endpoint wants to see; by default what COTD_SERVE_TOKEN holds, if anything.
-        retries: how often a request is made again.
+    Arguments are those of `BaseClient`.
     """
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        timeout_seconds: float = 60.0,
-        token: str | None = None,
-        retries: int = 3,
-        transport: httpx.BaseTransport | None = None,
-    ):
-        self.policy = Policy(url, token, retries)
-        self.http = httpx.Client(
-            base_url=self.policy.url, timeout=timeout_seconds, trust_env=False, headers=self.policy.headers, transport=transport
-        )
+    transport: httpx.BaseTransport | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.http = httpx.Client(transport=self.transport, **self.http_options)
 
     def predict(self, texts: Sequence[str], rationale: bool = False) -> list[TextPrediction]:
         """The predictions for `texts`, in their order.
 
         Raises:
-            CotdError: the endpoint cannot be reached, or refuses the request.
+            CotdError: the endpoint does not respond, or refuses the request.
             Rejected: it does not take one of the texts.
         """
         predictions: list[TextPrediction] = []
         while rest := texts[len(predictions) :]:
-            part = list(rest[: self.policy.most[rationale]])
+            part = list(rest[: self.request_sizes[rationale]])
             try:
                 predictions += self.request(part, rationale).predictions
             except Rejected as error:
-                self.policy.learn(error, part, rationale)
+                self.reduce_size(error, part, rationale)
         return predictions
 
     def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
-        """One request, with the model that answered it.
-
-        Raises:
-            CotdError: the endpoint cannot be reached, or refuses the request.
-        """
+        """One request, with the model that served it. Errors are those of `predict`."""
         attempt = 0
         while True:
             try:
-                outcome: httpx.Response | httpx.TransportError = self.http.post("/v1/predict", json=body(texts, rationale))
+                outcome: Any = self.http.post("/v1/predict", json={"texts": texts, "rationale": rationale})
             except httpx.TransportError as error:
                 outcome = error
-            settled = self.policy.settle(attempt, outcome)
-            if isinstance(settled, PredictResponse):
-                return settled
-            time.sleep(settled)
+            result = self.evaluate(attempt, outcome)
+            if isinstance(result, PredictResponse):
+                return result
+            time.sleep(result)
             attempt += 1
 
     def close(self) -> None:
+        """Closes the connection."""
         self.http.close()
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class AsyncClient:
-    """`Client` for asyncio. Parts of a long list are asked for at once; any number of coroutines may share one.
+@dataclass(eq=False)
+class AsyncClient(BaseClient):
+    """`Client` for asyncio. Parts of a long list are requested concurrently; any number of coroutines may share one client.
 
     >>> async with AsyncClient("http://127.0.0.1:8000") as client:
     ...     (await client.predict(["A warm and funny film."]))[0].label
 
     Args:
-        timeout_seconds, token, retries: as of `Client`.
-        concurrency: requests under way at once, of all coroutines together; the others wait here.
+        concurrency: requests at a time, of all coroutines together; others wait.
     """
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000",
-        timeout_seconds: float = 60.0,
-        token: str | None = None,
-        retries: int = 3,
-        concurrency: int = 4,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ):
-        self.policy = Policy(url, token, retries)
-        self.room = asyncio.Semaphore(concurrency)
-        # The wait for a connection is the wait for room: it shall not run into the timeout.
-        self.http = httpx.AsyncClient(
-            base_url=self.policy.url, timeout=timeout_seconds, trust_env=False, headers=self.policy.headers,
-            transport=transport, limits=httpx.Limits(max_connections=concurrency),
-        )  # fmt: skip
+    concurrency: int = 4
+    transport: httpx.AsyncBaseTransport | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Waiting happens here, not for a connection of httpx: it must not count towards the timeout.
+        self.slots = asyncio.Semaphore(self.concurrency)
+        limits = httpx.Limits(max_connections=self.concurrency)
+        self.http = httpx.AsyncClient(transport=self.transport, limits=limits, **self.http_options)
 
     async def predict(self, texts: Sequence[str], rationale: bool = False) -> list[TextPrediction]:
         """The predictions for `texts`, in their order.
 
         Raises:
-            CotdError: the endpoint cannot be reached, or refuses one of the requests; the others are given up.
+            CotdError: the endpoint does not respond, or refuses one of the requests; the others are cancelled.
             Rejected: it does not take one of the texts.
         """
-        asked = [asyncio.ensure_future(self._part(part, rationale)) for part in self.policy.split(texts, rationale)]
+        size = self.request_sizes[rationale]
+        parts = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
+        requests = [asyncio.ensure_future(self._part(part, rationale)) for part in parts]
         try:
-            return [p for answer in await asyncio.gather(*asked) for p in answer]
+            return [prediction for part in await asyncio.gather(*requests) for prediction in part]
         finally:
-            for request in asked:
+            for request in requests:
                 request.cancel()
 
     async def _part(self, texts: list[str], rationale: bool) -> list[TextPrediction]:
         try:
             return (await self.request(texts, rationale)).predictions
         except Rejected as error:
-            self.policy.learn(error, texts, rationale)
+            self.reduce_size(error, texts, rationale)
         return await self.predict(texts, rationale)  # in smaller parts
 
     async def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
-        """One request, with the model that answered it.
-
-        Raises:
-            CotdError: the endpoint cannot be reached, or refuses the request.
-        """
+        """One request, with the model that served it. Errors are those of `predict`."""
         attempt = 0
         while True:
-            async with self.room:
+            async with self.slots:
                 try:
-                    outcome: httpx.Response | httpx.TransportError = await self.http.post(
-                        "/v1/predict", json=body(texts, rationale)
-                    )
+                    outcome: Any = await self.http.post("/v1/predict", json={"texts": texts, "rationale": rationale})
                 except httpx.TransportError as error:
                     outcome = error
-            settled = self.policy.settle(attempt, outcome)
-            if isinstance(settled, PredictResponse):
-                return settled
-            await asyncio.sleep(settled)
+            result = self.evaluate(attempt, outcome)
+            if isinstance(result, PredictResponse):
+                return result
+            await asyncio.sleep(result)
             attempt += 1
 
     async def close(self) -> None:
+        """Closes the connections."""
         await self.http.aclose()
 
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait after a request was made `attempt` times before and failed once more."""
-    # Clients that were turned away together shall not come back together.
+    """Seconds to wait after attempt number `attempt`, counted from 0; random, so that refused clients do not return together."""
     return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
 
 
-def body(texts: list[str], rationale: bool) -> dict[str, object]:
-    return {"texts": texts, "rationale": rationale}
-
-
-def wait_seconds(response: httpx.Response, default: float) -> float:
-    """How long the endpoint, or a proxy before it, asks to wait (seconds or a date, RFC 9110, 10.2.3), within reason."""
-    asked = response.headers.get("Retry-After", "").strip()
-    if asked.isdecimal():
-        return min(float(asked), LONGEST_WAIT)
+def retry_after(response: httpx.Response, default: float) -> float:
+    """The wait in seconds that a response demands, as a number or a date (RFC 9110, 10.2.3); at most `LONGEST_WAIT`."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return min(float(value), LONGEST_WAIT)
     try:
-        until = parsedate_to_datetime(asked)
-    except ValueError:
+        until = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
         return default
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return min(max(0.0, (until - datetime.now(UTC)).total_seconds()), LONGEST_WAIT)
 
 
-def explain_refusal(response: httpx.Response) -> tuple[str, str]:
-    """The code and the message in an error response's body; a body of another shape is its own message."""
+def parse_error(response: httpx.Response) -> tuple[str, str]:
+    """The code and the message of an error response; a body of another shape is its own message."""
     try:
         error = response.json()["error"]
         return str(error.get("code", "")), str(error["message"])

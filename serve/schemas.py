@@ -1,4 +1,4 @@
-"""What goes over the wire."""
+"""The wire format: requests and responses as pydantic models, shared by the client, the HTTP API and the endpoint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, WithJsonSchema, field_validator, model_validator
 
-# What a client may take for granted of an endpoint that it knows nothing of.
-MAX_TEXTS = 256
-MOST_FIELDS = 10
-# A character that is not blank, in every dialect of regular expressions: they differ in what \s has beside spaces.
+MAX_TEXTS = 256  # texts a request that any endpoint takes by default
+MAX_FIELDS = 10
+# A character that is not blank, in every dialect of regular expressions: they differ in what \s matches.
 NOT_BLANK = re.compile(r"[^\s\u001c-\u001f\u0085\ufeff]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,42 +30,43 @@ class PredictRequest(BaseModel):
         },
     )
 
-    # Fails at the first that is wrong: a body of a million numbers would be a million errors.
+    # Stops at the first invalid text: a body of a million numbers would be a million errors.
     texts: Annotated[list[str], FailFast(), WithJsonSchema(TEXTS_SCHEMA, mode="validation")] = Field(
         min_length=1, description="reviews; a single string counts as a list of one"
     )
-    rationale: StrictBool = Field(False, description="also return the student's own explanation; slower, as it is generated")
+    rationale: StrictBool = Field(False, description="also return the student's own rationale; slower, as it is generated")
     stream: StrictBool = Field(
-        False,
-        description="answer with one JSON object a line: the predictions at once, then pieces of each rationale as written",
+        False, description="respond with a JSON object a line: the predictions, then rationales in pieces"
     )
 
     @model_validator(mode="before")
     @classmethod
     def few_fields(cls, body: object) -> object:
-        """Else each field that is too many is an error of its own."""
-        if isinstance(body, dict) and len(body) > MOST_FIELDS:
-            raise ValueError(f"{len(body):,} fields; it takes {', '.join(cls.model_fields)}")
+        """Refuses many unknown fields at once: each would be an error of its own."""
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"{len(body):,} fields; allowed: {', '.join(cls.model_fields)}")
         return body
 
     @field_validator("texts", mode="before")
     @classmethod
-    def one_is_a_list_of_one(cls, value: object) -> object:
+    def wrap_single_text(cls, value: object) -> object:
+        """Takes a string for a list of one."""
         return [value] if isinstance(value, str) else value
 
     @field_validator("texts")
     @classmethod
-    def readable(cls, texts: list[str]) -> list[str]:
+    def require_readable(cls, texts: list[str]) -> list[str]:
+        """Refuses blank texts and lone surrogates, which JSON can write but no UTF-8, and so no tokenizer, can hold."""
         for i, text in enumerate(texts):
             if not NOT_BLANK.search(text):
                 raise ValueError(f"texts[{i}] is empty")
-            if not text.isascii() and SURROGATE.search(text):  # JSON can write what no UTF-8 can, and no tokenizer takes
-                raise ValueError(f"texts[{i}] holds half of a surrogate pair, which is no character")
+            if not text.isascii() and SURROGATE.search(text):
+                raise ValueError(f"texts[{i}] contains half of a surrogate pair, which is not a character")
         return texts
 
 
 class ModelName(BaseModel):
-    """Which student answered."""
+    """The student that made the predictions."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,14 +75,18 @@ class ModelName(BaseModel):
 
 
 class TextPrediction(BaseModel):
+    """The prediction for one text."""
+
     label: str
     score: float = Field(description="probability of the label")
     probabilities: dict[str, float]
-    truncated: bool = Field(description="the text was longer than the student reads; part of it was not seen")
+    truncated: bool = Field(description="the text was too long for the student: part of it was not read")
     rationale: str | None = None
 
 
 class PredictResponse(BaseModel):
+    """Predictions, in the order of the texts."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -106,32 +110,38 @@ class PredictResponse(BaseModel):
 
 
 class RationalePiece(BaseModel):
-    """A line of a streamed answer, after the first, which is a `PredictResponse`."""
+    """A line of a streamed response, after the first, which is a `PredictResponse`."""
 
-    index: int = Field(description="of the text that is explained")
+    index: int = Field(description="position of the explained text")
     rationale: str = Field(description="the next piece")
 
 
 class ModelResponse(ModelName):
-    """What is served."""
+    """The student that is served."""
 
     runtime: str = Field(description="what computes the label")
-    loaded_at: str = Field(description="since when, ISO 8601 in UTC")
+    loaded_at: str = Field(description="when it was loaded, ISO 8601 in UTC")
     limits: dict[str, int]
     card: dict[str, Any] = Field(description="the student's cotd.json: method, data, teacher, metrics")
-    licences: dict[str, str] = Field(description="of the embedded data and models that the student comes from")
+    licences: dict[str, str] = Field(description="source → licence of the data and models that the student comes from")
 
 
 class Status(BaseModel):
+    """Health or readiness."""
+
     status: str
 
 
 class Detail(BaseModel):
+    """One invalid field of a request."""
+
     field: str = Field(description="where in the request")
     message: str
 
 
 class Problem(BaseModel):
+    """What went wrong."""
+
     code: str = Field(description="for programs; one of a fixed set")
     message: str = Field(description="for people: what is wrong, and what to do")
     request_id: str = Field(description="also in the header X-Request-ID and in the endpoint's log")
@@ -139,7 +149,7 @@ class Problem(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """What every answer other than 2xx holds."""
+    """The body of every response other than 2xx."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -1,4 +1,4 @@
-"""What an operator sets. One object travels to every replica; a Serve config's `args` are its fields."""
+"""What an operator sets; the fields are the `args` of a Serve config."""
 
 from __future__ import annotations
 
@@ -23,58 +23,57 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     student: str = Field("models:/cotd-student@champion", description="models:/NAME@ALIAS, a folder, or a hub id")
-    tracking_uri: str | None = Field(None, description="MLflow store that models:/… is looked up in")
-    runtime: str = Field("auto", description="what computes label logits; auto, or one of serve.runtimes.base.RUNTIMES")
-    threads: Count = Field(1, description="threads the runtime computes with")
-    max_texts: Count = Field(256, description="texts a request; more is answered with 413")
-    max_characters: Count = Field(20_000, description="characters a text; more is answered with 413")
-    max_body_bytes: Count = Field(8 * 2**20, description="bytes a request's body; more is answered with 413, unread")
-    max_body_seconds: float = Field(30.0, gt=0, description="seconds a body may take to arrive; then 408")
-    max_batch: Count = Field(32, description="texts the runtime is given at once")
-    max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; beyond it 503 with Retry-After")
+    tracking_uri: str | None = Field(None, description="MLflow store that holds models:/…")
+    runtime: str = Field("auto", description="what computes label logits: auto, or one of serve.runtimes.registry.RUNTIMES")
+    threads: Count = Field(1, description="threads of the runtime")
+    max_texts: Count = Field(256, description="texts a request; more: 413")
+    max_characters: Count = Field(20_000, description="characters a text; more: 413")
+    max_body_bytes: Count = Field(8 * 2**20, description="bytes a request; more: 413, unread")
+    max_body_seconds: float = Field(30.0, gt=0, description="seconds until a request has arrived; more: 408")
+    max_batch: Count = Field(32, description="texts the runtime computes at once")
+    max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; more: 503 with Retry-After")
     max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")
-    poll_seconds: float = Field(10.0, ge=0, description="how often the alias is looked at; 0 never swaps")
-    token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself stays where it was read")
+    poll_seconds: float = Field(10.0, ge=0, description="how often to look whether the alias has moved; 0: never")
+    token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself is not passed on")
     log_texts: bool = Field(False, description="write the reviews themselves to the log")
-    metrics_folder: str | None = Field(
-        None, description="where replicas of one machine share their metrics, and note what they serve"
-    )
+    metrics_folder: str | None = Field(None, description="where replicas of a machine share metrics and note what they serve")
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:
         if self.max_queued_texts < self.max_texts:
             raise ValueError(
                 f"max_queued_texts ({self.max_queued_texts}) is below max_texts ({self.max_texts}): "
-                "the largest request allowed could never be answered"
+                "the largest allowed request would always be refused. Raise max_queued_texts, or lower max_texts"
             )
         return self
 
 
 def token_digest(token_file: str | Path | None = None) -> str | None:
-    """The SHA-256 of the bearer token in a file, else in COTD_SERVE_TOKEN; None where neither is given.
+    """The SHA-256 of the bearer token in a file, else in COTD_SERVE_TOKEN; None without either.
 
-    Replicas compare digests, so that the token is in no process but the one that read it.
+    Replicas compare digests, so that only the process that read the token holds it.
 
     Raises:
-        CotdError: the file cannot be read, or the token is too short or has a space in it.
+        CotdError: the file cannot be read, or the token is too short or contains a space.
     """
-    where = f"the file '{token_file}'" if token_file else TOKEN_VARIABLE
+    place = f"the file '{token_file}'" if token_file else TOKEN_VARIABLE
     if token_file:
         try:
             token = Path(token_file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise CotdError(f"cannot read the token from {where}: {error}. Name a text file: --token-file.") from error
+            raise CotdError(f"cannot read the token from {place}: {error}. Give a text file: --token-file.") from error
     elif TOKEN_VARIABLE in os.environ:
         token = os.environ[TOKEN_VARIABLE].strip()
     else:
         return None
     if len(token) < SHORTEST_TOKEN or not token.isascii() or len(token.split()) != 1:
         raise CotdError(
-            f"the token in {where} must be one word of at least {SHORTEST_TOKEN} ASCII characters; "
-            'make one: python -c "import secrets; print(secrets.token_urlsafe())"'
+            f"the token in {place} must be one word of at least {SHORTEST_TOKEN} ASCII characters. "
+            'Make one: python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return digest(token)
 
 
 def digest(token: str) -> str:
+    """A token's SHA-256 in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

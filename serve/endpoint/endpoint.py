@@ -22,7 +22,8 @@ from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.last_good import LastGood
 from serve.endpoint.metrics import Metrics
 from serve.endpoint.stream import RationaleStream
-from serve.runtimes.base import Runtime, Unfit, choose_runtime, make_runtime
+from serve.runtimes.base import Runtime, Unfit
+from serve.runtimes.registry import choose_runtime, make_runtime
 from serve.schemas import ModelName
 from serve.settings import Settings
 

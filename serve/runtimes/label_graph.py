@@ -1,8 +1,8 @@
 """Label prediction as one ONNX graph: the encoder, one decoder step, and of the vocabulary only the label words.
 
-The arithmetic of `serve.runtimes.t5` over the same weights, written node by node rather than traced: that takes a moment instead of
-ten seconds, and what can be computed beforehand is. Products over the same rows are one product: an attention's queries,
-keys and values, a gate and what it lets through, and the keys and values that all decoder layers make of the review.
+The arithmetic of `serve.runtimes.t5` over the same weights, written node by node rather than traced by torch.onnx: that takes a
+moment instead of ten seconds, and constants are computed beforehand. Products over the same rows are one product: queries,
+keys and values of an attention, both halves of a gate, and the keys and values of all cross-attentions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,9 @@ from cotd.students.student import Student
 
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUT = "logits"
-OPSET, IR_VERSION = 20, 10  # the least that has GELU, so that old runtimes read it too
-# What a graph may take in one file, which is what protocol buffers can hold.
-MOST_BYTES = 2**31 - 2**20
-ACTIVATIONS = {
-    "relu": ("Relu", {}),
-    "gelu": ("Gelu", {}),
-    "gelu_new": ("Gelu", {"approximate": "tanh"}),
-}
+OPSET, IR_VERSION = 20, 10  # the lowest with GELU, so that old runtimes read it too
+MAX_BYTES = 2**31 - 2**20  # of a graph in one file: protocol buffers hold no more
+ACTIVATIONS = {"relu": ("Relu", {}), "gelu": ("Gelu", {}), "gelu_new": ("Gelu", {"approximate": "tanh"})}
 
 
 def label_graph(student: Student) -> onnx.ModelProto:
@@ -37,7 +32,7 @@ def label_graph(student: Student) -> onnx.ModelProto:
     float32, (B, labels), before temperature scaling. Both axes are dynamic; all weights are in the graph.
 
     Raises:
-        CotdError: the student is no T5, has an activation that is not known here, or is too large for one file.
+        CotdError: the student is not a T5, has an activation that is not known here, or is too large for one file.
     """
     if problem := obstacle(student):
         raise CotdError(f"{problem}. Use another format or runtime.")
@@ -52,13 +47,13 @@ def obstacle(student: Student) -> str | None:
         return f"the ONNX graph is written for T5, and this student is a {config.model_type}"
     if config.dense_act_fn not in ACTIVATIONS:
         return f"the ONNX graph knows the activations {', '.join(ACTIVATIONS)}, and this student has {config.dense_act_fn}"
-    if 4 * sum(p.numel() for p in student.model.parameters()) > MOST_BYTES:
+    if 4 * sum(p.numel() for p in student.model.parameters()) > MAX_BYTES:
         return "this student is too large for one ONNX file, which holds 2 GiB"
     return None
 
 
 class LabelGraph:
-    """Nodes and weights of a graph while it is written. Methods that compute take and return names of values."""
+    """Nodes and weights of a graph that is being written. Methods for arithmetic take and return names of values."""
 
     def __init__(self, student: Student):
         self.student, self.model, self.config = student, student.model, student.model.config
@@ -68,6 +63,7 @@ class LabelGraph:
         self.numbers = itertools.count()
 
     def build(self) -> onnx.ModelProto:
+        """The whole graph."""
         model, config = self.model, self.config
         encoder = [tuple(block.layer) for block in model.encoder.block]
         decoder = [tuple(block.layer) for block in model.decoder.block]
@@ -83,32 +79,32 @@ class LabelGraph:
         )
         bias = self.node("Add", corner, padding)  # (B, heads, T, T)
 
-        read = self.node("Gather", self.weight(model.shared.weight), INPUTS[0])  # (B, T, d)
+        encoded = self.node("Gather", self.weight(model.shared.weight), INPUTS[0])  # (B, T, d)
         for attention, feed_forward in encoder:
             layer = attention.SelfAttention
-            normed = self.norm(read, attention.layer_norm)
+            normed = self.norm(encoded, attention.layer_norm)
             queries, keys, values = self.products(normed, layer.q.weight, layer.k.weight, layer.v.weight)
-            read = self.node("Add", read, self.attend(layer, queries, keys, values, bias))
-            read = self.feed_forward(read, feed_forward)
-        read = self.norm(read, model.encoder.final_layer_norm)
+            encoded = self.node("Add", encoded, self.attend(layer, queries, keys, values, bias))
+            encoded = self.feed_forward(encoded, feed_forward)
+        encoded = self.norm(encoded, model.encoder.final_layer_norm)
 
-        asked = [cross.EncDecAttention for _, cross, _ in decoder]
-        seen = self.products(read, *(weight for layer in asked for weight in (layer.k.weight, layer.v.weight)))
+        cross = [layer.EncDecAttention for _, layer, _ in decoder]
+        keys_and_values = self.products(encoded, *(weight for layer in cross for weight in (layer.k.weight, layer.v.weight)))
         start = model.shared.weight[config.decoder_start_token_id]
-        written = self.weight(start[None, None])  # (1, 1, d)
+        decoded = self.weight(start[None, None])  # (1, 1, d)
         for number, (self_attention, cross_attention, feed_forward) in enumerate(decoder):
             # A single position attends to itself alone: its values, whatever the scores.
-            own = self_attention.SelfAttention
-            normed = self.norm(written, self_attention.layer_norm)
-            written = self.node("Add", written, self.product(normed, own.o.weight.double() @ own.v.weight.double()))
+            layer = self_attention.SelfAttention
+            normed = self.norm(decoded, self_attention.layer_norm)
+            decoded = self.node("Add", decoded, self.product(normed, layer.o.weight.double() @ layer.v.weight.double()))
             layer = cross_attention.EncDecAttention
-            queries = self.product(self.norm(written, cross_attention.layer_norm), layer.q.weight)
-            keys, values = seen[2 * number], seen[2 * number + 1]
-            written = self.node("Add", written, self.attend(layer, queries, keys, values, padding))
-            written = self.feed_forward(written, feed_forward)
+            queries = self.product(self.norm(decoded, cross_attention.layer_norm), layer.q.weight)
+            keys, values = keys_and_values[2 * number : 2 * number + 2]
+            decoded = self.node("Add", decoded, self.attend(layer, queries, keys, values, padding))
+            decoded = self.feed_forward(decoded, feed_forward)
         scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         words = model.lm_head.weight[self.student.first_tokens] * scale
-        scores = self.product(self.norm(written, model.decoder.final_layer_norm), words)  # (B, 1, labels)
+        scores = self.product(self.norm(decoded, model.decoder.final_layer_norm), words)  # (B, 1, labels)
         self.nodes.append(helper.make_node("Squeeze", [scores, self.ints(1)], [OUTPUT]))
 
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in INPUTS]
@@ -119,9 +115,11 @@ class LabelGraph:
         )
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        return self.nodes_of(operator, inputs, 1, **attributes)[0]
+        """Adds a node of one output."""
+        return self.outputs(operator, inputs, 1, **attributes)[0]
 
-    def nodes_of(self, operator: str, inputs: Any, outputs: int, **attributes: Any) -> list[str]:
+    def outputs(self, operator: str, inputs: Any, outputs: int, **attributes: Any) -> list[str]:
+        """Adds a node of several outputs."""
         names = [f"{operator}_{next(self.numbers)}" for _ in range(outputs)]
         self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
         return names
@@ -135,6 +133,7 @@ class LabelGraph:
         return name
 
     def ints(self, *values: int) -> str:
+        """A constant vector of integers."""
         return self.weight(np.array(values, dtype=np.int64))
 
     def product(self, x: str, weight: torch.Tensor) -> str:
@@ -142,9 +141,9 @@ class LabelGraph:
         return self.node("MatMul", x, self.weight(weight.T))
 
     def products(self, x: str, *weights: torch.Tensor) -> list[str]:
-        """Those by several weights, as one."""
+        """The products by several weights, computed as one."""
         sizes = self.ints(*(len(weight) for weight in weights))
-        return self.nodes_of("Split", [self.product(x, torch.cat(weights)), sizes], len(weights), axis=-1)
+        return self.outputs("Split", [self.product(x, torch.cat(weights)), sizes], len(weights), axis=-1)
 
     def norm(self, x: str, layer: Any) -> str:
         """Root mean square normalisation, in the nodes that ONNX Runtime computes as one."""
@@ -153,23 +152,24 @@ class LabelGraph:
         return self.node("Mul", self.weight(layer.weight), self.node("Div", x, size))
 
     def attend(self, layer: Any, queries: str, keys: str, values: str, bias: str) -> str:
-        """(B, Q, heads · size), twice (B, T, heads · size), and what is added to the scores: (B, Q, d). T5 does not scale them."""
+        """(B, Q, heads · size), twice (B, T, heads · size), and what is added to the scores → (B, Q, d). T5 does not scale them."""
 
         def split(x: str, order: tuple[int, ...]) -> str:
             apart = self.node("Reshape", x, self.ints(0, 0, self.heads, self.head_size))
             return self.node("Transpose", apart, perm=order)
 
         across = self.node("MatMul", split(queries, (0, 2, 1, 3)), split(keys, (0, 2, 3, 1)))  # (B, heads, Q, T)
-        shares = self.node("Softmax", self.node("Add", across, bias), axis=-1)
-        mixed = self.node("Transpose", self.node("MatMul", shares, split(values, (0, 2, 1, 3))), perm=(0, 2, 1, 3))
+        weights = self.node("Softmax", self.node("Add", across, bias), axis=-1)
+        mixed = self.node("Transpose", self.node("MatMul", weights, split(values, (0, 2, 1, 3))), perm=(0, 2, 1, 3))
         return self.product(self.node("Reshape", mixed, self.ints(0, 0, self.heads * self.head_size)), layer.o.weight)
 
     def feed_forward(self, x: str, layer: Any) -> str:
+        """A feed-forward layer with its residual connection."""
         dense, normed = layer.DenseReluDense, self.norm(x, layer.layer_norm)
         operator, attributes = ACTIVATIONS[self.config.dense_act_fn]
         if hasattr(dense, "wi"):  # v1.0
             inner = self.node(operator, self.product(normed, dense.wi.weight), **attributes)
         else:  # v1.1, gated
-            gate, let_through = self.products(normed, dense.wi_0.weight, dense.wi_1.weight)
-            inner = self.node("Mul", self.node(operator, gate, **attributes), let_through)
+            gate, linear = self.products(normed, dense.wi_0.weight, dense.wi_1.weight)
+            inner = self.node("Mul", self.node(operator, gate, **attributes), linear)
         return self.node("Add", x, self.product(inner, dense.wo.weight))

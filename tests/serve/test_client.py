@@ -18,7 +18,7 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.client import LONGEST_WAIT, AsyncClient, Client, Policy, Rejected, backoff, wait_seconds
+from serve.client import LONGEST_WAIT, AsyncClient, Client, Rejected, backoff, retry_after
 from serve.endpoint.endpoint import Endpoint
 from serve.http.api import build_api
 from serve.schemas import MAX_TEXTS, TextPrediction
@@ -145,13 +145,13 @@ def test_the_wait_is_what_was_asked_for_within_reason() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
     for asked, low, high in [("7", 7, 7), ("3600", 30, 30), (soon, 8, 10), ("soon", 0.1, 0.1), ("", 0.1, 0.1)]:
         response = httpx.Response(503, headers={"Retry-After": asked})
-        assert low <= wait_seconds(response, 0.1) <= high, asked
+        assert low <= retry_after(response, 0.1) <= high, asked
 
 
 def test_waits_grow_and_differ() -> None:
-    policy = Policy("http://127.0.0.1:9", None, retries=5)
+    client = Client("http://127.0.0.1:9", retries=5)
     assert backoff(5000) <= LONGEST_WAIT
-    waits = [[policy.settle(attempt, httpx.ReadTimeout("")) for _ in range(20)] for attempt in range(4)]
+    waits = [[client.evaluate(attempt, httpx.ReadTimeout("")) for _ in range(20)] for attempt in range(4)]
     assert all(max(earlier) <= min(later) for earlier, later in pairwise(waits))
     assert len(set(waits[0])) > 1
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from serve.client import explain_refusal
+from serve.client import parse_error
 from serve.schemas import PredictRequest
 
 
@@ -54,4 +54,4 @@ def test_what_is_refused_says_why(body: dict[str, object], message: str) -> None
     ],
 )
 def test_the_client_tells_why_it_was_refused(response: httpx.Response, message: str) -> None:
-    assert explain_refusal(response)[1] == message
+    assert parse_error(response)[1] == message

@@ -16,9 +16,10 @@ import torch
 from cotd.cli.app import main
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.runtimes import base as runtime
-from serve.runtimes import export
-from serve.runtimes.export import PACKAGES, export_student
+from serve.runtimes import export, packages
+from serve.runtimes.export import FORMATS, export_student
+from serve.runtimes.parity import PROBES
+from serve.runtimes.registry import require_runtime
 
 TEXTS = ["A warm and funny film.", "Dull and lifeless."]  # those of the README
 
@@ -55,11 +56,11 @@ def expected_rows(student: Student, texts: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("truncation", ["head", "head_tail"])
-@pytest.mark.parametrize("format", PACKAGES)
+@pytest.mark.parametrize("format", FORMATS)
 def test_the_readme_of_an_export_reads_what_the_student_reads_of_a_long_text(
     student: Student, tmp_path: Path, format: str, truncation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    need(PACKAGES[format])
+    need(FORMATS[format])
     card = {**student.card, "max_input_tokens": 24, "truncation": truncation}
     reader = Student(student.model, student.tokenizer, student.task, card)
     export_student(reader, tmp_path / "student", format)
@@ -69,12 +70,12 @@ def test_the_readme_of_an_export_reads_what_the_student_reads_of_a_long_text(
     assert (ends[0].score != ends[1].score) == (truncation == "head_tail")
 
 
-@pytest.mark.parametrize("format", PACKAGES)
+@pytest.mark.parametrize("format", FORMATS)
 def test_the_readme_of_an_export_gives_the_students_probabilities(
     student: Student, student_folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Run here and not by a Python of its own, which would take seconds to import what is imported already."""
-    need(PACKAGES[format])
+    need(FORMATS[format])
     target = tmp_path / "out" / "student"
     monkeypatch.setattr("sys.argv", ["cotd", "export", str(student_folder), str(target), "--format", format])
     with pytest.raises(SystemExit) as ended:
@@ -87,15 +88,15 @@ def test_the_readme_of_an_export_gives_the_students_probabilities(
 def test_an_export_that_is_off_is_refused_and_removed(
     student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = export.load
+    write_and_load = export.write_and_load
 
     def spoiled(*arguments: Any) -> Any:
-        read_back = real(*arguments)
+        read_back = write_and_load(*arguments)
         read_back.model.shared.weight.data += torch.randn_like(read_back.model.shared.weight)
         return read_back
 
-    monkeypatch.setattr(export, "load", spoiled)
-    with pytest.raises(CotdError, match=r"the export is refused and removed: .*a probability is .* off"):
+    monkeypatch.setattr(export, "write_and_load", spoiled)
+    with pytest.raises(CotdError, match=r"the export failed and was removed: .*a probability differs by"):
         export_student(student, tmp_path / "student", "hf")
     assert list(tmp_path.iterdir()) == []
 
@@ -105,25 +106,25 @@ def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student
     """The README that comes with an export scores the label words in the decoder's first step."""
     other = Student(student.model, student.tokenizer, student.task, {"method": "cot_joint"})
     other.card[needs] = True
-    with pytest.raises(CotdError, match="a student trained by 'cot_joint' is not exported"):
+    with pytest.raises(CotdError, match="a student trained by 'cot_joint' cannot be exported"):
         export_student(other, tmp_path / "student", "hf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_replaces_nothing(student: Student, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(CotdError, match=r"is there already\. Name another folder"):
+    with pytest.raises(CotdError, match=r"exists already\. Name another folder"):
         export_student(student, tmp_path, "hf")
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
 def test_missing_packages_are_named(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(runtime.importlib.metadata, "requires", lambda name: ['onnx<2,>=1.23; extra == "export"'])
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.metadata, "requires", lambda name: ['onnx<2,>=1.23; extra == "export"'])
     with pytest.raises(CotdError, match=r"the format 'onnx' needs .* -m pip install 'onnx<2,>=1\.23' onnxruntime"):
         export_student(student, tmp_path / "student", "onnx")
     with pytest.raises(CotdError, match=r"the runtime 'ctranslate2-int8' needs .* -m pip install ctranslate2"):
-        runtime.require_runtime("ctranslate2-int8")
+        require_runtime("ctranslate2-int8")
 
 
 def test_an_unknown_format(student: Student, tmp_path: Path) -> None:
@@ -133,10 +134,10 @@ def test_an_unknown_format(student: Student, tmp_path: Path) -> None:
 
 def test_ctranslate2_scales_the_decoders_output_only_where_it_was_trained_so(student: Student) -> None:
     """transformers 5 calls every T5 tied; 1.1 does not scale (Shazeer 2020), 1.0 does (Raffel et al. 2020)."""
-    need(PACKAGES["ctranslate2"])
+    need(FORMATS["ctranslate2"])
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from serve.runtimes.ctranslate2 import ctranslate2_runtime
+    from serve.runtimes.ctranslate2 import ctranslate2_scorer
 
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
     for tied in (True, False):
@@ -144,5 +145,5 @@ def test_ctranslate2_scales_the_decoders_output_only_where_it_was_trained_so(stu
         config = T5Config(vocab_size=len(student.tokenizer), decoder_start_token_id=0, **shape, **kind)
         torch.manual_seed(0)
         other = Student(T5ForConditionalGeneration(config), student.tokenizer, student.task, {"max_input_tokens": 32})
-        logits, _ = ctranslate2_runtime(other, "float32").label_logits(runtime.PROBES)
-        assert torch.allclose(logits, other.label_logits(runtime.PROBES)[0], atol=1e-3, rtol=1e-3)
+        logits, _ = ctranslate2_scorer(other, "float32").label_logits(PROBES)
+        assert torch.allclose(logits, other.label_logits(PROBES)[0], atol=1e-3, rtol=1e-3)

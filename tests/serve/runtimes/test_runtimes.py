@@ -14,18 +14,9 @@ from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
-from serve.runtimes.base import (
-    AUTO,
-    LABEL_ONLY,
-    PACKAGES,
-    PROBES,
-    RUNTIMES,
-    TOLERANCES,
-    check_parity,
-    choose_runtime,
-    make_runtime,
-)
 from serve.runtimes.onnx import OnnxScorer
+from serve.runtimes.parity import PROBES, check_parity
+from serve.runtimes.registry import AUTO, RUNTIMES, choose_runtime, make_runtime
 from serve.runtimes.t5 import T5LabelScorer
 
 
@@ -35,12 +26,12 @@ def student(student_folder: Path) -> Student:
 
 
 def need(name: str) -> None:
-    missing = [p for p in PACKAGES.get(name, ()) if importlib.util.find_spec(p) is None]
+    missing = [p for p in RUNTIMES[name].packages if importlib.util.find_spec(p) is None]
     if missing:
         pytest.skip(f"needs pip install {' '.join(missing)}")
 
 
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if TOLERANCES[name] < 0.01])
+@pytest.mark.parametrize("name", [name for name, kind in RUNTIMES.items() if kind.tolerance < 0.01])
 def test_each_runtime_computes_what_the_student_does(student: Student, name: str) -> None:
     need(name)
     logits, truncated = make_runtime(name, student).label_logits(PROBES)
@@ -51,7 +42,7 @@ def test_each_runtime_computes_what_the_student_does(student: Student, name: str
     assert len({round(x, 4) for x in logits[:, 0].tolist()}) > 4, "it depends on the text"
 
 
-@pytest.mark.parametrize("name", [name for name in RUNTIMES if TOLERANCES[name] >= 0.01])
+@pytest.mark.parametrize("name", [name for name, kind in RUNTIMES.items() if kind.tolerance >= 0.01])
 def test_numbers_of_fewer_bits_change_little(embedded_student: Path, name: str) -> None:
     """Of the embedded base model: 32 random dimensions, as the other tests have, are rounded too coarsely to compare."""
     need(name)
@@ -90,11 +81,11 @@ def test_the_default_is_what_is_fastest_and_can_compute_the_student(student: Stu
     monkeypatch.setattr(student.model.config, "dense_act_fn", "silu")
     assert choose_runtime(AUTO, student) == "torch"
     monkeypatch.undo()
-    monkeypatch.setattr("serve.runtimes.base.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("serve.runtimes.packages.importlib.util.find_spec", lambda name: None)
     assert choose_runtime(AUTO, student) == "torch"
 
 
-@pytest.mark.parametrize("name", sorted(RUNTIMES.keys() - set(LABEL_ONLY)))
+@pytest.mark.parametrize("name", [name for name, kind in RUNTIMES.items() if not kind.label_only])
 def test_a_student_that_reasons_first_is_served_as_it_predicts(student: Student, name: str) -> None:
     card = {**student.card, "method": "cot_joint", "rationale_before_label": True}
     reasoning = Student(student.model, student.tokenizer, student.task, card)
@@ -117,7 +108,7 @@ class Biased:
 
 def test_a_runtime_that_is_off_is_refused(student: Student) -> None:
     check_parity(Biased(student, 1e-5), student, 1e-3)
-    with pytest.raises(CotdError, match=r"a probability is 0\.\d+ off, the tolerance is 0.001"):
+    with pytest.raises(CotdError, match=r"a probability differs by 0\.\d+, the tolerance is 0.001"):
         check_parity(Biased(student, 1.0), student, 1e-3)
 
 
@@ -129,7 +120,7 @@ def test_an_unknown_runtime(student: Student) -> None:
 def test_a_runtime_of_labels_alone_refuses_a_student_that_reasons_first(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.runtimes.base.PACKAGES", {})
+    monkeypatch.setattr("serve.runtimes.registry.require_packages", lambda user, packages: None)
     reasoning = Student(student.model, student.tokenizer, student.task, {**student.card, "rationale_before_label": True})
     with pytest.raises(CotdError, match="writes a rationale before its label"):
         make_runtime("onnxruntime", reasoning)

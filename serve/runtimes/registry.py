@@ -1,0 +1,119 @@
+"""All runtimes by name, and the choice of one for a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cotd.errors import CotdError, nearest
+from cotd.students.student import Student
+from serve.runtimes.base import Runtime, Unfit
+from serve.runtimes.packages import installed, require_packages
+from serve.runtimes.parity import check_parity
+
+AUTO = "auto"  # the runtime that `choose_runtime` names
+
+
+def torch_runtime(student: Student) -> Runtime:
+    """The reduced T5; `Student` itself for other models, and for a rationale before the label."""
+    from serve.runtimes.t5 import T5LabelScorer
+
+    return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.rationale_before_label else student
+
+
+def bf16_runtime(student: Student) -> Runtime:
+    """`torch` in bfloat16: fast where the processor or the GPU multiplies it in hardware, and very slow elsewhere."""
+    import torch
+
+    from serve.runtimes.t5 import T5LabelScorer
+
+    if (kind := student.model.config.model_type) != "t5":
+        raise Unfit(f"the runtime 'torch-bf16' computes T5, and this student is a {kind}. Use the runtime torch.")
+    return T5LabelScorer(student, torch.bfloat16)
+
+
+def onnx_runtime(student: Student, int8: bool = False) -> Runtime:
+    """ONNX Runtime, see `serve.runtimes.onnx`."""
+    from serve.runtimes.onnx import onnx_scorer
+
+    return onnx_scorer(student, int8)
+
+
+def ctranslate2_runtime(student: Student) -> Runtime:
+    """CTranslate2, see `serve.runtimes.ctranslate2`."""
+    from serve.runtimes.ctranslate2 import ctranslate2_scorer
+
+    return ctranslate2_scorer(student)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way of computing label logits.
+
+    Attributes:
+        tolerance: how far a probability may be from the student's: by rounding alone, or by numbers of 16 or 8 bits.
+        label_only: it computes one decoder step, so that it cannot write a rationale before the label.
+        packages: what it needs beyond cotd itself, of the extra `export`.
+    """
+
+    build: Callable[[Student], Runtime]
+    tolerance: float = 1e-3
+    label_only: bool = True
+    packages: tuple[str, ...] = ()
+
+
+RUNTIMES = {
+    "torch": Kind(torch_runtime, label_only=False),
+    "torch-bf16": Kind(bf16_runtime, tolerance=0.05),
+    "transformers": Kind(lambda student: student, label_only=False),
+    "onnxruntime": Kind(onnx_runtime, packages=("onnx", "onnxruntime")),
+    "onnxruntime-int8": Kind(partial(onnx_runtime, int8=True), tolerance=0.05, packages=("onnx", "onnxruntime")),
+    "ctranslate2-int8": Kind(ctranslate2_runtime, tolerance=0.05, packages=("ctranslate2",)),
+}
+
+
+def choose_runtime(name: str, student: Student) -> str:
+    """`name`, or for `auto` the fastest runtime that computes this student in float32."""
+    if name != AUTO:
+        return name
+    on_cpu = student.model.device.type == "cpu"
+    if student.rationale_before_label or not on_cpu or not installed(RUNTIMES["onnxruntime"].packages):
+        return "torch"
+    from serve.runtimes.label_graph import obstacle
+
+    return "torch" if obstacle(student) else "onnxruntime"
+
+
+def make_runtime(name: str, student: Student) -> Runtime:
+    """The runtime called `name` for a student, checked.
+
+    Raises:
+        CotdError: there is no such runtime, or its packages are missing.
+        Unfit: the runtime cannot compute the student, or does not predict what it does.
+    """
+    require_runtime(name)
+    name = choose_runtime(name, student)
+    kind, method = RUNTIMES[name], student.card.get("method")
+    if student.rationale_as_input:
+        raise Unfit(
+            f"this student was trained by '{method}': it reads the teacher's rationale beside each review, "
+            "and cannot be served. Serve a student of another method."
+        )
+    if student.rationale_before_label and kind.label_only:
+        raise Unfit(
+            f"this student was trained by '{method}': it writes a rationale before its label, which the runtime '{name}' "
+            "cannot. Use the runtime torch."
+        )
+    runtime = kind.build(student)
+    check_parity(runtime, student, kind.tolerance)
+    return runtime
+
+
+def require_runtime(name: str) -> None:
+    """Raises a CotdError if there is no such runtime, or if it needs packages that are not installed."""
+    known = [AUTO, *RUNTIMES]
+    if name not in known:
+        raise CotdError(f"unknown runtime '{name}'; known: {', '.join(known)}.{nearest(name, known)}")
+    if name != AUTO:
+        require_packages(f"the runtime '{name}'", RUNTIMES[name].packages)
