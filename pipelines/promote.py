@@ -9,7 +9,7 @@ import pandas as pd
 
 from cotd.errors import CotdError
 from cotd.evaluation.metrics import predictions_table, score_predictions
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
 from cotd.tasks.registry import get_task
@@ -70,7 +70,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     run_id = tracker.sync_trial(trial, plan.folder(trial))
     tags = {
         "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
-        "seed": str(trial.seed), "study": config.name, "source": config.data.where,
+        "seed": str(trial.seed), "study": config.name, "source": config.data.source_name,
         "chosen_by": "validation_accuracy", "chosen_from": str(len(eligible)),
         **{f"{split}_{k}": f"{result[split][k]:.4f}" for split in ("validation", "test") for k in ("accuracy", "ci_low", "ci_high")},
         **{f"{split}_n": str(result[split]["n"]) for split in ("validation", "test")},
@@ -117,7 +117,7 @@ def justification(config: StudyConfig, result: dict[str, Any], sentences: list[s
         for split, m in ((s, result[s]) for s in ("validation", "test"))
     ]
     table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|", *rows]
-    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.where}`."])
+    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.source_name}`."])
 
 
 def gold_comparison(finished: list[tuple[Trial, dict[str, Any]]], chosen: Trial, result: dict[str, Any]) -> list[str]:

@@ -16,6 +16,9 @@ import yaml
 from hypothesis import HealthCheck, settings
 
 from cotd import assets
+from cotd.data.config import DataConfig
+from cotd.data.examples import Examples
+from cotd.data.sources import load_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import Tag, Tagged, Usable
 from cotd.utils.iteration import batched
@@ -78,6 +81,12 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str
 def rotten_tomatoes() -> Path:
     """The folder of the embedded reviews; where they are in place, pulling does nothing."""
     return assets.pull(["rotten-tomatoes"], report=lambda _: None)[-1]
+
+
+@pytest.fixture(scope="session")
+def movie_reviews(rotten_tomatoes: Path) -> Examples:
+    """All embedded movie reviews, with the default splits."""
+    return load_examples(DataConfig(source="embedded:rotten-tomatoes"))
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ def clean_text(text: str) -> str:
 
     NUL bytes become spaces and lone surrogates U+FFFD: neither can be stored.
     """
-    return _SPACE.sub(" ", whole_characters(html.unescape(_BREAK.sub(" ", text)).replace("\x00", " "))).strip()
+    return _SPACE.sub(" ", replace_surrogates(html.unescape(_BREAK.sub(" ", text)).replace("\x00", " "))).strip()
 
 
-def whole_characters(text: str) -> str:
-    """A text that has a UTF-8 form: pairs of surrogates are joined, lone ones replaced by U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """A text that can be encoded: pairs of surrogates are joined, lone ones replaced by U+FFFD."""
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

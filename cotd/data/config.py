@@ -7,22 +7,24 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from cotd.config.model import ConfigModel
-from cotd.errors import nearest
-from cotd.tasks.registry import TASKS
+from cotd.errors import CotdError
+from cotd.tasks.registry import get_task
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Columns(ConfigModel):
-    """Which columns of the source hold what; a column that is absent from the source may be null."""
+    """The columns of the source, by what they hold; null for one that it lacks."""
 
     text: str = "text"
     label: str | None = "label"
     split: str | None = None
-    group: str | None = Field(None, description="rows of one group (a movie, a product) never fall into two splits")
+    group: str | None = Field(None, description="rows of one group (a movie, a product) stay in one split")
 
 
 class DataConfig(ConfigModel):
+    """The source of the examples, how its columns are read, and how it is split."""
+
     source: str | dict[Literal["train", "validation", "test"], str] = Field(
         description="embedded:NAME, a .parquet, .jsonl or .csv file (or one per split), or a hub id"
     )
@@ -38,11 +40,12 @@ class DataConfig(ConfigModel):
     @field_validator("task")
     @classmethod
     def known_task(cls, name: str) -> str:
-        if name not in TASKS:
-            raise ValueError(f"unknown task '{name}'; known: {', '.join(TASKS)}.{nearest(name, list(TASKS))}")
-        return name
+        try:
+            return get_task(name).name
+        except CotdError as error:
+            raise ValueError(str(error)) from error
 
     @property
-    def where(self) -> str:
-        """The source as one string, to name it by."""
+    def source_name(self) -> str:
+        """The source as one string."""
         return self.source if isinstance(self.source, str) else ", ".join(self.source.values())

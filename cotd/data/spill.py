@@ -1,4 +1,4 @@
-"""Texts and rows that wait on disk, in files without a name: whatever ends the process, nothing of them is left."""
+"""Texts and rows that wait on disk, in unnamed files: nothing of them is left, whatever ends the process."""
 
 from __future__ import annotations
 
@@ -18,40 +18,41 @@ import pyarrow.compute as pc
 from cotd.errors import CotdError
 from cotd.utils.memory import release_memory
 
-# Rows that are in memory at once: as dictionaries, as Arrow columns before they are written, and sorted.
+# Rows in memory at once: as dictionaries, as Arrow columns before they are written, and sorted.
 PACKED_AT, WRITTEN_AT, ROWS_A_BUCKET = 4096, 32_768, 16_384
-MOST_BUCKETS = 256
+MAX_BUCKETS = 256
 
 
-def scratch_file(spill_dir: Path | None = None) -> IO[bytes]:
-    """A new file that has no name.
+def open_spill_file(spill_dir: Path | None = None) -> IO[bytes]:
+    """A new file without a name.
 
     Args:
-        spill_dir: a folder on whose disk it is to lie, which need not exist; the system's place for such files may be in memory.
+        spill_dir: a folder on whose disk the file is to be, which need not exist. The system's own place may be in memory.
     """
     for folder in (spill_dir, *spill_dir.parents) if spill_dir else ():
         if folder.is_dir():
-            with contextlib.suppress(OSError):  # not ours to write to
+            with contextlib.suppress(OSError):  # not writable
                 return tempfile.TemporaryFile(dir=folder)
     return tempfile.TemporaryFile()
 
 
-class ScratchFile:
+class SpillFile:
     """Bytes, added at the end and read anywhere.
 
     Args:
-        spill_dir: see `scratch_file`.
+        spill_dir: see `open_spill_file`.
     """
 
     def __init__(self, spill_dir: Path | None = None):
-        self._file = scratch_file(spill_dir)
+        self._file = open_spill_file(spill_dir)
         self.spill_dir = spill_dir
         self.size = 0
 
-    def add(self, content: Any) -> None:
-        """
+    def add(self, content: bytes | pa.Buffer) -> None:
+        """Appends bytes.
+
         Raises:
-            CotdError: there is no room for them.
+            CotdError: the disk is full.
         """
         try:
             self._file.write(content)
@@ -62,6 +63,7 @@ class ScratchFile:
         self.size += len(content)
 
     def read(self, start: int, size: int) -> bytes:
+        """The bytes from `start` on."""
         return os.pread(self._file.fileno(), size, start) if size else b""
 
 
@@ -70,10 +72,11 @@ class TextFile(Sequence[str]):
 
     def __init__(self, spill_dir: Path | None = None):
         self.spill_dir = spill_dir
-        self._file = ScratchFile(spill_dir)
+        self._file = SpillFile(spill_dir)
         self._ends = array("q", [0])
 
     def add(self, texts: Iterable[str]) -> None:
+        """Appends texts."""
         contents = [text.encode(errors="surrogatepass") for text in texts]
         for content in contents:
             self._ends.append(self._ends[-1] + len(content))
@@ -87,19 +90,18 @@ class TextFile(Sequence[str]):
         return self._file.read(start, self._ends[number + 1] - start).decode(errors="surrogatepass")
 
     def take(self, numbers: np.ndarray) -> list[str]:
-        """Some texts, read in the order in which they lie on the disk."""
-        found = [""] * len(numbers)
-        for place in np.argsort(numbers, kind="stable").tolist():
-            found[place] = self[int(numbers[place])]
-        return found
+        """Some texts, read in the order in which they are on the disk."""
+        texts = [""] * len(numbers)
+        for position in np.argsort(numbers, kind="stable").tolist():
+            texts[position] = self[int(numbers[position])]
+        return texts
 
 
 class SortedRows:
-    """Rows that come in any order and leave sorted, a block at a time. Some tens of thousands are in memory, however many there
-    are.
+    """Rows that come in any order and leave sorted, a block at a time, with some tens of thousands of them in memory.
 
-    They are kept in buckets by the first column of `key`, which holds evenly distributed hexadecimal digits, as ids are; the
-    rows of one id come in one block.
+    They are kept in buckets by the first column of `key`, evenly distributed hexadecimal digits as ids are; the rows of one
+    id come in one block.
 
     Args:
         key: columns to sort by; of rows that are equal in all of them, the first counts.
@@ -116,13 +118,14 @@ class SortedRows:
         finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
     ):
         self._schema, self._key, self._finish = schema, list(key), finish
-        self._buckets = min(MOST_BUCKETS, -(-expected // ROWS_A_BUCKET)) or 1
-        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(self._buckets)]  # where each bucket's rows lie
-        self._file = ScratchFile(spill_dir)
+        self._buckets = min(MAX_BUCKETS, -(-expected // ROWS_A_BUCKET)) or 1
+        self._parts: list[list[tuple[int, int]]] = [[] for _ in range(self._buckets)]  # (start, size) in the file
+        self._file = SpillFile(spill_dir)
         self._rows: list[dict[str, Any]] = []
         self._packed: list[pa.RecordBatch] = []
 
     def add(self, row: dict[str, Any]) -> None:
+        """Adds a row."""
         self._rows.append(row)
         if len(self._rows) == PACKED_AT:
             self._pack()
@@ -144,7 +147,7 @@ class SortedRows:
             part = rows.take(pa.array(np.flatnonzero(numbers == bucket))).combine_chunks()
             for batch in part.to_batches():
                 content = batch.serialize()
-                self._pieces[bucket].append((self._file.size, len(content)))
+                self._parts[bucket].append((self._file.size, len(content)))
                 self._file.add(content)
 
     def blocks(self) -> Iterator[pd.DataFrame]:
@@ -152,10 +155,8 @@ class SortedRows:
         if self._rows or self._packed:
             self._pack()
             self._write()
-        for pieces in self._pieces:
-            if not pieces:
-                continue
-            contents = (self._file.read(start, size) for start, size in pieces)
+        for parts in filter(None, self._parts):
+            contents = (self._file.read(start, size) for start, size in parts)
             batches = [pa.ipc.read_record_batch(pa.py_buffer(content), self._schema) for content in contents]
             rows = pa.Table.from_batches(batches, self._schema)
             block = rows.take(pc.sort_indices(rows, [(column, "ascending") for column in self._key])).to_pandas()

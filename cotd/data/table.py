@@ -1,4 +1,4 @@
-"""Reviews in an order, with their texts on disk: some 20 bytes of memory each, however long they are."""
+"""Examples in an order, with their texts on disk: some 20 bytes of memory each, however long they are."""
 
 from __future__ import annotations
 
@@ -15,33 +15,50 @@ from cotd.data.files import BLOCK
 from cotd.data.spill import TextFile
 
 SPLITS = ("train", "validation", "test")
-NONE = -1  # stands for no label, or no split, where these are numbers
+NONE = -1  # the code of no label or no split, the position of no row
 
 
 def encode_ids(ids: Sequence[str]) -> np.ndarray:
     """Ids of 16 hexadecimal digits as numbers, (N,) uint64."""
-    return np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8").astype(np.uint64) if len(ids) else np.empty(0, np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8").astype(np.uint64)
 
 
 def decode_ids(ids: np.ndarray) -> list[str]:
-    """What `encode_ids` was given."""
+    """The ids that `encode_ids` was given."""
     digits = ids.astype(">u8").tobytes().hex()
     return [digits[i : i + 16] for i in range(0, len(digits), 16)]
 
 
-def decode(names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
-    """(N,) names, or None, of places among `names`."""
-    return np.array([*names, None], dtype=object)[numbers]  # NONE is the last
+def encode(names: Sequence[str], values: Sequence[str | None]) -> np.ndarray:
+    """(N,) int8 codes, which are positions in `names`, or NONE."""
+    codes = {None: NONE} | {name: code for code, name in enumerate(names)}
+    return np.array([codes[v] for v in values], dtype=np.int8)
+
+
+def decode(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
+    """(N,) names, or None."""
+    return np.array([*names, None], dtype=object)[codes]  # NONE is the last
+
+
+def in_blocks(rows: int) -> Iterator[slice]:
+    """Slices of at most BLOCK rows, at least one."""
+    return (slice(start, start + BLOCK) for start in range(0, max(1, rows), BLOCK))
+
+
+def text_frame(columns: dict[str, Sequence[str]], **names: np.ndarray) -> pd.DataFrame:
+    """Columns of texts, and of names that may be None."""
+    return pd.DataFrame(columns, dtype="str").assign(**{key: pd.Series(v, dtype=object) for key, v in names.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleTable:
-    """Some reviews.
+    """Some examples.
 
     Attributes:
-        ids: (N,) uint64, see `encode_ids`; no two are equal.
-        labels: (N,) int8, places in `names`, or NONE. splits: (N,) int8, places in SPLITS.
-        numbers: (N,) where their texts are in `texts`, which may hold others; no two are equal.
+        ids: (N,) uint64, see `encode_ids`, without repeats.
+        labels: (N,) int8, codes in `names`, or NONE.
+        splits: (N,) int8, codes in SPLITS.
+        numbers: (N,) positions in `texts`, which may hold others, without repeats.
         names: the task's labels.
     """
 
@@ -55,86 +72,85 @@ class ExampleTable:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, which: np.ndarray | slice) -> ExampleTable:
-        """Those at some places, or where a mask is true, in that order."""
-        columns = (self.ids[which], self.labels[which], self.splits[which], self.numbers[which])
+    def take(self, rows: np.ndarray | slice) -> ExampleTable:
+        """The examples at some positions, or where a mask is true, in that order."""
+        columns = (self.ids[rows], self.labels[rows], self.splits[rows], self.numbers[rows])
         return ExampleTable(*columns, self.texts, self.names)
 
     def split(self, name: str) -> ExampleTable:
+        """The examples of one split."""
         return self.take(self.splits == SPLITS.index(name))
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """The reviews with columns `id`, `text`, `label`, `split`, a thousand at a time, at least one block."""
-        for start in range(0, max(1, len(self)), BLOCK):
-            rows = self.take(slice(start, start + BLOCK))
-            block = pd.DataFrame({"id": decode_ids(rows.ids), "text": self.texts.take(rows.numbers)}, dtype="str")
-            block["label"] = pd.Series(rows.label_names(), dtype=object)
-            block["split"] = pd.Series(decode(SPLITS, rows.splits), dtype=object)
-            yield block
+        """The examples with columns `id`, `text`, `label`, `split`, a thousand at a time, at least one block."""
+        for block in map(self.take, in_blocks(len(self))):
+            columns = {"id": decode_ids(block.ids), "text": self.texts.take(block.numbers)}
+            yield text_frame(columns, label=block.label_names(), split=decode(SPLITS, block.splits))
 
     def frame(self) -> pd.DataFrame:
         """All of them in memory."""
         return pd.concat(self.blocks(), ignore_index=True)
 
     def texts_by_number(self) -> Iterator[tuple[int, str, str]]:
-        """(number, id, text) of each review; a thousand are in memory at once."""
-        for start in range(0, len(self), BLOCK):
-            numbers, ids = self.numbers[start : start + BLOCK], self.ids[start : start + BLOCK]
-            yield from zip(numbers.tolist(), decode_ids(ids), self.texts.take(numbers), strict=True)
+        """(number, id, text) of each example; a thousand are in memory at once."""
+        for block in map(self.take, in_blocks(len(self))):
+            yield from zip(block.numbers.tolist(), decode_ids(block.ids), self.texts.take(block.numbers), strict=True)
 
     def decode_ids(self) -> Iterator[str]:
-        for start in range(0, len(self), BLOCK):
-            yield from decode_ids(self.ids[start : start + BLOCK])
+        """Each example's id."""
+        for rows in in_blocks(len(self)):
+            yield from decode_ids(self.ids[rows])
 
-    def label(self, place: int) -> str | None:
-        """One review's label."""
-        return (*self.names, None)[self.labels[place]]
+    def label(self, position: int) -> str | None:
+        """One example's label."""
+        return (*self.names, None)[self.labels[position]]
 
     def label_names(self) -> np.ndarray:
         """(N,) labels, or None."""
         return decode(self.names, self.labels)
 
     def label_counts(self) -> dict[str, int]:
-        """Label → reviews that have it, of the labels that any has."""
-        found, counts = np.unique(self.labels[self.labels != NONE], return_counts=True)
-        return {self.names[label]: int(count) for label, count in zip(found, counts, strict=True)}
+        """Label → examples that have it, of the labels that any has."""
+        labels, counts = np.unique(self.labels[self.labels != NONE], return_counts=True)
+        return {self.names[label]: int(count) for label, count in zip(labels, counts, strict=True)}
 
-    def places(self, ids: Sequence[str]) -> np.ndarray:
-        """Where the reviews with these ids are, or NONE."""
+    def positions(self, ids: Sequence[str]) -> np.ndarray:
+        """(N,) the positions of the examples with these ids, or NONE."""
         if not len(self):
             return np.full(len(ids), NONE)
-        wanted = encode_ids(ids)
-        found = self._by_id[np.minimum(np.searchsorted(self.ids, wanted, sorter=self._by_id), len(self) - 1)]
-        return np.where(self.ids[found] == wanted, found, NONE)
+        encoded = encode_ids(ids)
+        nearest = self._by_id[np.minimum(np.searchsorted(self.ids, encoded, sorter=self._by_id), len(self) - 1)]
+        return np.where(self.ids[nearest] == encoded, nearest, NONE)
 
     def gold(self, ids: Sequence[str]) -> pd.Series:
-        """The gold labels of the reviews with these ids, by id: of those that have one."""
+        """The gold labels of the examples with these ids, by id; without those that have none."""
         ids = list(dict.fromkeys(ids))
-        places = self.places(ids)
-        labels = np.where(places == NONE, NONE, self.labels[places] if len(self) else NONE)
+        labels = np.append(self.labels, np.int8(NONE))[self.positions(ids)]  # position NONE is the last
         return pd.Series(decode(self.names, labels), index=pd.Index(ids, dtype=object), dtype=object).dropna()
 
     @cached_property
     def _by_id(self) -> np.ndarray:
         return np.argsort(self.ids)
 
+    @cached_property
     def digest(self) -> str:
         """Content digest: changes when any id, label or split does."""
         content = hashlib.sha256()
-        for start in range(0, len(self), BLOCK):
-            rows = self.take(self._by_id[start : start + BLOCK])
-            labels = np.where(rows.labels == NONE, "", rows.label_names())
-            lines = map("\t".join, zip(decode_ids(rows.ids), labels, decode(SPLITS, rows.splits), strict=True))
-            content.update(("\n" * (start > 0) + "\n".join(lines)).encode())
+        for rows in in_blocks(len(self)):
+            block = self.take(self._by_id[rows])
+            labels = np.where(block.labels == NONE, "", block.label_names())
+            lines = map("\t".join, zip(decode_ids(block.ids), labels, decode(SPLITS, block.splits), strict=True))
+            content.update(("\n" * (rows.start > 0) + "\n".join(lines)).encode())
         return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class QuarantinedRows:
-    """The rows of a source that are not among its reviews, and why.
+    """The rows of a source that are not among its examples, and why.
 
     Attributes:
-        labels, splits, numbers, texts, names: as of `ExampleTable`. reasons: (N,) places in `reason_names`.
+        labels, splits, numbers, texts, names: as in `ExampleTable`, but that a row may have no split.
+        reasons: (N,) positions in `reason_names`.
     """
 
     labels: np.ndarray
@@ -150,19 +166,16 @@ class QuarantinedRows:
 
     def blocks(self) -> Iterator[pd.DataFrame]:
         """The rows with columns `text`, `label`, `split`, `reason`, a thousand at a time, at least one block."""
-        for start in range(0, max(1, len(self)), BLOCK):
-            rows = slice(start, start + BLOCK)
-            block = pd.DataFrame({"text": self.texts.take(self.numbers[rows])}, dtype="str")
-            block["label"] = pd.Series(decode(self.names, self.labels[rows]), dtype=object)
-            block["split"] = pd.Series(decode(SPLITS, self.splits[rows]), dtype=object)
-            block["reason"] = pd.Series(decode(self.reason_names, self.reasons[rows]), dtype=object)
-            yield block
+        for rows in in_blocks(len(self)):
+            labels, splits = decode(self.names, self.labels[rows]), decode(SPLITS, self.splits[rows])
+            reasons = decode(self.reason_names, self.reasons[rows])
+            yield text_frame({"text": self.texts.take(self.numbers[rows])}, label=labels, split=splits, reason=reasons)
 
     def frame(self) -> pd.DataFrame:
         """All of them in memory."""
         return pd.concat(self.blocks(), ignore_index=True)
 
     def counts(self) -> Counter[str]:
-        """How many rows there are of each reason."""
+        """Reason → rows, in the order in which they first occur."""
         reasons, first, counts = np.unique(self.reasons, return_index=True, return_counts=True)
         return Counter({self.reason_names[reasons[k]]: int(counts[k]) for k in np.argsort(first)})

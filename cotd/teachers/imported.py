@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cotd.data.cleaning import clean_text, whole_characters
+from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import DataConfig
 from cotd.data.examples import Examples, review_id
 from cotd.data.files import text_problem
@@ -36,8 +36,8 @@ from cotd.teachers.output import (
     test_table,
     with_shares_of_votes,
 )
-from cotd.teachers.requests import Teacher
 from cotd.teachers.store import completion
+from cotd.teachers.teacher import Teacher
 
 KEY = "teacher.answers.columns"
 CELLS = ("text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line")
@@ -175,7 +175,7 @@ class ImportedReader:
         columns = [list(frame[name]) if name in frame else [None] * len(frame) for name in CELLS]
         texts = [clean_text(text) if isinstance(text, str) else "" for text in columns[0]]
         ids = [review_id(self.dataset, text) for text in texts]
-        places = self.reviews.rows.places(ids).tolist()
+        places = self.reviews.rows.positions(ids).tolist()
         for i, text, place, *values in zip(ids, texts, places, *columns, strict=True):
             self._row += 1
             self.rows += 1
@@ -311,4 +311,4 @@ def text_of(cell: Any) -> tuple[str, str | None]:
 
 def text_cell(cell: Any) -> str:
     """Any cell as text that can be stored."""
-    return "" if cell is None else whole_characters(str(cell)).strip()
+    return "" if cell is None else replace_surrogates(str(cell)).strip()

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cotd.data.cleaning import whole_characters
+from cotd.data.cleaning import replace_surrogates
 from cotd.errors import CotdError, nearest
 from cotd.tasks.base import Task
 
@@ -86,7 +86,7 @@ class Prompts:
         if not isinstance(plain, dict) or not isinstance(plain.get("rationale"), str):
             return None, ""
         label = self._label_of(str(plain.get("label")), task) if task else None
-        return label, whole_characters(plain["rationale"]).strip()
+        return label, replace_surrogates(plain["rationale"]).strip()
 
     def _label_of(self, word: str, task: Task) -> str | None:
         """The label that a teacher's word stands for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,92 +36,75 @@ class StudyDatasets:
         """
         from mlflow.entities import DatasetInput, InputTag
 
-        reviews = self.shared / f"reviews-{trial.reviews_digest}.parquet"
-        found = [(context, self._reviews(reviews, trial, context)) for context in ("train", "validation", "test")]
+        datasets = {split: self._split(trial, split) for split in ("train", "validation", "test")}
         if METHODS[trial.method].needs_annotations:
             annotations, rationales = self._annotation_files(trial.annotations_digest)
-            found += [("annotations", self._annotations(annotations))] if annotations else []
-            found += [("rationales", self._rationales(rationales))] if rationales else []
-        return [DatasetInput(dataset, [InputTag(CONTEXT, context)]) for context, dataset in found if dataset is not None]
+            datasets["annotations"] = self._whole(annotations, self._describe_annotations)
+            datasets["rationales"] = self._whole(rationales, self._describe_rationales)
+        return [DatasetInput(data, [InputTag(CONTEXT, context)]) for context, data in datasets.items() if data is not None]
 
     def test_dataset(self, trial: Trial) -> Any:
-        """The test split's dataset, which a trial's test metrics are of; None where its file is gone."""
-        return self._reviews(self.shared / f"reviews-{trial.reviews_digest}.parquet", trial, "test")
+        """The test split's dataset, which a trial's test metrics are of; None if its file is gone."""
+        return self._split(trial, "test")
 
-    def _reviews(self, file: Path, trial: Trial, split: str) -> Any:
+    def _split(self, trial: Trial, split: str) -> Any:
+        file = self.shared / f"reviews-{trial.reviews_digest}.parquet"
         part = format_percent(trial.fraction) if split == "train" else ""
         key = (file.name, split, part)
-        if key not in self._known:
-            table = read_parquet(file)
-            if table is None:
-                return None
+        if key not in self._known and file.is_file():
+            table = pd.read_parquet(file)
             rows = table[table["split"] == split]
             rows = select_fraction(rows, trial.fraction) if part else rows[rows["label"].notna()]
-            name = " · ".join(filter(None, [self.config.data.source_name, split, part]))
+            source = self.config.data.source_name
             labels = {str(k): int(v) for k, v in rows["label"].value_counts().items()}
-            profile = {"rows": len(rows), "labels": labels, "source": self.config.data.source_name}
-            content = digest([trial.reviews_digest, split, part])
-            self._known[key] = dataset(rows, self._source(file), name, content, profile, "label")
-        return self._known[key]
+            profile = {"rows": len(rows), "labels": labels, "source": source}
+            name = " · ".join(filter(None, [source, split, part]))
+            self._known[key] = self._dataset(rows, file, name, digest([trial.reviews_digest, split, part]), profile)
+        return self._known.get(key)
 
-    def _annotations(self, file: Path) -> Any:
-        key = (file.name,)
-        if key not in self._known:
-            table = read_parquet(file)
-            if table is None:
-                return None
-            teachers = sorted(map(str, table["teacher"].dropna().unique()))
-            profile = {
-                "rows": len(table), "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()),
-                **{k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")},
-                "strategy": self.config.teacher.strategy, "source": self.config.data.source_name,
-            }  # fmt: skip
-            name = f"annotations of {self.config.data.source_name} by {', '.join(teachers)}"
-            self._known[key] = dataset(table, self._source(file), name, digest_in(file), profile, "label")
-        return self._known[key]
+    def _whole(self, file: Path | None, describe: Callable[[pd.DataFrame], tuple[str, dict[str, Any]]]) -> Any:
+        """The dataset of a whole file; `describe` gives its name and profile."""
+        if file is None:
+            return None
+        if (file.name,) not in self._known:
+            table = pd.read_parquet(file)
+            name, profile = describe(table)
+            self._known[(file.name,)] = self._dataset(table, file, name, digest_in(file), {"rows": len(table), **profile})
+        return self._known[(file.name,)]
 
-    def _rationales(self, file: Path) -> Any:
-        key = (file.name,)
-        if key not in self._known:
-            table = read_parquet(file)
-            name = f"rationales of {self.config.data.source_name}, validation and test, by {self.config.teacher.model}"
-            if table is None:
-                return None
-            self._known[key] = dataset(table, self._source(file), name, digest_in(file), {"rows": len(table)})
-        return self._known[key]
+    def _describe_annotations(self, table: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+        names = {k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")}
+        return f"annotations of {self.config.data.source_name} by {', '.join(names['teacher'])}", {
+            "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()), **names,
+            "strategy": self.config.teacher.strategy, "source": self.config.data.source_name,
+        }  # fmt: skip
 
-    def _source(self, file: Path) -> str:
-        """Where others find a file of the study's."""
-        return f"{self.config.remote}/data/{file.name}" if self.config.remote else str(file)
+    def _describe_rationales(self, table: pd.DataFrame) -> tuple[str, dict[str, Any]]:
+        return f"rationales of {self.config.data.source_name}, validation and test, by {self.config.teacher.model}", {}
 
-    def _annotation_files(self, wanted: str | None) -> tuple[Path | None, Path | None]:
+    def _annotation_files(self, identity: str | None) -> tuple[Path | None, Path | None]:
         """The annotations, and the rationales read beside reviews, whose digest a trial's identity names."""
-        for answers in sorted(self.shared.glob("annotations-*.parquet")):
-            if digest_in(answers) == wanted:
-                return answers, None
+        for file in sorted(self.shared.glob("annotations-*.parquet")):
+            if digest_in(file) == identity:
+                return file, None
             for rationales in self.shared.glob("held-out-rationales-*.parquet"):
-                if digest([digest_in(answers), digest_in(rationales)]) == wanted:
-                    return answers, rationales
+                if digest([digest_in(file), digest_in(rationales)]) == identity:
+                    return file, rationales
         return None, None
 
+    def _dataset(self, rows: pd.DataFrame, file: Path, name: str, content: str, profile: dict[str, Any]) -> Any:
+        """An MLflow Dataset of rows that are in a file of the study's, whole or in part; `content` is their digest."""
+        import mlflow
+        from mlflow.entities import Dataset
 
-def dataset(
-    rows: pd.DataFrame, source: str, name: str, content: str, profile: dict[str, Any], target: str | None = None
-) -> Any:
-    """An MLflow Dataset of rows that are in a file, whole or in part."""
-    import mlflow
-    from mlflow.entities import Dataset
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a hint that integer columns cannot have missing values
-        made = mlflow.data.from_pandas(rows, source=source, name=name[:500], digest=content, targets=target).to_dict()
-    return Dataset(made["name"], made["digest"], made["source_type"], made["source"], made["schema"], json.dumps(profile))
+        source = f"{self.config.remote}/data/{file.name}" if self.config.remote else str(file)  # where others find the file
+        target = "label" if "label" in rows else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a hint that integer columns cannot have missing values
+            made = mlflow.data.from_pandas(rows, source=source, name=name[:500], digest=content, targets=target).to_dict()
+        return Dataset(made["name"], made["digest"], made["source_type"], made["source"], made["schema"], json.dumps(profile))
 
 
 def digest_in(file: Path) -> str:
     """The content digest that ends a shared file's name."""
     return file.stem.rsplit("-", 1)[1]
-
-
-def read_parquet(file: Path) -> pd.DataFrame | None:
-    return pd.read_parquet(file) if file.is_file() else None

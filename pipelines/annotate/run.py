@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cotd.errors import CotdError
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
 from cotd.teachers.annotations import SCHEMA
 from cotd.teachers.filters import FILTERED, FilterContext, filtered_blocks

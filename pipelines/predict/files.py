@@ -1,20 +1,22 @@
-"""Files of rows, read and written piece by piece: Parquet, CSV, and JSON lines."""
+"""Files of rows with columns of any kind, read and written a block at a time: Parquet, CSV, and JSON lines."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cotd.data.files import FILE_TYPES, parse_line
+from cotd.data.files import FILE_TYPES
 from cotd.errors import CotdError
+from cotd.utils.files import replacing
+from cotd.utils.jsonl import parse_row
 
 LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
 # The column of JSON lines as they are: no schema would hold them all, and none may change what it does not understand.
@@ -39,7 +41,7 @@ def csv_options(source: str) -> dict[str, Any]:
     }
 
 
-def read_pieces(source: str, rows: int) -> Iterator[pa.Table]:
+def read_blocks(source: str, rows: int) -> Iterator[pa.Table]:
     """The file in this process, at most so many rows at a time.
 
     Raises:
@@ -60,57 +62,36 @@ def read_pieces(source: str, rows: int) -> Iterator[pa.Table]:
         raise CotdError(f"cannot read '{source}': {error}") from error
 
 
-class Writer(Protocol):
-    """One file, written piece by piece."""
+@contextlib.contextmanager
+def row_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """A function that appends rows to a Parquet, CSV or JSON-lines file, which is put in place at the end of the block.
 
-    def write(self, table: pa.Table) -> None: ...
+    Rows that came as lines of JSON get back the columns they had. Without rows the file is empty.
+    """
+    writer: Any = None
+    schema: pa.Schema | None = None
 
-    def close(self) -> None: ...
-
-
-class FileWriter:
-    """A Parquet, CSV or JSON-lines file, written piece by piece to a temporary name; `finish` puts it in place."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.writer: Writer | None = None
-        self.schema: pa.Schema | None = None
-
-    def __enter__(self) -> FileWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer:
-            self.writer.close()
-        self.scratch.unlink(missing_ok=True)
-
-    def write(self, table: pa.Table) -> None:
-        """Appends rows; those that came as lines of JSON get back the columns they had."""
-        if self.path.suffix == ".jsonl":
-            self.writer = self.writer or LinesWriter(self.scratch)
+    def write(table: pa.Table) -> None:
+        nonlocal writer, schema
+        if path.suffix == ".jsonl":
+            writer = writer or LinesWriter(temporary)
         elif LINE in table.column_names:
             table = pa.Table.from_pylist([plain_row(row) for row in table.to_pylist()])
-        if self.writer is None:
+        if writer is None:
             if not len(table):
                 return  # its columns may have no type yet
-            self.schema = table.schema
-            self.writer = self._open(table.schema)
-        self.writer.write(table.cast(self.schema) if self.schema and len(table) else table)
+            schema = table.schema
+            open_writer = pa.parquet.ParquetWriter if path.suffix == ".parquet" else pa.csv.CSVWriter
+            writer = open_writer(temporary, schema)
+        writer.write(table.cast(schema) if schema and len(table) else table)
 
-    def _open(self, schema: pa.Schema) -> Writer:
-        if self.path.suffix == ".parquet":
-            return pa.parquet.ParquetWriter(self.scratch, schema)
-        return pa.csv.CSVWriter(self.scratch, schema)
-
-    def finish(self) -> None:
-        """Puts the file in place."""
-        if self.writer is None:  # not a row
-            self.scratch.touch()
-        else:
-            self.writer.close()
-        self.writer = None
-        self.scratch.rename(self.path)
+    with replacing(path) as temporary:
+        try:
+            yield write
+        finally:
+            if writer:
+                writer.close()
+        temporary.touch()
 
 
 class LinesWriter:
@@ -132,7 +113,7 @@ def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     if LINE not in row:
         return row
     line = row.pop(LINE)
-    was = parse_line(line)
+    was = parse_row(line)
     return {**(was if was is not None else {"line": line}), **row}
 
 

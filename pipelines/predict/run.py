@@ -1,4 +1,4 @@
-"""A file of texts to a file of predictions: through Ray Data for who wants no endpoint, or by one that runs."""
+"""A file of texts to a file of predictions: by a student through Ray Data, or by any function, such as an endpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from cotd.data.files import FILE_TYPES, NO_OBJECT, parse_line, text_problem
+from cotd.data.files import FILE_TYPES, NOT_AN_OBJECT, text_problem
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
+from cotd.utils.jsonl import parse_row
 from cotd.utils.text import last_line
-from pipelines.predict.files import LINE, FileWriter, column_names, count_rows, csv_options, read_pieces
+from pipelines.predict.files import LINE, column_names, count_rows, csv_options, read_blocks, row_writer
 
 BATCH = 256
 REASON = "quarantine_reason"
@@ -32,11 +33,11 @@ Predict = Callable[[list[str]], Sequence[dict[str, Any]]]
 
 
 class RowRefused(Exception):
-    """Why texts are not predicted though all is well but for them: a row is quarantined with that reason."""
+    """Texts are not predicted, through no fault but their own: a row is quarantined with that reason."""
 
 
 @dataclass(frozen=True)
-class ScoreSummary:
+class PredictionSummary:
     """What became of a file's rows.
 
     Attributes:
@@ -52,22 +53,23 @@ class ScoreSummary:
 
     @property
     def sentences(self) -> list[str]:
-        scored = sum(self.labels.values())
-        shares = ", ".join(f"{count:,} {label}" for label, count in sorted(self.labels.items()))
-        found = [f"{scored:,} rows in {self.seconds:.0f} s: {shares or 'none'}."]
+        """The summary for the terminal."""
+        total, labels = sum(self.labels.values()), sorted(self.labels.items())
+        by_label = ", ".join(f"{count:,} {label}" for label, count in labels) or "none"
+        sentences = [f"{total:,} rows in {self.seconds:.0f} s: {by_label}."]
         if self.quarantine:
-            whys = "; ".join(f"{count:,} {why}" for why, count in sorted(self.reasons.items()))
-            found.append(f"{sum(self.reasons.values()):,} rows are set aside in {self.quarantine}: {whys}.")
-        return found
+            reasons = "; ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
+            sentences.append(f"{sum(self.reasons.values()):,} rows are quarantined in {self.quarantine}: {reasons}.")
+        return sentences
 
 
-def score_file(
+def predict_file(
     source: str, target: str, student: str, tracking_uri: str | None, text: str = "text", rationale: bool = False
-) -> ScoreSummary:
+) -> PredictionSummary:
     """Predicts every row of a file on the running Ray, with a student in an actor for each GPU, or else each CPU.
 
     The output has the input's rows in their order with all their columns, and `predicted_label`, `predicted_score` (the
-    label's probability), `predicted_truncated` and, if asked for, `predicted_rationale`. A row without a usable text is
+    label's probability), `predicted_truncated` and, on request, `predicted_rationale`. A row without a usable text is
     not in it, but in `NAME.quarantine.EXT` beside it, with a `quarantine_reason`. Both are put in place when all is done.
 
     Args:
@@ -82,74 +84,73 @@ def score_file(
 
     require_columns(source, text)
     require_output(target)
-    context = ray.data.DataContext.get_current()
-    in_order = context.execution_options.preserve_order
-    context.execution_options.preserve_order = True
+    options = ray.data.DataContext.get_current().execution_options
+    preserve_order, options.preserve_order = options.preserve_order, True
     try:
-        return write_scored(
-            source, target, scored_batches(source, pinned(student, tracking_uri), tracking_uri, text, rationale)
-        )
+        tables = predicted_tables(source, pinned(student, tracking_uri), tracking_uri, text, rationale)
+        return write_predicted(source, target, tables)
     finally:
-        context.execution_options.preserve_order = in_order
+        options.preserve_order = preserve_order
 
 
-def score_file_by(source: str, target: str, predict: Predict, text: str = "text", rationale: bool = False) -> ScoreSummary:
-    """`score_file` by whatever predicts, an endpoint for one, from this process and without Ray.
+def predict_file_with(
+    predict: Predict, source: str, target: str, text: str = "text", rationale: bool = False
+) -> PredictionSummary:
+    """`predict_file` by a function, from this process and without Ray.
 
     Args:
-        predict: texts → `label`, `score`, `truncated` and, if asked for, `rationale` of each. Raises RowRefused if one of
-            the texts is at fault: then each is asked about by itself.
+        predict: texts → `label`, `score`, `truncated` and, on request, `rationale` of each. Raises RowRefused if one of the
+            texts is at fault: then each is predicted by itself.
 
     Raises:
-        CotdError: as `score_file`, and whatever `predict` raises.
+        CotdError: as `predict_file`, and whatever `predict` raises.
     """
     require_columns(source, text)
     require_output(target)
-    tables = read_pieces(source, BATCH)
-    return write_scored(source, target, (with_predictions(table, text, predict, rationale) for table in tables))
+    tables = (with_predictions(table, text, predict, rationale) for table in read_blocks(source, BATCH))
+    return write_predicted(source, target, tables)
 
 
-def write_scored(source: str, target: str, tables: Iterator[pa.Table]) -> ScoreSummary:
+def write_predicted(source: str, target: str, tables: Iterator[pa.Table]) -> PredictionSummary:
     """Writes rows with the columns of `ADDED` to the output and to the quarantine."""
     started = time.monotonic()
     labels: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    aside = quarantine_path(Path(target))
+    output = Path(target)
+    quarantine = output.with_name(f"{output.stem}.quarantine{output.suffix}")
     try:
-        with FileWriter(Path(target)) as scored, FileWriter(aside) as quarantine:
-            with track("predicting", count_rows(source), "rows") as advance:
-                for table in tables:
-                    bad = table[REASON].is_valid()
-                    good = table.filter(pa.compute.invert(bad)).drop_columns([REASON])
-                    scored.write(good)
-                    quarantine.write(
-                        table.filter(bad).drop_columns([c for c in ADDED if c in table.column_names and c != REASON])
-                    )
-                    labels.update(good["predicted_label"].to_pylist())
-                    reasons.update(table[REASON].drop_null().to_pylist())
-                    advance(len(table))
+        with (
+            row_writer(output) as write,
+            row_writer(quarantine) as write_quarantined,
+            track("predicting", count_rows(source), "rows") as advance,
+        ):
+            for table in tables:
+                bad = table[REASON].is_valid()
+                good = table.filter(pa.compute.invert(bad)).drop_columns([REASON])
+                write(good)
+                write_quarantined(table.filter(bad).drop_columns([c for c in table.column_names if c in ADDED and c != REASON]))
+                labels.update(good["predicted_label"].to_pylist())
+                reasons.update(table[REASON].drop_null().to_pylist())
+                advance(len(table))
             if not labels and not reasons:
                 raise CotdError(f"'{source}' has no rows.")
-            scored.finish()
-            if reasons:
-                quarantine.finish()
-            else:
-                aside.unlink(missing_ok=True)  # an earlier run's
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise CotdError(f"cannot write '{target}': {error}. A .jsonl file takes columns of any kind.") from error
-    return ScoreSummary(dict(labels), dict(reasons), aside if reasons else None, time.monotonic() - started)
+    if not reasons:
+        quarantine.unlink()
+    return PredictionSummary(dict(labels), dict(reasons), quarantine if reasons else None, time.monotonic() - started)
 
 
-def scored_batches(source: str, student: str, tracking_uri: str | None, text: str, rationale: bool) -> Iterator[pa.Table]:
+def predicted_tables(source: str, student: str, tracking_uri: str | None, text: str, rationale: bool) -> Iterator[pa.Table]:
     """The file's rows with the columns of `ADDED`, in order, as Ray Data delivers them."""
     import ray
 
-    have = ray.cluster_resources()
-    gpus = int(have.get("GPU", 0))
-    # No more than have four batches each to do: an actor takes seconds to start.
-    actors = min(gpus or max(1, int(have.get("CPU", 1))), math.ceil(count_rows(source) / (4 * BATCH)))
-    scored = read(source).map_batches(
-        ScoreActor,
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    # At least four batches for each actor, which takes seconds to start.
+    actors = min(gpus or max(1, int(resources.get("CPU", 1))), math.ceil(count_rows(source) / (4 * BATCH)))
+    predicted = read_dataset(source).map_batches(
+        StudentActor,
         fn_constructor_args=(student, tracking_uri, text, rationale),
         batch_size=BATCH,
         batch_format="pyarrow",
@@ -161,25 +162,25 @@ def scored_batches(source: str, student: str, tracking_uri: str | None, text: st
         num_gpus=1 if gpus else 0,
     )
     try:
-        yield from scored.iter_batches(batch_size=None, batch_format="pyarrow")
+        yield from predicted.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         raise CotdError(f"cannot predict '{source}': {last_line(cause or error)}") from error
 
 
-def read(source: str) -> Any:
+def read_dataset(source: str) -> Any:
     """The file as a Ray dataset."""
     import ray
 
     path = str(Path(source).expanduser().absolute())
     # No partitioning: else a folder called kind=radio would add a column.
-    how: dict[str, Any] = {"partitioning": None, "file_extensions": None}
+    options: dict[str, Any] = {"partitioning": None, "file_extensions": None}
     if source.endswith(".parquet"):
-        return ray.data.read_parquet(path, **how)
-    return ray.data.read_csv(path, **csv_options(source), **how)
+        return ray.data.read_parquet(path, **options)
+    return ray.data.read_csv(path, **csv_options(source), **options)
 
 
-class ScoreActor:
+class StudentActor:
     """A student in a process of its own."""
 
     def __init__(self, student: str, tracking_uri: str | None, text: str, rationale: bool):
@@ -197,8 +198,7 @@ class ScoreActor:
         def predict(texts: list[str]) -> list[dict[str, Any]]:
             rows = [asdict(p) for p in model.predict(texts)]
             if rationale:
-                for row, why in zip(rows, model.explain(texts), strict=True):
-                    row["rationale"] = why
+                rows = [{**row, "rationale": r} for row, r in zip(rows, model.explain(texts), strict=True)]
             return rows
 
         self.predict, self.text, self.rationale = predict, text, rationale
@@ -247,14 +247,10 @@ def texts_of_lines(lines: list[str], text: str) -> tuple[list[Any], list[str | N
     values: list[Any] = []
     reasons: list[str | None] = []
     for line in lines:
-        row = parse_line(line)
+        row = parse_row(line)
         values.append(row.get(text) if row is not None else None)
-        reasons.append(text_problem(values[-1]) if row is not None else NO_OBJECT)
+        reasons.append(text_problem(values[-1]) if row is not None else NOT_AN_OBJECT)
     return values, reasons
-
-
-def quarantine_path(target: Path) -> Path:
-    return target.with_name(f"{target.stem}.quarantine{target.suffix}")
 
 
 def require_columns(source: str, text: str) -> None:
@@ -262,8 +258,8 @@ def require_columns(source: str, text: str) -> None:
     names = column_names(source)
     if text not in names:
         raise CotdError(f"{source}: no column '{text}' (--text); it has: {', '.join(names)}.{nearest(text, names)}")
-    if taken := [name for name in ADDED if name in names]:
-        raise CotdError(f"{source}: has the column '{taken[0]}' already, which would be overwritten. Rename or drop it.")
+    if existing := [name for name in ADDED if name in names]:
+        raise CotdError(f"{source}: has the column '{existing[0]}' already, which would be overwritten. Rename or drop it.")
 
 
 def require_output(target: str) -> None:
@@ -276,7 +272,7 @@ def require_output(target: str) -> None:
 
 
 def pinned(student: str, tracking_uri: str | None) -> str:
-    """A source that stands for the same student in every process, whatever happens to an alias meanwhile."""
+    """A source that is the same student in every process, whatever happens to an alias meanwhile."""
     from cotd.storage.model_cache import model_version
     from cotd.storage.tracking_store import use_tracking
     from cotd.students.base_models import resolve_model

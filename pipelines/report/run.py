@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +10,41 @@ import pandas as pd
 from cotd.errors import CotdError
 from cotd.evaluation.baselines import majority
 from cotd.evaluation.comparisons import draws_for
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
-from cotd.utils.files import write_bytes, write_json
+from cotd.utils.files import read_json, write_bytes, write_json
 from pipelines.annotate.files import read_annotations
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.figures import FILES, figures_of, rendered
-from pipelines.report.findings import Content
 from pipelines.report.page import report_page
-from pipelines.report.results import Results, group_trials, linear_baselines, plan_so_far, read_json, read_results
-from pipelines.report.scoring import base_scores
-from pipelines.report.text import markdown, terminal
-from pipelines.report.transfer import transfer_folder, transferred, unseen_reviews
+from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_reviews
+from pipelines.report.results import Content, Results, group_trials, labelled_test, linear_baselines, plan_so_far, read_results
+from pipelines.report.text import markdown
 from pipelines.sweep.plan import Plan
-
-__all__ = ["Elsewhere", "report", "terminal", "transfer_folder"]
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Reviews of another source, with gold labels, to score a study's students on."""
-
-    source: str
-    reviews: pd.DataFrame
 
 
 @sync_study
-def report(config: StudyConfig, elsewhere: Elsewhere | None = None) -> Content:
+def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
     """Writes the report of a study, finished or not.
 
     Args:
-        elsewhere: score the students on these in place of the study's own test reviews; the report then lies in a folder
-            of its own, `transfer/SOURCE` in the study's.
+        other: score the students on its reviews in place of the study's own test reviews; the report is then written to a
+            folder of its own, `transfer/SOURCE` in the study's.
 
     Returns:
         What `report.json` holds.
 
     Raises:
-        CotdError: there is nothing to report yet: no finished trial and no annotations; or the study's inputs are bad; or
-            none of the other reviews is new to the study.
+        CotdError: there is nothing to report yet, neither a finished trial nor annotations; the study's inputs are bad; or
+            the study trains or selects on all of the other reviews.
     """
     plan, notes = plan_so_far(config)
     results = read_results(plan, notes)
-    folder = config.directory
-    if elsewhere:
-        folder = transfer_folder(config, elsewhere.source)
-        content = content_elsewhere(plan, results, elsewhere, folder)
+    if other:
+        folder = transfer_folder(config, other.name)
+        content = transfer_content(plan, results, other, folder)
     else:
-        content = content_of(plan, results)
+        folder, content = config.directory, study_content(plan, results)
     write_report(content, folder)
     return content
 
@@ -74,64 +60,58 @@ def write_report(content: Content, folder: Path) -> None:
     for stale in set(FILES) - drawn.keys():  # of a grid that was another when the report was last written
         (folder / stale).unlink(missing_ok=True)
     files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
-    for name, written in files.items():
-        write_bytes(folder / name, written)
+    for name, data in files.items():
+        write_bytes(folder / name, data)
     write_json(folder / "report.json", content)
 
 
-def content_of(plan: Plan, results: Results) -> Content:
-    """All that the report says, as `report.json` holds it, but for its figures."""
+def study_content(plan: Plan, results: Results) -> Content:
+    """All that the report says, as `report.json` holds it, except its figures."""
     config = plan.config
-    found = read_annotations(config) if plan.annotations else None
+    annotations = read_annotations(config) if plan.annotations else None
+    summary = annotations[1] if annotations else None
+    test = labelled_test(pd.read_parquet(plan.reviews))
+    later = [config.directory / name for name in ("champion.json", "serving.json")]  # stages that may not have run yet
     return {
-        **figures_on(results),
+        **common_content(results),
         "study": config.name,
-        "source": config.data.where,
+        "source": config.data.source_name,
         "trained_on": None,  # the same
-        "teacher": found[1]["teacher"] if found and found[1]["teacher"]["n"] else None,  # one without gold was not measured
-        "annotation": annotation_costs(found),
+        "teacher": summary["teacher"] if summary and summary["teacher"]["n"] else None,  # without gold it was not measured
+        "annotation": annotation_costs(summary),
         "tfidf": linear_baselines(plan, fractions_of(results)),
-        "bases": base_scores(plan, results, own_test_reviews(plan), plan.cache) if results.trials else [],
-        "champion": read_json(config.directory / "champion.json"),
-        "serving": read_json(config.directory / "serving.json"),
-        "figures": [],
+        "bases": base_scores(plan, results, test, plan.cache),
+        **{path.stem: read_json(path) if path.is_file() else None for path in later},
     }
 
 
-def content_elsewhere(plan: Plan, results: Results, elsewhere: Elsewhere, folder: Path) -> Content:
-    """The same of another source's reviews, which have no teacher and no endpoint."""
-    reviews = unseen_reviews(plan, elsewhere.reviews)
+def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: Path) -> Content:
+    """The same for another source's reviews, which have no teacher and no endpoint."""
+    reviews = unseen_reviews(plan, other.reviews)
     if reviews.empty:
-        raise CotdError(f"{elsewhere.source}: every review of it is one that {plan.config.name} trains or selects on.")
-    found = transferred(plan, results, reviews, folder)
+        raise CotdError(f"{other.name}: {plan.config.name} trains or selects on all its reviews. Score on another source.")
+    rescored = transfer_results(plan, results, reviews, folder)
     return {
-        **figures_on(found),
+        **common_content(rescored),
         "study": plan.config.name,
-        "source": elsewhere.source,
-        "trained_on": plan.config.data.where,
-        "left_out": len(elsewhere.reviews) - len(reviews),
-        "teacher": None, "annotation": None,
+        "source": other.name,
+        "trained_on": plan.config.data.source_name,
+        "left_out": len(other.reviews) - len(reviews),
         "tfidf": linear_baselines(plan, fractions_of(results), reviews),
-        "bases": base_scores(plan, found, reviews, folder / "predictions"),
-        "champion": None, "serving": None, "figures": [],
-    }  # fmt: skip
-
-
-def own_test_reviews(plan: Plan) -> pd.DataFrame:
-    """The study's own test reviews that have gold labels."""
-    reviews = pd.read_parquet(plan.reviews)
-    return reviews[(reviews["split"] == "test") & reviews["label"].notna()]
+        "bases": base_scores(plan, rescored, reviews, folder / "predictions"),
+        **dict.fromkeys(("teacher", "annotation", "champion", "serving")),
+    }
 
 
 def fractions_of(results: Results) -> list[float]:
     return sorted({t["fraction"] for t in results.trials} or {1.0})
 
 
-def figures_on(results: Results) -> Content:
+def common_content(results: Results) -> Content:
     """What follows from which students were right about which reviews."""
     groups = group_trials(results)
     comparisons = compare_methods(results, groups)
-    against_teacher = compare_with_teacher(results, groups)
+    teacher_comparisons = compare_with_teacher(results, groups)
     return {
         "test_reviews": len(results.gold),
         "trials": results.trials,
@@ -144,19 +124,19 @@ def figures_on(results: Results) -> Content:
         "draws": draws_for(len(comparisons)),
         "claims": judge_claims(comparisons),
         "size_comparisons": compare_sizes(results, groups),
-        "teacher_comparisons": against_teacher,
-        "least_to_reach_teacher": least_to_reach(groups, against_teacher) if against_teacher else [],
+        "teacher_comparisons": teacher_comparisons,
+        "least_to_reach_teacher": least_to_reach(groups, teacher_comparisons) if teacher_comparisons else [],
         "majority": majority(results.gold),
+        "figures": [],
     }
 
 
-def annotation_costs(found: tuple[Any, dict[str, Any]] | None) -> dict[str, Any] | None:
-    """What the last run of `cotd annotate` took: answers wanted, those known before, tokens and price of the new ones.
+def annotation_costs(summary: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the last run of `cotd annotate` took: completions needed and cached, tokens and price of the new ones.
 
-    None where it took nothing: there was none, or it read answers from a file.
+    None where it took nothing: there was no run, or it imported labels and rationales from a file.
     """
-    if found is None or "answers" in found[1]:
+    if summary is None or "answers" in summary:
         return None
-    summary = found[1]
     keys = ("requests", "from_store", "prompt_tokens", "output_tokens")
     return {**{key: summary["usage"].get(key, 0) for key in keys}, "cost": summary["spent"]["cost"]}

@@ -1,7 +1,8 @@
-"""The Review table: whatever the rows, equal texts are one review, and nothing leaks between splits."""
+"""Examples: whatever the rows, equal texts are one example, and nothing leaks between splits."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import tracemalloc
 from collections import defaultdict
@@ -13,10 +14,9 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from cotd.data import examples as reviews_module
-from cotd.data import table as review_table
+from cotd.data import table as table_module
 from cotd.data.cleaning import clean_text
-from cotd.data.examples import PROTECTION, Examples, build_examples, limit_rows, review_id
+from cotd.data.examples import CONTRADICTORY, PROTECTION, Examples, build_examples, limit_rows, review_id, select_fraction
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.registry import SENTIMENT
@@ -62,12 +62,12 @@ def test_every_row_is_accounted_for_and_no_text_is_there_twice(rows: list[dict[s
     counts = reviews.counts
     assert counts["rows"] == len(rows)
     assert counts["rows"] == counts["repeats"] + counts["quarantined"] + sum(counts[f"kept_{s}"] for s in SPLITS)
-    assert counts["quarantined"] == len(reviews.quarantine)
+    assert counts["quarantined"] == len(reviews.quarantined)
     assert sum(counts[f"kept_{s}"] for s in SPLITS) == len(reviews.table) == sum(len(reviews.split(s)) for s in SPLITS)
     assert reviews.table["text"].map(key).is_unique
     assert reviews.table["id"].is_unique
     assert set(reviews.table["label"]) <= {*SENTIMENT.labels, None}
-    assert reviews.quarantine["reason"].notna().all()
+    assert reviews.quarantined.frame()["reason"].notna().all()
 
 
 @given(many_rows)
@@ -79,8 +79,8 @@ def test_contradictory_repeats_are_quarantined_and_never_kept(rows: list[dict[st
             labels[key(r["text"])].add(label)
     contradictory = {text for text, found in labels.items() if text and len(found) > 1}
     assert not contradictory & set(reviews.table["text"].map(key))
-    reason = "repeated with different labels"
-    assert set(reviews.quarantine.loc[reviews.quarantine["reason"] == reason, "text"].map(key)) == contradictory
+    bad = reviews.quarantined.frame()
+    assert set(bad.loc[bad["reason"] == CONTRADICTORY, "text"].map(key)) == contradictory
 
 
 @given(many_rows, st.randoms(use_true_random=False))
@@ -120,11 +120,10 @@ def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: 
     frame = pd.DataFrame(rows)
     blocks = (frame.iloc[start : start + size] for start in range(0, len(frame), size))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (reviews_module, review_table):
-            patch.setattr(module, "BLOCK", read_at_once)
+        patch.setattr(table_module, "BLOCK", read_at_once)
         again = build_examples(blocks, "test", SENTIMENT)
         pd.testing.assert_frame_equal(again.table, whole.table)
-        pd.testing.assert_frame_equal(again.quarantine, whole.quarantine)
+        pd.testing.assert_frame_equal(again.quarantined.frame(), whole.quarantined.frame())
         assert again.digest() == whole.digest()
     assert again.counts == whole.counts
 
@@ -175,7 +174,7 @@ def test_html_and_white_space_go() -> None:
 
 def test_the_quarantine_says_why() -> None:
     reviews = build([{"text": "fine", "label": "positive"}, {"text": " <br> ", "label": "1"}, {"text": "so-so", "label": "3"}])
-    assert reviews.quarantine["reason"].to_list() == ["empty text", "label '3' is not one of negative, positive"]
+    assert reviews.quarantined.frame()["reason"].to_list() == ["empty text", "label '3' is not one of negative, positive"]
 
 
 @pytest.mark.parametrize("rows", [[], [("", "1")], [("fine", "five stars"), ("bad", "one star")]])
@@ -199,3 +198,14 @@ def test_the_digest_changes_with_a_label_and_a_split() -> None:
     digest = build(rows).digest()
     assert build([{**rows[0], "label": "negative"}, *rows[1:]]).digest() != digest
     assert build([{**rows[0], "split": "test"}, *rows[1:]]).digest() != digest
+
+
+def test_fractions_are_nested_and_sized(movie_reviews: Examples) -> None:
+    train = movie_reviews.split("train")
+    parts = [select_fraction(train, f)["id"].to_list() for f in (0.01, 0.1, 0.5, 1.0)]
+    assert [len(p) for p in parts] == [round(len(train) * f) for f in (0.01, 0.1, 0.5, 1.0)]
+    for small, large in itertools.pairwise(parts):
+        assert set(small) < set(large)
+    tenth = select_fraction(train, 0.1)
+    assert (tenth["label"] == "positive").mean() == pytest.approx((train["label"] == "positive").mean(), abs=0.05)
+    assert len(select_fraction(train.head(3), 0.1)) == 1

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.data import spill as scratch
-from cotd.data.spill import ScratchFile, SortedRows, TextFile
+from cotd.data import spill
+from cotd.data.spill import SortedRows, SpillFile, TextFile
 from cotd.errors import CotdError
 
 SCHEMA = pa.schema({"id": pa.string(), "sample": pa.int64(), "text": pa.string()})
@@ -26,7 +26,7 @@ ROWS = st.lists(st.tuples(st.sampled_from(["0" * 16, "7" * 16, "f" * 16]) | IDS,
 def test_rows_leave_sorted_once_and_an_id_in_one_block(rows: list[tuple[str, int]], expected: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"PACKED_AT": 2, "WRITTEN_AT": 5, "ROWS_A_BUCKET": 4}.items():
-            patch.setattr(scratch, name, value)
+            patch.setattr(spill, name, value)
         kept = SortedRows(SCHEMA, ["id", "sample"], expected)
         for number, (i, sample) in enumerate(rows):
             kept.add({"id": i, "sample": sample, "text": f"row {number}"})
@@ -52,14 +52,14 @@ def test_texts_are_found_by_number(blocks: list[list[str]], random: Any) -> None
 
 
 def test_nothing_is_left_of_a_file_or_seen_of_it_and_its_folder_need_not_exist(tmp_path: Path) -> None:
-    file = ScratchFile(tmp_path / "not" / "yet")
+    file = SpillFile(tmp_path / "not" / "yet")
     file.add(b"some rows")
     assert file.read(5, 4) == b"rows"
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    file = ScratchFile(tmp_path)
+    file = SpillFile(tmp_path)
     file._file = open("/dev/full", "wb")  # noqa: SIM115
     with pytest.raises(CotdError, match=rf"cannot keep rows on the disk of {tmp_path}: .*No space left"):
         file.add(b"x" * 100_000)

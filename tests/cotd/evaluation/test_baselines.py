@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from cotd.data.sources import embedded_reviews
+from cotd.data.examples import Examples
 from cotd.evaluation.baselines import majority, tfidf_regression
 
 
@@ -11,8 +11,8 @@ def test_the_commonest_label_is_always_answered() -> None:
     assert answer["ci_low"] < 0.75 < answer["ci_high"]
 
 
-def test_a_linear_model_learns_from_the_fraction_s_gold_labels(rotten_tomatoes: object) -> None:
-    reviews = embedded_reviews("rotten-tomatoes").table.groupby("split").head(2500)
+def test_a_linear_model_learns_from_the_fraction_s_gold_labels(movie_reviews: Examples) -> None:
+    reviews = movie_reviews.table.groupby("split").head(2500)
     tenth, whole = (tfidf_regression(reviews, fraction) for fraction in (0.1, 1.0))
     assert tenth is not None
     assert whole is not None

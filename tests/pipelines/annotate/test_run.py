@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pipelines.prepare import prepare as prepare_examples
 
 from cotd.data.examples import build_examples, review_id
 from cotd.data.truncation import fit_by_length, fit_end_by_length, tokens_by_length
@@ -20,20 +19,22 @@ from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import BudgetConfig, TeacherConfig
-from cotd.teachers.loading import load_teacher
 from cotd.teachers.prompts import load_prompts
-from cotd.teachers.requests import Request, Teacher
+from cotd.teachers.requests import Request
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import STRATEGIES
+from cotd.teachers.teacher import Teacher, load_teacher
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.utils.parquet import parquet_writer
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.budget import Budget
 from pipelines.annotate.files import QUARANTINE, AnnotationFiles, read_annotations
-from pipelines.annotate.job import prepare
-from pipelines.annotate.run import annotate, preview
+from pipelines.annotate.job import load_job
+from pipelines.annotate.preview import preview
+from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
+from pipelines.prepare import prepare as prepare_examples
 from pipelines.sweep.plan import check_annotations
 from tests.conftest import FakeTeacher, review_text
 from tests.hostile import HOSTILE
@@ -298,7 +299,7 @@ def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(wri
     ) as error:
         annotate(load_config(path), nobody)
     enough = str(error.value).rpartition("at least ")[2].rstrip(".")
-    prepare(load_config(path, [f"teacher.engine.max_model_len={enough}"]))
+    load_job(load_config(path, [f"teacher.engine.max_model_len={enough}"]))
 
 
 def test_two_commands_do_not_annotate_one_study_at_once(config: StudyConfig, teacher_double: Any) -> None:
@@ -364,7 +365,7 @@ def test_a_column_of_stars_is_warned_of(
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
     summary = annotate(config, teacher_double.complete)
     (warning,) = summary["warnings"]
-    assert warning.startswith("19 of 60 rows are set aside: ")
+    assert warning.startswith("19 of 60 rows are quarantined: ")
     assert "label '5' is not one of negative, positive" in warning
     assert "Stars or scores have to be mapped to labels first" in warning
 
@@ -411,18 +412,18 @@ def test_how_reviews_are_cut_makes_other_annotations(
     assert annotate(load_config(path), teacher_double.complete)["reviews"]["cut"] == 1
     head = load_config(path, ["teacher.truncation=head", "grid.method=[distill]"])
     with pytest.raises(CotdError, match="made for other"):
-        check_annotations(head, prepare(head).reviews.digest())
+        check_annotations(head, load_job(head).reviews.digest())
 
 
 def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
     shown = list(preview(config, 2))
     assert not config.directory.parent.exists()
     # 60 scores, 24 rationales given gold, and as many where the teacher's label turns out to be another.
-    assert shown[-1].startswith("at most 108 requests to make (0 answers are in the store): about ")
+    assert shown[-1].startswith("at most 108 requests to make (0 completions are in the store): about ")
     annotate(config, teacher_double.complete)
     sent = set(prompts(teacher_double))
     assert len([line for line in shown if line in sent]) == 4
-    assert list(preview(config, 1))[-1].startswith("0 requests to make (84 answers are in the store)")
+    assert list(preview(config, 1))[-1].startswith("0 requests to make (84 completions are in the store)")
 
 
 @pytest.mark.parametrize("gold_conditioned", [True, False])
@@ -441,11 +442,11 @@ def test_an_estimate_goes_by_the_labels_that_the_scores_give(
         annotate(config, teacher_double.complete)
     rationales = 24 + 3 if gold_conditioned else 24
     last = list(preview(config, 1))[-1]
-    assert last.startswith(f"{rationales} requests to make (60 answers are in the store)")
+    assert last.startswith(f"{rationales} requests to make (60 completions are in the store)")
     teacher_double.stop_after = None
     assert annotate(config, teacher_double.complete)["usage"]["requests"] == 60 + rationales
     assert len(teacher_double.asked) == 60 + rationales
-    assert list(preview(config, 1))[-1].startswith(f"0 requests to make ({60 + rationales} answers are in the store)")
+    assert list(preview(config, 1))[-1].startswith(f"0 requests to make ({60 + rationales} completions are in the store)")
 
 
 def test_a_budget_holds_for_an_engine_too(config: StudyConfig, teacher_double: Any) -> None:
@@ -476,8 +477,8 @@ def test_samples_for_another_label_than_the_majoritys_are_filtered(config: Study
         reviews = pd.read_csv(config.data.source).assign(id=lambda t: [review_id("reviews.csv", x) for x in t["text"]])
         table = (read_annotations(sampled) or (None,))[0]
         pairs = training_pairs(METHODS["cot_unlabelled"], reviews[reviews["split"] == "train"], table, SENTIMENT, 0.5)
-        seeds = {t.split()[1] for t in pairs[pairs["task"] == "rationale"]["target"]}
-        assert set(pairs[pairs["task"] == "label"]["target"]) == ({"positive"} if filters else {"negative"})
+        seeds = {t.split()[1] for t in pairs[pairs["target_kind"] == "rationale"]["target"]}
+        assert set(pairs[pairs["target_kind"] == "label"]["target"]) == ({"positive"} if filters else {"negative"})
         assert seeds == ({"1", "2"} if filters else {"0"})
 
 
@@ -534,7 +535,7 @@ def test_any_text_is_annotated_or_set_aside_and_shifts_no_other(texts: list[str]
         dtype=object,
     )  # fmt: skip
     reviews = build_examples(rows, "hostile", SENTIMENT)
-    assert len(reviews.table) + len(reviews.quarantine) + reviews.counts["repeats"] == len(rows)
+    assert len(reviews.table) + len(reviews.quarantined) + reviews.counts["repeats"] == len(rows)
     double = FakeTeacher()
     config = TeacherConfig()
     teacher = Teacher("double", "1", first_token=hash, fit=fit_by_length, config=config, count=tokens_by_length)

@@ -15,8 +15,8 @@ from cotd.errors import CotdError
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
 from pipelines.cluster.session import ray_session
-from pipelines.predict.files import LINE, FileWriter
-from pipelines.predict.run import RowRefused, require_columns, require_output, score_file, score_file_by, with_predictions
+from pipelines.predict.files import LINE, row_writer
+from pipelines.predict.run import RowRefused, predict_file, predict_file_with, require_columns, require_output, with_predictions
 
 
 def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path) -> None:
@@ -42,8 +42,8 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     with ray_session(num_cpus=1):
-        summary = score_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "review")
-        second = score_file(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), str(student_folder), None)
+        summary = predict_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "review")
+        second = predict_file(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), str(student_folder), None)
 
     out, aside = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(tmp_path / "out.quarantine.parquet")
     kept = frame.drop([3, 300]).reset_index(drop=True)
@@ -61,7 +61,7 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     assert rows[0]["predicted_label"] in SENTIMENT.labels
     reasons = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
     assert reasons == [
-        {"line": "{broken", "quarantine_reason": "the line is no JSON object"},
+        {"line": "{broken", "quarantine_reason": "the line is not a JSON object"},
         {"text": 5, "quarantine_reason": "the text is a int, not a string"},
     ]
     assert sum(second.reasons.values()) == 2
@@ -81,7 +81,7 @@ def test_one_bad_row_costs_no_other() -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
-    """As `score_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
+    """As `predict_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
     source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
     frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "review": [f"review {i}" for i in range(600)]})
     frame.loc[300, "review"] = "poison"
@@ -95,7 +95,7 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
             raise RowRefused("too long for the endpoint")
         return [{"label": "positive", "score": 0.9, "truncated": False, "rationale": None} for _ in texts]
 
-    summary = score_file_by(str(source), str(target), predict, "review")
+    summary = predict_file_with(predict, str(source), str(target), "review")
     read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str),
             "jsonl": lambda p: pd.read_json(p, lines=True, dtype=False)}[kind]  # fmt: skip
     out, aside = read(target), read(tmp_path / f"out.quarantine.{kind}")
@@ -108,15 +108,14 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
         raise CotdError("no answer")
 
     with pytest.raises(CotdError, match="no answer"):
-        score_file_by(str(source), str(target), gone, "review")
+        predict_file_with(gone, str(source), str(target), "review")
     assert len(read(target)) == 599, "the file that was there stays"
 
 
 def test_lines_of_json_become_columns_where_there_are_columns(tmp_path: Path) -> None:
     lines = pa.table({LINE: ['{"text": "fine", "id": 1}', '{"text": "dull", "id": 2}'], "predicted_label": ["a", "b"]})
-    with FileWriter(tmp_path / "out.csv") as file:
-        file.write(lines)
-        file.finish()
+    with row_writer(tmp_path / "out.csv") as write:
+        write(lines)
     assert pd.read_csv(tmp_path / "out.csv").to_dict("list") == {
         "text": ["fine", "dull"], "id": [1, 2], "predicted_label": ["a", "b"]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What an endpoint's answer says, or why it is none."""
+"""What an endpoint's response says: a completion, or why there is none."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cotd.data.cleaning import whole_characters
+from cotd.data.cleaning import replace_surrogates
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion, completion
 
 # What reading JSON that may be anything can raise.
-ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-# More is no count of tokens; so many fit into the store's columns however often a request is tried.
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+# A larger number is not a count of tokens; so many fit into the store's columns however often a request is tried.
 MOST_TOKENS = 10**7
 
 
-class Again(Exception):
+class Transient(Exception):
     """A request failed in a way that may pass.
 
     Attributes:
-        after: seconds that the server asks to wait. waits: it was a rate limit, or the server says when to come again, so
-            that the request itself was not tried. answered: an answer came. paid: one was, or may have been, written: the
-            server had the request.
+        retry_after: seconds that the server asks to wait. rate_limited: it was a rate limit, or the server says when to come
+            again, so that the request itself was not tried. answered: a response came. paid: one was, or may have been,
+            written: the server had the request.
     """
 
     def __init__(
-        self, reason: str, after: float | None = None, waits: bool = False, answered: bool = False, paid: bool = False
+        self,
+        reason: str,
+        retry_after: float | None = None,
+        rate_limited: bool = False,
+        answered: bool = False,
+        paid: bool = False,
     ):
         super().__init__(reason)
-        self.after, self.waits, self.answered, self.paid = after, waits, answered, answered or paid
+        self.retry_after, self.rate_limited, self.answered, self.paid = retry_after, rate_limited, answered, answered or paid
 
 
 class Refused(Exception):
@@ -43,12 +48,12 @@ class TeacherRefused(Exception):
     """The teacher, or a filter of what it writes, will not answer a request."""
 
 
-class NoScores(Exception):
-    """An answer has no log-probabilities."""
+class NoLogprobs(Exception):
+    """A response has no log-probabilities."""
 
 
 class CutOff(Exception):
-    """An answer ran into the token limit before it had the form that was asked for."""
+    """A response ran into the token limit before it had the form that was asked for."""
 
 
 @dataclass
@@ -68,27 +73,26 @@ class Usage:
 
 
 def token_count(value: Any, fallback: int) -> int:
-    """What a server says that it counted, or `fallback` where that is no count of tokens."""
-    counted = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS
-    return int(value) if counted else fallback
+    """A server's count of tokens, or `fallback` where it is not one."""
+    is_count = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS
+    return int(value) if is_count else fallback
 
 
-def read_answer(request: Request, plain: Any, chat: bool, usage: Usage, count: Callable[[str], int]) -> Completion:
-    """The completion that a successful response says.
+def read_completion(request: Request, content: Any, chat: bool, usage: Usage, count: Callable[[str], int]) -> Completion:
+    """The completion in a successful response.
 
     Args:
-        plain: the response's JSON. chat: it is a chat completion. usage: what the answer took is added to it.
+        content: the response's JSON. chat: it is a chat completion. usage: what the response took is added to it.
         count: the tokens of a text, where the response does not say.
 
     Raises:
-        Again, TeacherRefused, CutOff, NoScores: it is no use.
-        ODD: it is no answer at all.
+        Transient, TeacherRefused, CutOff, NoLogprobs: there is no usable one.
+        MALFORMED: it is not a completion at all.
     """
-    choice = plain["choices"][0]
+    choice = content["choices"][0]
     message = choice["message"] if chat else choice
-    content = message.get("content" if chat else "text")
-    text = whole_characters(str(content or ""))
-    used = plain.get("usage")
+    text = replace_surrogates(str(message.get("content" if chat else "text") or ""))
+    used = content.get("usage")
     used = used if isinstance(used, dict) else {}
     usage.prompt_tokens += token_count(used.get("prompt_tokens"), count(request.prompt))
     usage.output_tokens += token_count(used.get("completion_tokens"), count(text))
@@ -99,63 +103,65 @@ def read_answer(request: Request, plain: Any, chat: bool, usage: Usage, count: C
         raise TeacherRefused("the endpoint's content filter refused")
     tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
     if words := request.sampling.get("label_words"):
-        scores = label_scores(choice, words)
-        return completion(request.key, text=text, label_logprobs=scores, finish_reason="stop", **tokens)
-    if not text.strip() and finish_reason == "length":
-        raise CutOff("the token limit was reached before anything was answered")
+        return completion(request.key, text=text, label_logprobs=label_logprobs(choice, words), finish_reason="stop", **tokens)
     if not text.strip():
-        raise Again("an empty answer", answered=True)
+        if finish_reason == "length":
+            raise CutOff("the token limit was reached before anything was answered")
+        raise Transient("an empty response", answered=True)
     if not has_form(text, request.sampling.get("structured_outputs", {})):
         if finish_reason == "length":
-            raise CutOff("the answer is cut off by the token limit before it has the form asked for")
-        raise Again("the answer does not have the form asked for", answered=True)
+            raise CutOff("the response is cut off by the token limit before it has the form asked for")
+        raise Transient("the response does not have the form asked for", answered=True)
     return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
 
 
-def label_scores(choice: dict[str, Any], words: list[str]) -> list[float]:
-    """The log-probability of each label word's first token; a word that is not among those given has the least of them."""
-    found = (choice.get("logprobs") or {}).get("top_logprobs")
-    if not found or not isinstance(found[0], dict):
-        raise NoScores
-    given = {str(token): float(logprob) for token, logprob in found[0].items() if math.isfinite(float(logprob))}
-    scores = [label_logprob(word, given, [w for w in words if w != word]) for word in words]
-    if all(s is None for s in scores):
-        raise Again("no label word is among the likeliest tokens", answered=True)
-    return [min(given.values()) if s is None else s for s in scores]
+def label_logprobs(choice: dict[str, Any], words: list[str]) -> list[float]:
+    """The log-probability of each label word's first token; a word that is not among the top tokens has the least of them."""
+    top = (choice.get("logprobs") or {}).get("top_logprobs")
+    if not top or not isinstance(top[0], dict):
+        raise NoLogprobs
+    logprobs = {str(token): float(logprob) for token, logprob in top[0].items() if math.isfinite(float(logprob))}
+    by_word = [label_logprob(word, logprobs, [w for w in words if w != word]) for word in words]
+    if all(logprob is None for logprob in by_word):
+        raise Transient("no label word is among the likeliest tokens", answered=True)
+    return [min(logprobs.values()) if logprob is None else logprob for logprob in by_word]
 
 
-def form_of(request: Request) -> tuple[str, ...]:
-    """What kind of request it is: requests of one form differ in their texts."""
-    return (*sorted(request.sampling), *request.sampling.get("structured_outputs", ()))
-
-
-def label_logprob(word: str, given: dict[str, float], others: list[str]) -> float | None:
-    """The log-probability of the tokens in `given` (token → log-probability) that begin `word` and no other, or None."""
+def label_logprob(word: str, logprobs: dict[str, float], others: list[str]) -> float | None:
+    """The log-probability of the tokens of `logprobs` that begin `word` and none of `others`, or None."""
 
     def begins(token: str, whole: str) -> bool:
         return bool(token.strip()) and whole.strip().startswith(token.strip())
 
-    own = [p for token, p in given.items() if begins(token, word) and not any(begins(token, o) for o in others)]
-    return math.log(sum(math.exp(p) for p in own)) if own else None
+    matching = [p for token, p in logprobs.items() if begins(token, word) and not any(begins(token, o) for o in others)]
+    return math.log(sum(math.exp(p) for p in matching)) if matching else None
+
+
+def form_of(request: Request) -> tuple[str, ...]:
+    """The kind of a request: requests of one form differ in their texts."""
+    return (*sorted(request.sampling), *request.sampling.get("structured_outputs", ()))
 
 
 def has_form(text: str, structured: dict[str, Any]) -> bool:
-    """Whether an answer has the form that was asked for: a pattern, or an object with a schema's keys and choices."""
+    """Whether a text has the form that was asked for: a pattern, or an object with a schema's keys and choices.
+
+    Not by a JSON schema validator: choices may be written in another case, see `folded`.
+    """
     if "regex" in structured:
         return re.fullmatch(structured["regex"], text) is not None
     if "json" not in structured:
         return True
     try:
-        plain = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        content = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError):
         return False
     properties = structured["json"]["properties"]
-    return isinstance(plain, dict) and all(
-        isinstance(plain.get(k), str) and ("enum" not in p or folded(plain[k]) in map(folded, p["enum"]))
+    return isinstance(content, dict) and all(
+        isinstance(content.get(k), str) and ("enum" not in p or folded(content[k]) in map(folded, p["enum"]))
         for k, p in properties.items()
     )
 
 
 def folded(word: str) -> str:
-    """A choice as it is compared, here and where answers are parsed: "positive." is "Positive"."""
+    """A choice in the form in which it is compared, here and where completions are parsed: "positive." is "Positive"."""
     return word.strip().strip(".").casefold()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cotd.data.cleaning import whole_characters
-from cotd.data.sources import embedded_reviews
+from cotd.data.cleaning import replace_surrogates
+from cotd.data.config import DataConfig
+from cotd.data.sources import load_examples
 from cotd.students.base_models import resolve_model
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
@@ -20,9 +21,13 @@ pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
 
 
+def movie_texts() -> pd.Series:
+    return load_examples(DataConfig(source="embedded:rotten-tomatoes")).split("test")["text"]
+
+
 def test_both_engines_answer_alike() -> None:
     from cotd.teachers.config import TeacherConfig
-    from cotd.teachers.loading import load_teacher
+    from cotd.teachers.teacher import load_teacher
     from pipelines.annotate.engines.choose import teacher_engine
     from pipelines.cluster.session import ray_session
 
@@ -59,7 +64,7 @@ def test_both_engines_answer_alike() -> None:
 def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
     """p(Positive) of each text, from the embedded teacher's label scores; in the texts' order."""
     from cotd.teachers.config import TeacherConfig
-    from cotd.teachers.loading import load_teacher
+    from cotd.teachers.teacher import load_teacher
     from pipelines.annotate.engines.choose import teacher_engine
     from pipelines.cluster.session import ray_session
 
@@ -79,7 +84,7 @@ def test_seeded_samples_of_more_prompts_than_are_read_at_once(settings: dict[str
     from pipelines.annotate.engines.choose import teacher_engine
     from pipelines.cluster.session import ray_session
 
-    texts = embedded_reviews("rotten-tomatoes").split("test")["text"][:32]
+    texts = movie_texts()[:32]
     padding = "The reviewer is bored by its slow pace, and says so. " * 16
     sampling = {"max_tokens": 8, "temperature": 0.7, "logprobs": 1}
     requests = [
@@ -98,7 +103,7 @@ def test_seeded_samples_of_more_prompts_than_are_read_at_once(settings: dict[str
 # The tolerances that the README states.
 @pytest.mark.parametrize(("dtype", "rows", "tolerance"), [("float32", 100, 0.001), ("bfloat16", 12, 0.05)])
 def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows: int, tolerance: float) -> None:
-    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:rows])
+    texts = list(movie_texts()[:rows])
     plain = EngineConfig(backend="in_process", dtype=dtype, max_model_len=256, kv_cache_gb=1, batch_size=rows)  # type: ignore[arg-type]
     alone = label_probabilities(plain, texts)
     apart = label_probabilities(plain.model_copy(update={"batch_size": 5, "replicas": 2}), texts)
@@ -109,7 +114,7 @@ def test_batches_and_replicas_hardly_change_label_probabilities(dtype: str, rows
 
 
 def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
-    texts = list(embedded_reviews("rotten-tomatoes").split("test")["text"][:12])
+    texts = list(movie_texts()[:12])
     whole = EngineConfig(backend="in_process", dtype="float32", max_model_len=256, kv_cache_gb=1)
     in_three = whole.model_copy(update={"tensor_parallel": 3})  # the teacher's heads for keys are three
     assert label_probabilities(in_three, texts) == pytest.approx(label_probabilities(whole, texts), abs=0.001)
@@ -125,7 +130,7 @@ def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[
     teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}
     probabilities = []
     for rows in (review_rows, pd.concat([review_rows, hostile])):
-        rows = rows.assign(text=rows["text"].map(whole_characters))  # no file holds half a character
+        rows = rows.assign(text=rows["text"].map(replace_surrogates))  # no file holds half a character
         path = write_study(rows, teacher=teacher)
         source = path.with_name("reviews.parquet")
         rows.to_parquet(source)
