@@ -1,4 +1,4 @@
-"""Registered models on this machine: what a tracking server sends is kept, one copy a version, and the oldest go."""
+"""Local folders of registered models: `models:/…` URIs are resolved here, and versions from a server are kept."""
 
 from __future__ import annotations
 
@@ -12,61 +12,17 @@ from pathlib import Path
 
 from cotd.errors import CotdError
 from cotd.storage.tracking_store import quiet_mlflow
+from cotd.utils.home import home
 from cotd.utils.text import first_line
 
 KEPT = 5  # versions of a model
-
-
-def fetch_version(uri: str) -> Path:
-    """The local folder of what `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, which is not to be changed.
-
-    A store of files is read where it lies. From a server a version is downloaded once, into `COTD_HOME/models/NAME/`;
-    without a folder to keep it in, MLflow would leave a copy among the temporary files at every call.
-
-    Raises:
-        MlflowException: no such model, alias or version, or the server cannot be reached.
-    """
-    import mlflow
-
-    from cotd.utils.home import home
-
-    store = mlflow.get_registry_uri()
-    name, version = model_version(uri)
-    if version == "local" or not is_server(store):
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    # Not the version alone: a registry that is made anew counts from one again.
-    made = mlflow.MlflowClient().get_model_version(name, version)
-    key = hashlib.sha256(f"{store} {made.source} {made.creation_timestamp}".encode()).hexdigest()[:12]
-    kept = home() / "models" / name / f"{version}-{key}"
-    if not kept.is_dir():
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".", dir=kept.parent))
-        except OSError:  # a home that cannot be written to, as in some containers
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-        try:
-            mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(scratch))
-            scratch.chmod(0o755)
-            with contextlib.suppress(OSError):  # another replica was faster
-                scratch.rename(kept)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    os.utime(kept)
-    versions = sorted((f for f in kept.parent.iterdir() if not f.name.startswith(".")), key=lambda f: f.stat().st_mtime)
-    for old in versions[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return kept
-
-
-def is_server(store: str) -> bool:
-    return store.startswith(("http://", "https://"))
 
 
 def download_student(uri: str) -> Path:
     """The local folder of the student that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Raises:
-        CotdError: no such model, alias or version.
+        CotdError: the model, alias or version does not exist, or the server cannot be reached.
     """
     quiet_mlflow()
     import mlflow
@@ -75,15 +31,61 @@ def download_student(uri: str) -> Path:
     try:
         folder = fetch_version(uri)
     except MlflowException as error:
-        raise CotdError(
-            f"no student '{uri}' in {mlflow.get_tracking_uri()}: {first_line(error)}. Run `cotd promote CONFIG` first."
-        ) from error
+        store = mlflow.get_tracking_uri()
+        raise CotdError(f"no student '{uri}' in {store}: {first_line(error)}. Run `cotd promote CONFIG` first.") from error
     student = folder / "artifacts" / "student"
     return student if student.is_dir() else folder
 
 
+def fetch_version(uri: str) -> Path:
+    """The local folder of the model that a `models:/…` URI names, which must not be changed.
+
+    A store of files is read in place. From a server a version is downloaded once, into `COTD_HOME/models/NAME/`: MLflow by
+    itself would leave a copy among the temporary files at every call.
+
+    Raises:
+        MlflowException: the model, alias or version does not exist, or the server cannot be reached.
+    """
+    import mlflow
+
+    store = mlflow.get_registry_uri()
+    name, version = model_version(uri)
+    if version == "local" or not is_server(store):
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    # Not the version alone: a registry that is created anew counts from one again.
+    made = mlflow.MlflowClient().get_model_version(name, version)
+    key = hashlib.sha256(f"{store} {made.source} {made.creation_timestamp}".encode()).hexdigest()[:12]
+    folder = home() / "models" / name / f"{version}-{key}"
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
+        except OSError:  # COTD_HOME cannot be written to, as in some containers
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(scratch))
+            scratch.chmod(0o755)
+            with contextlib.suppress(OSError):  # another replica was faster
+                scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    os.utime(folder)
+    versions = sorted((f for f in folder.parent.iterdir() if not f.name.startswith(".")), key=lambda f: f.stat().st_mtime)
+    for old in versions[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def is_server(store: str) -> bool:
+    return store.startswith(("http://", "https://"))
+
+
 def model_version(uri: str) -> tuple[str, str]:
-    """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local"."""
+    """(name, version) that a `models:/…` URI stands for now; for any other source its name and "local".
+
+    Raises:
+        CotdError: there is no such alias.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -1,4 +1,4 @@
-"""A summary of annotations as MLflow has it: numbers by name, and the reliability diagram as a figure."""
+"""A summary of annotations as MLflow shows it: metrics by name, and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-# Reasons that are metrics of their own; a text may put anything into an error.
+# At most as many reasons become metrics of their own: a text may put anything into an error.
 MOST_REASONS = 20
+LABEL_METRICS = ("kappa", "kappa_low", "kappa_high", "roc_auc", "calibration_error")
 
 
 def annotation_metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """Metric name → value, of what `cotd annotate` knows; what was not measured is left out."""
+    """Metric name → value; what was not measured is left out."""
     teacher, annotations, reviews = summary["teacher"], summary["annotations"], summary["reviews"]
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
-    kept = ("kappa", "kappa_low", "kappa_high", "roc_auc", "calibration_error")
     values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n", "accuracy_on_train")}
-    values |= {f"teacher_{k}": labels[k] for k in kept if k in labels}
+    values |= {f"teacher_{k}": labels[k] for k in LABEL_METRICS if k in labels}
     values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
     values |= {f"rationales_words_{k}": words for k, words in rationales.get("words", {}).items()}
     values |= {f"annotations_{k}": annotations[k] for k in ("rows", "reviews", "usable")}
@@ -33,7 +32,7 @@ def annotation_metrics(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def reliability_figure(points: list[dict[str, Any]], calibration_error: float) -> Figure:
-    """Accuracy against confidence, a dot for each tenth, larger for more rows; on the diagonal a teacher is calibrated.
+    """Accuracy against confidence, a dot for each tenth, larger for more rows; a calibrated teacher is on the diagonal.
 
     Args:
         points: see `cotd.teachers.quality.calibration_quality`.

@@ -1,4 +1,4 @@
-"""The registry: versions of the student, the aliases that point at them, and students logged as MLflow models."""
+"""MLflow's model registry: students logged as models, their versions, and the aliases that point at them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cotd.errors import CotdError
 
 CHAMPION = "champion"  # the version that is served
 CHALLENGER = "challenger"  # a newer version that was not better on validation
-# What a served student imports besides cotd.
+# What a logged student imports besides cotd.
 PYFUNC_PACKAGES = ("torch", "transformers", "pandas", "scipy", "sentencepiece")
 COTD = Path(__file__).parent.parent
 
@@ -40,34 +40,34 @@ class Registry:
             raise
 
     def register(self, run_id: str, tags: dict[str, str]) -> Any:
-        """Registers the student of a run as a new version (or finds the one it already is), with tags."""
-        for version in self.client.search_model_versions(f"name = '{self.name}'"):
-            if version.run_id == run_id:
-                for key, value in tags.items():
-                    self.client.set_model_version_tag(self.name, version.version, key, value)
-                return self.client.get_model_version(self.name, version.version)  # with its tags
-        source = logged_student(self.client, run_id)
-        if source is None:
-            raise CotdError(f"run {run_id} has no student in MLflow; run `cotd sweep` again to log it.")
+        """Registers the student of a run as a new version, or finds the version that it is already, with tags."""
         import mlflow
 
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what `cotd promote` says itself
-            made = mlflow.register_model(source, self.name, tags=tags)
-        return self.client.get_model_version(self.name, made.version)
+        versions = self.client.search_model_versions(f"name = '{self.name}'")
+        number = next((v.version for v in versions if v.run_id == run_id), None)
+        if number is None:
+            source = logged_student(self.client, run_id)
+            if source is None:
+                raise CotdError(f"run {run_id} has no student in MLflow. Run `cotd sweep` again to log it.")
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces what `cotd promote` prints itself
+                number = mlflow.register_model(source, self.name).version
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, number, key, value)
+        return self.client.get_model_version(self.name, number)  # with its tags
 
     def describe(self, version: str, text: str) -> None:
-        """Writes what a version is and why it holds its alias, as Markdown, where MLflow shows it."""
+        """Sets the description that MLflow shows of a version, in Markdown."""
         self.client.update_model_version(self.name, version, text)
 
     def promote(self, version: str) -> None:
-        """Moves the alias `champion` to a version, which is a challenger no longer."""
+        """Moves the alias `champion` to a version, which is no longer the challenger."""
         self.client.set_registered_model_alias(self.name, CHAMPION, version)
         challenger = self.alias(CHALLENGER)
         if challenger is not None and str(challenger.version) == str(version):
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
 
     def set_challenger(self, version: str) -> None:
-        """Moves the alias `challenger` to a version that did not take the champion's place."""
+        """Moves the alias `challenger` to a version that was not better than the champion."""
         self.client.set_registered_model_alias(self.name, CHALLENGER, version)
 
 
@@ -79,11 +79,11 @@ def logged_student(client: Any, run_id: str) -> str | None:
 
 
 def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_as_input: bool = False) -> None:
-    """Logs a student's folder as a pyfunc model of a run, by code and safetensors: nothing is pickled.
+    """Logs a student's folder as a pyfunc model of a run, as code and safetensors: nothing is pickled.
 
     Args:
-        params: what the student was trained with, shown beside it.
-        rationale_as_input: whether it takes the teacher's rationale beside each text.
+        params: what the student was trained with.
+        rationale_as_input: whether it takes the teacher's rationale with each text.
     """
     import mlflow
     import pandas as pd
@@ -91,7 +91,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_
     example = pd.DataFrame({"text": ["A warm and funny film."]})
     if rationale_as_input:
         example["rationale"] = ["The reviewer finds the film warm and funny."]
-    # MLflow insists on a hint about type hints, whatever the warning filters say; errors are raised, not written.
+    # MLflow writes a hint about type hints, whatever the warning filters are; errors are raised, not written.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="student",
@@ -108,9 +108,9 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_
 
 
 def student_signature(rationale_as_input: bool) -> Any:
-    """What a student takes and gives: texts, and `label`, `score` in [0, 1] and `truncated`.
+    """MLflow's signature of a student: texts in; `label`, `score` in [0, 1] and `truncated` out.
 
-    Texts have no column name unless rationales stand beside them: MLflow refuses a list of texts where one is named.
+    Texts have no column name unless rationales come with them: MLflow refuses a list of texts if one is named.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema

@@ -1,4 +1,4 @@
-"""The load of the machine that a trial runs on, sampled beside it into a file; nothing here needs a network.
+"""The load of the machine that a trial runs on, sampled into a file while it trains; nothing here needs a network.
 
 Names and units are those of MLflow's own system metrics, so that its page shows them; `process_…` are the trial's alone.
 """
@@ -11,8 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cotd.utils.jsonl import append_row, read_rows
+from cotd.utils.jsonl import append_row
+
+if TYPE_CHECKING:
+    import psutil
 
 INTERVAL = 2.0  # seconds between samples at first
 # From then on a sample every hundredth of the time gone by: ten minutes give some 200 samples, ten hours some 600.
@@ -21,9 +25,9 @@ SHARE = 0.01
 
 @contextlib.contextmanager
 def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
-    """Samples this process and its machine into a JSON-lines file for the duration of a block, and once at its end.
+    """Appends samples of this process and its machine to a JSON-lines file during a block, and once at its end.
 
-    A file that is there is added to. That it cannot be written, or a driver cannot be asked, is no reason to stop what is sampled.
+    A file that cannot be written or a driver that fails does not stop the block.
 
     Args:
         interval: seconds between samples at first.
@@ -52,7 +56,7 @@ def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
         write()
 
 
-def sample(process: object) -> dict[str, float]:
+def sample(process: psutil.Process) -> dict[str, float]:
     """The load now, processor use being the mean since the last sample; `time` is in seconds since 1970."""
     import psutil
 
@@ -61,15 +65,15 @@ def sample(process: object) -> dict[str, float]:
         "cpu_utilization_percentage": psutil.cpu_percent(),
         "system_memory_usage_megabytes": memory.used / 1e6,
         "system_memory_usage_percentage": memory.percent,
+        "process_cpu_utilization_percentage": process.cpu_percent(),  # 100 is one core
+        "process_memory_usage_megabytes": process.memory_info().rss / 1e6,
+        **gpu_load(),
     }
-    if isinstance(process, psutil.Process):
-        values["process_cpu_utilization_percentage"] = process.cpu_percent()  # 100 is one core
-        values["process_memory_usage_megabytes"] = process.memory_info().rss / 1e6
-    return {"time": round(time.time(), 3), **{k: round(v, 1) for k, v in {**values, **gpu_load()}.items()}}
+    return {"time": round(time.time(), 3), **{k: round(v, 1) for k, v in values.items()}}
 
 
 def gpu_load() -> dict[str, float]:
-    """Memory and, where NVIDIA's library is installed, use and power of the GPUs that this process may use and has used."""
+    """Memory and, with NVIDIA's library, use and power of the GPUs that this process has used."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():  # asking would make a context on each GPU
         return {}
@@ -80,13 +84,8 @@ def gpu_load() -> dict[str, float]:
         free, total = torch.cuda.mem_get_info(number)
         values[f"gpu_{number}_memory_usage_megabytes"] = (total - free) / 1e6
         values[f"gpu_{number}_memory_usage_percentage"] = (total - free) / total * 100
-        # NVIDIA's own errors have no other base: some GPUs, divided ones (MIG) among them, say neither.
+        # NVIDIA's own errors have no other base: some GPUs, divided ones (MIG) among them, report neither.
         with contextlib.suppress(Exception):
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
             values[f"gpu_{number}_power_usage_watts"] = torch.cuda.power_draw(number) / 1000
     return values
-
-
-def read_samples(path: Path) -> list[dict[str, float]]:
-    """The samples in a file, in their order; a missing file has none."""
-    return [row for row in read_rows(path) if "time" in row]

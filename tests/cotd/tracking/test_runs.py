@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from cotd.study.config import StudyConfig, TrackingConfig, load_config
 from cotd.tracking.datasets import CONTEXT
 from cotd.tracking.runs import StudyTracker
-from cotd.tracking.system_metrics import read_samples, sample_load
+from cotd.tracking.system_metrics import sample_load
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
+from cotd.utils.jsonl import read_rows
 from pipelines.promote import promote
 from pipelines.sweep.plan import Plan, plan_study
 
@@ -84,7 +85,7 @@ def test_a_trials_run_holds_what_its_folder_does(study: tuple[StudyConfig, Plan]
     assert [m.step for m in curve] == [2, 4]
     assert before - 300 < curve[0].timestamp / 1000 < curve[1].timestamp / 1000 < before
     load = tracker.client.get_metric_history(run_id, "system/process_memory_usage_megabytes")
-    assert len(load) == len(read_samples(plan.folder(half).system_metrics)) >= 2
+    assert len(load) == len(read_rows(plan.folder(half).system_metrics)) >= 2
     assert all(50 < m.value < 50_000 for m in load)
     parent = tracker.client.get_run(tracker.parent_run)
     assert parent.data.tags["best_trial"] in {t.title for t in plan.trials}
@@ -165,7 +166,7 @@ def test_samples_survive_a_kill(tmp_path_factory: pytest.TempPathFactory, values
     path = tmp_path_factory.getbasetemp() / "samples.jsonl"
     whole = [{"time": float(i), "cpu_utilization_percentage": v} for i, v in enumerate(values)]
     path.write_text("".join(json.dumps(s) + "\n" for s in whole) + half)
-    assert read_samples(path) == whole
+    assert read_rows(path) == whole
 
 
 def test_sampling_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_sampling_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr("cotd.tracking.system_metrics.gpu_load", lambda: 1 / 0)  # as a driver that has gone fails
     with pytest.raises(ZeroDivisionError), sample_load(tmp_path / "load.jsonl", interval=10):
         1 / 0  # noqa: B018
-    assert len(read_samples(tmp_path / "load.jsonl")) == 1  # however short
+    assert len(read_rows(tmp_path / "load.jsonl")) == 1  # however short
 
 
 def test_a_study_that_nobody_works_on_is_not_left_running(tracker: StudyTracker) -> None:
