@@ -15,7 +15,7 @@ from cotd.data.examples import Examples
 from cotd.data.sources import load_examples
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
 from cotd.utils.files import read_json, write_json
 from cotd.utils.parquet import write_parquet

@@ -125,26 +125,26 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Rows:
 def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
     from cotd.progress import say
     from pipelines.cluster.session import ray_session
-    from pipelines.predict.run import require_columns, require_output, score_file
+    from pipelines.predict import run
 
     uri = tracking_store(tracking_uri)
     require_all(
-        lambda: require_columns(source, text),
-        lambda: require_output(target),
+        lambda: run.require_columns(source, text),
+        lambda: run.require_output(target),
         lambda: check_student(student, uri),
     )
     with ray_session():
-        summary = score_file(source, target, student, uri, text, rationale)
+        summary = run.predict_file(source, target, student, uri, text, rationale)
     for sentence in summary.sentences:
         say(sentence)
 
 
 def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rationale: bool) -> None:
     from cotd.progress import say
-    from pipelines.predict.run import RowRefused, require_columns, require_output, score_file_by
+    from pipelines.predict import run
     from serve.client import Rejected
 
-    require_all(lambda: require_columns(source, text), lambda: require_output(target))
+    require_all(lambda: run.require_columns(source, text), lambda: run.require_output(target))
     with contextlib.ExitStack() as stack:
         answer = endpoint_at(url, rationale, stack)
 
@@ -154,8 +154,8 @@ def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rati
             except Rejected as error:
                 if error.code == "no_rationales":
                     raise
-                raise RowRefused(str(error)) from error
+                raise run.RowRefused(str(error)) from error
 
-        summary = score_file_by(source, target, predict, text, rationale)
+        summary = run.predict_file_with(predict, source, target, text, rationale)
     for sentence in summary.sentences:
         say(sentence)

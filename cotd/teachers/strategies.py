@@ -28,8 +28,9 @@ from cotd.teachers.output import (
     with_shares_of_votes,
 )
 from cotd.teachers.prompts import Prompts
-from cotd.teachers.requests import Request, Teacher, explain_request, score_request, think_request
+from cotd.teachers.requests import Request, explain_request, score_request, think_request
 from cotd.teachers.store import Completion
+from cotd.teachers.teacher import Teacher
 from cotd.utils.memory import release_memory
 
 # What a strategy wants back with the answer to a request; the review's id is its first.
@@ -39,7 +40,7 @@ Tagged = tuple[Tag, Request]
 Usable = Callable[[Tag, Completion], bool]
 # Answers requests, each once, in any order, failures with their `error`. It may go through them more than once, so it
 # is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words,
-# and which answers can be used: the others may be asked for again, as `cotd.teachers.requests.another_try`.
+# and which answers can be used: the others may be asked for again, as `cotd.teachers.requests.retry_request`.
 Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag, Completion]]]
 # The `finish_reason` of a request that was not made, because the budget was reached.
 NOT_ASKED = "not asked"
@@ -97,15 +98,7 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     of_train, of_explained = place[train.numbers], place[explained.numbers]
 
     def explaining() -> Iterator[Tagged]:
-        for n, (i, text), gold in zip(of_train, teacher.shown(train), wanted_gold(teacher, train), strict=True):
-            label = own(n)[0] if scored[n] else None
-            for sample in range(teacher.config.samples):
-                for wanted in dict.fromkeys(w for w in (label, gold) if w):
-                    kinds = tuple(by_gold for by_gold in (False, True) if wanted == (gold if by_gold else label))
-                    yield (i, n, sample, wanted, kinds), explain_request(teacher, prompts, text, wanted, sample)
-        for n, (i, text) in zip(of_explained, teacher.shown(explained), strict=True):
-            if scored[n]:
-                yield (i, n, 0, own(n)[0], ()), explain_request(teacher, prompts, text, own(n)[0], 0)
+        return rationale_requests(teacher, prompts, train, explained, place, lambda n: [own(n)[0]] if scored[n] else [])
 
     rows, origin = annotation_rows(teacher, reviews), origin_of(teacher, prompts)
     rationales, unasked = rationale_rows(explained), failures.not_asked()
@@ -139,31 +132,16 @@ def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: P
     The teacher's labels are taken as they come: `label_probability` is the share of samples that agree.
     """
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
-    samples = range(teacher.config.samples)
-    explained = explained_reviews(teacher.config, reviews)
-    held_out = [test, explained.take(~np.isin(explained.numbers, test.numbers))]
-
-    def thinking() -> Iterator[Tagged]:
-        # The test reviews go first: what a run that reaches its budget has made is then measured.
-        for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
-            yield (i, "test", 0, n), think_request(teacher, prompts, text, 0, greedy=True)
-        for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True)):
-            for s in samples:
-                yield (i, "think", s, n), think_request(teacher, prompts, text, s)
-            if gold:
-                for s in samples:
-                    yield (i, "explain", s, n), explain_request(teacher, prompts, text, gold, s, structured=True)
-
-    def usable(tag: Tag, answer: Completion) -> bool:
-        if tag[1] == "explain":
-            return explains(teacher, prompts, answer)
-        return thinks(teacher, prompts, task, answer, label_only=tag[1] == "test")
-
+    held_out, explained = thought_parts(teacher.config, reviews), explained_reviews(teacher.config, reviews)
     rows, origin = annotation_rows(teacher, reviews, with_shares_of_votes), origin_of(teacher, prompts)
     rationales = rationale_rows(explained)
     wanted = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     said, asked = np.full(len(wanted), None, dtype=object), np.ones(len(wanted), dtype=bool)
-    for (i, kind, s, n), answer in ask(thinking, "chains of thought", usable):
+    for (i, kind, s, n), answer in ask(
+        lambda: thought_requests(teacher, prompts, held_out, train),
+        "chains of thought",
+        lambda tag, answer: thought_usable(teacher, prompts, task, tag, answer),
+    ):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, answer)
             rows.add(annotation_row(i, s, True, train.label(n), None, rationale, answer, origin))
@@ -185,7 +163,7 @@ def parsed(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion) -
     """(label, rationale) of a chain of thought; (None, "") of a failed one."""
     if answer["error"]:
         return None, ""
-    parse = prompts.parse_json if teacher.answers_json else prompts.parse_chain_of_thought
+    parse = prompts.parse_json if teacher.writes_json else prompts.parse_chain_of_thought
     return parse(answer["text"], task)
 
 
@@ -194,7 +172,7 @@ def written_rationale(teacher: Teacher, prompts: Prompts, answer: Completion) ->
     if answer["error"]:
         return ""
     text = answer["text"] or ""
-    return prompts.parse_json(text)[1] if teacher.answers_json else text
+    return prompts.parse_json(text)[1] if teacher.writes_json else text
 
 
 def usable_rationale(rationale: str, answer: Completion) -> str:
@@ -263,6 +241,63 @@ def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterab
     reviews = itertools.chain.from_iterable(map(teacher.shown, parts))
     for n, (i, text) in enumerate(reviews):
         yield (i, n), score_request(teacher, task, prompts, text)
+
+
+def rationale_requests(
+    teacher: Teacher,
+    prompts: Prompts,
+    train: ExampleTable,
+    explained: ExampleTable,
+    place: np.ndarray,
+    labels: Callable[[int], Sequence[str]],
+) -> Iterator[Tagged]:
+    """Rationales given the teacher's own label and, of training reviews, given gold.
+
+    Args:
+        place: see `places_of`. labels: a review's place → the teacher's label, none where it has no score. Before the scores
+            are known, for an estimate, all labels that it may turn out to have.
+
+    Yields:
+        Requests with the tags (review id, place, sample, label, kinds). `kinds` holds False where the label is the teacher's
+        and True where it is gold; it is empty of held-out reviews.
+    """
+    for n, (i, text), gold in zip(place[train.numbers], teacher.shown(train), wanted_gold(teacher, train), strict=True):
+        own = labels(n)
+        for sample in range(teacher.config.samples):
+            for label in dict.fromkeys([*own, gold] if gold else own):
+                kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in own))
+                yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample)
+    for n, (i, text) in zip(place[explained.numbers], teacher.shown(explained), strict=True):
+        for label in labels(n):
+            yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0)
+
+
+def thought_parts(config: TeacherConfig, reviews: Examples) -> list[ExampleTable]:
+    """The held-out reviews to think about: test reviews, and the others that are explained."""
+    test, explained = reviews.rows.split("test"), explained_reviews(config, reviews)
+    return [test, explained.take(~np.isin(explained.numbers, test.numbers))]
+
+
+def thought_requests(
+    teacher: Teacher, prompts: Prompts, held_out: Sequence[ExampleTable], train: ExampleTable
+) -> Iterator[Tagged]:
+    """Chains of thought, and rationales given gold; tags are (review id, kind, sample, place), the kind "test", "think" or
+    "explain"."""
+    # The test reviews go first: what a run that reaches its budget has made is then measured.
+    for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
+        yield (i, "test", 0, n), think_request(teacher, prompts, text, 0, greedy=True)
+    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True)):
+        for sample in range(teacher.config.samples):
+            yield (i, "think", sample, n), think_request(teacher, prompts, text, sample)
+            if gold:
+                yield (i, "explain", sample, n), explain_request(teacher, prompts, text, gold, sample, structured=True)
+
+
+def thought_usable(teacher: Teacher, prompts: Prompts, task: Task, tag: Tag, answer: Completion) -> bool:
+    """Whether an answer to one of `thought_requests` can be used."""
+    if tag[1] == "explain":
+        return explains(teacher, prompts, answer)
+    return thinks(teacher, prompts, task, answer, label_only=tag[1] == "test")
 
 
 def label_score(completion: Completion, task: Task) -> float:

@@ -1,4 +1,4 @@
-"""Where a study's annotations lie, and how they are written and read."""
+"""Where a study's annotations are, and how later stages read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUARANTINE = pa.schema(dict.fromkeys(("text", "label", "split", "reason"), pa.st
 
 @dataclass(frozen=True)
 class AnnotationFiles:
-    """Where a study's annotations lie."""
+    """The files of a study's annotations."""
 
     directory: Path
 
@@ -41,7 +41,7 @@ class AnnotationFiles:
 
     @property
     def quarantined_answers(self) -> Path:
-        """The rows of `teacher.answers` that are set aside, and why."""
+        """The rows of `teacher.answers` that are quarantined, and why."""
         return self.directory / "quarantined_answers.parquet"
 
     @property

@@ -1,4 +1,4 @@
-"""One self-contained HTML page to read a study's annotations: filtered, searched, with the label words highlighted."""
+"""A self-contained HTML page to read a study's annotations: filtered, searched, with the label words highlighted."""
 
 from __future__ import annotations
 
@@ -18,30 +18,27 @@ class DoubtfulRows:
     """The annotations that a page shows: of more than MOST_ROWS the quarantined, wrong and least certain ones, those first.
 
     Attributes:
-        total: how many there are.
+        total: the number of annotations added.
     """
 
     def __init__(self) -> None:
         self.total = 0
-        self._found: list[pd.DataFrame] = []
+        self._blocks: list[pd.DataFrame] = []
 
     def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
-        """
-        Args:
-            gold: review id → its gold label, of those that have one.
-        """
+        """Adds annotations; `gold` holds review id → gold label, of those that have one."""
         block = annotations.assign(label_gold=annotations["review_id"].map(gold).astype(object), number=range(len(annotations)))
         block["number"] += self.total
         wrong = block["label_gold"].notna() & block["label"].notna() & (block["label_gold"] != block["label"])
         concern = block["error"].notna() * 4.0 + wrong * 2.0 - block["label_probability"].fillna(1.0)
-        self._found.append(first_rows(block.assign(concern=concern)))
+        self._blocks.append(first_rows(block.assign(concern=concern)))
         self.total += len(block)
-        if sum(map(len, self._found)) > 2 * MOST_ROWS:
-            self._found = [self.rows()]
+        if sum(map(len, self._blocks)) > 2 * MOST_ROWS:
+            self._blocks = [self.rows()]
 
     def rows(self) -> pd.DataFrame:
         """The annotations, with their gold label in a column `label_gold`."""
-        return first_rows(pd.concat(self._found))
+        return first_rows(pd.concat(self._blocks))
 
 
 def first_rows(block: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +52,7 @@ def annotations_page(
 
     Args:
         annotations: those to show, with the review's text in a column `text` and its gold label in `label_gold`.
-        total: how many there are. lines: the summary. reliability: see `cotd.teachers.quality.label_quality`.
+        total: the number of all annotations. lines: the summary. reliability: see `cotd.teachers.quality.label_quality`.
     """
     columns = {
         "id": "review_id", "text": "text", "label": "label", "gold": "label_gold", "probability": "label_probability",
@@ -68,7 +65,7 @@ def annotations_page(
         "study": study, "rows": plain.to_dict("records"), "lines": lines, "reliability": reliability, "total": total,
         "words": sorted({*task.labels, *task.verbalizers.values()}),
     }  # fmt: skip
-    # "<" is written as an escape: no text can end the script element that it lies in.
+    # "<" is written as an escape: no text can end the script element that it is in.
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return template.replace("/*DATA*/", data)

@@ -1,21 +1,18 @@
-"""What a run is going to ask, as far as that can be said before any answer: for estimates, and to be shown."""
+"""What a run is going to ask and what that takes, as far as can be said before: for estimates and dry runs."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from cotd.data.examples import Examples
 from cotd.data.table import ExampleTable
 from cotd.errors import CotdError
-from cotd.tasks.base import Task
 from cotd.teachers.calibration import Calibration
 from cotd.teachers.output import explained_reviews
-from cotd.teachers.prompts import Prompts
-from cotd.teachers.requests import Request, Teacher, explain_request, think_request
+from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
 from cotd.teachers.strategies import (
     calibrated_label,
@@ -24,119 +21,145 @@ from cotd.teachers.strategies import (
     fitted_calibration,
     label_score,
     places_of,
+    rationale_requests,
     score_requests,
     scored_reviews,
-    thinks,
+    thought_parts,
+    thought_requests,
+    thought_usable,
     wanted_gold,
 )
 from cotd.utils.iteration import batched
+from cotd.utils.keys import KeySet
+from pipelines.annotate.ask import LOOKUP_ROWS, Asker
+from pipelines.annotate.job import Job
 
-SCORES_AT_ONCE = 4096
-# The answers that count as known, by key.
-Known = Callable[[list[Request]], dict[str, Completion]]
+THOUGHTS = {
+    "test": "chain of thought of a held-out review",
+    "think": "chain of thought",
+    "explain": "rationale given the gold label",
+}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A request that a run is going to make, or needs the answer of.
+    """A request that a run makes, unless the store has its completion.
 
     Attributes:
-        what: it is, in words. usable: whether an answer can be used. certain: False where it turns out during the run
-            whether it is wanted.
+        kind: of request, in words. usable: whether a completion can be used.
+        certain: False where only the run will show whether it is needed.
     """
 
-    what: str
+    kind: str
     review_id: str
     request: Request
-    usable: Callable[[Completion], bool] = lambda answer: True
+    usable: Callable[[Completion], bool] = lambda completion: True
     certain: bool = True
 
 
-def planned_requests(
-    teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, known: Known = lambda requests: {}
-) -> Iterator[Planned]:
+@dataclass(frozen=True)
+class Estimate:
     """What a run is going to ask.
 
-    A scoring teacher explains its own labels, which follow from its scores: where `known` has them, so is it here.
-    Where it has not, each review's rationale given its gold label is counted, and one for another label as uncertain;
-    without gold there is one, for whichever label.
+    Attributes:
+        requests: those that the store has no completion of. from_store: the others.
+        uncertain: how many of `requests` may turn out not to be needed.
+        prompt_tokens: about how many they have. output_tokens: at most how many the completions have.
+        cost: at most, about; None without prices.
     """
-    if teacher.config.strategy == "score_then_explain":
-        return planned_scoring(teacher, reviews, task, prompts, known)
-    return planned_thinking(teacher, reviews, task, prompts)
+
+    requests: int
+    from_store: int
+    uncertain: int
+    prompt_tokens: int
+    output_tokens: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "prices are not configured" if self.cost is None else f"at most about {self.cost:,.2f}"
+        most = "at most " if self.uncertain else ""
+        return (
+            f"{most}{self.requests:,} requests to make ({self.from_store:,} completions are in the store): about "
+            f"{self.prompt_tokens:,} prompt tokens and at most {self.output_tokens:,} output tokens; {cost}"
+        )
 
 
-def planned_thinking(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts) -> Iterator[Planned]:
-    train, test = reviews.rows.split("train"), reviews.rows.split("test")
-    explained = explained_reviews(teacher.config, reviews)
+def estimate(planned: Iterable[Planned], ask: Asker) -> Estimate:
+    """What a run is going to ask, of the requests that it plans."""
+    seen = KeySet()
+    requests = from_store = uncertain = prompt_tokens = output_tokens = 0
+    for block in batched((((p.review_id, p), p.request) for p in planned), LOOKUP_ROWS):
+        known, skipped, _ = ask.look_up(block, lambda tag, completion: tag[1].usable(completion))
+        needed = [plan for (_, plan), request in block if request.key not in skipped]
+        repeated = seen.add([plan.request.key for plan in needed])
+        for plan, again in zip(needed, repeated, strict=True):
+            if again:
+                continue
+            if plan.request.key in known:
+                from_store += plan.certain
+                continue
+            requests += 1
+            uncertain += not plan.certain
+            prompt_tokens += ask.budget.count(plan.request.prompt)
+            output_tokens += int(plan.request.sampling["max_tokens"])
+    cost = ask.budget.config.cost(prompt_tokens, output_tokens)
+    return Estimate(requests, from_store, uncertain, prompt_tokens, output_tokens, cost)
 
-    def thought(answer: Completion) -> bool:
-        return thinks(teacher, prompts, task, answer, label_only=False)
 
-    def label(answer: Completion) -> bool:
-        return thinks(teacher, prompts, task, answer, label_only=True)
+def planned_requests(job: Job, ask: Asker) -> Iterator[Planned]:
+    """The requests of a run, as its strategy makes them.
 
-    others = explained.take(~np.isin(explained.numbers, test.numbers))
-    for i, text in itertools.chain(teacher.shown(test), teacher.shown(others)):
-        request = think_request(teacher, prompts, text, 0, greedy=True)
-        yield Planned("chain of thought of a held-out review", i, request, label)
-    for (i, text), gold in zip(teacher.shown(train), wanted_gold(teacher, train), strict=True):
-        for s in range(teacher.config.samples):
-            yield Planned("chain of thought", i, think_request(teacher, prompts, text, s), thought)
-            if gold:
-                request = explain_request(teacher, prompts, text, gold, s, structured=True)
-                yield Planned("rationale given the gold label", i, request, lambda answer: explains(teacher, prompts, answer))
+    A scoring teacher explains its own labels, which follow from its scores. Where the store lacks scores, each review's
+    rationale given its gold label is certain, and one given another label uncertain; without gold there is one, for
+    whichever label.
+    """
+    if job.teacher.config.strategy == "score_then_explain":
+        yield from planned_scoring(job, ask)
+        return
+    parts = thought_parts(job.teacher.config, job.reviews)
+    for tag, request in thought_requests(job.teacher, job.prompts, parts, job.reviews.rows.split("train")):
+        usable = partial(thought_usable, job.teacher, job.prompts, job.task, tag)
+        yield Planned(THOUGHTS[tag[1]], tag[0], request, usable)
 
 
-def planned_scoring(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, known: Known) -> Iterator[Planned]:
-    train, test = reviews.rows.split("train"), reviews.rows.split("test")
-    held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
+def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
+    teacher, task, prompts, config = job.teacher, job.task, job.prompts, job.teacher.config
+    train, test = job.reviews.rows.split("train"), job.reviews.rows.split("test")
+    held_out, explained = calibration_reviews(config, job.reviews), explained_reviews(config, job.reviews)
     parts = scored_reviews(held_out, test, train, explained)
-    place = places_of(parts)  # as in score_then_explain
-    scores = np.full(sum(map(len, parts)), np.nan)
-    unscored = np.zeros(len(scores), dtype=bool)  # not asked yet; what is neither scored nor this was refused
-
-    for block in batched(score_requests(teacher, task, prompts, parts), SCORES_AT_ONCE):
-        answers = known([request for _, request in block])
-        for (i, n), request in block:
-            if (answer := answers.get(request.key)) is None:
+    place, size = places_of(parts), sum(map(len, parts))
+    scores, unscored = np.full(size, np.nan), np.zeros(size, dtype=bool)  # neither has a score nor is unscored: it was refused
+    for block in batched(score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
+        known, _, _ = ask.look_up(block, lambda tag, completion: True)
+        for (review_id, n), request in block:
+            if (completion := known.get(request.key)) is None:
                 unscored[n] = True
-            elif not answer["error"]:
-                scores[n] = label_score(answer, task)
-            yield Planned("label score", i, request)
-    calibration = planned_calibration(teacher, task, held_out, scores[: len(held_out)], unscored[: len(held_out)])
+            elif not completion["error"]:
+                scores[n] = label_score(completion, task)
+            yield Planned("label score", review_id, request)
+    n_held_out = len(held_out)
+    calibration = planned_calibration(job, held_out, scores[:n_held_out], unscored[:n_held_out])
+    has_gold = np.zeros(size, dtype=bool)
+    has_gold[place[train.numbers]] = [gold is not None for gold in wanted_gold(teacher, train)]
+    every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
 
-    def rationale(i: str, text: str, label: str, sample: int, certain: bool) -> Planned:
-        request = explain_request(teacher, prompts, text, label, sample)
-        given = "label" if certain else "label that may turn out to be the teacher's"
-        return Planned(f"rationale given a {given}", i, request, lambda answer: explains(teacher, prompts, answer), certain)
-
-    def own(n: int) -> list[str]:
-        """The labels that the teacher may give a review, by what is known."""
+    def labels(n: int) -> list[str]:
+        """Those that the teacher may give a review."""
         if calibration is None or unscored[n]:
-            return [task.positive, *(label for label in task.labels if label != task.positive)]
+            return every_label if has_gold[n] else every_label[:1]
         return [] if np.isnan(scores[n]) else [calibrated_label(task, calibration, scores[n])[0]]
 
-    for n, (i, text) in zip(place[explained.numbers], teacher.shown(explained), strict=True):
-        for label in own(n)[:1]:
-            yield rationale(i, text, label, 0, certain=True)
-    for n, (i, text), gold in zip(place[train.numbers], teacher.shown(train), wanted_gold(teacher, train), strict=True):
-        possible = own(n)
-        certain = [gold] if gold else possible[:1]
-        certain += possible if len(possible) == 1 else []
-        uncertain = [label for label in possible if gold and label not in certain]
-        for s in range(teacher.config.samples):
-            for label in dict.fromkeys([*certain, *uncertain]):
-                yield rationale(i, text, label, s, label in certain)
+    for (review_id, n, _, _, kinds), request in rationale_requests(teacher, prompts, train, explained, place, labels):
+        certain = kinds != (False,) or len(labels(n)) == 1
+        kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"
+        yield Planned(kind, review_id, request, partial(explains, teacher, prompts), certain)
 
 
-def planned_calibration(
-    teacher: Teacher, task: Task, held_out: ExampleTable, scores: np.ndarray, unscored: np.ndarray
-) -> Calibration | None:
+def planned_calibration(job: Job, held_out: ExampleTable, scores: np.ndarray, unscored: np.ndarray) -> Calibration | None:
     """The calibration that a run is going to find, or None where scores that it takes are not known."""
     if unscored.any():
         return None
     try:
-        return fitted_calibration(teacher.config, task, held_out, scores)
+        return fitted_calibration(job.teacher.config, job.task, held_out, scores)
     except CotdError:  # the run says so
         return None

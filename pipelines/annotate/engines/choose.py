@@ -1,6 +1,6 @@
-"""The teacher's engine: vLLM inside Ray Data. The only module that knows of vLLM.
+"""Which engine a teacher is asked through, and its start: an endpoint, or vLLM inside Ray Data in one of two ways.
 
-Two ways, both Ray Data pipelines with one engine an actor:
+Both have one engine an actor:
 
 - `ray_data_llm`, the default on GPUs: `ray.data.llm`'s vLLMEngineProcessor, with continuous batching across blocks and
   tensor parallelism.
@@ -14,18 +14,21 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from cotd.errors import CotdError
-from cotd.teachers.config import EngineConfig
+from cotd.students.base_models import resolve_model
+from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
+from cotd.teachers.teacher import Teacher
 from cotd.utils.iteration import batched
 from pipelines.annotate.ask import Complete
+from pipelines.annotate.engines.api.engine import api_engine
 from pipelines.annotate.engines.in_process import (
     BATCHES_A_PIPELINE,
     GONE,
-    KEPT,
     InProcessEngine,
     reason_of,
     start_in_process_engines,
@@ -33,13 +36,25 @@ from pipelines.annotate.engines.in_process import (
 )
 from pipelines.annotate.engines.ray_data_llm import ROWS_A_PIPELINE, through_ray_data_llm
 from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
-from pipelines.cluster.session import has_gpus
+from pipelines.cluster.session import has_gpus, ray_session
+
+KEPT = "What is done is kept; the same command resumes there."
 
 
-def require_engine() -> None:
-    """Raises a CotdError that says how to install vLLM, if it is not installed."""
+def start_engine(
+    config: TeacherConfig, teacher: Teacher, may_pay_again: Callable[[Request], bool], stack: contextlib.ExitStack
+) -> Complete:
+    """Starts Ray, if it does not run, and the engine; or the client of an endpoint. `stack` ends them.
+
+    Args:
+        may_pay_again: whether a budget has room for another try of a request that may have been paid for.
+    """
+    if config.api:
+        return stack.enter_context(api_engine(config.model, config.api, teacher.count, may_pay_again))
     if importlib.util.find_spec("vllm") is None:
         raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
+    stack.enter_context(ray_session())
+    return stack.enter_context(teacher_engine(resolve_model(config.model), config.engine, teacher.commit))
 
 
 @contextlib.contextmanager
@@ -70,23 +85,23 @@ def teacher_engine(
 
     def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
         for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size if engines else ROWS_A_PIPELINE):
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
                 for i, r in enumerate(part)
             ]
-            n_blocks = max(1, -(-len(rows) // config.batch_size))
+            n_blocks = rows[-1]["block"] + 1
             # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
             blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
             if engines:
-                answered = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+                results = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
             else:
-                answered = through_ray_data_llm(blocks, model, arguments, config)
+                results = through_ray_data_llm(blocks, model, arguments, config)
             try:
-                # Nothing is fetched ahead: answers would be kept only once the next batch's are there.
-                for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    plain = [json.loads(answer) for answer in batch["answer"].to_pylist()]
-                    yield [answer for answer in plain if GONE not in answer]
-                    if gone := [answer[GONE] for answer in plain if GONE in answer]:
+                # Nothing is fetched ahead: completions would be kept only once the next batch's are there.
+                for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    completions = [json.loads(answer) for answer in batch["answer"].to_pylist()]
+                    yield [c for c in completions if GONE not in c]
+                    if gone := [c[GONE] for c in completions if GONE in c]:
                         raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
             except ray.exceptions.RayError as error:
                 raise CotdError(f"the teacher's engine failed: {reason_of(error)}. {KEPT}") from error
@@ -100,17 +115,17 @@ def teacher_engine(
 
 def require_room(config: EngineConfig, use_gpu: bool, backend: str) -> None:
     """Raises a CotdError if Ray's nodes cannot hold all engines at once: Ray would wait for that without end or word."""
-    from pipelines.cluster.resources import have_room, ray_nodes
+    from pipelines.cluster.resources import have_room, ray_nodes  # which imports Ray Tune: seconds
 
     if config.engine_kwargs.get("distributed_executor_backend") == "ray":
         return  # an engine may be on several nodes
-    processors = config.tensor_parallel if backend == "ray_data_llm" else 1
-    each: dict[str, float] = {"CPU": processors, "GPU": config.tensor_parallel if use_gpu else 0}
+    cpus = config.tensor_parallel if backend == "ray_data_llm" else 1
+    bundle: dict[str, float] = {"CPU": cpus, "GPU": config.tensor_parallel if use_gpu else 0}
     nodes = ray_nodes()
-    room = next(n for n in range(config.replicas, -1, -1) if have_room([each] * n, nodes))
+    room = next(n for n in range(config.replicas, -1, -1) if have_room([bundle] * n, nodes))
     if room < config.replicas:
         gpus = f"{config.tensor_parallel} GPUs and " if use_gpu else ""
-        parts = f"{gpus}{processors} CPUs each (teacher.engine.tensor_parallel), on one node, "
+        parts = f"{gpus}{cpus} CPUs each (teacher.engine.tensor_parallel), on one node, "
         raise CotdError(
             f"teacher.engine.replicas asks for {config.replicas} engines of {parts}and Ray has room for {room}. Ask for less, or "
             "join a larger cluster (RAY_ADDRESS)."

@@ -16,13 +16,11 @@ from pipelines.annotate.engines.vllm import completion_of, environment, sampling
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
 BATCHES_A_PIPELINE = 32
-# Of an in-process engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten.
-RESTARTS = 32  # a row that kills takes some ten of a batch of 256 to be found; what is broken itself must end
-GONE = "gone"  # in place of answers: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
-KEPT = "What is done is kept; the same command goes on from there."
+# Of an engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten; what is broken itself must end.
+RESTARTS = 32
+GONE = "gone"  # in place of completions: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
 
-
-# --- in process -----------------------------------------------------------------------------------------------------
+Rows = dict[str, list[Any]]  # columns `key`, `prompt` and `sampling`, which is JSON
 
 
 def start_in_process_engines(
@@ -31,11 +29,11 @@ def start_in_process_engines(
     """Actors with an engine each. They start in the background; the first request waits for them."""
     import ray
 
-    # They are spread over the nodes, and share the processors of one.
-    wanted = "GPU" if use_gpu else "CPU"
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(wanted)]
-    beside = math.ceil(config.replicas / max(1, len(nodes)))
-    threads = max(1, int(max((n.get("CPU", 1) for n in nodes), default=1) // beside))
+    # They are spread over the nodes, and share the CPUs of one.
+    needed = "GPU" if use_gpu else "CPU"
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(needed)]
+    engines_a_node = math.ceil(config.replicas / max(1, len(nodes)))
+    threads = max(1, int(max((n.get("CPU", 1) for n in nodes), default=1) // engines_a_node))
     variables = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     actor = ray.remote(engine_class).options(
         num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables},
@@ -65,51 +63,51 @@ class AskEngines:
     """Hands batches to engines, and waits.
 
     Of a batch that an engine dies of, or fails at in a way that leaves it in no known state, halves are asked, each of a
-    new engine, until the row is found; it is set aside for good, as the next run's engine would die of it too.
+    new engine, until the row is found; it is quarantined for good, as the next run's engine would die of it too.
     """
 
     def __init__(self, engines: list[Any]):
         self.engines = engines
-        # While a row is looked for nobody else asks that engine, or would be taken for the culprit.
-        self.looking = [threading.Lock() for _ in engines]
-        self.looked = [0] * len(engines)  # how often
+        # While a row is searched for nobody else asks that engine, or would be taken for the culprit.
+        self.searching = [threading.Lock() for _ in engines]
+        self.searches = [0] * len(engines)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         import ray
 
         number = int(batch["block"][0]) % len(self.engines)
+        engine = self.engines[number]
         rows = {column: list(batch[column]) for column in ("key", "prompt", "sampling")}
-        with self.looking[number]:
-            looked = self.looked[number]
-            answers = self.engines[number].answer.remote(rows)
+        with self.searching[number]:
+            searches = self.searches[number]
+            answers = engine.answer.remote(rows)
         try:
             return ray.get(answers)
         except ray.exceptions.RayError as error:
-            with self.looking[number]:
-                others = looked < self.looked[number]  # it may have failed with another batch's row
-                self.looked[number] += 1
-                engine = self.engines[number]
+            with self.searching[number]:
+                others = searches < self.searches[number]  # it may have failed with another batch's row
+                self.searches[number] += 1
                 try:
                     revive(engine, error)
-                    if others or blames_nobody(error, rows):
+                    if others or may_be_innocent(error, rows):
                         return {"answer": self._answers(engine, rows, again=not others)}
                     return {"answer": self._halves(engine, rows, error)}
                 except CotdError as gone:
                     return {"answer": [json.dumps({GONE: str(gone)})]}
 
-    def _answers(self, engine: Any, rows: dict[str, list[Any]], again: bool = False) -> list[str]:
+    def _answers(self, engine: Any, rows: Rows, again: bool = False) -> list[str]:
         import ray
 
         try:
             return ray.get(engine.answer.remote(rows))["answer"]
         except ray.exceptions.RayError as error:
             revive(engine, error)
-            if blames_nobody(error, rows) and not again:
+            if may_be_innocent(error, rows) and not again:
                 return self._answers(engine, rows, again=True)
             return self._halves(engine, rows, error)
 
-    def _halves(self, engine: Any, rows: dict[str, list[Any]], error: Exception) -> list[str]:
-        """The answers to rows that have just failed together."""
+    def _halves(self, engine: Any, rows: Rows, error: Exception) -> list[str]:
+        """The completions of rows that have just failed together."""
         n = len(rows["key"])
         if n == 1:
             reason = f"the engine failed at it: {reason_of(error)}"
@@ -118,7 +116,7 @@ class AskEngines:
         return [answer for half in parts for answer in self._answers(engine, half)]
 
 
-def blames_nobody(error: Exception, rows: dict[str, list[Any]]) -> bool:
+def may_be_innocent(error: Exception, rows: Rows) -> bool:
     """Whether a single row is to be asked about once more: an engine that is gone may have gone for another reason.
 
     A machine short of memory, say, or a network that broke. A row that an engine fails at without dying is the culprit.
@@ -129,7 +127,7 @@ def blames_nobody(error: Exception, rows: dict[str, list[Any]]) -> bool:
 
 
 def process_of(engine: Any) -> str | None:
-    """Which process an engine is in, for as long as that lives; None where it does not answer."""
+    """Which process an engine is in, while that lives; None where it does not answer."""
     import ray
 
     try:
@@ -165,7 +163,7 @@ def revive(engine: Any, error: Exception) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What lies behind an error of Ray's, in a line."""
+    """The cause of an error of Ray's, in a line."""
     while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
         error = cause
     lines = [line.strip()[:200].rstrip(".") for line in str(error).splitlines() if line.strip()] or ["no message"]
@@ -182,8 +180,8 @@ class InProcessEngine:
 
         self.llm = LLM(**arguments)
 
-    def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Answers a batch with the columns `key`, `prompt` and `sampling` (JSON); the column `answer` is JSON too.
+    def answer(self, batch: Rows) -> dict[str, list[str]]:
+        """Answers a batch; the column `answer` is JSON.
 
         Raises:
             Exception: whatever vLLM fails with half way; from then on nothing but an error, until the actor is started anew.
@@ -192,9 +190,8 @@ class InProcessEngine:
 
         if self._left_off():
             raise RuntimeError("the engine failed at another batch")
-        rows = [
-            (str(k), str(p), json.loads(s)) for k, p, s in zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
-        ]
+        columns = zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
+        rows = [(str(key), str(prompt), json.loads(sampling)) for key, prompt, sampling in columns]
         try:
             completions = self._generate(rows)
         except (ValueError, VLLMClientError):

@@ -7,16 +7,13 @@ from typing import Any
 
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, completion
-from pipelines.annotate.engines.vllm import environment, reduced
+from pipelines.annotate.engines.vllm import completion_from_tokens, environment
 from pipelines.cluster.session import has_gpus
 
 # Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
 ROWS_A_PIPELINE = 100_000
-# Of an engine of ray.data.llm, which finds no such row: a minute or two each.
-PIPELINE_RESTARTS = 3
-
-
-# --- ray.data.llm ---------------------------------------------------------------------------------------------------
+# Of an engine, a minute or two each. A row that an engine dies of is not searched for, as `in_process` does.
+RESTARTS = 3
 
 
 def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
@@ -36,7 +33,7 @@ def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], con
             engine_kwargs=arguments,
             runtime_env={"env_vars": environment(config, threads)},
             batch_size=config.batch_size,
-            concurrency=(config.replicas, config.replicas),  # a number alone is the most there may be, and one is there at first
+            concurrency=(config.replicas, config.replicas),  # a number alone is the maximum, and begins with one
             placement_group_config={"bundles": [{"GPU": 1, "CPU": 1} if use_gpu else {"CPU": 1}] * config.tensor_parallel},
             should_continue_on_error=True,
             log_engine_metrics=False,
@@ -51,9 +48,9 @@ def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], con
         postprocess=lambda row: {"answer": json.dumps(completion_of_row(row)), "key": row["key"]},
     )  # fmt: skip
 
-    # As often as it takes for what was not the engine's own: by default without end, and in silence.
+    # For what was not the engine's own fault; by default without end, and in silence.
     stage = processor.get_stage_by_name("vLLMEngineStage")
-    stage.map_batches_kwargs |= {"max_restarts": PIPELINE_RESTARTS, "max_task_retries": PIPELINE_RESTARTS}
+    stage.map_batches_kwargs |= {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
 
     def fill_errors(row: dict[str, Any]) -> dict[str, Any]:
         """Rows that the engine refused skip `postprocess`."""
@@ -70,4 +67,5 @@ def completion_of_row(row: dict[str, Any]) -> Completion:
     finish_reason = "length" if row["num_generated_tokens"] >= sampling["max_tokens"] else "stop"
     tokens = [int(t) for t in row["generated_tokens"]]
     label_tokens = sampling.get("allowed_token_ids")
-    return reduced(row["key"], row["generated_text"], tokens, steps, row["num_input_tokens"], finish_reason, label_tokens)
+    prompt_tokens = row["num_input_tokens"]
+    return completion_from_tokens(row["key"], row["generated_text"], tokens, steps, prompt_tokens, finish_reason, label_tokens)

@@ -1,4 +1,4 @@
-"""What vLLM is started with and asked, and what its answers become."""
+"""What vLLM is started with and asked, and how its outputs become completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cotd.utils.hardware import choose_dtype
 
 
 def engine_dtype(config: EngineConfig, use_gpu: bool) -> str:
-    """What an engine computes in: where a GPU decides that, it is asked, as this process may be where there is none."""
+    """The type an engine computes in; a GPU is asked in a task, as this process may be on a machine without one."""
     import ray
 
     if not use_gpu or config.dtype != "auto":
@@ -38,7 +38,7 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
 
 
 def environment(config: EngineConfig, threads: int) -> dict[str, str]:
-    """Environment variables of an engine's process, which `threads` processors are for."""
+    """Environment variables of an engine's process that may use `threads` CPUs."""
     variables = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
@@ -52,26 +52,26 @@ def environment(config: EngineConfig, threads: int) -> dict[str, str]:
 
 
 def sampling_parameters(sampling: dict[str, Any]) -> Any:
-    """vLLM's SamplingParams of a request's plain sampling parameters."""
+    """A request's sampling parameters as vLLM's SamplingParams."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    plain = dict(sampling)
-    if structured := plain.pop("structured_outputs", None):
-        plain["structured_outputs"] = StructuredOutputsParams(**structured)
-    return SamplingParams(**plain)
+    if structured := sampling.get("structured_outputs"):
+        sampling = sampling | {"structured_outputs": StructuredOutputsParams(**structured)}
+    return SamplingParams(**sampling)
 
 
 def completion_of(key: str, output: Any, label_tokens: list[int] | None) -> Completion:
     """A completion from vLLM's RequestOutput: log-probabilities reduced to scalars before they leave the actor."""
     answer = output.outputs[0]
     steps = [{t: alternative.logprob for t, alternative in step.items()} for step in answer.logprobs or []]
-    return reduced(
-        key, answer.text, list(answer.token_ids), steps, len(output.prompt_token_ids), answer.finish_reason, label_tokens
+    prompt_tokens = len(output.prompt_token_ids)
+    return completion_from_tokens(
+        key, answer.text, list(answer.token_ids), steps, prompt_tokens, answer.finish_reason, label_tokens
     )
 
 
-def reduced(
+def completion_from_tokens(
     key: str,
     text: str,
     tokens: list[int],
@@ -85,7 +85,7 @@ def reduced(
         key,
         text=text,
         logprob=sum(step[t] for step, t in zip(steps, tokens, strict=True)) if steps else None,
-        # Both come back unless one underflowed; its probability is then nil.
+        # All come back unless one underflowed; its probability is then zero.
         label_logprobs=[steps[0].get(t, -100.0) for t in label_tokens] if label_tokens else None,
         finish_reason="stop" if label_tokens else finish_reason,
         prompt_tokens=prompt_tokens,

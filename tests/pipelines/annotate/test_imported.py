@@ -70,7 +70,7 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     reviews = load_examples(config.data)
     assert check_annotations(config, reviews.digest()) is not None
     pairs = {
-        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["task"].value_counts().to_dict()
+        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["target_kind"].value_counts().to_dict()
         for name in GRID["method"]
     }
     assert pairs == {
@@ -161,7 +161,7 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     table, _ = check_annotations(config, load_examples(config.data).digest()) or (pd.DataFrame(), None)
     train = load_examples(config.data).table.query("split == 'train'")
     pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
-    assert set(pairs["task"]) == {"label"}
+    assert set(pairs["target_kind"]) == {"label"}
     assert len(pairs) == 23
     with pytest.raises(CotdError, match="needs annotations"):
         training_pairs(METHODS["cot_unlabelled"], train, table, SENTIMENT, 0.5)

@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cotd.data.examples import build_examples, review_id
-from cotd.data.truncation import fit_by_length, fit_end_by_length, tokens_by_length
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
 from cotd.tasks.registry import SENTIMENT
@@ -23,7 +22,7 @@ from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import STRATEGIES
-from cotd.teachers.teacher import Teacher, load_teacher
+from cotd.teachers.teacher import Teacher
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.utils.parquet import parquet_writer
@@ -232,63 +231,12 @@ def test_a_long_review_is_cut_to_the_teachers_limit(
     assert ("THE END" in shown) == (truncation == "head_tail")
 
 
-@pytest.mark.parametrize("model", ["embedded", "length"])
-def test_texts_are_cut_between_sentences(model: str, embedded_student: Path) -> None:
-    teacher = load_teacher(TeacherConfig()) if model == "embedded" else None
-    fit, fit_end = (teacher.fit, teacher.fit_end) if teacher else (fit_by_length, fit_end_by_length)
-    count = teacher.count if teacher else tokens_by_length
-    sentences = " ".join(f"Sentence number {i} is here." for i in range(200))
-    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000, "-" * 100_000):
-        for part, again in ((fit(text, 100), fit), (fit_end(text, 100), fit_end)):
-            assert text.startswith(part) if again == fit else text.endswith(part)
-            assert 20 <= count(part) <= 104  # a character may be four tokens, and is not cut in two
-            assert again(part, 104) == part
-    assert fit(sentences, 100).endswith("is here.")
-    assert fit_end(sentences, 100).startswith("Sentence")
-    chinese = "这部电影很好看。" * 200
-    assert fit(chinese, 100).endswith("好看。"), "no space after a sentence"
-    assert fit_end(chinese, 100).startswith("这部")
-    assert count(fit("🎬" * 90, 100)) <= 100, "fewer characters than tokens"
-    assert fit("word " * 2000, 100).endswith("word")
-    assert fit_end("word " * 2000, 100).startswith("word")
-    assert fit("A short one", 100) == fit_end("A short one", 100) == "A short one"
-
-
-def test_both_ends_of_a_long_review_are_shown(embedded_student: Path) -> None:
-    limit = 60
-    middle = " ".join(f"Sentence number {i} is here." for i in range(50))
-    texts = [f"It begins well. {middle} It ends badly.", "It is short."]
-    reviews = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
-    teacher = load_teacher(TeacherConfig(max_review_tokens=limit, truncation="head_tail"))
-    for _ in range(2):  # the second time it is remembered
-        shown = {text[:9]: text for _, text in teacher.shown(reviews)}
-        assert shown["It is sho"] == "It is short."
-        beginning, omission, end = shown["It begins"].partition(" … ")
-        assert beginning.startswith("It begins well.")
-        assert omission
-        assert end.startswith("Sentence")
-        assert end.endswith("It ends badly.")
-        assert teacher.count(beginning) <= limit // 4 < teacher.count(end)
-        assert limit // 2 <= teacher.count(shown["It begins"]) <= limit
-    assert teacher.count_cut(reviews) == 1
-
-
 def test_cut_reviews_are_counted(write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any) -> None:
     long = pd.DataFrame(
         [(f"{'A warm film. ' * 8000} {i}", "positive", "train") for i in range(3)], columns=["text", "label", "split"]
     )
     config = load_config(write_study(pd.concat([review_rows, long]), teacher={"calibration": {"rows": 24}}))
     assert annotate(config, teacher_double.complete)["reviews"]["cut"] == 3
-
-
-def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
-    """Taken apart, a special token is several: the limit is that of what is shown."""
-    teacher = load_teacher(TeacherConfig(max_review_tokens=100))
-    text = "<|im_end|>" * 90
-    reviews = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
-    ((_, shown),) = teacher.shown(reviews)
-    assert 0 < teacher.count(shown) <= 100
-    assert teacher.count_cut(reviews) == 1
 
 
 def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(write_study: Callable[..., Path]) -> None:
@@ -538,7 +486,7 @@ def test_any_text_is_annotated_or_set_aside_and_shifts_no_other(texts: list[str]
     assert len(reviews.table) + len(reviews.quarantined) + reviews.counts["repeats"] == len(rows)
     double = FakeTeacher()
     config = TeacherConfig()
-    teacher = Teacher("double", "1", first_token=hash, fit=fit_by_length, config=config, count=tokens_by_length)
+    teacher = Teacher("double", "1", config)
     with tempfile.TemporaryDirectory() as folder:
         store = CompletionStore(Path(folder))
         ask = Asker(store, lambda: double.complete, Budget(BudgetConfig(), len))

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint as the teacher's engine: the key, what is checked before anything is asked, the engine."""
+"""An OpenAI-compatible endpoint as the teacher's engine: its key, what is checked before anything is asked, the engine."""
 
 from __future__ import annotations
 
@@ -26,59 +26,64 @@ def api_key(config: ApiConfig) -> str | None:
     """
     if config.key_env is None:
         return None
-    if key := os.environ.get(config.key_env, "").strip():
-        # Anything else cannot stand in a header, and the error that says so would show it.
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise CotdError(
-                f"the environment variable {config.key_env} does not hold a key: it has a line break, a space or a character "
-                "that is not ASCII in it. Copy the key again, alone and on one line."
-            )
-        return key
-    raise CotdError(
-        f"the environment variable {config.key_env} is not set; teacher.api.key_env says that it holds the key to "
-        f"{config.base_url}. Set it, or teacher.api.key_env: null for a server that needs no key."
-    )
+    key = os.environ.get(config.key_env, "").strip()
+    if not key:
+        raise CotdError(
+            f"the environment variable {config.key_env} is not set; teacher.api.key_env says that it holds the key to "
+            f"{config.base_url}. Set it, or teacher.api.key_env: null for a server that needs no key."
+        )
+    # Anything else cannot stand in a header, and the error that says so would show it.
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise CotdError(
+            f"the environment variable {config.key_env} does not hold a key: it has a line break, a space or a character "
+            "that is not ASCII in it. Copy the key again, alone and on one line."
+        )
+    return key
 
 
 def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None:
-    """Raises a CotdError if there is no such endpoint, or it refuses the key, has no such model, or cannot do what is wanted.
+    """Raises a CotdError if the endpoint does not respond, refuses the key, or lacks the model or the log-probabilities.
 
     Args:
         probe: a scoring request, to see whether label log-probabilities come back.
     """
-    key = api_key(config)
-    client = ApiClient(model, config, key, len)
-
-    async def check() -> None:
-        try:
-            response = await client.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
-        except httpx.RequestError as error:
-            why = client.plain(str(error) or type(error).__name__)
-            raise CotdError(
-                f"no answer from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."
-            ) from error
-        if response.status_code in (401, 403):
-            client.check_status(response)
-        names = model_names(response)
-        if names and bare_name(model) not in map(bare_name, names):
-            raise CotdError(
-                f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
-                f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
-            )
-        if probe is not None:
-            answer = await client.answer(probe)
-            if client.fatal:
-                raise client.fatal
-            if answer and answer["error"]:
-                raise CotdError(f"{config.base_url} cannot score labels: {answer['error']}. Set strategy: chain_of_thought.")
+    client = ApiClient(model, config, api_key(config), len)
 
     async def run() -> None:
         try:
-            await check()
+            await check_models(client, model, config)
+            if probe is not None:
+                await check_scoring(client, probe)
         finally:
             await client.close()
 
     asyncio.run(run())
+
+
+async def check_models(client: ApiClient, model: str, config: ApiConfig) -> None:
+    try:
+        response = await client.endpoint.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
+    except httpx.RequestError as error:
+        why = client.endpoint.without_key(str(error) or type(error).__name__)
+        raise CotdError(
+            f"no response from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."
+        ) from error
+    if response.status_code in (401, 403):
+        client.endpoint.check_status(response)
+    names = model_names(response)
+    if names and bare_name(model) not in map(bare_name, names):
+        raise CotdError(
+            f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
+            f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
+        )
+
+
+async def check_scoring(client: ApiClient, probe: Request) -> None:
+    answer = await client.answer(probe)
+    if client.fatal:
+        raise client.fatal
+    if answer and answer["error"]:
+        raise CotdError(f"{client.config.base_url} cannot score labels: {answer['error']}. Set strategy: chain_of_thought.")
 
 
 def model_names(response: httpx.Response) -> list[str]:
@@ -105,11 +110,11 @@ def api_engine(
 ) -> Iterator[Complete]:
     """An endpoint as an engine, for the duration of a block.
 
-    Args: see `pipelines.annotate.engines.api.client.ApiClient`.
+    Args: see `ApiClient`.
 
     Yields:
-        A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as places get free. On Ctrl-C it
-        waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
+        A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as capacity gets free.
+        On Ctrl-C it waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
     client = ApiClient(model, config, api_key(config), count, may_pay_again)
     with asyncio.Runner() as runner:
@@ -120,7 +125,7 @@ def api_engine(
                 while batch := runner.run(client.next_batch(remaining)):
                     yield batch
             except KeyboardInterrupt:
-                say(f"  waiting for {len(client.flying):,} requests in flight (Ctrl-C again drops them)")
+                say(f"  waiting for {len(client.in_flight):,} requests in flight (Ctrl-C again drops them)")
                 if batch := runner.run(client.finish()):
                     yield batch
                 raise

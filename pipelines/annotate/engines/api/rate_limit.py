@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: limits of our own, and what the server itself asks for."""
+"""How fast an endpoint may be asked: limits of our own, and the server's Retry-After."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 # A request sent late in one minute and one sent early in the next may reach the server closer together.
 WINDOW_SECONDS = 61.0
 BURST_SECONDS = 5.0
-LONGEST_SAID = 366 * 86400.0  # a server that says more means never
+LONGEST_RETRY_AFTER = 366 * 86400.0  # a server that says more means never
 
 
 @dataclass
@@ -98,7 +98,7 @@ def retry_after(headers: httpx.Headers, now: datetime | None = None) -> float | 
     """Seconds that a server asks to wait, from `Retry-After` in seconds or as an HTTP date; None where it does not say."""
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
-        return min(float(value), LONGEST_SAID)
+        return min(float(value), LONGEST_RETRY_AFTER)
     try:
         date = email.utils.parsedate_to_datetime(value)
         return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds())

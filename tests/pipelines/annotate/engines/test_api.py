@@ -13,11 +13,11 @@ from typing import Any
 import mlflow
 import pytest
 
-import pipelines.annotate.engines.api.client
+import pipelines.annotate.engines.api.endpoint
 from cotd.cli.app import main
 from cotd.errors import CotdError
-from cotd.teachers.loading import load_teacher
 from cotd.teachers.requests import Request
+from cotd.teachers.teacher import load_teacher
 from pipelines.annotate.engines.api.engine import check_endpoint
 from pipelines.annotate.engines.api.responses import label_logprob, token_count
 from pipelines.annotate.files import AnnotationFiles, read_annotations
@@ -86,14 +86,14 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
     [
         ("refusal", "the teacher refused: I cannot help with that.", 1),
         ("filtered", "the endpoint's content filter refused", 1),
-        ("length", "the answer is cut off by the token limit before it has the form asked for", 1),
+        ("length", "the response is cut off by the token limit before it has the form asked for", 1),
         ("thought_only", "the token limit was reached before anything was answered", 1),
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
         ("half_pair", "HTTP 400: half \ufffd a pair", 1),
-        ("hang", "no answer within 2 s", 3),
-        ("empty", "an empty answer", 3),
-        ("prose", "the answer does not have the form asked for", 3),
+        ("hang", "no response within 2 s", 3),
+        ("empty", "an empty response", 3),
+        ("prose", "the response does not have the form asked for", 3),
     ],
 )
 def test_what_does_not_pass_is_quarantined(study: MakeStudy, provider: Provider, fault: str, reason: str, tries: int) -> None:
@@ -212,16 +212,16 @@ def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provi
 
 def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
     """Whatever else may go wrong with one answer: those beside it are kept."""
-    real = pipelines.annotate.engines.api.client.read_answer
+    real = pipelines.annotate.engines.api.endpoint.read_completion
 
     def breaks(request: Request, *rest: Any) -> Any:
         if number_of(request.prompt) == "3":
             raise MemoryError(f"key {KEY}")
         return real(request, *rest)
 
-    monkeypatch.setattr("pipelines.annotate.engines.api.client.read_answer", breaks)
+    monkeypatch.setattr("pipelines.annotate.engines.api.endpoint.read_completion", breaks)
     quarantined = annotate(study(), yes=True)["annotations"]["quarantined"]
-    assert quarantined == {"its answer could not be read: MemoryError: key [key]": 2}
+    assert quarantined == {"its response could not be read: MemoryError: key [key]": 2}
 
 
 @pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1 sk-2", "sk-é", "sk-\x00"])
@@ -321,7 +321,7 @@ def test_label_words_are_found_by_their_beginnings() -> None:
     [
         (["teacher.api.key_env=NO_SUCH_KEY"], "the environment variable NO_SUCH_KEY is not set"),
         (["teacher.model=teacher-2"], "has no model 'teacher-2' .*Did you mean 'teacher-1'"),
-        (["teacher.api.base_url=http://127.0.0.1:9/v1"], "no answer from http://127.0.0.1:9/v1"),
+        (["teacher.api.base_url=http://127.0.0.1:9/v1"], "no response from http://127.0.0.1:9/v1"),
         (["teacher.strategy=score_then_explain"], "score_then_explain needs the log-probabilities"),
         ([f"teacher.api.key_env={KEY}"], "names an environment variable, in capitals, such as OPENAI_API_KEY"),
         (["teacher.api.base_url=http://me:pass@host/v1"], "holds credentials"),

@@ -16,7 +16,7 @@ PRICES = ["teacher.budget.input_price=10", "teacher.budget.output_price=100"]
 def test_nobody_to_agree_to_the_price(study: MakeStudy, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     config = study(*PRICES)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
-    with pytest.raises(CotdError, match=r"60 requests to make \(0 answers are in the store\).*run again with --yes"):
+    with pytest.raises(CotdError, match=r"60 requests to make \(0 completions are in the store\).*run again with --yes"):
         annotate(config)
     assert not provider[0].bodies
     assert not config.directory.exists()

@@ -1,0 +1,79 @@
+"""What is checked of a study's examples and prompts before anything is asked or trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from cotd.errors import CotdError
+from cotd.study.config import StudyConfig
+from cotd.tasks.base import Task
+from cotd.teachers.config import TeacherConfig
+from cotd.teachers.prompts import Prompts
+from cotd.teachers.requests import explain_request, score_request, think_request
+from cotd.teachers.teacher import Teacher
+from cotd.training.methods import METHODS
+
+# From this share of quarantined rows on, something other than a few bad rows is wrong.
+MANY = 0.05
+
+
+def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: Prompts) -> None:
+    """Raises a CotdError unless the longest review, with the prompt around it and the completion, fits the engine."""
+    if config.api:
+        return  # its context is not known here
+    explaining = [explain_request(teacher, prompts, "", label, 0) for label in task.labels]
+    if config.strategy == "score_then_explain":
+        requests = [score_request(teacher, task, prompts, ""), *explaining]
+    else:
+        requests = [think_request(teacher, prompts, "", 0), *(explaining if config.gold_conditioned else [])]
+    around = max(teacher.count(request.prompt) + int(request.sampling["max_tokens"]) for request in requests)
+    context = int(config.engine.engine_kwargs.get("max_model_len") or config.engine.max_model_len)
+    if around + config.max_review_tokens > context:
+        raise CotdError(
+            f"a review of teacher.max_review_tokens ({config.max_review_tokens}) does not fit teacher.engine.max_model_len "
+            f"({context}): the prompt around it and the completion take up to {around}. Set the former to at most "
+            f"{context - around}, or the latter to at least {around + config.max_review_tokens}."
+        )
+
+
+def quarantine_warnings(rows: int, quarantined: Counter[str]) -> list[str]:
+    """What to say when many of a source's rows were quarantined, by reason."""
+    total = quarantined.total()
+    if total < MANY * rows:
+        return []
+    reasons = [f"{count:,} × {reason}" for reason, count in quarantined.most_common(5)]
+    warning = f"{total:,} of {rows:,} rows are quarantined: {'; '.join(reasons)}."
+    if any(" is not one of " in reason for reason in reasons):
+        warning += (
+            " Is data.columns.label the right column? Stars or scores have to be mapped to labels first: a bare 1 counts as "
+            "positive, a bare 0 as negative."
+        )
+    return [warning]
+
+
+def gold_problems(config: StudyConfig, labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What the study's students need gold labels for and do not have.
+
+    Args:
+        labels: split → gold label → number of its examples.
+    """
+    problems = [
+        f"the {split} split has no gold label, and every score is against gold. Name the label column in "
+        "data.columns.label, or give labelled test rows (data.source: {train: …, test: …})."
+        for split in ("validation", "test")
+        if not labels[split]
+    ]
+    gold_methods = [m for m in config.grid.all_values("method") if METHODS[m].labels == "gold"]
+    for split in ("train", "validation", "test") if gold_methods else ("validation", "test"):
+        if len(labels[split]) == 1:
+            ((label, count),) = labels[split].items()
+            advice = f"Check data.columns.label, or take more rows (data.{split}_rows)."
+            problems.append(f"the {split} split has gold labels of one kind only: {count:,} × {label}. {advice}")
+    if not labels["train"]:
+        problems += [
+            f"method '{method}' trains on gold labels, and no training review has one. "
+            "Name the label column in data.columns.label, or take it out of grid.method."
+            for method in gold_methods
+        ]
+    return problems
