@@ -128,7 +128,7 @@ def test_what_was_served_is_what_the_champion_says(demo: tuple[Path, str]) -> No
         label, score, *_ = line.split()
         assert label == prediction.label
         assert float(score.rstrip("%")) == pytest.approx(100 * prediction.score, abs=0.06)  # a decimal is printed
-    assert demo[1].count("its own words: ") == len(SHOWN)
+    assert demo[1].count("its rationale: ") == len(SHOWN)
 
 
 @pytest.mark.slow

@@ -54,11 +54,11 @@ def test_studies_have_names_of_their_own() -> None:
     assert len(set(names)) == len(names), "two studies of one name would write into one folder"
 
 
-@pytest.mark.parametrize("variant", ["imdb", "yelp", "embedded"])
-def test_studies_of_one_variant_share_their_reviews(variant: str) -> None:
-    """So that what one study had annotated is not asked again for the next."""
+@pytest.mark.parametrize(("variant", "number"), [("imdb", 4), ("yelp", 4), ("embedded", 3)])
+def test_studies_of_one_variant_share_their_reviews(variant: str, number: int) -> None:
+    """The teacher is not asked again about what it has annotated for another of them."""
     studies = [load(path, name) for path, name in EVERY if name == variant]
-    assert len(studies) == 4
+    assert len(studies) == number
     assert len({digest(study.data.model_dump()) for study in studies}) == 1
     assert len({(study.teacher.model, study.teacher.strategy, study.teacher.max_review_tokens) for study in studies}) == 1
 
