@@ -1,4 +1,4 @@
-"""Which of a study's comparisons hold: method against method, size against size, student against teacher; the papers' claims."""
+"""Which comparisons hold: method against method, size against size, student against teacher; and the papers' claims."""
 
 from __future__ import annotations
 
@@ -11,22 +11,12 @@ import numpy as np
 from cotd.evaluation.comparisons import Comparison, compare
 from cotd.evaluation.statistics import mcnemar
 from cotd.training.methods import METHODS, Method
-from cotd.training.trial import RATIONALE_SETTINGS
+from cotd.training.trial import MULTITASK_SETTINGS
+from pipelines.report.formatting import variant_of
 from pipelines.report.published import CLAIMS, Claim
-from pipelines.report.results import Results
+from pipelines.report.results import Group, Results
 
-TEACHER = "teacher"
-Group = dict[str, Any]
-
-
-def arm(entry: dict[str, Any]) -> str:
-    """A method and, in studies that vary something else, its setting: "cot_labelled (rationale_weight 1)"."""
-    return f"{entry['method']} ({entry['setting']})" if entry["setting"] else str(entry["method"])
-
-
-def setting_of(comparison: dict[str, Any]) -> str:
-    """The setting of a comparison's A, "(samples 4)", or an empty string."""
-    return str(comparison["a"]).removeprefix(comparison["method_a"]).strip()
+Pairs = list[tuple[Group, Group]]
 
 
 def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
@@ -35,42 +25,76 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
     Returns:
         Comparisons as `report.json` lists them: `a`, `b`, `size`, `model`, `fraction_a`, `fraction_b` (`fraction` where they
         are the same), `seeds_a`, `seeds_b`, the fields of `cotd.evaluation.comparisons.Comparison`, `verdict`, and `by_seed`:
-        McNemar's p-value for each seed that both have. All of them are corrected together.
+        McNemar's p-value for each seed that both have, uncorrected. All of them are corrected together.
     """
-    pairs = [(a, b) for a, b in itertools.combinations(groups, 2) if comparable(a, b)]
-    pairs = [(b, a) if is_claimed(b, a) else (a, b) for a, b in pairs]
+    claimed = {(c.better, c.worse) for c in CLAIMS}
+    pairs = [
+        (b, a) if (b["method"], a["method"]) in claimed else (a, b)
+        for a, b in itertools.combinations(groups, 2)
+        if comparable(a, b)
+    ]
     for claim in CLAIMS:
         if claim.less_data:
-            pairs += across_fractions(claim, groups)
-    found = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs])
-    return [entry(a, b, c) | {"by_seed": by_seed(results, a, b)} for (a, b), c in zip(pairs, found, strict=True)]
+            pairs += pairs_across_fractions(claim, groups)
+    return compare_groups(results, pairs)
+
+
+def compare_sizes(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
+    """Every two sizes at the same method, setting and fraction, the larger first, or the one that the study names first.
+
+    Returns:
+        What `compare_methods` returns, but `a` and `b` are the sizes, and `variant` is what both were trained by. They are
+        corrected together, apart from the methods.
+    """
+    pairs = [
+        (b, a) if b["parameters"] > a["parameters"] else (a, b)
+        for a, b in itertools.combinations(groups, 2)
+        if a["size"] != b["size"] and (variant_of(a), a["fraction"]) == (variant_of(b), b["fraction"])
+    ]
+    compared = compare_groups(results, pairs)
+    names = [{"a": a["size"], "b": b["size"], "variant": variant_of(a)} for a, b in pairs]
+    return [comparison | name for comparison, name in zip(compared, names, strict=True)]
+
+
+def compare_with_teacher(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
+    """Every group against the teacher's labels of the same test reviews; corrected together, apart from the methods."""
+    if results.teacher_correct is None or not groups:
+        return []
+    annotated = ~np.isnan(results.teacher_correct)
+    if not annotated.any():
+        return []
+    correct = np.vstack([results.correct[:, annotated], results.teacher_correct[None, annotated].astype(bool)])
+    compared = compare(correct, [(g["trials"], [len(correct) - 1]) for g in groups])
+    teacher = {"method": "teacher", "setting": "", "seeds": 1}
+    return [entry(g, teacher | {"fraction": g["fraction"]}, c) for g, c in zip(groups, compared, strict=True)]
+
+
+def compare_groups(results: Results, pairs: Pairs) -> list[dict[str, Any]]:
+    """The entries of pairs of groups, corrected together."""
+    compared = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs])
+    return [entry(a, b, c) | {"by_seed": by_seed(results, a, b)} for (a, b), c in zip(pairs, compared, strict=True)]
 
 
 def comparable(a: Group, b: Group) -> bool:
-    """Whether two groups differ in one thing: the method, or one setting of the same method (which one may leave as it is).
+    """Whether two groups differ in one thing: the method, or one setting of the same method.
 
-    What one of two methods does not know, it does not differ in: finetune has no λ.
+    Settings that one of two methods does not use make no difference: finetune has no λ.
     """
     if (a["size"], a["fraction"]) != (b["size"], b["fraction"]):
         return False
-    mine, theirs = a["settings"], b["settings"]
-    different = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+    keys = a["settings"].keys() | b["settings"].keys()
+    different = {key for key in keys if a["settings"].get(key) != b["settings"].get(key)}
     if a["method"] == b["method"]:
         return len(different) == 1
-    return different <= unknown_settings(METHODS[a["method"]]) | unknown_settings(METHODS[b["method"]])
+    return different <= unused_settings(METHODS[a["method"]]) | unused_settings(METHODS[b["method"]])
 
 
-def unknown_settings(method: Method) -> set[str]:
-    """The settings that say nothing to a method."""
-    weighed = set() if method.multitask else {*RATIONALE_SETTINGS, "shared_encoder"}
-    return weighed if method.rationale else {*weighed, "samples"}
+def unused_settings(method: Method) -> set[str]:
+    unused = set() if method.multitask else set(MULTITASK_SETTINGS)
+    return unused if method.rationale else {*unused, "samples"}
 
 
-def is_claimed(a: Group, b: Group) -> bool:
-    return any((c.better, c.worse) == (a["method"], b["method"]) for c in CLAIMS)
-
-
-def across_fractions(claim: Claim, groups: list[Group]) -> list[tuple[Group, Group]]:
+def pairs_across_fractions(claim: Claim, groups: list[Group]) -> Pairs:
     """For each size, the better method with the smallest fraction against the worse one on all of the data."""
     pairs = []
     for worse in groups:
@@ -84,94 +108,57 @@ def across_fractions(claim: Claim, groups: list[Group]) -> list[tuple[Group, Gro
 
 
 def entry(a: Group, b: Group, comparison: Comparison) -> dict[str, Any]:
+    """A comparison as `report.json` lists it."""
     same = a["fraction"] == b["fraction"]
     return {
-        "a": arm(a), "b": arm(b), "method_a": a["method"], "method_b": b["method"], "size": a["size"],
+        "a": variant_of(a), "b": variant_of(b), "method_a": a["method"], "method_b": b["method"], "size": a["size"],
         "model": a["model"], "fraction": a["fraction"] if same else None, "fraction_a": a["fraction"], "fraction_b": b["fraction"],
         "seeds_a": a["seeds"], "seeds_b": b["seeds"], **asdict(comparison), "verdict": comparison.verdict,
     }  # fmt: skip
 
 
 def by_seed(results: Results, a: Group, b: Group) -> list[dict[str, Any]]:
-    """McNemar's test for each seed that both groups have, uncorrected."""
-    ours = {results.trials[i]["seed"]: i for i in a["trials"]}
-    theirs = {results.trials[i]["seed"]: i for i in b["trials"]}
-    return [
-        {"seed": seed, "p_value": mcnemar(results.correct[ours[seed]], results.correct[theirs[seed]])}
-        for seed in ours
-        if seed in theirs
-    ]
-
-
-def compare_sizes(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
-    """Every two sizes at the same method, setting and fraction, the one with more parameters first, of two with as many the one
-    that the study names first; corrected together, apart from the methods'.
-
-    Returns:
-        What `compare_methods` returns, but `a` and `b` are the sizes, and `arm` is what both were trained by.
-    """
-    pairs = [
-        (b, a) if b["parameters"] > a["parameters"] else (a, b)
-        for a, b in itertools.combinations(groups, 2)
-        if a["size"] != b["size"] and (arm(a), a["fraction"]) == (arm(b), b["fraction"])
-    ]
-    found = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs])
-    return [
-        entry(a, b, c) | {"a": a["size"], "b": b["size"], "arm": arm(a), "by_seed": by_seed(results, a, b)}
-        for (a, b), c in zip(pairs, found, strict=True)
-    ]
-
-
-def compare_with_teacher(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
-    """Every group against the teacher's own labels of the same test reviews; corrected together, apart from the methods'."""
-    if results.teacher_correct is None or not groups:
-        return []
-    asked = ~np.isnan(results.teacher_correct)
-    if not asked.any():
-        return []
-    correct = np.vstack([results.correct[:, asked], results.teacher_correct[None, asked].astype(bool)])
-    last = len(correct) - 1
-    teacher: Group = {"method": TEACHER, "setting": "", "seeds": 1}
-    found = compare(correct, [(g["trials"], [last]) for g in groups])
-    return [entry(g, teacher | {"fraction": g["fraction"]}, c) for g, c in zip(groups, found, strict=True)]
+    """McNemar's test for each seed that both groups have."""
+    rows_a, rows_b = ({results.trials[i]["seed"]: results.correct[i] for i in group["trials"]} for group in (a, b))
+    return [{"seed": s, "p_value": mcnemar(row, rows_b[s])} for s, row in rows_a.items() if s in rows_b]
 
 
 def judge_claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The papers' claims whose methods are in the study: `title`, `source`, and the positions of their `comparisons`."""
-    found = []
+    judged = []
     for claim in CLAIMS:
-        cells = [
+        positions = [
             i
             for i, c in enumerate(comparisons)
             if (c["method_a"], c["method_b"]) == (claim.better, claim.worse) and (c["fraction"] is None) == claim.less_data
         ]
-        if cells:
-            found.append({"title": claim.title, "source": claim.source, "comparisons": cells})
-    return found
+        if positions:
+            judged.append({"title": claim.title, "source": claim.source, "comparisons": positions})
+    return judged
 
 
-def least_to_reach(groups: list[Group], against_teacher: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def least_to_reach(groups: list[Group], teacher_comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each method and size, the least data with which the mean over seeds is at least the teacher's accuracy.
 
     Hsieh et al. 2023, "Outperforming LLMs using minimum model size and least training data".
 
     Returns:
         `method`, `setting`, `size`, `parameters`, `fraction` (None where no fraction reaches it), and of that fraction, or
-        of the best: `at`, `accuracy`, `difference`, `low`, `high`, `verdict` (whether it beats the teacher beyond chance).
+        of the best: `at`, `reviews`, `accuracy`, `difference`, `low`, `high`, `verdict` (whether it beats the teacher).
         By parameters, then by method.
     """
-    arms: dict[tuple[str, str, str], list[tuple[Group, dict[str, Any]]]] = {}
-    for group, comparison in zip(groups, against_teacher, strict=True):
-        arms.setdefault((group["size"], group["method"], group["setting"]), []).append((group, comparison))
-    found = []
-    for (size, method, setting), cells in arms.items():
-        reached = [cell for cell in cells if cell[1]["difference"] >= 0]
-        group, c = min(reached, key=lambda cell: cell[0]["fraction"]) if reached else max(cells, key=lambda x: x[0]["accuracy"])
-        found.append(
+    curves: dict[tuple[str, str], Pairs] = {}
+    for group, comparison in zip(groups, teacher_comparisons, strict=True):
+        curves.setdefault((group["size"], variant_of(group)), []).append((group, comparison))
+    least = []
+    for curve in curves.values():
+        reached = [cell for cell in curve if cell[1]["difference"] >= 0]
+        group, c = min(reached, key=lambda x: x[0]["fraction"]) if reached else max(curve, key=lambda x: x[0]["accuracy"])
+        least.append(
             {
-                "method": method, "setting": setting, "size": size, "parameters": group["parameters"],
+                **{key: group[key] for key in ("method", "setting", "size", "parameters", "accuracy")},
                 "fraction": group["fraction"] if reached else None, "at": group["fraction"], "reviews": group["train_reviews"],
-                "accuracy": group["accuracy"], **{k: c[k] for k in ("difference", "low", "high", "verdict")},
+                **{key: c[key] for key in ("difference", "low", "high", "verdict")},
             }
         )  # fmt: skip
-    return sorted(found, key=lambda r: (r["parameters"], list(METHODS).index(r["method"]), r["setting"]))
+    return sorted(least, key=lambda r: (r["parameters"], list(METHODS).index(r["method"]), r["setting"]))

@@ -11,34 +11,29 @@ import numpy as np
 
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
-from pipelines.report.claims import arm, setting_of
-from pipelines.report.findings import Content, short
+from pipelines.report.formatting import place, short, variant_of
+from pipelines.report.results import Content
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito 2008); None is the page's own ink.
+# Colours that colour-blind readers can distinguish (Okabe and Ito 2008); None is the page's own ink.
 COLOURS = {
     "finetune": None, "distill": "#E69F00", "cot_labelled": "#0072B2", "cot_unlabelled": "#009E73",
     "cot_joint": "#56B4E9", "cot_joint_unlabelled": "#B8A800", "rationale_input": "#CC79A7",
     "rationale_input_unlabelled": "#A0527E",
 }  # fmt: skip
-TEACHER_COLOUR = "#D55E00"
-BASELINE_COLOUR = "#8A8A8A"
+TEACHER_COLOUR, BASELINE_COLOUR, INK = "#D55E00", "#8A8A8A", "#1b1b1b"
 # Settings of one method, in studies that vary more than method, fraction and size.
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
-LOOSE = (0, (6, 6))
-UNTRAINED = "before this training"
-INK = "#1b1b1b"
 FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png")
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
+ACCURACY_AXIS = "test accuracy, % (95 % interval)"
+
+Rows = Mapping[str, Sequence[tuple[str, dict[str, Any] | None]]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report.
-
-    Attributes:
-        draw: makes it, as a matplotlib figure.
-    """
+    """A figure of the report; `draw` makes it, as a matplotlib figure."""
 
     file: str
     title: str
@@ -54,8 +49,7 @@ def figures_of(content: Content) -> list[Figure]:
     if len(fractions) > 1:
         figures.append(Figure(FILES[0], "Accuracy against the share of training data", draw_fractions))
     if len(sizes) > 1:
-        file = FILES[1] if len(fractions) > 1 else FILES[0]
-        figures.append(Figure(file, "Accuracy against the student's size", draw_sizes))
+        figures.append(Figure(FILES[len(figures)], "Accuracy against the student's size", draw_sizes))
     if not figures:
         figures.append(Figure(FILES[0], "Accuracy by method", draw_methods))
     if content["claims"]:
@@ -86,48 +80,39 @@ def rendered(figure: Figure, content: Content) -> tuple[bytes, str]:
     return png.getvalue(), element[element.index("<svg") :].replace(INK, "currentColor")
 
 
-def label_sources(content: Content) -> list[str]:
-    """Whose labels the study's students learn from: the papers draw the two apart (figures 4 and 5, 6 and 7)."""
-    present = {METHODS[g["method"]].labels for g in content["groups"]}
-    return [source for source in LABELS if source in present]
-
-
 def draw_fractions(content: Content) -> Any:
     """Accuracy against the share of training data: a panel for each size and label source, a line a method."""
     sizes = list(dict.fromkeys(g["size"] for g in content["groups"]))
-    sources = label_sources(content)
     ticks = sorted({g["fraction"] for g in content["groups"]})
+    sources = by_label_source(content["groups"])
     figure, panels = panel_grid(len(sizes), len(sources))
-    for row, size in enumerate(sizes):
-        for column, source in enumerate(sources):
-            panel = panels[row][column]
-            groups = [g for g in content["groups"] if g["size"] == size and METHODS[g["method"]].labels == source]
-            draw_lines(panel, groups, "fraction", ticks)
-            draw_references(panel, content, [(b["fraction"], b["accuracy"]) for b in content["tfidf"]])
-            for base in (b for b in content["bases"] if b["size"] == size):
-                panel.axhline(base["accuracy"] * 100, linestyle=LOOSE, color=BASELINE_COLOUR, label=UNTRAINED)
+    for row, size in zip(panels, sizes, strict=True):
+        for panel, (source, groups) in zip(row, sources.items(), strict=True):
+            draw_lines(panel, [g for g in groups if g["size"] == size], "fraction", ticks)
+            if linear := content["tfidf"]:
+                x, y = [b["fraction"] for b in linear], [b["accuracy"] * 100 for b in linear]
+                panel.plot(x, y, linestyle="-.", marker=".", color=BASELINE_COLOUR, label="TF-IDF + LR")
+            draw_references(panel, content, [b for b in content["bases"] if b["size"] == size])
             panel.set_xticks(ticks, [format_percent(t) for t in ticks])
             panel.set_title(f"{size}, {LABELS[source]}", fontsize="medium")
-            if row == len(sizes) - 1:
-                panel.set_xlabel("share of the training data")
+    for panel in panels[-1]:
+        panel.set_xlabel("share of the training data")
     return finish(figure, panels)
 
 
 def draw_sizes(content: Content) -> Any:
     """Accuracy against parameters, at the largest fraction that each size has: a panel for each label source."""
-    sources = label_sources(content)
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for g in sorted(content["groups"], key=lambda g: g["fraction"]):
-        best[arm(g), g["size"]] = g
+    groups = sorted(content["groups"], key=lambda g: g["fraction"])
+    largest = list({(variant_of(g), g["size"]): g for g in groups}.values())
     ticks = {g["parameters"]: g["size"] for g in content["groups"]}
-    fractions = {g["fraction"] for g in best.values()}
+    fractions = {g["fraction"] for g in largest}
+    at = f"{format_percent(max(fractions))} of the data" if len(fractions) == 1 else "most data each has"
+    sources = by_label_source(largest)
     figure, panels = panel_grid(1, len(sources))
-    for panel, source in zip(panels[0], sources, strict=True):
-        groups = [g for g in best.values() if METHODS[g["method"]].labels == source]
+    for panel, (source, groups) in zip(panels[0], sources.items(), strict=True):
         draw_lines(panel, groups, "parameters", sorted(ticks))
-        draw_references(panel, content, [])
+        draw_references(panel, content)
         panel.set_xticks(list(ticks), [f"{name}\n{short(count)}" for count, name in ticks.items()])
-        at = f"{format_percent(max(fractions))} of the data" if len(fractions) == 1 else "most data each has"
         panel.set_title(f"{LABELS[source]}, {at}", fontsize="medium")
         panel.set_xlabel("parameters")
     return finish(figure, panels)
@@ -140,17 +125,12 @@ def draw_methods(content: Content) -> Any:
     groups = content["groups"][::-1]
     figure, panel = plt.subplots(figsize=(7, 1.6 + 0.4 * len(groups)), layout="constrained")
     for y, g in enumerate(groups):
-        x, bars = values([g])
+        x, bars = percentages([g])
         panel.errorbar(x, [y], xerr=bars, marker="o", capsize=3, color=COLOURS[g["method"]], linestyle="none")
-    references: list[tuple[str, Any, str, Any]] = [("commonest label", content["majority"], BASELINE_COLOUR, ":")]
-    references += [(UNTRAINED, base, BASELINE_COLOUR, LOOSE) for base in content["bases"]]
-    if content["teacher"]:
-        references.append(("teacher", content["teacher"], TEACHER_COLOUR, "--"))
-    for name, entry, colour, stroke in references:
-        panel.axvline(entry["accuracy"] * 100, color=colour, linestyle=stroke, label=name)
-    panel.set_yticks(range(len(groups)), [arm(g) for g in groups])
+    draw_references(panel, content, content["bases"], vertical=True)
+    panel.set_yticks(range(len(groups)), [variant_of(g) for g in groups])
     panel.set_ylim(-0.6, len(groups) - 0.4)
-    panel.set_xlabel("test accuracy, % (95 % interval)")
+    panel.set_xlabel(ACCURACY_AXIS)
     panel.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
@@ -158,47 +138,53 @@ def draw_methods(content: Content) -> Any:
 
 def draw_claims(content: Content) -> Any:
     """Each claim's differences with their intervals, below its title."""
+    comparisons = content["comparisons"]
+    rows = {c["title"]: [(place(comparisons[i]), comparisons[i]) for i in c["comparisons"]] for c in content["claims"]}
+    return draw_differences({"": rows})
+
+
+def draw_differences(panels: Mapping[str, Rows]) -> Any:
+    """Differences in accuracy with their intervals, around zero; filled where they are significant.
+
+    Args:
+        panels: title → heading → the labels and comparisons below it, the same labels in each panel; None leaves a row empty.
+    """
     import matplotlib.pyplot as plt
 
-    rows: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for claim in content["claims"]:
-        for c in (content["comparisons"][i] for i in claim["comparisons"]):
-            at = format_percent(c["fraction"]) if c["fraction"] is not None else f"{format_percent(c['fraction_a'])} / all"
-            rows.setdefault(claim["title"], []).append((", ".join(filter(None, [c["size"], at, setting_of(c)])), c))
-    count = len(rows) + sum(map(len, rows.values()))
-    figure, panel = plt.subplots(figsize=(9, 1.0 + 0.3 * count))
-    draw_differences(panel, rows)
-    figure.tight_layout()
+    count = max(len(rows) + sum(map(len, rows.values())) for rows in panels.values())
+    size = (2.5 + 5.5 * len(panels), 1.2 + 0.27 * count)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained")
+    for panel, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        y, ticks = 0, {}
+        for heading, comparisons in rows.items():
+            y -= 1
+            panel.text(0, y, heading, transform=panel.get_yaxis_transform(), va="center", fontweight="bold", fontsize="small")
+            for label, c in comparisons:
+                y -= 1
+                ticks[y] = label
+                if c is not None:
+                    draw_difference(panel, y, c)
+        panel.axvline(0, color=BASELINE_COLOUR, linewidth=1)
+        panel.set_yticks(list(ticks), list(ticks.values()), fontsize="small")
+        panel.set_ylim(y - 0.6, -0.4)
+        panel.set_xlabel("difference in accuracy, points (filled: significant, corrected)")
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_title(title, fontsize="medium")
     return figure
 
 
-def draw_differences(panel: Any, rows: Mapping[str, Sequence[tuple[str, dict[str, Any] | None]]]) -> None:
-    """Differences in accuracy with their intervals, around zero; filled where the corrected test says so too.
+def draw_difference(panel: Any, y: float, c: dict[str, Any]) -> None:
+    difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
+    bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
+    (dots, *_) = panel.errorbar([difference], [y], xerr=bars, marker="o", capsize=3, color=COLOURS[c["method_a"]])
+    if c["verdict"] == "not shown":
+        dots.set_markerfacecolor("none")
 
-    Args:
-        rows: heading → the labels and comparisons below it; None leaves a row empty.
-    """
-    y, ticks, labels = 0, [], []
-    for heading, comparisons in rows.items():
-        y += 1
-        panel.text(0, -y, heading, transform=panel.get_yaxis_transform(), va="center", fontweight="bold", fontsize="small")
-        for label, c in comparisons:
-            y += 1
-            ticks.append(-y)
-            labels.append(label)
-            if c is None:
-                continue
-            difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
-            bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
-            colour = COLOURS[c["method_a"]]
-            (dots, *_) = panel.errorbar([difference], [-y], xerr=bars, marker="o", capsize=3, color=colour)
-            if c["verdict"] == "not shown":
-                dots.set_markerfacecolor("none")
-    panel.axvline(0, color=BASELINE_COLOUR, linewidth=1)
-    panel.set_yticks(ticks, labels, fontsize="small")
-    panel.set_ylim(-y - 0.6, -0.4)
-    panel.set_xlabel("difference in accuracy, points (filled: beyond chance, corrected)")
-    panel.grid(axis="x", alpha=0.3)
+
+def by_label_source(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The groups by whose labels they learn: the papers have a figure for each (figures 4 and 5, 6 and 7)."""
+    sources = {source: [g for g in groups if METHODS[g["method"]].labels == source] for source in LABELS}
+    return {source: some for source, some in sources.items() if some}
 
 
 def panel_grid(rows: int, columns: int) -> tuple[Any, Any]:
@@ -209,15 +195,15 @@ def panel_grid(rows: int, columns: int) -> tuple[Any, Any]:
 
 
 def draw_lines(panel: Any, groups: list[dict[str, Any]], axis: str, ticks: list[float]) -> None:
-    """One line with error bars for each method and setting, a little apart, so that their bars can be told."""
-    arms = list(dict.fromkeys(arm(g) for g in groups))
+    """One line with error bars for each method and setting, shifted a little, so that the bars do not overlap."""
+    variants = list(dict.fromkeys(variant_of(g) for g in groups))
     seen: dict[str, int] = {}
-    for number, name in enumerate(arms):
-        points = sorted((g for g in groups if arm(g) == name), key=lambda g: g[axis])
+    for number, name in enumerate(variants):
+        points = sorted((g for g in groups if variant_of(g) == name), key=lambda g: g[axis])
         method = points[0]["method"]
         style = seen[method] = seen.get(method, -1) + 1
-        y, bars = values(points)
-        x = np.array([p[axis] for p in points]) * 1.03 ** (number - (len(arms) - 1) / 2)
+        y, bars = percentages(points)
+        x = np.array([p[axis] for p in points]) * 1.03 ** (number - (len(variants) - 1) / 2)
         panel.errorbar(
             x, y, yerr=bars, capsize=3, label=name, color=COLOURS[method],
             marker=MARKERS[style % len(MARKERS)], linestyle=STROKES[style % len(STROKES)],
@@ -228,28 +214,29 @@ def draw_lines(panel: Any, groups: list[dict[str, Any]], axis: str, ticks: list[
     panel.grid(alpha=0.3)
 
 
-def values(groups: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def percentages(groups: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Accuracies in per cent, and how far their intervals reach below and above."""
     y = np.array([g["accuracy"] * 100 for g in groups])
     return y, np.abs(np.array([[g["ci_low"], g["ci_high"]] for g in groups]).T * 100 - y)
 
 
-def draw_references(panel: Any, content: Content, linear: list[tuple[float, float]]) -> None:
-    """The teacher's line and band, the commonest label's line, and a linear model's points."""
+def draw_references(panel: Any, content: Content, bases: Sequence[dict[str, Any]] = (), vertical: bool = False) -> None:
+    """The teacher's line and band, and the lines of the most common label and of base models."""
+    draw_line, draw_band = (panel.axvline, panel.axvspan) if vertical else (panel.axhline, panel.axhspan)
+    references = [(content["majority"], "most common label", BASELINE_COLOUR, ":")]
+    references += [(base, "before this training", BASELINE_COLOUR, (0, (6, 6))) for base in bases]
     if teacher := content["teacher"]:
-        panel.axhline(teacher["accuracy"] * 100, linestyle="--", color=TEACHER_COLOUR, label="teacher")
-        panel.axhspan(teacher["ci_low"] * 100, teacher["ci_high"] * 100, color=TEACHER_COLOUR, alpha=0.1, linewidth=0)
-    if linear:
-        x, y = zip(*linear, strict=True)
-        panel.plot(x, np.array(y) * 100, linestyle="-.", marker=".", color=BASELINE_COLOUR, label="TF-IDF + LR")
-    panel.axhline(content["majority"]["accuracy"] * 100, linestyle=":", color=BASELINE_COLOUR, label="commonest label")
+        references.append((teacher, "teacher", TEACHER_COLOUR, "--"))
+        draw_band(teacher["ci_low"] * 100, teacher["ci_high"] * 100, color=TEACHER_COLOUR, alpha=0.1, linewidth=0)
+    for entry, label, colour, stroke in references:
+        draw_line(entry["accuracy"] * 100, color=colour, linestyle=stroke, label=label)
 
 
 def finish(figure: Any, panels: Any) -> Any:
     """Labels the axis that panels share, and puts one legend for all of them below."""
     named: dict[str, Any] = {}
     for row in panels:
-        row[0].set_ylabel("test accuracy, % (95 % interval)")
+        row[0].set_ylabel(ACCURACY_AXIS)
         for panel in row:
             handles, labels = panel.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))

@@ -102,7 +102,7 @@ class Study:
 def study(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
     """Makes a Study; its grid's axes are given by name.
 
-    What is told to MLflow is tested where a sweep is, and what its bases predict in test_scoring.
+    What is told to MLflow is tested where a sweep is, and what its bases predict in test_rescoring.
     """
     monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
     monkeypatch.setattr("pipelines.report.run.base_scores", lambda *arguments: [])

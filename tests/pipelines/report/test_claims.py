@@ -1,4 +1,4 @@
-"""Which comparisons are made, which hold, and what is said of them."""
+"""Which comparisons are made, which hold, and the sentences about them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotd.evaluation.statistics import mcnemar
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.findings import Content, findings
 from pipelines.report.results import group_trials
-from pipelines.report.run import content_of
+from pipelines.report.run import study_content
 from tests.pipelines.report.conftest import Study
 
 Make = Callable[..., Study]
@@ -20,7 +20,7 @@ SIX = ["finetune", "cot_labelled", "cot_unlabelled", "distill", "cot_joint", "co
 
 def content(made: Study) -> Content:
     """What `report.json` would hold, with a teacher's summary."""
-    found = content_of(made.plan(), made.results())
+    found = study_content(made.plan(), made.results())
     teacher = {"model": "embedded:teacher", "accuracy": made.teacher, "ci_low": 0.75, "ci_high": 0.85, "n": 200}
     return found | {"teacher": teacher if made.teacher is not None else None}
 
@@ -48,19 +48,19 @@ def test_sizes_are_compared_within_a_method_the_larger_first(study: Make) -> Non
     results = made.finish_all().results()
     found = compare_sizes(results, group_trials(results))
     assert [(c["a"], c["b"]) for c in found] == [("small", "tiny")] * 4
-    assert {(c["arm"], c["fraction"]): c["verdict"] for c in found} == {
+    assert {(c["variant"], c["fraction"]): c["verdict"] for c in found} == {
         ("finetune", 0.1): "holds", ("finetune", 1.0): "holds", ("distill", 0.1): "not shown", ("distill", 1.0): "not shown"
     }  # fmt: skip
-    assert any("4 comparisons of sizes were tested and corrected together" in s for s in findings(content(made)))
-    said = sentence(content(made), "**small beats tiny**")
-    assert said.startswith("**small beats tiny**, of one method, holds for finetune at 10 %: +30.0 [")
-    assert ". It is not shown for distill at 10 %: " in said
+    assert any("4 comparisons of sizes were tested, with Holm's correction at 5 %" in s for s in findings(content(made)))
+    small = sentence(content(made), "**small beats tiny**")
+    assert small.startswith("**small beats tiny**, with the same method, holds for finetune at 10 %: +30.0 [")
+    assert ". It is not shown for distill at 10 %: " in small
 
 
-def test_one_seed_of_two_sizes_is_said_to_be_one(study: Make) -> None:
+def test_comparisons_of_sizes_with_one_seed_say_so(study: Make) -> None:
     found = findings(content(study(method=["finetune"], fraction=[1.0], size=["tiny", "small"], seed=[0]).finish_all()))
     assert any(s.startswith("1 comparison of sizes was tested") for s in found)
-    assert any(s.startswith("One seed each: the tests speak of these students") for s in found)
+    assert any(s.startswith("With one seed each, the tests are about these students") for s in found)
 
 
 def test_single_seeds_are_compared_by_mcnemar(study: Make) -> None:
@@ -70,7 +70,7 @@ def test_single_seeds_are_compared_by_mcnemar(study: Make) -> None:
     assert c["by_seed"] == [{"seed": 0, "p_value": c["p_value"]}]
 
 
-def test_a_claim_that_holds_one_that_does_not_and_one_turned_round(study: Make) -> None:
+def test_a_claim_that_holds_one_that_does_not_and_one_that_is_contradicted(study: Make) -> None:
     made = study(method=SIX, fraction=[1.0])
     accuracy = {"finetune": 0.6, "cot_labelled": 0.8, "distill": 0.7, "cot_unlabelled": 0.7, "cot_joint_unlabelled": 0.9}
     made.accuracy = lambda method, fraction, size: accuracy.get(method, 0.8)
@@ -87,9 +87,8 @@ def test_a_claim_that_holds_one_that_does_not_and_one_turned_round(study: Make) 
     assert sentence(found, "cot_joint_unlabelled beats finetune").startswith(
         "cot_joint_unlabelled beats finetune for tiny at 100 %: +30.0 ["
     )
-    assert "15 comparisons of methods were tested and corrected together (Holm, 5 %). With 200 test reviews" in " ".join(
-        findings(found)
-    )
+    power = sentence(found, "15 comparisons of methods were tested, with Holm's correction at 5 %. With 200 test reviews")
+    assert "points with 80 % power" in power
 
 
 def test_only_claims_whose_methods_are_there_are_judged(study: Make) -> None:
@@ -97,10 +96,10 @@ def test_only_claims_whose_methods_are_there_are_judged(study: Make) -> None:
     assert judge_claims(compare_methods(results, group_trials(results))) == []
 
 
-def test_one_seed_is_said_to_be_one(study: Make) -> None:
+def test_comparisons_with_one_seed_say_so(study: Make) -> None:
     found = content(study(seed=[0], fraction=[1.0]).finish_all())
-    assert any(s.startswith("One seed each: the tests speak of these students") for s in findings(found))
-    assert "No two methods differ by more than chance would explain." in findings(found)
+    assert any(s.startswith("With one seed each, the tests are about these students") for s in findings(found))
+    assert "No two methods differ significantly." in findings(found)
 
 
 @pytest.mark.parametrize(("teacher", "expected"), [(0.8, 0.1), (0.95, None)])
@@ -135,7 +134,7 @@ def test_a_student_that_needs_the_teacher_is_never_the_answer(study: Make) -> No
     assert "the nearest, finetune" in sentence(found, "No student reaches its teacher")
 
 
-def test_a_student_no_better_than_a_linear_model_is_called_so(study: Make) -> None:
+def test_a_student_no_better_than_a_linear_model(study: Make) -> None:
     found = content(study().finish_all())
     linear = {"fraction": 1.0, "accuracy": 0.69, "ci_low": 0.65, "ci_high": 0.75, "n": 200, "train_reviews": 20}
     found["groups"] = [g for g in found["groups"] if g["fraction"] == 1.0]
@@ -143,9 +142,9 @@ def test_a_student_no_better_than_a_linear_model_is_called_so(study: Make) -> No
     assert not any("TF-IDF" in s for s in findings(found | {"tfidf": [linear | {"accuracy": 0.5}]}))
 
 
-def test_methods_that_agree_on_everything_cannot_be_told_apart(study: Make) -> None:
+def test_methods_that_agree_on_everything_cannot_be_distinguished(study: Make) -> None:
     made = study(fraction=[1.0], seed=[0])
     made.accuracy = lambda method, fraction, size: 1.0
     assert sentence(content(made.finish_all()), "1 comparison of methods was").endswith(
-        "The methods agree on all 200 test reviews: more are needed to tell them apart."
+        "The methods agree on all 200 test reviews: more are needed to distinguish them."
     )

@@ -1,4 +1,4 @@
-"""Studies beside one another, from their written reports."""
+"""Several studies compared by their written reports."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def folders(study: Make, tmp_path: Path) -> list[str]:
     return [here, f"{there}/report.json", f"{here}/"]
 
 
-def test_each_difference_stands_beside_its_study(folders: list[str], tmp_path: Path) -> None:
+def test_each_difference_is_listed_with_its_study(folders: list[str], tmp_path: Path) -> None:
     sentences = compare_studies(folders, tmp_path / "out" / "comparison")
     assert len(sentences) == 8, "a report that is named twice counts once"
-    assert sentences[-1].startswith("films, on kettles.csv, tiny, 100 %: cot_unlabelled less distill +30.0 ")
+    assert sentences[-1].startswith("films, on kettles.csv, tiny, 100 %: cot_unlabelled minus distill +30.0 ")
     by_gold, by_teacher = tables((tmp_path / "out" / "comparison" / TEXT).read_text())
     for rows, verdict, without, with_rationales, points in (
         (by_gold, "opposite", "80.0 %", "50.0 %", "−30.0 "),
@@ -80,18 +80,18 @@ def test_panels_have_the_same_rows_also_where_a_study_is_in_one_of_them(
         assert [t.get_text() for t in panel.texts] == ["few", "films", "films, on kettles.csv"]
     assert [t.get_text() for t in gold.get_yticklabels()] == ["tiny, 100 %", *["tiny, 10 %", "tiny, 100 %"] * 2]
     assert (len(gold.containers), len(teacher.containers)) == (5, 4)
-    assert gold.get_title() == "Trained on gold labels: cot_labelled less finetune"
+    assert gold.get_title() == "Trained on gold labels: cot_labelled minus finetune"
     plt.close(figure)
 
 
-def test_studies_of_one_name_are_told_apart(folders: list[str], tmp_path: Path) -> None:
+def test_studies_of_one_name_are_distinguished_by_their_folders(folders: list[str], tmp_path: Path) -> None:
     again = write_report(written(folders[0]), tmp_path / "again")
     compare_studies([folders[0], again], tmp_path)
     rows, _ = tables((tmp_path / TEXT).read_text())
     assert list(dict.fromkeys(r[0] for r in rows[2:])) == [f"films ({folders[0]})", f"films ({again})"]
 
 
-def test_all_that_is_wrong_is_said_at_once(folders: list[str], tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(folders: list[str], tmp_path: Path) -> None:
     for name, text in (("broken", "{"), ("other", "[]")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(text)
@@ -107,10 +107,10 @@ def test_all_that_is_wrong_is_said_at_once(folders: list[str], tmp_path: Path) -
         raised.value.problems,
         (
             ["no report in", "missing", "cotd report CONFIG"],
-            ["broken", "none that this version reads"],
-            ["other", "none that this version reads"],
+            ["broken", "not in the format of this version"],
+            ["other", "not in the format of this version"],
             ["within/report.json cannot be read"],
-            ["older", "'trained_on'", "Write it anew"],
+            ["older", "'trained_on'", "Write it again"],
             ["compares neither `cot_labelled` with `finetune` nor `cot_unlabelled` with `distill`", "cotd sweep CONFIG"],
             ["'foo://runs/x' cannot be used"],
             ["--output", "report.json' is a file, not a folder"],
@@ -118,7 +118,7 @@ def test_all_that_is_wrong_is_said_at_once(folders: list[str], tmp_path: Path) -
         strict=True,
     ):
         assert all(word in problem for word in words), problem
-    with pytest.raises(CotdError, match="--output 's3://runs/x' is no folder here"):
+    with pytest.raises(CotdError, match="--output 's3://runs/x' is not a local folder"):
         compare_studies(folders, "s3://runs/x")
-    with pytest.raises(CotdError, match="no study's folder was named"):
+    with pytest.raises(CotdError, match="no study's folder was given"):
         compare_studies([], tmp_path)

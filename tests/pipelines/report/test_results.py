@@ -1,4 +1,4 @@
-"""What a study has come to, read from its folders, and what is said of the rest."""
+"""A study's results, read from its folders, and why the rest is missing."""
 
 from __future__ import annotations
 

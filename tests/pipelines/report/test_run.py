@@ -1,4 +1,4 @@
-"""The report as it is written: Markdown that tools can draw, a page that asks nobody for anything, figures that make sense."""
+"""The report as it is written: valid Markdown tables, a page that loads nothing, figures that make sense."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_table_is_one_that_markdown_readers_can_draw(study: Make) -> None:
     assert rows[-1] == ["teacher (embedded:teacher)", "", "80.0 % [75.0, 85.0]"]
 
 
-def test_our_figures_lie_beside_the_papers(study: Make) -> None:
+def test_our_figures_are_compared_with_the_papers(study: Make) -> None:
     made = study(method=METHODS, size=["small", "base"], fraction=[0.1, 1.0]).finish_all()
     text = markdown(content(made) | {"source": "stanfordnlp/imdb"})
     by_fraction = [row for row in table(text, "Experiment 1: data") if "SC4001" in row[0]]
@@ -87,8 +87,8 @@ def test_a_study_of_one_size_or_fraction_gets_the_figures_that_make_sense(study:
         assert "currentColor" in svg
 
 
-class Asked(HTMLParser):
-    """Whatever a page would fetch."""
+class Links(HTMLParser):
+    """What a page would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,15 +115,15 @@ def test_a_finished_study_is_written_as_files(study: Make, monkeypatch: pytest.M
     assert "teacher (" not in text
     for file in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
-    asked = Asked()
-    asked.feed(page)
-    assert asked.addresses == []
-    assert asked.tags.count("svg") == len(written["figures"]) == 2
-    assert "script" not in asked.tags
+    links = Links()
+    links.feed(page)
+    assert links.addresses == []
+    assert links.tags.count("svg") == len(written["figures"]) == 2
+    assert "script" not in links.tags
     assert "url(http" not in page
 
 
-def test_what_is_missing_is_said_first_and_in_full(study: Make) -> None:
+def test_what_is_missing_is_listed_in_full(study: Make) -> None:
     made = study()
     made.finish(made.trials[0])
     made.plan().folder(made.trials[1]).path.mkdir(parents=True)
