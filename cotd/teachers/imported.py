@@ -22,7 +22,6 @@ from cotd.data.files import text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, decode
-from cotd.data.truncation import fit_by_length, tokens_by_length
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.teachers.annotations import annotation_row, tidy_rationale
@@ -117,7 +116,7 @@ def check_answers(data: DataConfig, config: TeacherConfig) -> None:
 def reading_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
     """A teacher that is asked nothing; its revision is the content of its answers."""
     revision = ", ".join(filter(None, [config.revision, f"answers {answers_digest(data, config)}"]))
-    return Teacher(config.model, revision, None, fit_by_length, config, tokens_by_length)
+    return Teacher(config.model, revision, config)
 
 
 def read_answers(data: DataConfig, teacher: Teacher, reviews: Examples, task: Task) -> TeacherOutput:

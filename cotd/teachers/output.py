@@ -15,7 +15,7 @@ from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, ExampleTable
 from cotd.teachers.annotations import AnnotationRows
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.requests import Teacher
+from cotd.teachers.teacher import Teacher
 
 RATIONALES = pa.schema({"review_id": pa.string(), "rationale": pa.string()})
 

@@ -19,7 +19,7 @@ import httpx
 import pandas as pd
 import pytest
 
-import cotd.teachers.loading
+import cotd.teachers.teacher
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig, load_config
@@ -248,13 +248,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
 
 
-LOAD_ONCE = functools.cache(cotd.teachers.loading.load_tokenizer)
+LOAD_ONCE = functools.cache(cotd.teachers.teacher.load_tokenizer)
 
 
 @pytest.fixture(autouse=True)
 def tokenizers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher's tokenizer takes half a second to load, and some eighty annotation runs of these tests want the same one."""
-    monkeypatch.setattr(cotd.teachers.loading, "load_tokenizer", LOAD_ONCE)
+    monkeypatch.setattr(cotd.teachers.teacher, "load_tokenizer", LOAD_ONCE)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from cotd.errors import CotdError
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.imported import AROUND, ImportedReader, parse_model_label
-from cotd.teachers.requests import Teacher
+from cotd.teachers.teacher import Teacher
 from tests.conftest import review_text
 from tests.hostile import HOSTILE
 
@@ -53,9 +53,7 @@ def reviews() -> Examples:
 def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str, Any]]) -> None:
     columns = {"label": "label", "rationale": "rationale", "gold_rationale": "gold_rationale"}
     config = TeacherConfig(model="gpt", answers={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
-    reader = ImportedReader(
-        ["answers.csv"], DATA, Teacher("gpt", "1", None, lambda text, limit: text, config), reviews, SENTIMENT
-    )
+    reader = ImportedReader(["answers.csv"], DATA, Teacher("gpt", "1", config), reviews, SENTIMENT)
     split_of = {review_id("reviews.csv", text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
     wanted = [(review_id("reviews.csv", r["text"] or ""), SAID[r["label"]]) for r in rows]
     for start in (0, 7):  # in two blocks

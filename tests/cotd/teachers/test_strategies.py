@@ -16,8 +16,9 @@ from cotd.teachers.annotations import ANNOTATION_COLUMNS, tidy_rationale
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.output import TeacherOutput
 from cotd.teachers.prompts import load_prompts
-from cotd.teachers.requests import Request, Teacher
+from cotd.teachers.requests import Request
 from cotd.teachers.strategies import STRATEGIES
+from cotd.teachers.teacher import Teacher
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
 
@@ -29,7 +30,7 @@ def reviews(review_rows: pd.DataFrame) -> Examples:
 
 def run(reviews: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
     config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
-    teacher = Teacher("double", "1", first_token=hash, fit=lambda text, limit: text, config=config)
+    teacher = Teacher("double", "1", config)
     return STRATEGIES[strategy](teacher, reviews, SENTIMENT, PROMPTS, double.ask)
 
 

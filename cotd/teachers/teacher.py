@@ -1,0 +1,174 @@
+"""A teacher: its name, revision and tokenizer, and how texts are cut for it. Its weights are the engine's to load."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cotd import assets
+from cotd.config.digest import digest
+from cotd.data.spill import TextFile
+from cotd.data.table import ExampleTable
+from cotd.data.truncation import cut_beginning, cut_text, fit_by_length, fit_end_by_length, head_length, tokens_by_length
+from cotd.errors import CotdError
+from cotd.students.base_models import hub_commit, model_digest, resolve_model
+from cotd.teachers.api_config import ApiConfig
+from cotd.teachers.config import TeacherConfig
+from cotd.utils.text import first_line
+
+# Stand for the number of characters that are shown of a text.
+UNKNOWN, WHOLE = -1, -2
+# Stands for the middle of a review of which both ends are shown.
+OMISSION = " … "
+# Only so many characters for each token of the limit are tokenized: texts of megabytes take long, and few tokens are longer.
+CHARACTERS_A_TOKEN = 64
+# The beginning of a special token in most chat formats, such as <|im_end|>, for teachers without a tokenizer.
+_SPECIAL = re.compile(r"<\|(?=\w+\|>)")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher as its requests name it.
+
+    Attributes:
+        name: the model as configured. revision: which weights, as far as known, and how they are used.
+        tokenizer: None if it is not known; then tokens are estimated by length.
+        commit: of a hub model, for the engine to load.
+    """
+
+    name: str
+    revision: str
+    config: TeacherConfig
+    tokenizer: Any = None
+    commit: str | None = None
+    # Of each text of a file, how many of its first and of its last characters are shown, (N, 2), once that is known.
+    _shown: dict[TextFile, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def count(self, text: str) -> int:
+        """The tokens of a text, or an estimate."""
+        return len(self.tokenizer(text)["input_ids"]) if self.tokenizer else tokens_by_length(text)
+
+    @cached_property
+    def first_token(self) -> Callable[[str], int]:
+        """Word → id of its first token, as it follows a prompt."""
+        return functools.cache(lambda word: self.tokenizer(word, add_special_tokens=False)["input_ids"][0])
+
+    def fit(self, text: str, limit: int) -> str:
+        """The beginning of a text, at most `limit` tokens long."""
+        if self.tokenizer is None:
+            return fit_by_length(text, limit)
+        if len(text.encode()) <= limit:  # a token has at least one byte
+            return text
+        beginning = text[: CHARACTERS_A_TOKEN * limit]
+        offsets = self._offsets(beginning)
+        # An emoji may be several tokens; one that the limit falls into is left out.
+        return beginning if len(offsets) <= limit else cut_text(beginning, min(offsets[limit - 1][1], offsets[limit][0]))
+
+    def fit_end(self, text: str, limit: int) -> str:
+        """The end of a text, at most `limit` tokens long."""
+        if self.tokenizer is None:
+            return fit_end_by_length(text, limit)
+        if len(text.encode()) <= limit:
+            return text
+        end = text[-CHARACTERS_A_TOKEN * limit :]
+        offsets = self._offsets(end)
+        return end if len(offsets) <= limit else cut_beginning(end, max(offsets[-limit][0], offsets[-limit - 1][1]))
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
+    def shown(self, reviews: ExampleTable) -> Iterator[tuple[str, str]]:
+        """(id, text) of each review, cut so that prompt and completion fit the teacher's context."""
+        lengths = self._shown_lengths(reviews)
+        for number, i, whole in reviews.texts_by_number():
+            text = self.escape(whole)  # before it is cut: what was one token is several now
+            if lengths[number, 0] == UNKNOWN:
+                lengths[number] = self._cut(text)
+            first, last = lengths[number]
+            yield i, text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
+
+    def count_cut(self, reviews: ExampleTable) -> int:
+        """How many of the reviews were too long to be shown whole."""
+        return int((self._shown_lengths(reviews)[reviews.numbers, 0] >= 0).sum())
+
+    def _shown_lengths(self, reviews: ExampleTable) -> np.ndarray:
+        if reviews.texts not in self._shown:
+            self._shown[reviews.texts] = np.full((len(reviews.texts), 2), UNKNOWN, dtype=np.int32)
+        return self._shown[reviews.texts]
+
+    def _cut(self, text: str) -> tuple[int, int]:
+        """How many of a text's first and of its last characters are shown, or WHOLE."""
+        limit = self.config.max_review_tokens
+        head = len(self.fit(text, limit))
+        if head == len(text):
+            return WHOLE, WHOLE
+        first_tokens = head_length(self.config.truncation, limit)
+        if first_tokens == limit:
+            return head, 0
+        last_tokens = max(1, limit - first_tokens - self.count(OMISSION))
+        return len(self.fit(text, first_tokens)), len(self.fit_end(text, last_tokens))
+
+    def escape(self, text: str) -> str:
+        """A text without special tokens: none ends the prompt or begins another speaker's turn."""
+        text = _SPECIAL.sub("< |", text)
+        for token in self._special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        return list(self.tokenizer.all_special_tokens) if self.tokenizer else []
+
+    @property
+    def writes_json(self) -> bool:
+        """Whether written completions are JSON: the form that an endpoint without patterns can be held to."""
+        api = self.config.api
+        return api is not None and api.server == "openai" and self.config.strategy == "chain_of_thought"
+
+
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """The teacher that a study configures.
+
+    Raises:
+        CotdError: there is no such model.
+    """
+    if config.api:
+        tokenizer = load_tokenizer(config.api.tokenizer, None)[0] if config.api.tokenizer else None
+        return Teacher(config.model, api_revision(config.revision, config.api), config, tokenizer)
+    tokenizer, revision = load_tokenizer(config.model, config.revision)
+    commit = None if Path(resolve_model(config.model)).is_dir() else revision
+    if kwargs := config.engine.output_kwargs():
+        revision += f", engine_kwargs {digest(kwargs)}"
+    return Teacher(config.model, revision, config, tokenizer, commit)
+
+
+def api_revision(revision: str | None, api: ApiConfig) -> str:
+    """What an endpoint's completions depend on besides model and request: its weights, as far as named, and its settings."""
+    settings = api.model_dump(include={"json_answers", "max_tokens_field", "extra_body"})
+    return f"{revision or api.base_url} {api.endpoint}, settings {digest(settings)}"
+
+
+def load_tokenizer(model: str, revision: str | None) -> tuple[Any, str]:
+    """A model's tokenizer, and its revision."""
+    from transformers import AutoTokenizer
+
+    advice = " Check teacher.model and the network, or use embedded:smollm2-135m-instruct, which needs none."
+    source = resolve_model(model)
+    local = Path(source).is_dir()
+    if assets.is_embedded(model):
+        asset = assets.get_asset(model)
+        revision = f"{asset.package.name} {asset.package.version}, conversion {asset.version}" if asset.package else "built"
+    else:
+        revision = model_digest(source) if local else hub_commit(source, revision, advice)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=None if local else revision, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the teacher '{model}': {first_line(error)}.{advice}") from error
+    return tokenizer, revision

@@ -1,0 +1,61 @@
+"""A teacher's tokenizer: what is shown of a long review, and what no review may contain."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from cotd.data.examples import build_examples
+from cotd.tasks.registry import SENTIMENT
+from cotd.teachers.config import TeacherConfig
+from cotd.teachers.teacher import Teacher, load_teacher
+
+
+@pytest.mark.parametrize("model", ["embedded", "length"])
+def test_texts_are_cut_between_sentences(model: str) -> None:
+    teacher = load_teacher(TeacherConfig()) if model == "embedded" else Teacher("teacher-1", "1", TeacherConfig())
+    fit, fit_end, count = teacher.fit, teacher.fit_end, teacher.count
+    sentences = " ".join(f"Sentence number {i} is here." for i in range(200))
+    for text in (sentences, "word " * 2000, "x" * 100_000, "好" * 50_000, "🎬" * 20_000, "-" * 100_000):
+        for part, again in ((fit(text, 100), fit), (fit_end(text, 100), fit_end)):
+            assert text.startswith(part) if again == fit else text.endswith(part)
+            assert 20 <= count(part) <= 104  # a character may be four tokens, and is not cut in two
+            assert again(part, 104) == part
+    assert fit(sentences, 100).endswith("is here.")
+    assert fit_end(sentences, 100).startswith("Sentence")
+    chinese = "这部电影很好看。" * 200
+    assert fit(chinese, 100).endswith("好看。"), "no space after a sentence"
+    assert fit_end(chinese, 100).startswith("这部")
+    assert count(fit("🎬" * 90, 100)) <= 100, "fewer characters than tokens"
+    assert fit("word " * 2000, 100).endswith("word")
+    assert fit_end("word " * 2000, 100).startswith("word")
+    assert fit("A short one", 100) == fit_end("A short one", 100) == "A short one"
+
+
+def test_both_ends_of_a_long_review_are_shown() -> None:
+    limit = 60
+    middle = " ".join(f"Sentence number {i} is here." for i in range(50))
+    texts = [f"It begins well. {middle} It ends badly.", "It is short."]
+    reviews = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
+    teacher = load_teacher(TeacherConfig(max_review_tokens=limit, truncation="head_tail"))
+    for _ in range(2):  # the second time it is remembered
+        shown = {text[:9]: text for _, text in teacher.shown(reviews)}
+        assert shown["It is sho"] == "It is short."
+        beginning, omission, end = shown["It begins"].partition(" … ")
+        assert beginning.startswith("It begins well.")
+        assert omission
+        assert end.startswith("Sentence")
+        assert end.endswith("It ends badly.")
+        assert teacher.count(beginning) <= limit // 4 < teacher.count(end)
+        assert limit // 2 <= teacher.count(shown["It begins"]) <= limit
+    assert teacher.count_cut(reviews) == 1
+
+
+def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
+    """Taken apart, a special token is several: the limit is that of what is shown."""
+    teacher = load_teacher(TeacherConfig(max_review_tokens=100))
+    text = "<|im_end|>" * 90
+    reviews = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
+    ((_, shown),) = teacher.shown(reviews)
+    assert 0 < teacher.count(shown) <= 100
+    assert teacher.count_cut(reviews) == 1
