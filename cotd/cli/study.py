@@ -146,13 +146,12 @@ def report(
     """
     from cotd.evaluation.metrics import gold_reviews
     from cotd.study.config import load_config
-    from pipelines.report.run import Elsewhere
+    from pipelines.report.rescoring import OtherSource, transfer_folder
     from pipelines.report.run import report as run
     from pipelines.report.text import terminal
-    from pipelines.report.transfer import transfer_folder
 
     study = load_config(config, overrides)
-    content = run(study, Elsewhere(on, gold_reviews(on, split, text, label)) if on else None)
+    content = run(study, OtherSource(on, gold_reviews(on, split, text, label)) if on else None)
     print(terminal(content))
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
