@@ -39,7 +39,7 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
-            print("\nstopped; what was done is kept, and the same command goes on from there.", file=sys.stderr)
+            print("\nstopped; what was done is kept, and the same command continues from there.", file=sys.stderr)
         raise
 
 

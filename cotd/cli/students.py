@@ -1,4 +1,4 @@
-"""`cotd evaluate`, `check` and `export`: a trained student."""
+"""`cotd evaluate`, `check` and `export`: what can be done with a trained student."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from cotd.cli.app import app
 from cotd.cli.arguments import TrackingUri
-from cotd.cli.checks import check_student, require_all, tracking_store
+from cotd.cli.checks import check_student, require_all
+from cotd.storage.tracking_store import default_tracking_uri
 
 
 @app.command()
@@ -29,7 +30,7 @@ def evaluate(
     from cotd.evaluation.metrics import gold_reviews, predictions_table, require_split, score_predictions
     from cotd.students.student import Student as Model
 
-    require_all(lambda: require_split(split), lambda: check_student(student, tracking_store(tracking_uri)))
+    require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
     reviews = gold_reviews(source, split, text, label)
     model = Model.load(student)
     print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
@@ -41,7 +42,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a test")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Behavioural tests of a student: names, typos, negation and the like; prints pass rates, and asserts nothing.
+    """Behavioural tests of a student, such as names, typos and negation; prints pass rates, and never fails.
 
     Example: cotd check models:/cotd-student@champion
     """
@@ -50,7 +51,7 @@ def check(
     from cotd.evaluation.checklist import behaviour_table, check_behaviour
     from cotd.students.student import Student as Model
 
-    check_student(student, tracking_store(tracking_uri))
+    check_student(student, tracking_uri or default_tracking_uri())
     outcomes = check_behaviour(Model.load(student))
     for line in (
         [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
@@ -75,7 +76,7 @@ def export(
     require_all(
         lambda: require_format(format),
         lambda: require_free(folder),
-        lambda: check_student(source, tracking_store(tracking_uri)),
+        lambda: check_student(source, tracking_uri or default_tracking_uri()),
     )
     export_student(Model.load(source, device="cpu"), folder, format)
     print(f"{source} is in {folder}; its README.md says how to use it.")

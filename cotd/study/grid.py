@@ -90,7 +90,8 @@ class Dimensions(ConfigModel):
 
     def over(self, other: Dimensions) -> Dimensions:
         """These dimensions, with those of `other` where these leave one out."""
-        return Dimensions.model_construct(**{**other.lists(), **self.lists()}, training={**other.training, **self.training})
+        merged: dict[str, Any] = {**other.lists(), **self.lists(), "training": {**other.training, **self.training}}
+        return Dimensions.model_construct(**merged)
 
     def count(self) -> int:
         return prod(map(len, [*self.lists().values(), *self.training.values()]))

@@ -81,11 +81,11 @@ def test_a_file_by_an_endpoint(cotd: Run, url: str, tmp_path: Path) -> None:
 
 def test_what_contradicts_itself_is_refused(cotd: Run) -> None:
     for arguments, said in [
-        (["x", "--local", "--url", "http://127.0.0.1:9"], "--local asks no endpoint"),
-        (["x", "--student", "folder"], "an endpoint answers with the student that it serves"),
-        (["--input", "a.csv", "--output", "b.csv", "--json"], "--json is of reviews that are printed"),
+        (["x", "--local", "--url", "http://127.0.0.1:9"], "--local uses no endpoint"),
+        (["x", "--student", "folder"], "an endpoint predicts with the student that it serves"),
+        (["--input", "a.csv", "--output", "b.csv", "--json"], "--json is for predictions that are printed"),
         (["--input", "a.csv", "--output", "b.csv", "--local"], "--input loads the student without --local"),
-        (["--input", "a.csv"], "--input and --output together"),
+        (["--input", "a.csv"], "--input and --output go together"),
     ]:
         assert said in "\n".join(cotd("predict", *arguments))
 
