@@ -1,6 +1,6 @@
 """Turns a weak teacher's label scores into calibrated probabilities.
 
-Raw label scores of a small language model rank reviews well (AUC 0.86) and threshold them badly (61 to 67 %): its
+Raw label scores of a small language model rank reviews well (AUC 0.86) but threshold them badly (61 to 67 %), because its
 prior for the words is off. Nothing here ever sees a test row.
 """
 
@@ -17,8 +17,7 @@ class Calibration:
     """p(positive) = sigmoid(slope * score + intercept), where score = log P(positive word) - log P(negative word).
 
     Attributes:
-        method: "platt", "prior" or "none".
-        used: what it was fitted on, in words, for the summary.
+        method: "platt", "prior" or "none". used: what it was fitted on, in words, for the summary.
     """
 
     method: str
@@ -34,6 +33,7 @@ class Calibration:
         return expit(self.slope * np.asarray(scores, dtype=float) + self.intercept)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
         return asdict(self)
 
 
@@ -42,9 +42,9 @@ def calibrate(method: str, scores: np.ndarray, gold_positive: np.ndarray | None,
 
     Args:
         method: "platt": logistic regression of the gold label on the score (Platt 1999), lightly regularised;
-            "prior": the intercept for which the share of scores above the threshold is `prior` (batch calibration,
-            Zhou et al. 2024), slope 1; "none": the identity.
-        scores: (N,) validation scores. gold_positive: (N,) booleans; needed by "platt".
+            "prior": the threshold is the (1 - prior) quantile of the scores, so that their positive share is `prior`;
+            "none": the identity.
+        scores: (N,) validation scores. gold_positive: (N,) booleans, for "platt".
     """
     n = len(scores)
     if method == "none":
