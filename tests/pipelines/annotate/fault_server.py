@@ -1,0 +1,206 @@
+"""A small HTTP server that responds as an OpenAI-compatible provider would, or forwards to one, and injects faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+
+from cotd.study.config import StudyConfig
+
+REFUSAL = "I cannot help with that."
+KEY = "sk-secret-0123456789"
+SLOW_DOWN = {"error": {"message": "slow down"}}
+
+# Faults by name. Whole responses: status, content, headers.
+RESPONSES: dict[str, tuple[int, Any, dict[str, str]]] = {
+    "429": (429, SLOW_DOWN, {}),
+    "429_seconds": (429, SLOW_DOWN, {"Retry-After": "0"}),
+    "429_one_second": (429, SLOW_DOWN, {"Retry-After": "1"}),
+    "429_tomorrow": (429, {"error": {"message": "a day's worth is used up"}}, {"Retry-After": "86400"}),
+    "429_no_such_year": (429, {"error": []}, {"Retry-After": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}),
+    "quota": (429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, {}),
+    "500": (500, b"<html>out of order</html>", {}),
+    "malformed": (200, b'{"choices": [{"message": ', {}),
+    "no_choices": (200, {"choices": [], "usage": None}, {}),
+    "odd": (200, {"choices": [{"message": "hello", "text": None}], "usage": 3}, {}),
+    "deep": (200, b'{"choices": ' + b"[" * 100_000, {}),
+    "half_pair": (400, {"error": {"message": "half \ud800 a pair"}}, {}),
+    "not_gzip": (200, b"plain", {"Content-Encoding": "gzip"}),
+    "404": (404, {"error": {"message": "no such model"}}, {}),
+}
+# Responses as good ones are, but for their text and finish reason.
+COMPLETIONS = {
+    "empty": ("", "stop"),
+    "prose": ("Sure! I would say that it is positive.", "stop"),
+    "deep_text": ('{"rationale": ' + "[" * 100_000 + "}", "stop"),
+    "length": ('{"rationale": "The reviewer', "length"),
+    "thought_only": ("", "length"),
+    "filtered": ("", "content_filter"),
+}
+
+
+class FaultServer:
+    """Stands in for a provider.
+
+    Attributes:
+        fault: (prompt, number of the attempt, from 0) → the name of a fault, or None for a good response.
+        write: prompt → the text of a good response.
+        bodies, headers, arrivals: of every completion request, in order of arrival (monotonic seconds).
+        upstream: a real server's URL up to /v1, which then makes the good responses.
+        logprobs: whether responses have log-probabilities of labels.
+    """
+
+    def __init__(self, upstream: str | None = None):
+        self.upstream = upstream
+        self.fault: Callable[[str, int], str | None] = lambda prompt, tries: None
+        self.write: Callable[[str], str] = answer_in_json
+        self.logprobs = True
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.arrivals: list[float] = []
+        self.tries: Counter[str] = Counter()
+        self.models = ["teacher-1"]
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+
+    @property
+    def prompts(self) -> list[str]:
+        return [prompt_of(body) for body in self.bodies]
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        handler = type("Bound", (Handler,), {"faults": self})
+        server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 256})(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            self.closing.set()
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+Provider = tuple[FaultServer, str]
+MakeStudy = Callable[..., StudyConfig]
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    return body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+
+
+def number_of(prompt: str) -> str:
+    return prompt.rpartition("number ")[2].partition(".")[0]
+
+
+def review_of(prompt: str) -> str:
+    return prompt.rstrip().rpartition("eview: ")[2]
+
+
+def answer_in_json(prompt: str) -> str:
+    label = "Positive" if "warm" in review_of(prompt) else "Negative"
+    return json.dumps({"rationale": "The reviewer says what the film is like.", "label": label})
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: FaultServer
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send(200, {"data": [{"id": m} for m in self.faults.models]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = prompt_of(body)
+        with self.faults.lock:
+            self.faults.bodies.append(body)
+            self.faults.arrivals.append(time.monotonic())
+            self.faults.headers.append({k.lower(): v for k, v in self.headers.items()})
+            number = self.faults.tries[prompt]
+            self.faults.tries[prompt] += 1
+        fault = self.faults.fault(prompt, number)
+        if fault in RESPONSES:
+            status, content, headers = RESPONSES[fault]
+            self.send(status, content, headers)
+        elif fault in COMPLETIONS:
+            self.send(200, self.good(body, *COMPLETIONS[fault]))
+        elif fault:
+            getattr(self, f"fault_{fault}")(body)
+        elif self.faults.upstream:
+            response = httpx.post(self.faults.upstream + self.path.removeprefix("/v1"), json=body, timeout=120)
+            self.send(response.status_code, response.json())
+        else:
+            self.send(200, self.good(body))
+
+    def good(self, body: dict[str, Any], text: str | None = None, finish_reason: str = "stop") -> dict[str, Any]:
+        prompt = prompt_of(body)
+        text = self.faults.write(prompt) if text is None else text
+        choice: dict[str, Any] = {"finish_reason": finish_reason, "index": 0}
+        if "messages" in body:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+            if "logprobs" in body and self.faults.logprobs:
+                # As biased as tests/conftest.py's FakeTeacher is.
+                review = review_of(prompt)
+                score = (2.5 if "warm" in review else 1.5) + len(review) % 3 / 10
+                choice["logprobs"] = {"top_logprobs": [{" Positive": -0.1, " Neg": -0.1 - score, " the": -9.0}]}
+        return {"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 10}}
+
+    def send(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    # Faults that depend on the request, or on time.
+
+    def fault_429_date(self, body: dict[str, Any]) -> None:
+        self.send(429, SLOW_DOWN, {"Retry-After": formatdate(time.time(), usegmt=True)})
+
+    def fault_hang(self, body: dict[str, Any]) -> None:
+        self.faults.closing.wait(30)
+        self.close_connection = True
+
+    def fault_truncated(self, body: dict[str, Any]) -> None:
+        data = json.dumps(self.good(body)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2])
+        self.close_connection = True
+
+    def fault_odd_usage(self, body: dict[str, Any]) -> None:
+        response = self.good(body)
+        odd = ["many", float("nan"), 10**12, -5, True, [3], None]
+        response["usage"] = dict.fromkeys(("prompt_tokens", "completion_tokens"), odd[len(prompt_of(body)) % len(odd)])
+        self.send(200, response)
+
+    def fault_refusal(self, body: dict[str, Any]) -> None:
+        response = self.good(body, "")
+        response["choices"][0]["message"] |= {"content": None, "refusal": REFUSAL}
+        self.send(200, response)
+
+    def fault_400(self, body: dict[str, Any]) -> None:
+        self.send(400, {"error": {"message": f"bad request, key {self.headers['authorization']}"}})
+
+    def fault_401(self, body: dict[str, Any]) -> None:
+        self.send(401, {"error": {"message": f"bad key {self.headers['authorization']}"}})
