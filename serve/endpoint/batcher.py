@@ -1,4 +1,4 @@
-"""Dynamic batching: texts of many requests, one worker thread, and nobody who waits for company."""
+"""Dynamic batching: texts of many requests are computed together by one worker thread, without waiting for a full batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class QueueFull(Exception):
-    """More texts wait than may.
+    """The texts do not fit into the queue.
 
     Attributes:
         retry_after: seconds after which the queue has probably emptied.
@@ -30,7 +30,7 @@ class Job:
     """One request's texts; they may be computed in several batches.
 
     Attributes:
-        model: what computes them: the model that was served when the request came in.
+        model: the model that was served when the request came in; it computes them.
         started: how many of the texts are in a batch already.
     """
 
@@ -42,18 +42,18 @@ class Job:
 
 
 class Batcher:
-    """Gathers texts into batches and has one thread compute them.
+    """Gathers texts into batches, which one thread computes.
 
-    An idle worker takes what is there at once, so that a lone request waits for nothing; while it computes, the next
-    batch gathers by itself. A request larger than a batch goes to the back of the queue after each of its batches, so
-    that it cannot hold up small ones. Lives on one event loop.
+    An idle worker starts at once, so that a single request never waits; while it computes, the next batch gathers. A
+    request larger than a batch goes to the back of the queue after each of its batches, so that it does not hold up small
+    ones. Lives on one event loop. (`serve.batch` of Ray neither splits requests nor separates models.)
 
     Args:
         compute: (model, texts) → one result a text; called in the worker thread.
         max_batch: texts a batch.
-        max_queued: texts that may wait; the batch that is being computed does not count.
-        on_batch: told (texts, seconds) after each batch.
-        on_queue: told how many texts wait, whenever that changes.
+        max_queued: texts that may wait; the batch being computed does not count.
+        on_batch: called with (texts, seconds) after each batch.
+        on_queue: called with the number of waiting texts when it changes.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Batcher:
         """One result a text, in their order, all from `model`.
 
         Raises:
-            QueueFull: the texts would not fit into the queue; none of them is computed.
+            QueueFull: the texts do not fit into the queue; none of them is computed.
         """
         if self.queued + len(texts) > self.max_queued:
             raise QueueFull(self.seconds_to_empty())
@@ -90,59 +90,60 @@ class Batcher:
         return await job.done
 
     def seconds_to_empty(self) -> int:
+        """Estimated seconds until everything queued is computed, at least 1."""
         return max(1, math.ceil(self.queued * self.seconds_a_text))
 
     def _gather(self) -> list[tuple[Job, Sequence[str]]]:
-        """The next batch: shares of one or more jobs that have the same model."""
-        shares: list[tuple[Job, Sequence[str]]] = []
+        """The next batch: parts of one or more jobs of the same model."""
+        parts: list[tuple[Job, Sequence[str]]] = []
         room = self.max_batch
         other_models, unfinished = [], []
         while self.jobs and room:
             job = self.jobs.popleft()
-            if job.done.done():  # its client has gone, or an earlier batch of it failed
+            if job.done.done():  # its client has disconnected, or an earlier batch of it failed
                 self.queued -= len(job.texts) - job.started
-            elif shares and job.model is not shares[0][0].model:
+            elif parts and job.model is not parts[0][0].model:
                 other_models.append(job)
             else:
-                share = job.texts[job.started : job.started + room]
-                shares.append((job, share))
-                job.started += len(share)
-                room -= len(share)
-                self.queued -= len(share)
+                part = job.texts[job.started : job.started + room]
+                parts.append((job, part))
+                job.started += len(part)
+                room -= len(part)
+                self.queued -= len(part)
                 if job.started < len(job.texts):
                     unfinished.append(job)
         self.jobs.extendleft(reversed(other_models))
         self.jobs.extend(unfinished)
-        return shares
+        return parts
 
     def _start(self) -> None:
-        shares = [] if self.busy else self._gather()
+        parts = [] if self.busy else self._gather()
         self.on_queue(self.queued)
-        if not shares:
+        if not parts:
             return
         self.busy = True
-        texts = [text for _, share in shares for text in share]
-        running = asyncio.get_running_loop().run_in_executor(self.worker, self.compute, shares[0][0].model, texts)
-        running.add_done_callback(partial(self._deliver, shares, time.perf_counter()))
+        texts = [text for _, part in parts for text in part]
+        running = asyncio.get_running_loop().run_in_executor(self.worker, self.compute, parts[0][0].model, texts)
+        running.add_done_callback(partial(self._deliver, parts, time.perf_counter()))
 
-    def _deliver(self, shares: list[tuple[Job, Sequence[str]]], started: float, done: asyncio.Future[Sequence[Any]]) -> None:
-        """Hands a batch's results, or its error, to the requests that wait; the worker goes on with the next batch first."""
+    def _deliver(self, parts: list[tuple[Job, Sequence[str]]], started: float, done: asyncio.Future[Sequence[Any]]) -> None:
+        """Gives a batch's results, or its error, to the waiting requests, once the worker has started the next batch."""
         self.busy = False
         if done.cancelled():  # the worker was shut down
             return
         self._start()
         error = done.exception()
         if error is not None:
-            for job, _ in shares:
+            for job, _ in parts:
                 if not job.done.done():
                     job.done.set_exception(error)
             return
-        texts, seconds = sum(len(share) for _, share in shares), time.perf_counter() - started
+        texts, seconds = sum(len(part) for _, part in parts), time.perf_counter() - started
         self.seconds_a_text = 0.8 * (self.seconds_a_text or seconds / texts) + 0.2 * seconds / texts
         self.on_batch(texts, seconds)
         results, taken = done.result(), 0
-        for job, share in shares:
-            job.results += results[taken : taken + len(share)]
-            taken += len(share)
+        for job, part in parts:
+            job.results += results[taken : taken + len(part)]
+            taken += len(part)
             if len(job.results) == len(job.texts) and not job.done.done():
                 job.done.set_result(job.results)

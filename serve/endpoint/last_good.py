@@ -1,4 +1,4 @@
-"""The student that an endpoint served last, remembered on disk: a replica that starts has it to fall back to."""
+"""The student that an endpoint served last, recorded on disk: what a replica that starts falls back to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LastGood:
     """One student that passed its check.
 
     Attributes:
-        source: what the endpoint was told to serve, `models:/NAME@ALIAS` for one.
-        name, version: of the student that it stood for.
-        folder: where that student lies, so that it can be loaded while the registry is away.
+        source: what the endpoint serves, for example `models:/NAME@ALIAS`.
+        name, version: the student that `source` named.
+        folder: that student's files, so that it can be loaded while the registry is unreachable.
     """
 
     source: str
@@ -26,14 +26,14 @@ class LastGood:
     folder: str
 
     def write(self, folder: Path) -> None:
-        """Puts it in place of what an earlier student left there; replicas of one machine share the folder."""
+        """Replaces the record of an earlier student; replicas of one machine share the folder."""
         write_json(folder / FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path, source: str) -> LastGood | None:
-        """What was last served for `source`, or None where that is unknown or gone."""
+        """What was last served for `source`, or None if that is unknown or gone."""
         try:
-            found = cls(**read_json(folder / FILE))
+            last = cls(**read_json(folder / FILE))
         except (OSError, ValueError, TypeError):
             return None
-        return found if found.source == source and Path(found.folder).is_dir() else None
+        return last if last.source == source and Path(last.folder).is_dir() else None

@@ -1,4 +1,4 @@
-"""What happens to every request, whatever its route: an id, the token, the size of its body, a log line, metrics."""
+"""Middleware for every request: its id, the token, limits on its body, a log line, metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.endpoint.endpoint import LOG, Endpoint
+from serve.endpoint.endpoint import Endpoint
 from serve.http.errors import Refused, unauthorized
+from serve.log import LOG
 from serve.settings import digest
 
 REQUEST_ID = "X-Request-ID"
-SANE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-# What a load balancer, a browser and a reader of the documentation see without a token.
+VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+# Routes that need no token: for load balancers, browsers and readers of the documentation.
 OPEN_ROUTES = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
 
 
@@ -27,7 +28,7 @@ class Guard:
     """ASGI middleware around the whole application.
 
     Args:
-        proxied: whether Serve's proxy is in front, which makes request ids and returns them itself.
+        proxied: whether Serve's proxy is in front, which makes and returns request ids itself.
     """
 
     def __init__(self, app: ASGIApp, endpoint: Endpoint, proxied: bool):
@@ -36,18 +37,19 @@ class Guard:
         self.proxied = proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
         headers = Headers(scope=scope)
-        given = headers.get(REQUEST_ID, "")
+        client_id = headers.get(REQUEST_ID, "")
         state = scope.setdefault("state", {})
-        state["request_id"] = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        returned_by_proxy = self.proxied and given == state["request_id"]
-        status = 500  # what is answered if the application raises
+        state["request_id"] = client_id if VALID_ID.fullmatch(client_id) else uuid.uuid4().hex
+        returned_by_proxy = self.proxied and client_id == state["request_id"]
+        status = 500  # if the application raises
 
-        async def answer(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -57,17 +59,17 @@ class Guard:
 
         self.endpoint.metrics.in_flight.inc()
         try:
-            # Before the body is read: who may not ask costs nothing.
+            # Before the body is read: a request that is not allowed costs nothing.
             if get_route_path(scope) in OPEN_ROUTES or has_token(self.endpoint.settings.token_sha256, headers):
-                await self.app(scope, self.limited(headers, receive), answer)
+                await self.app(scope, self.limited(headers, receive), send_with_id)
             else:
-                await unauthorized(Request(scope))(scope, receive, answer)
+                await unauthorized(Request(scope))(scope, receive, send_with_id)
         finally:
             self.endpoint.metrics.in_flight.dec()
             self._record(scope, status, time.perf_counter() - started)
 
     def limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, but a body that is larger than allowed, or says it will be, or takes too long is refused as it arrives."""
+        """`receive`, which refuses a body as it arrives if it is too large, announces to be, or takes too long."""
         limit, seconds = self.endpoint.settings.max_body_bytes, self.endpoint.settings.max_body_seconds
         announced = headers.get("content-length", "")
         deadline = asyncio.get_running_loop().time() + seconds
@@ -75,18 +77,14 @@ class Guard:
 
         async def receive_limited() -> Message:
             nonlocal seen, complete
-            if complete:  # what comes now is that the client has gone, and that may take as long as the answer
+            if complete:  # the next message is a disconnect, which may come as late as the response
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise Refused(
-                    408,
-                    "request_timeout",
-                    f"the body was not there after {seconds:g} s. Send it again.",
-                    {"Connection": "close"},
-                ) from None
+                reason = f"the body had not arrived after {seconds:g} s. Send it again."
+                raise Refused(408, "request_timeout", reason, {"Connection": "close"}) from None
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > limit or (announced.isdecimal() and int(announced[:18]) > limit):
@@ -102,16 +100,14 @@ class Guard:
         metrics.request_seconds.labels(route).observe(seconds)
         if route not in OPEN_ROUTES or status >= 500:
             facts = {key: state[key] for key in ("texts", "model", "error") if key in state}
-            LOG.info(
-                "%s %s %s %d %.1f ms%s", state["request_id"], scope["method"], route, status, seconds * 1000,
-                "".join(f" {key}={value}" for key, value in facts.items()),
-            )  # fmt: skip
+            tail = "".join(f" {key}={value}" for key, value in facts.items())
+            LOG.info("%s %s %s %d %.1f ms%s", state["request_id"], scope["method"], route, status, seconds * 1000, tail)
 
 
 def has_token(expected: str | None, headers: Headers) -> bool:
-    """Whether a request carries the token whose SHA-256 is `expected`, or needs none."""
+    """Whether a request has the token whose SHA-256 is `expected`, or needs none."""
     if expected is None:
         return True
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    # Digests, compared in constant time: neither the token nor its length can be felt out.
+    # Digests, compared in constant time: timing reveals neither the token nor its length.
     return scheme.lower() == "bearer" and hmac.compare_digest(digest(token.strip()), expected)

@@ -1,4 +1,4 @@
-"""The pages at `/` and `/docs`: a file each, no build step, nothing from elsewhere."""
+"""The pages at `/` and `/docs`: one HTML file each, without a build step or files from other servers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCS = Path(__file__).with_name("docs.html")
 
 @cache
 def page_response(file: Path = PAGE) -> HTMLResponse:
-    """A page, with a policy that lets it run its own script and style only, and speak to its own endpoint only."""
+    """A page, with a policy that allows its own script and style only, and requests to its own endpoint only."""
     html = file.read_text(encoding="utf-8")
     policy = {
         "default-src": "'none'",
@@ -28,14 +28,12 @@ def page_response(file: Path = PAGE) -> HTMLResponse:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
-    return HTMLResponse(
-        html,
-        headers={
-            "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        },
-    )
+    headers = {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return HTMLResponse(html, headers=headers)
 
 
 def inline_hash(html: str, tag: str) -> str:

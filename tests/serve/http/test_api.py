@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 import serve.http.api
 from cotd.students.student import Student
-from serve.endpoint.endpoint import LOG, Endpoint
+from serve.endpoint.endpoint import Endpoint
+from serve.log import LOG
 from serve.schemas import PredictRequest
 from serve.settings import Settings, digest
 

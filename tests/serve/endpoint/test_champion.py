@@ -1,4 +1,4 @@
-"""The change to a new champion: asked of a real registry, loaded aside, checked, exchanged or refused."""
+"""The hot swap: the alias of a real registry is looked up, its student loaded, checked, and served or refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from cotd.errors import CotdError
-from serve.endpoint.endpoint import LOG, Endpoint
+from serve.endpoint.champion import Champion
+from serve.endpoint.endpoint import Endpoint
+from serve.log import LOG
 from serve.settings import Settings
 
 
@@ -58,14 +60,14 @@ def test_the_alias_decides_who_answers(with_endpoint: Any, registry: Any, studen
     registry.promote(first)
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == first
         registry.promote(second)
         assert await version(client) == first, "only a look at the alias changes the student"
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == second
         registry.promote(first)  # rolled back
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == first
         metrics = (await client.get("/metrics")).text
         assert 'cotd_model_swaps_total{outcome="swapped"} 2.0' in metrics
@@ -88,7 +90,7 @@ def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: An
             return answer["model"]["version"], scores.pop()
 
         registry.promote(second)
-        swap = asyncio.create_task(endpoint.refresh())
+        swap = asyncio.create_task(endpoint.champion.refresh())
         answers = []
         while not swap.done():
             answers += await asyncio.gather(*(ask() for _ in range(4)))
@@ -104,12 +106,7 @@ def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: An
     [(spoil_weights, "a probability is not a number"), (other_task, "its labels are bad, good")],
 )
 def test_a_champion_that_is_no_good_is_refused(
-    with_endpoint: Any,
-    registry: Any,
-    student_folder: Path,
-    spoil: Callable[[Path], None],
-    reason: str,
-    caplog: pytest.LogCaptureFixture,
+    with_endpoint: Any, registry: Any, student_folder: Path, spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     LOG.setLevel(logging.INFO)
     first, bad = registry.add(student_folder), registry.add(student_folder, spoil)
@@ -118,12 +115,12 @@ def test_a_champion_that_is_no_good_is_refused(
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         registry.promote(bad)
         for _ in range(3):
-            await endpoint.refresh()
+            await endpoint.champion.refresh()
             assert await version(client) == first
         metrics = (await client.get("/metrics")).text
         assert 'cotd_model_swaps_total{outcome="refused"} 1.0' in metrics, "it is tried once, not at every look"
         registry.promote(good := registry.add(student_folder))
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == good
 
     with_endpoint(settings_for(registry), use)
@@ -140,16 +137,16 @@ def test_a_champion_that_cannot_be_loaded_is_tried_again(
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         registry.promote(broken)
         for _ in range(3):
-            await endpoint.refresh()
+            await endpoint.champion.refresh()
             assert await version(client) == first
         assert outcomes(await client.get("/metrics")) == {"not_loaded": 1}, "not at every look"
-        monkeypatch.setattr("serve.endpoint.endpoint.time.monotonic", lambda now=time.monotonic: now() + 5)
-        await endpoint.refresh()
-        await endpoint.refresh()
+        monkeypatch.setattr("serve.endpoint.champion.time.monotonic", lambda now=time.monotonic: now() + 5)
+        await endpoint.champion.refresh()
+        await endpoint.champion.refresh()
         assert outcomes(await client.get("/metrics")) == {"not_loaded": 2}, "the second wait is longer"
-        monkeypatch.setattr("serve.endpoint.endpoint.time.monotonic", lambda now=time.monotonic: now() + 5000)
+        monkeypatch.setattr("serve.endpoint.champion.time.monotonic", lambda now=time.monotonic: now() + 5000)
         shutil.copy(student_folder / "model.safetensors", registry.folder_of(broken))
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == broken
 
     with_endpoint(settings_for(registry), use)
@@ -183,10 +180,10 @@ def test_a_replica_that_starts_falls_back_to_what_was_served(
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         assert await version(client) == first
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == first
         registry.promote(good := registry.add(student_folder))
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == good
 
     with_endpoint(settings, use)
@@ -199,20 +196,31 @@ def test_a_registry_that_is_away_changes_nothing(with_endpoint: Any, registry: A
 
     async def use(client: httpx.AsyncClient, endpoint: Endpoint) -> None:
         registry.client.delete_registered_model_alias("cotd-student", "champion")
-        await endpoint.refresh()
+        await endpoint.champion.refresh()
         assert await version(client) == first
         assert 'cotd_model_swaps_total{outcome="registry_unreachable"} 1.0' in (await client.get("/metrics")).text
 
     with_endpoint(settings_for(registry), use)
 
 
-def test_the_alias_is_watched_while_the_endpoint_runs(with_endpoint: Any, registry: Any, student_folder: Path) -> None:
+def test_the_alias_is_watched_while_the_endpoint_runs_even_after_a_failure(
+    with_endpoint: Any, registry: Any, student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry.promote(registry.add(student_folder))
+    failures = [RuntimeError("a file of metrics cannot be written")]
+    refresh = Champion.refresh
+
+    async def fail_once(champion: Champion) -> None:
+        if failures:
+            raise failures.pop()
+        await refresh(champion)
 
     async def use(client: httpx.AsyncClient, _: Endpoint) -> None:
         registry.promote(second := registry.add(student_folder))
         async with asyncio.timeout(60):
             while await version(client) != second:
                 await asyncio.sleep(0.05)
+        assert not failures
 
+    monkeypatch.setattr(Champion, "refresh", fail_once)
     with_endpoint(settings_for(registry).model_copy(update={"poll_seconds": 0.05}), use)
