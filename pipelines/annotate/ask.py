@@ -136,7 +136,7 @@ class Asker:
         known = {key: answer for key, answer in known.items() if not (key in tries or answer["error"])}
         if self.only is None:
             return known, {}, tries
-        failed = self.store.answers((r.key for _, r in block), (FAILED, REFUSED))
+        failed = self.store.find((r.key for _, r in block), (FAILED, REFUSED))
         others = {r.key for tag, r in block if tag[0] not in self.only} - known.keys() - failed.keys() - tries.keys()
         return known, {key: not_asked(key, "--retry-errors sends quarantined rows only") for key in others}, tries
 
@@ -154,7 +154,7 @@ class Asker:
         while pending:
             try_keys = {key: again.key for key, (_, r) in pending.items() if (again := retry_request(r, number))}
             # A later try that failed may do better another time, and hides no earlier completion.
-            stored = self.store.answers(try_keys.values(), states if number == 0 else (ANSWERED, REFUSED))
+            stored = self.store.find(try_keys.values(), states if number == 0 else (ANSWERED, REFUSED))
             for key, (tag, request) in list(pending.items()):
                 answer = stored.get(try_keys.get(key, ""))
                 if answer is None:

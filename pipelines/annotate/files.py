@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,19 @@ from cotd.utils.files import read_json
 QUARANTINE = pa.schema(dict.fromkeys(("text", "label", "split", "reason"), pa.string()))
 
 
-@dataclass(frozen=True)
 class AnnotationFiles:
     """The files of a study's annotations."""
 
-    directory: Path
-
-    @property
-    def annotations(self) -> Path:
-        return self.directory / "annotations.parquet"
-
-    @property
-    def teacher_test(self) -> Path:
-        """The teacher's own labels of the test reviews."""
-        return self.directory / "teacher_test.parquet"
-
-    @property
-    def held_out_rationales(self) -> Path:
-        """The teacher's own rationales of validation and test reviews, where `teacher.held_out_rationales` asks for them."""
-        return self.directory / "held_out_rationales.parquet"
-
-    @property
-    def quarantine(self) -> Path:
-        return self.directory / "quarantined_reviews.parquet"
-
-    @property
-    def quarantined_answers(self) -> Path:
-        """The rows of `teacher.answers` that are quarantined, and why."""
-        return self.directory / "quarantined_answers.parquet"
-
-    @property
-    def summary(self) -> Path:
-        return self.directory / "summary.json"
-
-    @property
-    def page(self) -> Path:
-        """The annotations to read in a browser."""
-        return self.directory / "annotations.html"
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.annotations = directory / "annotations.parquet"
+        self.teacher_test = directory / "teacher_test.parquet"  # the teacher's own labels of the test reviews
+        # The teacher's own rationales of validation and test reviews, where `teacher.held_out_rationales` asks for them.
+        self.held_out_rationales = directory / "held_out_rationales.parquet"
+        self.quarantine = directory / "quarantined_reviews.parquet"
+        self.quarantined_answers = directory / "quarantined_answers.parquet"  # rows of `teacher.answers`, and why
+        self.summary = directory / "summary.json"
+        self.page = directory / "annotations.html"  # to read in a browser
 
     @classmethod
     def of(cls, config: StudyConfig) -> AnnotationFiles:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from cotd.data.table import ExampleTable
 from cotd.errors import CotdError
 from cotd.teachers.calibration import Calibration
 from cotd.teachers.output import explained_reviews
@@ -137,8 +137,10 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
             elif not completion["error"]:
                 scores[n] = label_score(completion, task)
             yield Planned("label score", review_id, request)
-    n_held_out = len(held_out)
-    calibration = planned_calibration(job, held_out, scores[:n_held_out], unscored[:n_held_out])
+    calibration: Calibration | None = None  # not known where a score that it takes is not
+    if not unscored[: len(held_out)].any():
+        with contextlib.suppress(CotdError):  # the run says so
+            calibration = fitted_calibration(config, task, held_out, scores[: len(held_out)])
     has_gold = np.zeros(size, dtype=bool)
     has_gold[place[train.numbers]] = [gold is not None for gold in wanted_gold(teacher, train)]
     every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
@@ -153,13 +155,3 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
         certain = kinds != (False,) or len(labels(n)) == 1
         kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"
         yield Planned(kind, review_id, request, partial(explains, teacher, prompts), certain)
-
-
-def planned_calibration(job: Job, held_out: ExampleTable, scores: np.ndarray, unscored: np.ndarray) -> Calibration | None:
-    """The calibration that a run is going to find, or None where scores that it takes are not known."""
-    if unscored.any():
-        return None
-    try:
-        return fitted_calibration(job.teacher.config, job.task, held_out, scores)
-    except CotdError:  # the run says so
-        return None

@@ -22,7 +22,6 @@ from cotd.utils.memory import release_memory
 from cotd.utils.parquet import parquet_writer, read_blocks, write_blocks, write_parquet
 from pipelines.annotate.ask import Asker, Complete
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.engines.choose import start_engine
 from pipelines.annotate.files import QUARANTINE, AnnotationFiles
 from pipelines.annotate.job import Job, load_job
 from pipelines.annotate.page import DoubtfulRows, annotations_page
@@ -67,6 +66,8 @@ def annotate(
 
         @functools.cache
         def engine() -> Complete:
+            from pipelines.annotate.engines.choose import start_engine  # Ray, which takes a second to import
+
             job.store.require_writable()
             return complete or start_engine(config.teacher, job.teacher, budget.extend, stack)
 

@@ -17,6 +17,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import ray
+
 from cotd.errors import CotdError
 from cotd.students.base_models import resolve_model
 from cotd.teachers.config import EngineConfig, TeacherConfig
@@ -73,8 +75,6 @@ def teacher_engine(
         `cotd.teachers.store.SCHEMA`. A request that the engine refuses, or dies of, comes back with its `error`. It raises a
         CotdError when there is no engine any more.
     """
-    import ray
-
     use_gpu = has_gpus()
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
     require_room(config, use_gpu, backend)

@@ -9,6 +9,8 @@ import time
 import warnings
 from typing import Any
 
+import ray
+
 from cotd.errors import CotdError
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import REFUSED_REASON, Completion, completion
@@ -27,8 +29,6 @@ def start_in_process_engines(
     engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool
 ) -> list[Any]:
     """Actors with an engine each. They start in the background; the first request waits for them."""
-    import ray
-
     # They are spread over the nodes, and share the CPUs of one.
     needed = "GPU" if use_gpu else "CPU"
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(needed)]
@@ -48,8 +48,6 @@ def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> A
     One process asks in as many threads: a task each would be a Python process each, which takes seconds to start on
     every node. The engines take turns, so that each has one batch to work on and one waiting.
     """
-    import ray
-
     pool = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=tasks, enable_true_multi_threading=True)
     with warnings.catch_warnings():
         # max_concurrency has no name of its own in Ray 2.60, whose other remote arguments have; that is warned of.
@@ -73,8 +71,6 @@ class AskEngines:
         self.searches = [0] * len(engines)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        import ray
-
         number = int(batch["block"][0]) % len(self.engines)
         engine = self.engines[number]
         rows = {column: list(batch[column]) for column in ("key", "prompt", "sampling")}
@@ -96,8 +92,6 @@ class AskEngines:
                     return {"answer": [json.dumps({GONE: str(gone)})]}
 
     def _answers(self, engine: Any, rows: Rows, again: bool = False) -> list[str]:
-        import ray
-
         try:
             return ray.get(engine.answer.remote(rows))["answer"]
         except ray.exceptions.RayError as error:
@@ -121,15 +115,11 @@ def may_be_innocent(error: Exception, rows: Rows) -> bool:
 
     A machine short of memory, say, or a network that broke. A row that an engine fails at without dying is the culprit.
     """
-    import ray
-
     return len(rows["key"]) == 1 and isinstance(error, ray.exceptions.RayActorError)
 
 
 def process_of(engine: Any) -> str | None:
     """Which process an engine is in, while that lives; None where it does not answer."""
-    import ray
-
     try:
         return ray.get(engine.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id()))
     except ray.exceptions.RayActorError:
@@ -142,8 +132,6 @@ def revive(engine: Any, error: Exception) -> None:
     Raises:
         CotdError: it does not.
     """
-    import ray
-
     if not isinstance(error, ray.exceptions.RayActorError):  # it lives, with requests half done
         gone = process_of(engine)
         ray.kill(engine, no_restart=False)

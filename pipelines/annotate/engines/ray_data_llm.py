@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import ray
+
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, completion
 from pipelines.annotate.engines.vllm import completion_from_tokens, environment
@@ -18,7 +20,6 @@ RESTARTS = 3
 
 def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
     """A dataset with the column `answer`, each row a completion as JSON."""
-    import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     use_gpu = has_gpus()

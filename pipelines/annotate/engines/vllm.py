@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import ray
+
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, completion
 from cotd.utils.hardware import choose_dtype
@@ -12,8 +14,6 @@ from cotd.utils.hardware import choose_dtype
 
 def engine_dtype(config: EngineConfig, use_gpu: bool) -> str:
     """The type an engine computes in; a GPU is asked in a task, as this process may be on a machine without one."""
-    import ray
-
     if not use_gpu or config.dtype != "auto":
         return choose_dtype(config.dtype, use_gpu)
     return ray.get(ray.remote(num_cpus=0, num_gpus=0.01)(choose_dtype).remote("auto", True))

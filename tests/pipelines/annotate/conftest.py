@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from cotd.study.config import StudyConfig, load_config
@@ -40,7 +39,7 @@ def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pyt
     """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
     monkeypatch.setenv("TEACHER_KEY", KEY)
 
-    def make(*overrides: str, rows: pd.DataFrame | None = None) -> StudyConfig:
+    def make(*overrides: str) -> StudyConfig:
         api = {
             "base_url": provider[1],
             "key_env": "TEACHER_KEY",
@@ -49,7 +48,6 @@ def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pyt
             "timeout_seconds": 10,  # a busy machine may stand still for seconds
         }
         teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api}
-        path = write_study(teacher=teacher) if rows is None else write_study(rows, teacher=teacher)
-        return load_config(path, list(overrides))
+        return load_config(write_study(teacher=teacher), list(overrides))
 
     return make

@@ -70,7 +70,9 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     reviews = load_examples(config.data)
     assert check_annotations(config, reviews.digest()) is not None
     pairs = {
-        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["target_kind"].value_counts().to_dict()
+        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["target_kind"]
+        .value_counts()
+        .to_dict()
         for name in GRID["method"]
     }
     assert pairs == {

@@ -1,15 +1,20 @@
-"""The page of annotations in headless Chromium."""
+"""The page of annotations, also in headless Chromium."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from cotd.study.config import load_config
 from cotd.tasks.registry import SENTIMENT
-from pipelines.annotate import page as browse
+from pipelines.annotate.files import AnnotationFiles
+from pipelines.annotate.page import DoubtfulRows, annotations_page
+from pipelines.annotate.run import annotate
 
 EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
 
@@ -28,19 +33,17 @@ def shown() -> tuple[pd.DataFrame, int]:
     annotations.loc[61, "label_probability"] = 0.55
     annotations["error"] = annotations["error"].astype(object)
     annotations.loc[62, "error"] = "rationale is empty or shorter than three words"
-    rows, gold = browse.DoubtfulRows(), reviews.set_index("id")["label"]
+    rows, gold = DoubtfulRows(), reviews.set_index("id")["label"]
     for start in (0, 20, 40, 60):
         rows.add(annotations[start : start + 20], gold)
-    found = rows.rows()
-    return found.assign(text=found["review_id"].map(reviews.set_index("id")["text"])), rows.total
+    first = rows.rows()
+    return first.assign(text=first["review_id"].map(reviews.set_index("id")["text"])), rows.total
 
 
 def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "MOST_ROWS", 62)
+    monkeypatch.setattr("pipelines.annotate.page.MOST_ROWS", 62)
     points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]
-    (tmp_path / "page.html").write_text(
-        browse.annotations_page("mine", *shown(), SENTIMENT, ["a line"], points), encoding="utf-8"
-    )
+    (tmp_path / "page.html").write_text(annotations_page("mine", *shown(), SENTIMENT, ["a line"], points), encoding="utf-8")
     page = browser.new_page()
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
@@ -67,7 +70,27 @@ def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeyp
 
 
 def test_of_many_annotations_the_doubtful_are_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "MOST_ROWS", 3)
-    page = browse.annotations_page("mine", *shown(), SENTIMENT, [], None)
+    monkeypatch.setattr("pipelines.annotate.page.MOST_ROWS", 3)
+    page = annotations_page("mine", *shown(), SENTIMENT, [], None)
     assert '"total": 63' in page
     assert [f'"id": "r{i}"' in page for i in (60, 61, 62, 0, 59)] == [True, True, True, False, False]
+
+
+def test_the_page_shows_the_doubtful_first_and_cannot_be_broken(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+) -> None:
+    evil = "</script><script>alert(1)</script> <!-- A warm film"
+    rows = pd.DataFrame([(evil, "negative", "train")], columns=["text", "label", "split"])
+    teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and "number 3." in prompt
+    config = load_config(write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}}))
+    annotate(config, teacher_double.complete)
+    page = AnnotationFiles.of(config).page.read_text(encoding="utf-8")
+    before, _, after = page.partition('<script type="application/json" id="data">')
+    data = json.loads(after.partition("</script>")[0])
+    assert "alert(1)" not in before + after.partition("</script>")[2]
+    assert len(data["rows"]) == 25 + 25
+    assert [bool(r["error"]) for r in data["rows"][:3]] == [True, True, False]
+    doubtful = data["rows"][2]
+    assert (doubtful["label"], doubtful["gold"], doubtful["text"]) == ("positive", "negative", evil)
+    assert data["reliability"]
+    assert "http" not in page, "self-contained"

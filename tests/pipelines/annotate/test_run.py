@@ -23,38 +23,18 @@ from cotd.teachers.requests import Request
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.teacher import Teacher
-from cotd.training.methods import METHODS
-from cotd.training.pairs import training_pairs
-from cotd.utils.parquet import parquet_writer
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.files import QUARANTINE, AnnotationFiles, read_annotations
-from pipelines.annotate.job import load_job
-from pipelines.annotate.preview import preview
+from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
-from pipelines.prepare import prepare as prepare_examples
-from pipelines.sweep.plan import check_annotations
 from tests.conftest import FakeTeacher, review_text
 from tests.hostile import HOSTILE
-
-
-@pytest.fixture
-def config(write_study: Callable[..., Path], embedded_student: Path) -> StudyConfig:
-    """60 reviews: 24 to annotate, 24 to calibrate on, 12 to test the teacher on. The embedded teacher's tokenizer is used."""
-    return load_config(write_study(teacher={"calibration": {"rows": 24}}))
+from tests.pipelines.annotate.doubles import nobody, prompts
 
 
 def elsewhere(config: StudyConfig, folder: Path) -> StudyConfig:
     return config.model_copy(update={"storage": str(folder)})
-
-
-def nobody(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
-    raise AssertionError(f"asked again: {next(iter(requests)).prompt}")
-
-
-def prompts(double: Any) -> list[str]:
-    return [r.prompt for r in double.asked]
 
 
 def test_a_run_leaves_annotations_and_a_summary(config: StudyConfig, teacher_double: Any) -> None:
@@ -88,12 +68,6 @@ def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> 
     assert second["digest"] == first["digest"]
     assert another_study["digest"] == first["digest"]
     assert second["usage"] == another_study["usage"] == {"requests": 84, "from_store": 84}
-
-
-def test_of_a_file_that_was_not_finished_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left"), parquet_writer(tmp_path / "rows.parquet", QUARANTINE):
-        raise OSError("No space left on device")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stage", ["label scores", "rationales"])
@@ -202,54 +176,6 @@ def test_a_teacher_that_fails_throughout_is_an_error(config: StudyConfig, teache
     assert read_annotations(config) is None
 
 
-def test_bad_rows_are_named_in_the_summary(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
-) -> None:
-    bad = pd.DataFrame(
-        [("So-so.", "mixed", "train"), (review_rows["text"][0], "negative", "train"), (review_rows["text"][2], "1", "train")],
-        columns=["text", "label", "split"],
-    )
-    config = load_config(write_study(pd.concat([review_rows, bad]), teacher={"calibration": {"rows": 24}}))
-    summary = annotate(config, teacher_double.complete)
-    assert (summary["reviews"]["rows"], summary["reviews"]["repeats"], summary["reviews"]["quarantined"]) == (63, 1, 3)
-    quarantine = pd.read_parquet(AnnotationFiles.of(config).quarantine)
-    assert sorted(quarantine["reason"]) == [
-        "label 'mixed' is not one of negative, positive", "repeated with different labels", "repeated with different labels"
-    ]  # fmt: skip
-    assert summary["annotations"]["reviews"] == 23
-
-
-@pytest.mark.parametrize("truncation", ["head", "head_tail"])
-def test_a_long_review_is_cut_to_the_teachers_limit(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, truncation: str
-) -> None:
-    long = pd.DataFrame([("warm " * 500 + "THE END", "positive", "train")], columns=["text", "label", "split"])
-    settings = {"calibration": {"rows": 24}, "max_review_tokens": 50, "truncation": truncation}
-    annotate(load_config(write_study(pd.concat([review_rows, long]), teacher=settings)), teacher_double.complete)
-    (shown,) = {p for p in prompts(teacher_double) if p.count("warm") > 20 and p.endswith("Sentiment:")}
-    assert 40 <= shown.count("warm") <= 50
-    assert ("THE END" in shown) == (truncation == "head_tail")
-
-
-def test_cut_reviews_are_counted(write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    long = pd.DataFrame(
-        [(f"{'A warm film. ' * 8000} {i}", "positive", "train") for i in range(3)], columns=["text", "label", "split"]
-    )
-    config = load_config(write_study(pd.concat([review_rows, long]), teacher={"calibration": {"rows": 24}}))
-    assert annotate(config, teacher_double.complete)["reviews"]["cut"] == 3
-
-
-def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(write_study: Callable[..., Path]) -> None:
-    engine = {"max_model_len": 256}
-    path = write_study(teacher={"calibration": {"rows": 24}, "max_review_tokens": 200, "engine": engine})
-    with pytest.raises(
-        CotdError, match=r"a review of teacher.max_review_tokens \(200\) does not fit .*\(256\).* at least (\d+)"
-    ) as error:
-        annotate(load_config(path), nobody)
-    enough = str(error.value).rpartition("at least ")[2].rstrip(".")
-    load_job(load_config(path, [f"teacher.engine.max_model_len={enough}"]))
-
-
 def test_two_commands_do_not_annotate_one_study_at_once(config: StudyConfig, teacher_double: Any) -> None:
     def meanwhile(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
         with pytest.raises(CotdError, match=r"another process is annotating small .*\.lock"):
@@ -258,64 +184,6 @@ def test_two_commands_do_not_annotate_one_study_at_once(config: StudyConfig, tea
 
     assert annotate(config, meanwhile)["annotations"]["usable"] == 48
     annotate(config, nobody)  # the lock is gone
-
-
-def test_the_store_may_be_elsewhere(config: StudyConfig, teacher_double: Any, tmp_path: Path) -> None:
-    elsewhere = config.model_copy(update={"teacher": config.teacher.model_copy(update={"store": "memory://completions"})})
-    annotate(elsewhere, teacher_double.complete)
-    assert not (config.directory.parent / "completions").exists()
-    summary = annotate(elsewhere.model_copy(update={"storage": str(tmp_path / "other")}), nobody)
-    assert summary["usage"] == {"requests": 84, "from_store": 84}
-
-
-@pytest.mark.parametrize("store", ["nowhere://bucket/x", "gs://bucket/x"])
-def test_a_store_that_cannot_be_used(write_study: Callable[..., Path], store: str) -> None:
-    with pytest.raises(CotdError, match=f"teacher.store '{store}' cannot be used"):
-        annotate(load_config(write_study(teacher={"store": store})), nobody)
-
-
-def test_a_store_that_cannot_be_written_is_noticed_before_anything_is_asked(
-    config: StudyConfig, teacher_double: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    store = str(tmp_path / "file" / "completions")
-    unwritable = config.model_copy(update={"teacher": config.teacher.model_copy(update={"store": store})})
-    with pytest.raises(CotdError, match=r"cannot be written: .*name another folder or URL"):
-        annotate(unwritable, teacher_double.complete)
-    assert not teacher_double.asked
-
-
-def test_a_damaged_shard_is_named_in_the_summary(config: StudyConfig, teacher_double: Any) -> None:
-    annotate(config, teacher_double.complete)
-    asked = len(teacher_double.asked)
-    shard = min((config.directory.parent / "completions").glob("*.parquet"))
-    shard.write_bytes(shard.read_bytes()[:100])
-    summary = annotate(config, teacher_double.complete)
-    assert len(teacher_double.asked) == asked + 8, "what was in it"
-    assert summary["annotations"]["usable"] == 48
-    (warning,) = summary["warnings"]
-    assert warning.startswith("1 shards of ")
-    assert shard.name in warning
-
-
-def test_a_column_of_stars_is_warned_of(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
-) -> None:
-    stars = review_rows.assign(
-        label=[
-            str(1 + i % 5) if s == "train" else label
-            for i, (label, s) in enumerate(zip(review_rows["label"], review_rows["split"], strict=True))
-        ]
-    )
-    config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
-    with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
-        prepare_examples(config)
-    config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
-    summary = annotate(config, teacher_double.complete)
-    (warning,) = summary["warnings"]
-    assert warning.startswith("19 of 60 rows are quarantined: ")
-    assert "label '5' is not one of negative, positive" in warning
-    assert "Stars or scores have to be mapped to labels first" in warning
 
 
 @pytest.mark.parametrize("strategy", ["score_then_explain", "chain_of_thought"])
@@ -336,130 +204,6 @@ def test_reviews_without_gold_are_annotated(
     assert "teacher: not measured, as no test review has a gold label" in list(summary_lines(summary, Path("a.parquet")))
     assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
     assert "Annotations" in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
-
-
-def test_weights_loaded_otherwise_are_another_teacher(
-    config: StudyConfig, teacher_double: Any, write_study: Callable[..., Path]
-) -> None:
-    """But for what only makes the engine faster."""
-    plain = annotate(config, teacher_double.complete)
-    path = write_study(teacher={"calibration": {"rows": 24}})
-    faster = load_config(path, ["teacher.engine.engine_kwargs={gpu_memory_utilization: 0.5}"])
-    assert annotate(faster, nobody)["inputs"] == plain["inputs"]
-    quantised = load_config(path, ["teacher.engine.engine_kwargs={quantization: fp8}"])
-    again = annotate(quantised, teacher_double.complete)
-    assert again["usage"]["from_store"] == 0
-    assert again["inputs"] != plain["inputs"]
-
-
-def test_how_reviews_are_cut_makes_other_annotations(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
-) -> None:
-    rows = pd.DataFrame([("A warm film. " * 200, "positive", "train")], columns=["text", "label", "split"])
-    path = write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}})
-    assert annotate(load_config(path), teacher_double.complete)["reviews"]["cut"] == 1
-    head = load_config(path, ["teacher.truncation=head", "grid.method=[distill]"])
-    with pytest.raises(CotdError, match="made for other"):
-        check_annotations(head, load_job(head).reviews.digest())
-
-
-def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_double: Any) -> None:
-    shown = list(preview(config, 2))
-    assert not config.directory.parent.exists()
-    # 60 scores, 24 rationales given gold, and as many where the teacher's label turns out to be another.
-    assert shown[-1].startswith("at most 108 requests to make (0 completions are in the store): about ")
-    annotate(config, teacher_double.complete)
-    sent = set(prompts(teacher_double))
-    assert len([line for line in shown if line in sent]) == 4
-    assert list(preview(config, 1))[-1].startswith("0 requests to make (84 completions are in the store)")
-
-
-@pytest.mark.parametrize("gold_conditioned", [True, False])
-def test_an_estimate_goes_by_the_labels_that_the_scores_give(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, gold_conditioned: bool
-) -> None:
-    """Three training reviews' gold is not what the teacher says; once the scores are known so is what it will explain."""
-    wrong = review_rows["text"].str.contains("number [135]\\.")
-    rows = review_rows.assign(label=review_rows["label"].mask(wrong, "positive"))
-    config = load_config(
-        write_study(rows, teacher={"calibration": {"rows": 24}, "gold_conditioned": gold_conditioned}),
-        ["grid.method=[distill]"],
-    )
-    teacher_double.stop_after = 8
-    with pytest.raises(KeyboardInterrupt):
-        annotate(config, teacher_double.complete)
-    rationales = 24 + 3 if gold_conditioned else 24
-    last = list(preview(config, 1))[-1]
-    assert last.startswith(f"{rationales} requests to make (60 completions are in the store)")
-    teacher_double.stop_after = None
-    assert annotate(config, teacher_double.complete)["usage"]["requests"] == 60 + rationales
-    assert len(teacher_double.asked) == 60 + rationales
-    assert list(preview(config, 1))[-1].startswith(f"0 requests to make ({60 + rationales} completions are in the store)")
-
-
-def test_a_budget_holds_for_an_engine_too(config: StudyConfig, teacher_double: Any) -> None:
-    limited = config.model_copy(update={"teacher": config.teacher.model_copy(update={"budget": BudgetConfig(max_tokens=600)})})
-    summary = annotate(limited, teacher_double.complete)
-    assert summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"] <= 600
-    assert 0 < summary["annotations"]["usable"] < 48
-    assert annotate(config, teacher_double.complete)["annotations"]["usable"] == 48
-    assert len(teacher_double.asked) == 84
-
-
-def test_samples_for_another_label_than_the_majoritys_are_filtered(config: StudyConfig, teacher_double: Any) -> None:
-    """Of three samples two say positive: students get these two rationales, and that label."""
-    said = {0: "Negative", 1: "Positive", 2: "Positive"}
-    teacher_double.write = lambda r: f" Seed {r.sampling['seed']} says so, in words.\nSentiment: {said[r.sampling['seed']]}"
-    settings = {"strategy": "chain_of_thought", "samples": 3, "temperature": 0.7, "gold_conditioned": False}
-    for filters in (["agrees_with_majority"], []):
-        sampled = config.model_copy(update={"teacher": TeacherConfig(**settings, filters=filters)})
-        summary = annotate(sampled, teacher_double.complete)
-        assert summary["filters"] == ({"agrees_with_majority": 24} if filters else {})
-        # Two thirds of the samples say positive of each review, and half of the reviews are.
-        assert summary["quality"]["labels"]["reliability"] == [
-            {"confidence": pytest.approx(2 / 3), "accuracy": 0.5, "rows": 24}
-        ]
-        assert "of the shares of samples that agree, of 24 training reviews" in "".join(
-            summary_lines(summary, Path("a.parquet"))
-        )
-        reviews = pd.read_csv(config.data.source).assign(id=lambda t: [review_id("reviews.csv", x) for x in t["text"]])
-        table = (read_annotations(sampled) or (None,))[0]
-        pairs = training_pairs(METHODS["cot_unlabelled"], reviews[reviews["split"] == "train"], table, SENTIMENT, 0.5)
-        seeds = {t.split()[1] for t in pairs[pairs["target_kind"] == "rationale"]["target"]}
-        assert set(pairs[pairs["target_kind"] == "label"]["target"]) == ({"positive"} if filters else {"negative"})
-        assert seeds == ({"1", "2"} if filters else {"0"})
-
-
-def test_the_summary_says_how_good_the_annotations_are(config: StudyConfig, teacher_double: Any) -> None:
-    teacher_double.write = lambda r: " A positive review, says " + "abcdefgh"[hash(r.key) % 8] + " whom it moved."
-    quality = annotate(config, teacher_double.complete)["quality"]
-    assert quality["labels"]["confusion"] == {
-        "negative": {"negative": 6, "positive": 0},
-        "positive": {"negative": 0, "positive": 6},
-    }
-    assert quality["labels"]["kappa"] == 1.0
-    assert quality["rationales"]["names_its_label"] == 0.5
-    assert quality["rationales"]["words"]["p50"] == 8
-
-
-def test_the_page_shows_the_doubtful_first_and_cannot_be_broken(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
-) -> None:
-    evil = "</script><script>alert(1)</script> <!-- A warm film"
-    rows = pd.DataFrame([(evil, "negative", "train")], columns=["text", "label", "split"])
-    teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and "number 3." in prompt
-    config = load_config(write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}}))
-    annotate(config, teacher_double.complete)
-    page = AnnotationFiles.of(config).page.read_text(encoding="utf-8")
-    before, _, after = page.partition('<script type="application/json" id="data">')
-    data = json.loads(after.partition("</script>")[0])
-    assert "alert(1)" not in before + after.partition("</script>")[2]
-    assert len(data["rows"]) == 25 + 25
-    assert [bool(r["error"]) for r in data["rows"][:3]] == [True, True, False]
-    doubtful = data["rows"][2]
-    assert (doubtful["label"], doubtful["gold"], doubtful["text"]) == ("positive", "negative", evil)
-    assert data["reliability"]
-    assert "http" not in page, "self-contained"
 
 
 # --- what reviews may hold ------------------------------------------------------------------------------------------

@@ -139,4 +139,4 @@ def test_an_input_needs_an_output(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("sys.argv", ["cotd", "predict", "--input", "reviews.csv"])
     with pytest.raises(SystemExit):
         main()
-    assert "--input and --output together" in capsys.readouterr().err
+    assert "--input and --output go together" in capsys.readouterr().err

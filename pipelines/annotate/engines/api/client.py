@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from cotd.errors import CotdError
-from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.requests import Request
 from cotd.teachers.store import REFUSED_REASON, Completion, completion
 from pipelines.annotate.engines.api.endpoint import Endpoint
@@ -36,7 +35,6 @@ class ApiClient:
     """Asks one endpoint.
 
     Args:
-        key, count: see `Endpoint`.
         may_pay_again: whether a budget has room for another try of a request whose last one may have been paid for.
 
     Attributes:
@@ -44,17 +42,9 @@ class ApiClient:
         in_flight: the requests that are being answered.
     """
 
-    def __init__(
-        self,
-        model: str,
-        config: ApiConfig,
-        key: str | None,
-        count: Callable[[str], int],
-        may_pay_again: Callable[[Request], bool] = lambda request: True,
-    ):
-        self.config, self.may_pay_again = config, may_pay_again
-        self.endpoint = Endpoint(model, config, key, count)
-        self.pace = Pace(config, stopped=lambda: self.fatal is not None)
+    def __init__(self, endpoint: Endpoint, may_pay_again: Callable[[Request], bool] = lambda request: True):
+        self.endpoint, self.config, self.may_pay_again = endpoint, endpoint.config, may_pay_again
+        self.pace = Pace(self.config, stopped=lambda: self.fatal is not None)
         self.fatal: CotdError | None = None
         self.in_flight: set[asyncio.Task[Completion | None]] = set()
         self._done: list[Completion] = []
@@ -107,7 +97,7 @@ class ApiClient:
         self._done += [answer for task in done if (answer := task.result()) is not None]
 
     async def close(self) -> None:
-        """Drops what is in flight."""
+        """Drops what is in flight, and closes the endpoint's connections."""
         for task in self.in_flight:
             task.cancel()
         await asyncio.gather(*self.in_flight, return_exceptions=True)

@@ -16,6 +16,7 @@ from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.api.client import ApiClient
+from pipelines.annotate.engines.api.endpoint import Endpoint
 
 
 def api_key(config: ApiConfig) -> str | None:
@@ -47,11 +48,12 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
     Args:
         probe: a scoring request, to see whether label log-probabilities come back.
     """
-    client = ApiClient(model, config, api_key(config), len)
+    endpoint = Endpoint(model, config, api_key(config), len)
+    client = ApiClient(endpoint)
 
     async def run() -> None:
         try:
-            await check_models(client, model, config)
+            await check_models(endpoint)
             if probe is not None:
                 await check_scoring(client, probe)
         finally:
@@ -60,16 +62,17 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
     asyncio.run(run())
 
 
-async def check_models(client: ApiClient, model: str, config: ApiConfig) -> None:
+async def check_models(endpoint: Endpoint) -> None:
+    model, config = endpoint.model, endpoint.config
     try:
-        response = await client.endpoint.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
+        response = await endpoint.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
     except httpx.RequestError as error:
-        why = client.endpoint.without_key(str(error) or type(error).__name__)
+        why = endpoint.without_key(str(error) or type(error).__name__)
         raise CotdError(
             f"no response from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."
         ) from error
     if response.status_code in (401, 403):
-        client.endpoint.check_status(response)
+        endpoint.check_status(response)
     names = model_names(response)
     if names and bare_name(model) not in map(bare_name, names):
         raise CotdError(
@@ -110,13 +113,14 @@ def api_engine(
 ) -> Iterator[Complete]:
     """An endpoint as an engine, for the duration of a block.
 
-    Args: see `ApiClient`.
+    Args:
+        count: see `Endpoint`. may_pay_again: see `ApiClient`.
 
     Yields:
         A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as capacity gets free.
         On Ctrl-C it waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
-    client = ApiClient(model, config, api_key(config), count, may_pay_again)
+    client = ApiClient(Endpoint(model, config, api_key(config), count), may_pay_again)
     with asyncio.Runner() as runner:
 
         def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:

@@ -1,14 +1,17 @@
-"""What an endpoint may cost: agreed to before, and kept to."""
+"""What a run may cost: agreed to before, and kept to."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from cotd.errors import CotdError
+from cotd.study.config import StudyConfig
+from cotd.teachers.config import BudgetConfig
 from pipelines.annotate.run import annotate
-from tests.pipelines.conftest import MakeStudy, Provider, number_of
+from tests.pipelines.annotate.fault_server import MakeStudy, Provider, number_of
 
 PRICES = ["teacher.budget.input_price=10", "teacher.budget.output_price=100"]
 
@@ -76,3 +79,12 @@ def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Pro
     with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
         annotate(study("teacher.budget.max_tokens=20"), yes=True)
     assert not provider[0].bodies
+
+
+def test_a_budget_holds_for_an_engine_too(config: StudyConfig, teacher_double: Any) -> None:
+    limited = config.model_copy(update={"teacher": config.teacher.model_copy(update={"budget": BudgetConfig(max_tokens=600)})})
+    summary = annotate(limited, teacher_double.complete)
+    assert summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"] <= 600
+    assert 0 < summary["annotations"]["usable"] < 48
+    assert annotate(config, teacher_double.complete)["annotations"]["usable"] == 48
+    assert len(teacher_double.asked) == 84

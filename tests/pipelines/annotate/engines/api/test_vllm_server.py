@@ -27,7 +27,7 @@ from cotd.utils.hardware import choose_dtype
 from pipelines.annotate.engines.vllm import environment
 from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
-from tests.pipelines.conftest import FaultServer
+from tests.pipelines.annotate.fault_server import FaultServer
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cotd.errors import CotdError
 from pipelines.annotate.engines.api.rate_limit import RateLimit, retry_after
 from pipelines.annotate.run import annotate
-from tests.pipelines.conftest import MakeStudy, Provider
+from tests.pipelines.annotate.fault_server import MakeStudy, Provider
 
 
 def test_a_rate_limit_costs_no_row(study: MakeStudy, provider: Provider) -> None:
