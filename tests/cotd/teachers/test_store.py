@@ -41,7 +41,7 @@ def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str
         if killed:
             directory.mkdir(exist_ok=True)
             (directory / ".00000000000000000001-aa.parquet.part").write_bytes(b"PAR1 half a shar")
-        again = CompletionStore(directory).answers(keys)
+        again = CompletionStore(directory).find(keys)
         answered = {c["key"]: c for shard in written for c in shard if c["error"] is None}
         assert again == {k: c for k, c in answered.items() if k in keys}
 
@@ -50,7 +50,7 @@ def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str
 def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
     where = folder if folder.startswith("memory:") else tmp_path / folder
     CompletionStore(where).append([completion_of("k", text="fine")])
-    assert CompletionStore(where).answers(["k"])["k"]["text"] == "fine"
+    assert CompletionStore(where).find(["k"])["k"]["text"] == "fine"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 80 + b[120:]])
@@ -61,10 +61,10 @@ def test_a_damaged_shard_is_passed_over(tmp_path: Path, damage: Callable[[bytes]
     shard.write_bytes(damage(shard.read_bytes()))
     store.append([completion_of("kept", text="fine")])
     again = CompletionStore(tmp_path)
-    assert set(again.answers(["lost", "kept"])) == {"kept"}
+    assert set(again.find(["lost", "kept"])) == {"kept"}
     assert again.unreadable == [str(shard)]
     again.append([completion_of("lost", text="asked again")])
-    assert again.answers(["lost"])["lost"]["text"] == "asked again"
+    assert again.find(["lost"])["lost"]["text"] == "asked again"
 
 
 def test_a_remote_store_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +79,9 @@ def test_a_remote_store_is_tried_again_and_then_given_up(monkeypatch: pytest.Mon
     monkeypatch.setattr(completions, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(store.files, "pipe_file", pipe_file, raising=False)
     store.append([completion_of("k", text="fine")])
-    assert set(store.answers(["k"])) == {"k"}
+    assert set(store.find(["k"])) == {"k"}
     failing += [ConnectionError("reset")] * 3
-    with pytest.raises(CotdError, match=r"1 answers cannot be kept in teacher\.store .*ConnectionError: reset"):
+    with pytest.raises(CotdError, match=r"1 completions cannot be kept in teacher\.store .*ConnectionError: reset"):
         store.append([completion_of("k2", text="fine")])
 
 
@@ -98,10 +98,10 @@ def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:
     failed = {"key": "k", "error": "out of memory", **blank}
     store = CompletionStore(tmp_path)
     store.append([failed])
-    assert store.answers(["k"]) == {}
+    assert store.find(["k"]) == {}
     store.append([failed | {"text": "fine", "error": None}])
     store.append([failed])
-    assert store.answers(["k"])["k"]["text"] == "fine"
+    assert store.find(["k"])["k"]["text"] == "fine"
 
 
 def test_a_key_is_all_that_decides_the_answer() -> None:
