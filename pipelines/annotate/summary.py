@@ -62,8 +62,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
     filters = dict.fromkeys(name_and_settings(entry)[0] for entry in config.teacher.filters)
     held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
     return {
-        "study": config.name,
-        "reviews": job.reviews.counts | {"cut": job.teacher.count_cut(job.reviews.rows)},
+        "study": config.name, "reviews": job.reviews.counts | {"cut": job.teacher.count_cut(job.reviews.rows)},
         "warnings": job.warnings + store_warnings(job.store),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
@@ -76,15 +75,8 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         },
         "held_out_rationales": {"reviews": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
         "filters": {name: tally.errors[FILTERED + name] for name in filters},
-        "quality": {
-            "labels": labels,
-            "rationales": tally.rationales.figures(),
-        },
-        "inputs": job.inputs,
-        "usage": dict(ask.usage),
-        "spent": spent(ask),
-        "seconds": seconds,
-        "digest": str(tally.digest),
+        "quality": {"labels": labels, "rationales": tally.rationales.figures()},
+        "inputs": job.inputs, "usage": dict(ask.usage), "spent": spent(ask), "seconds": seconds, "digest": str(tally.digest),
     } | ({"answers": output.read.counts} if output.read else {})  # fmt: skip
 
 
@@ -93,10 +85,8 @@ def store_warnings(store: CompletionStore) -> list[str]:
     if not store.unreadable:
         return []
     names = ", ".join(shard.rpartition("/")[2] for shard in store.unreadable[:5])
-    more = ", …" if len(store.unreadable) > 5 else ""
-    return [
-        f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as missing: {names}{more}. Delete them."
-    ]
+    names += ", …" if len(store.unreadable) > 5 else ""
+    return [f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as missing: {names}. Delete them."]
 
 
 def spent(ask: Asker) -> dict[str, Any]:
@@ -132,11 +122,12 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
         yield "teacher: not measured, as no test review has a gold label"
     else:
         interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
-        kappa = "kappa {kappa:.2f} [{kappa_low:.2f}, {kappa_high:.2f}]".format_map(labels) if "kappa" in labels else ""
-        auc = f"ROC-AUC {labels['roc_auc']:.3f}" if "roc_auc" in labels else ""
-        yield ", ".join(
-            filter(None, [f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews", kappa, auc])
-        )
+        parts = [f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews"]
+        if "kappa" in labels:
+            parts.append(f"kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]")
+        if "roc_auc" in labels:
+            parts.append(f"ROC-AUC {labels['roc_auc']:.3f}")
+        yield ", ".join(parts)
     if "calibration_error" in labels:
         yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
     for gold, predicted in labels.get("confusion", {}).items():

@@ -109,12 +109,12 @@ class LinesWriter:
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the columns of the JSON line it came from, if it came from one; a line that is no object stays a string."""
+    """A row with the columns of the JSON line that it came from, if any; a line that is not an object stays a string."""
     if LINE not in row:
         return row
     line = row.pop(LINE)
-    was = parse_row(line)
-    return {**(was if was is not None else {"line": line}), **row}
+    parsed = parse_row(line)
+    return ({"line": line} if parsed is None else parsed) | row
 
 
 def column_names(source: str) -> list[str]:
@@ -141,7 +141,7 @@ def column_names(source: str) -> list[str]:
 
 
 def count_rows(source: str) -> int:
-    """How many rows a file has, at least one; of text files, how many lines, which is as good for a progress bar."""
+    """The number of rows of a file, at least one; of lines for text files, which is good enough for a progress bar."""
     path = Path(source).expanduser()
     if path.suffix == ".parquet":
         return max(1, int(pa.parquet.read_metadata(path).num_rows))

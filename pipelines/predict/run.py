@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,6 @@ class StudentActor:
     """A student in a process of its own."""
 
     def __init__(self, student: str, tracking_uri: str | None, text: str, rationale: bool):
-        from dataclasses import asdict
-
         import torch
 
         from cotd.storage.tracking_store import use_tracking

@@ -40,6 +40,7 @@ def shown() -> tuple[pd.DataFrame, int]:
     return first.assign(text=first["review_id"].map(reviews.set_index("id")["text"])), rows.total
 
 
+@pytest.mark.integration
 def test_the_page_is_filtered_and_searched(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.annotate.page.MOST_ROWS", 62)
     points = [{"confidence": 0.9, "accuracy": 0.95, "rows": 61}]

@@ -19,6 +19,7 @@ from pipelines.predict.files import LINE, row_writer
 from pipelines.predict.run import RowRefused, predict_file, predict_file_with, require_columns, require_output, with_predictions
 
 
+@pytest.mark.integration
 def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path) -> None:
     """Parquet with columns of many kinds, and lines of JSON of which some are bad; through Ray, each as it was, in order."""
     count = 700  # more than two batches

@@ -62,6 +62,7 @@ def test_only_the_row_that_an_engine_dies_of_is_set_aside() -> None:
     assert answers[odd.key]["error"].endswith("RuntimeError: CUDA error: an illegal memory access")
 
 
+@pytest.mark.integration
 def test_what_no_node_has_room_for_is_refused_and_not_waited_for() -> None:
     """The GPUs are Ray's word for it: there are none."""
     with ray_session(num_cpus=4, num_gpus=2):

@@ -29,24 +29,24 @@ BLOCK = 16
 
 
 class NotedEngine(StubEngine):
-    """Takes a second for fifty rows, and notes the keys of what it answers in the file that GIVEN names."""
+    """Takes a second for fifty rows, and notes the keys of what it answers in the file that the variable KEYS names."""
 
     SECONDS_A_ROW = 0.02
 
     def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        with open(os.environ["GIVEN"], "a") as given:
-            given.write("".join(f"{key}\n" for key in batch["key"]))
+        with open(os.environ["KEYS"], "a") as file:
+            file.write("".join(f"{key}\n" for key in batch["key"]))
         return super().answer(batch)
 
 
 def started_by(environment: dict[str, str]) -> list[psutil.Process]:
     """The processes that carry the environment's COTD_TEST_MARK."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def run(config: StudyConfig, engine: type, replicas: int = 1) -> dict[str, Any]:
@@ -57,29 +57,29 @@ def run(config: StudyConfig, engine: type, replicas: int = 1) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_replicas(tmp_path: Path, embedded_student: Path) -> None:
-    found = {}
+    results = {}
     with ray_session(num_cpus=4):
         for replicas in (1, 3):
             config = write_study(tmp_path / str(replicas), train=100, held_out=20, samples=2, temperature=0.7)
             summary = run(config, StubEngine, replicas)
             table = pd.read_parquet(AnnotationFiles.of(config).annotations)
-            found[replicas] = summary["digest"], summary["teacher"], summary["usage"], table
-    assert found[1][:3] == found[3][:3]
-    pd.testing.assert_frame_equal(found[1][3], found[3][3])
-    assert len(found[1][3]) == found[1][3]["error"].isna().sum() > 200
+            results[replicas] = summary["digest"], summary["teacher"], summary["usage"], table
+    assert results[1][:3] == results[3][:3]
+    pd.testing.assert_frame_equal(results[1][3], results[3][3])
+    assert len(results[1][3]) == results[1][3]["error"].isna().sum() > 200
 
 
 @pytest.mark.slow
 def test_a_killed_driver_loses_what_is_in_flight_at_most(tmp_path: Path, embedded_student: Path) -> None:
     """`kill -9` three times, through Ray: what is kept is not asked again, nothing is lost or there twice."""
     config = write_study(tmp_path, train=400, held_out=20)
-    given = tmp_path / "given.txt"
-    given.touch()
-    environment = {**os.environ, "GIVEN": str(given), "COTD_TEST_MARK": uuid.uuid4().hex}
-    command = [sys.executable, "-m", "tests.pipelines.test_annotate_ray", str(tmp_path / "study.yaml")]
+    keys = tmp_path / "keys.txt"
+    keys.touch()
+    environment = {**os.environ, "KEYS": str(keys), "COTD_TEST_MARK": uuid.uuid4().hex}
+    command = [sys.executable, "-m", "tests.pipelines.annotate.engines.test_ray", str(tmp_path / "study.yaml")]
 
     def asked() -> int:
-        return len(given.read_text().split())
+        return len(keys.read_text().split())
 
     for _ in range(3):
         before = asked()
@@ -97,7 +97,7 @@ def test_a_killed_driver_loses_what_is_in_flight_at_most(tmp_path: Path, embedde
     assert not table.duplicated(["review_id", "gold_conditioned", "sample"]).any()
     own = table[table["error"].isna() & ~table["gold_conditioned"]]
     assert own["review_id"].nunique() == 400
-    twice = sum(n - 1 for n in Counter(given.read_text().split()).values())
+    twice = sum(n - 1 for n in Counter(keys.read_text().split()).values())
     # The engine works on one block, another waits, and one or two are on their way back.
     assert twice <= 3 * 4 * BLOCK
 

@@ -13,8 +13,14 @@ from cotd.data.cleaning import replace_surrogates
 from cotd.data.config import DataConfig
 from cotd.data.sources import load_examples
 from cotd.students.base_models import resolve_model
-from cotd.teachers.config import EngineConfig
+from cotd.study.config import load_config
+from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.teachers.requests import Request
+from cotd.teachers.teacher import load_teacher
+from pipelines.annotate.engines.choose import teacher_engine
+from pipelines.annotate.files import read_annotations
+from pipelines.annotate.run import annotate
+from pipelines.cluster.session import ray_session
 from tests.hostile import HOSTILE
 
 pytestmark = pytest.mark.slow
@@ -26,11 +32,6 @@ def movie_texts() -> pd.Series:
 
 
 def test_both_engines_answer_alike() -> None:
-    from cotd.teachers.config import TeacherConfig
-    from cotd.teachers.teacher import load_teacher
-    from pipelines.annotate.engines.choose import teacher_engine
-    from pipelines.cluster.session import ray_session
-
     teacher = load_teacher(TeacherConfig())
     tokens = [teacher.first_token(" Positive"), teacher.first_token(" Negative")]
     scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
@@ -47,10 +48,10 @@ def test_both_engines_answer_alike() -> None:
                 for requests in (scores, written):
                     answers[backend, len(requests[0].sampling)] = {c["key"]: c for batch in complete(requests) for c in batch}
     for keys in (4, 5):
-        ours, theirs = answers["in_process", keys], answers["ray_data_llm", keys]
-        assert set(ours) == set(theirs)
-        for key, one in ours.items():
-            other = theirs[key]
+        in_process, ray_data_llm = answers["in_process", keys], answers["ray_data_llm", keys]
+        assert set(in_process) == set(ray_data_llm)
+        for key, one in in_process.items():
+            other = ray_data_llm[key]
             assert one["error"] is None
             assert one["text"] == other["text"]
             assert one["prompt_tokens"] == other["prompt_tokens"]
@@ -63,11 +64,6 @@ def test_both_engines_answer_alike() -> None:
 
 def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
     """p(Positive) of each text, from the embedded teacher's label scores; in the texts' order."""
-    from cotd.teachers.config import TeacherConfig
-    from cotd.teachers.teacher import load_teacher
-    from pipelines.annotate.engines.choose import teacher_engine
-    from pipelines.cluster.session import ray_session
-
     teacher = load_teacher(TeacherConfig())
     assert teacher.first_token
     tokens = [teacher.first_token(" Negative"), teacher.first_token(" Positive")]
@@ -81,9 +77,6 @@ def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
 @pytest.mark.parametrize("settings", [{}, {"enable_chunked_prefill": True}], ids=["as it comes", "read in parts"])
 def test_seeded_samples_of_more_prompts_than_are_read_at_once(settings: dict[str, bool]) -> None:
     """Read in parts they end vLLM 0.32's step on a processor, and an engine that failed half way must not be asked again."""
-    from pipelines.annotate.engines.choose import teacher_engine
-    from pipelines.cluster.session import ray_session
-
     texts = movie_texts()[:32]
     padding = "The reviewer is bored by its slow pace, and says so. " * 16
     sampling = {"max_tokens": 8, "temperature": 0.7, "logprobs": 1}
@@ -122,10 +115,6 @@ def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
 
 def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
     """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
-    from cotd.study.config import load_config
-    from pipelines.annotate.files import read_annotations
-    from pipelines.annotate.run import annotate
-
     hostile = pd.DataFrame([(t, "positive", "train") for t in HOSTILE], columns=["text", "label", "split"], dtype=object)
     teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}
     probabilities = []

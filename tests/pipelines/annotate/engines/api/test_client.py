@@ -66,7 +66,7 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
         ("half_pair", "HTTP 400: half \ufffd a pair", 1),
-        ("hang", "no response within 2 s", 3),
+        pytest.param("hang", "no response within 2 s", 3, marks=pytest.mark.integration),
         ("empty", "an empty response", 3),
         ("prose", "the response does not have the form asked for", 3),
     ],

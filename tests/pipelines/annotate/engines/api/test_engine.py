@@ -34,6 +34,7 @@ def test_what_is_no_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.Monke
     assert "sk-" not in str(caught.value)
 
 
+@pytest.mark.integration
 def test_the_key_is_nowhere(
     study: MakeStudy,
     provider: Provider,
