@@ -17,7 +17,7 @@ def demo(
     overrides: Overrides = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of the endpoint; 0 for a free one")] = 0,
 ) -> None:
-    """All of it, small and offline: real reviews, a real teacher, a grid of students, the best one served.
+    """Runs all stages, small and offline: real reviews, a real teacher, a grid of students, the best one served.
 
     Example: cotd demo
     """
@@ -30,7 +30,7 @@ def demo(
 
 @app.command()
 def prepare(config: Config, overrides: Overrides = None) -> None:
-    """Loads, checks and writes a study's examples, as the other stages do where this has not been done.
+    """Loads, checks and writes a study's examples; the other stages do so themselves if it has not been done.
 
     Example: cotd prepare tune_configs/demo.yaml data.train_rows=200
     """
@@ -52,16 +52,16 @@ def annotate(
     config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print a few prompts as they are sent, and the price; ask nothing")
+        bool, typer.Option("--dry-run", help="print a few prompts as they are sent, and the price; send nothing")
     ] = False,
     rows: Annotated[int, typer.Option(min=1, help="prompts of each kind that --dry-run prints")] = 2,
-    yes: Annotated[bool, typer.Option("--yes", help="go on whatever an endpoint's estimated price")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="continue whatever the estimated price of an endpoint")] = False,
     retry_errors: Annotated[
         bool,
-        typer.Option("--retry-errors", help="ask again about quarantined reviews, also what was refused, and nothing else"),
+        typer.Option("--retry-errors", help="ask again about quarantined reviews, refused ones too, and about nothing else"),
     ] = False,
 ) -> None:
-    """Has the teacher annotate a study's training reviews; what is known already is not asked again.
+    """Lets the teacher annotate a study's training reviews; completions that are stored are not asked for again.
 
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
@@ -88,7 +88,7 @@ def annotate(
 def sweep(
     config: Config,
     overrides: Overrides = None,
-    yes: Annotated[bool, typer.Option("--yes", help="go on however many trials the grid has")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="continue however many trials the grid has")] = False,
 ) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
 
@@ -98,21 +98,21 @@ def sweep(
     from pipelines.sweep.run import sweep as run
 
     outcome = run(load_config(config, overrides), yes)
-    pruned = f"{outcome['pruned']} given up, " if outcome["pruned"] else ""
+    pruned = f"{outcome['pruned']} stopped early, " if outcome["pruned"] else ""
     print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed")
     if best := outcome["best"]:
         print(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
-    for trial_id, why in outcome["failed"].items():
-        print(f"  {trial_id}: {why}")
+    for trial_id, reason in outcome["failed"].items():
+        print(f"  {trial_id}: {reason}")
     if outcome["failed"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
-    """Trains the first trial of a study's grid in this process, without Ray or MLflow: the code that a sweep runs.
+    """Trains the first trial of a study's grid in this process, by the code of a sweep, without Ray or MLflow.
 
-    Whatever `resources` says: this process has all CPUs, and there are no further workers.
+    The process uses all CPUs and no further workers, whatever `resources` says.
 
     Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
     """
@@ -129,7 +129,7 @@ def report(
     config: Config,
     overrides: Overrides = None,
     on: Annotated[
-        str | None, typer.Option(help="score the students on another source's reviews instead: as cotd evaluate's SOURCE")
+        str | None, typer.Option(help="score the students on the reviews of another source, named as in cotd evaluate")
     ] = None,
     split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
     text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
@@ -137,8 +137,8 @@ def report(
 ) -> None:
     """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
 
-    An unfinished study is reported as far as it is done, with what is missing. With --on the report says how the same
-    students do on reviews of another kind, and lies in transfer/ in the study's folder.
+    An unfinished study is reported as far as it is done, with what is missing. With --on the report scores the same
+    students on reviews of another kind, and is written to transfer/ in the study's folder.
 
     Example: cotd report tune_configs/demo.yaml
 
@@ -163,7 +163,7 @@ def compare(
     folders: Annotated[list[str], typer.Argument(help="studies' folders, each with its report")],
     output: Annotated[str, typer.Option(help="the folder to write to")] = "runs/comparison",
 ) -> None:
-    """Sets studies beside one another: what rationales changed in each, as a figure and a table.
+    """Compares studies: what rationales changed in each, as a figure and a table.
 
     Example: cotd compare runs/imdb runs/yelp_gpt35
     """

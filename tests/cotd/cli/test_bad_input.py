@@ -31,7 +31,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         assert caught.value.code == 2
         assert "Traceback" not in printed.err
         assert printed.out == ""
-        assert not (tmp_path / "runs").exists(), "nothing is written for a study that cannot start"
+        written = [p for p in (tmp_path / "runs").rglob("*") if p.is_file() and p.parent.name != "data"]
+        assert written == [], "a study that cannot start leaves its prepared examples at most"
         return printed.err
 
     return run
@@ -42,8 +43,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     [
         ("training.stepz=5", ["error: ", "unknown key 'training.stepz'. Did you mean 'steps'?"]),
         ("grid.method=[distil]", ["unknown method 'distil'", "Did you mean 'distill'?"]),
-        ("grid.fraction=[0]", ["grid.fraction: fraction 0.0 is outside (0, 1]", "write 10 % as 0.1"]),
-        ("grid.fraction=[1.5]", ["grid.fraction: fraction 1.5 is outside (0, 1]", "write 10 % as 0.1"]),
+        ("grid.fraction=[0]", ["grid.fraction.0: fraction 0.0 is outside (0, 1]", "write 10 % as 0.1"]),
+        ("grid.fraction=[1.5]", ["grid.fraction.0: fraction 1.5 is outside (0, 1]", "write 10 % as 0.1"]),
         ("steps", ["override 'steps' is not of the form key=value, for example training.steps=100"]),
         ("data.columns.text=body", ["reviews.csv: no column 'body' (data.columns.text); it has: text, label, split."]),
         ("data.source=nowhere.csv", ["no file 'nowhere.csv' (looked in "]),
@@ -85,7 +86,7 @@ def test_a_study_that_is_not_there(refused: Refused, command: str) -> None:
 def test_studies_without_a_report_to_compare(refused: Refused) -> None:
     error = refused("compare", "nowhere", "here/nor", "--output", "s3://runs/comparison")
     assert error.startswith(
-        "3 errors:\n  1. no report in 'nowhere'. Name a study's folder, runs/NAME, after `cotd report CONFIG`."
+        "3 errors:\n  1. no report in 'nowhere'. Give a study's folder, runs/NAME, after `cotd report CONFIG`."
     )
 
 
