@@ -24,7 +24,7 @@ PLACEHOLDERS = {
     "chain_of_thought_example": {"text", "label", "rationale"},
     "chain_of_thought_answer": {"label"},
 }
-# For teachers that answer in JSON. A file without them has the task's own; {answer} is an example's answer.
+# For teachers that write JSON. A file without them has the task's own; {answer} is the JSON of an example.
 JSON_PLACEHOLDERS = {
     "explain_json": {"text", "label"},
     "explain_json_example": {"text", "label", "answer"},
@@ -42,7 +42,7 @@ class Prompts:
         templates: name → template, the names being those of PLACEHOLDERS.
         label_words: label → the word the teacher writes for it.
         examples: few-shot triplets, each with `text`, `label`, `rationale`.
-        noun: what a text is called, "movie review" say.
+        noun: what a text is called, such as "movie review".
         hash: identifies file and noun; part of every annotation.
     """
 
@@ -53,34 +53,39 @@ class Prompts:
     hash: str = field(default="")
 
     def score(self, text: str) -> str:
+        """Asks for a label word."""
         return self._render("score", text=text)
 
     def explain(self, text: str, label: str) -> str:
+        """Asks for a rationale given a label."""
         return self._render("explain", text=text, label=self.label_words[label])
 
     def chain_of_thought(self, text: str) -> str:
+        """Asks for a rationale, then a label word."""
         return self._render("chain_of_thought", text=text)
 
     def explain_json(self, text: str, label: str) -> str:
+        """Asks for a rationale given a label, as JSON."""
         return self._render("explain_json", text=text, label=self.label_words[label])
 
     def chain_of_thought_json(self, text: str) -> str:
+        """Asks for a rationale and a label word, as JSON."""
         return self._render("chain_of_thought_json", text=text)
 
     def json_schema(self, labelled: bool) -> dict[str, Any]:
-        """What a JSON answer must match: a rationale and, if `labelled`, one of the label words."""
+        """What a JSON completion must match: a rationale and, if `labelled`, one of the label words."""
         properties: dict[str, Any] = {"rationale": {"type": "string"}}
         if labelled:
             properties["label"] = {"type": "string", "enum": list(self.label_words.values())}
         return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
-    def parse_json(self, answer: str, task: Task | None = None) -> tuple[str | None, str]:
-        """(label, rationale) of a JSON answer, alone or with something around it; (None, "") where there is no such JSON.
+    def parse_json(self, completion: str, task: Task | None = None) -> tuple[str | None, str]:
+        """(label, rationale) of a JSON completion, which may have text around it; (None, "") if there is no such JSON.
 
-        Without `task` no label is looked for.
+        Without `task` the label is None.
         """
         try:
-            plain = json.loads(answer[answer.find("{") : answer.rfind("}") + 1])
+            plain = json.loads(completion[completion.find("{") : completion.rfind("}") + 1])
         except (ValueError, RecursionError):
             return None, ""
         if not isinstance(plain, dict) or not isinstance(plain.get("rationale"), str):
@@ -95,40 +100,31 @@ class Prompts:
         return by_word.get(word.lower()) or task.parse_label(word)
 
     def chain_of_thought_regex(self, max_characters: int = 400) -> str:
-        """What a chain-of-thought answer must match: one line of rationale, then one of the label words."""
+        """What a chain of thought must match: one line of rationale, then one of the label words."""
         before, _, after = self.templates["chain_of_thought_answer"].partition("{label}")
         choices = "|".join(re.escape(w) for w in self.label_words.values())
         return rf" [^\n]{{10,{max_characters}}}{re.escape(before)}({choices}){re.escape(after)}"
 
-    def parse_chain_of_thought(self, answer: str, task: Task) -> tuple[str | None, str]:
-        """(label, rationale) of a chain-of-thought answer; the label is None where it names none of the task's."""
+    def parse_chain_of_thought(self, completion: str, task: Task) -> tuple[str | None, str]:
+        """(label, rationale) of a chain of thought; the label is None if it names none of the task's."""
         before, _, _ = self.templates["chain_of_thought_answer"].partition("{label}")
-        rationale, found, word = answer.rpartition(before)
-        if not found:
-            return None, answer.strip()
+        rationale, separator, word = completion.rpartition(before)
+        if not separator:
+            return None, completion.strip()
         return self._label_of(word, task), rationale.strip()
 
     def _render(self, name: str, **values: str) -> str:
-        shots = self.templates.get(f"{name}_example")
-        examples = [
-            shots.format(
-                text=e["text"], label=self.label_words[e["label"]], rationale=e["rationale"], answer=self._answer(name, e)
-            )
-            + "\n"
-            for e in self.examples
-            if shots
-        ]
-        capital = self.noun[:1].upper() + self.noun[1:]
-        return self.templates[name].format(
-            **values, noun=self.noun, Noun=capital, examples="\n".join(examples), choices=" or ".join(self.label_words.values())
-        )
+        shot = self.templates.get(f"{name}_example")
+        examples = [self._example(shot, e, labelled=name == "chain_of_thought_json") for e in self.examples] if shot else []
+        noun = {"noun": self.noun, "Noun": self.noun[:1].upper() + self.noun[1:]}
+        choices = " or ".join(self.label_words.values())
+        return self.templates[name].format(**values, **noun, examples="\n".join(examples), choices=choices)
 
-    def _answer(self, name: str, example: dict[str, str]) -> str:
-        """An example's answer as the JSON that is wanted of the teacher."""
-        answer = {"rationale": example["rationale"]}
-        if name == "chain_of_thought_json":
-            answer["label"] = self.label_words[example["label"]]
-        return json.dumps(answer, ensure_ascii=False)
+    def _example(self, template: str, example: dict[str, str], labelled: bool) -> str:
+        """A few-shot example; its {answer} is the JSON that the teacher is to write, with a label if `labelled`."""
+        values = example | {"label": self.label_words[example["label"]]}
+        answer = {key: values[key] for key in (("rationale", "label") if labelled else ("rationale",))}
+        return template.format(**values, answer=json.dumps(answer, ensure_ascii=False)) + "\n"
 
 
 def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
@@ -139,14 +135,13 @@ def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:
     """
     file = Path(path).expanduser() if path else task.folder / "prompts.yaml"
     if not file.is_file():
-        raise CotdError(f"no prompt file '{file}' (teacher.prompts).")
+        raise CotdError(f"no prompt file '{file}'. Check teacher.prompts.")
     source = file.read_text(encoding="utf-8")
     try:
         plain = yaml.safe_load(source)
     except yaml.YAMLError as error:
         raise CotdError(f"{file} is not valid YAML: {error}") from error
-    problems = prompt_problems(plain, task)
-    if problems:
+    if problems := prompt_problems(plain, task):
         raise CotdError(*(f"{file}: {p}" for p in problems))
     shipped = plain if path is None else yaml.safe_load((task.folder / "prompts.yaml").read_text(encoding="utf-8"))
     return Prompts(
@@ -168,22 +163,22 @@ def prompt_problems(plain: Any, task: Task) -> list[str]:
     problems += [f"'{k}' is missing" for k in required if k not in plain]
     for name, needed in (PLACEHOLDERS | JSON_PLACEHOLDERS).items():
         try:
-            found = {field for _, field, _, _ in string.Formatter().parse(str(plain.get(name, ""))) if field is not None}
+            present = {field for _, field, _, _ in string.Formatter().parse(str(plain.get(name, ""))) if field is not None}
         except ValueError as error:
-            problems.append(f"'{name}': {error}; a brace that is meant is written twice, {{{{ or }}}}")
+            problems.append(f"'{name}': {error}. Write a literal brace twice: {{{{ or }}}}")
             continue
-        if name in plain and not needed <= found:
-            problems.append(f"'{name}' lacks {', '.join('{' + p + '}' for p in sorted(needed - found))}")
-        problems += [f"'{name}' has an unknown {{{p}}}" for p in sorted(found - needed - OPTIONAL_PLACEHOLDERS)]
+        if name in plain and not needed <= present:
+            problems.append(f"'{name}' lacks {', '.join('{' + p + '}' for p in sorted(needed - present))}")
+        problems += [f"'{name}' has an unknown {{{p}}}" for p in sorted(present - needed - OPTIONAL_PLACEHOLDERS)]
     words = plain.get("label_words")
     if words is not None and not (isinstance(words, dict) and all(isinstance(w, str) for w in words.values())):
         problems.append("label_words must map each label to a word in quotes")
     elif words is not None and set(words) != set(task.labels):
         problems.append(f"label_words must name exactly {', '.join(task.labels)}, not {', '.join(map(str, words))}")
     examples = plain.get("examples")
-    if examples is not None and not isinstance(examples, list):
-        problems.append("examples must be a list of text, label and rationale")
-    for i, example in enumerate(examples if isinstance(examples, list) else []):
+    if not isinstance(examples, list):
+        return problems + ["examples must be a list of text, label and rationale"] * (examples is not None)
+    for i, example in enumerate(examples):
         if not isinstance(example, dict) or set(example) != {"text", "label", "rationale"}:
             problems.append(f"examples[{i}] needs exactly text, label and rationale")
         elif example["label"] not in task.labels:

@@ -1,4 +1,4 @@
-"""How good a teacher's labels and rationales are, in figures for the summary."""
+"""Figures of how good a teacher's labels and rationales are, for the summary."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ from cotd.teachers.filters import rationales_by_kind, rationales_naming_labels
 from cotd.teachers.near_duplicates import near_duplicate_rows
 
 PERCENTILES = (5, 25, 50, 75, 95)
-# Rationales of a kind whose near-duplicates are counted: the first by the reviews' ids, which are hashes; some seconds.
+# Of how many rationales of a kind near-duplicates are counted, a random sample as ids are hashes; takes some seconds.
 COMPARED = 20_000
 
 
 def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task) -> dict[str, Any]:
-    """The teacher's labels against gold, over the same rows; a missing label is a class of its own, "none".
+    """The teacher's labels against gold labels; a missing label is a class of its own, "none".
 
     Returns:
-        rows; if there are any: `confusion`, gold label → given label → rows; Cohen's kappa with a 95 % interval (bootstrap
-        over rows), where both have more than one class; and, where labels have probabilities, `roc_auc` (of two classes), how
-        well those tell the classes apart however they are calibrated, the expected calibration error, the reliability
-        diagram's points (confidence, accuracy and rows of each tenth that has any), and `confidence`, what those were in words.
+        `rows`; if there are any: `confusion` (gold label → predicted label → rows); Cohen's `kappa` with a 95 % interval
+        (bootstrap over rows) if both have several classes; and, of labels with probabilities, `roc_auc` (of two classes), the
+        figures of `calibration_quality`, and `confidence`, which says in words what the probabilities are.
     """
     if gold.empty:
         return {"rows": 0}
-    given = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
-    wanted = gold.to_numpy(dtype=object)
-    columns = [*task.labels, *(["none"] if "none" in given else [])]
+    y_pred = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
+    y_true = gold.to_numpy(dtype=object)
+    columns = [*task.labels, *(["none"] if "none" in y_pred else [])]
     quality: dict[str, Any] = {
-        "rows": len(wanted),
-        "confusion": {g: {p: int(((wanted == g) & (given == p)).sum()) for p in columns} for g in task.labels},
+        "rows": len(y_true),
+        "confusion": {g: {p: int(((y_true == g) & (y_pred == p)).sum()) for p in columns} for g in task.labels},
     }
-    if len(set(wanted)) > 1:
-        quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(wanted, given)
-    known = probability.notna().to_numpy() & (given != "none")
+    if len(set(y_true)) > 1:
+        quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(y_true, y_pred)
+    known = probability.notna().to_numpy() & (y_pred != "none")
     if known.any():
-        quality |= calibration_quality(probability.to_numpy(dtype=float)[known], (wanted == given)[known])
-        if len(task.labels) == 2 == len(set(wanted[known])):
+        confidence = probability.to_numpy(dtype=float)[known]
+        quality |= calibration_quality(confidence, (y_true == y_pred)[known])
+        if len(task.labels) == 2 == len(set(y_true[known])):
             from sklearn.metrics import roc_auc_score
 
-            of_label = probability.to_numpy(dtype=float)[known]
-            of_positive = np.where(given[known] == task.positive, of_label, 1 - of_label)
-            quality["roc_auc"] = float(roc_auc_score(wanted[known] == task.positive, of_positive))
+            p_positive = np.where(y_pred[known] == task.positive, confidence, 1 - confidence)
+            quality["roc_auc"] = float(roc_auc_score(y_true[known] == task.positive, p_positive))
         quality["confidence"] = f"the probabilities of {known.sum():,} test reviews' labels"
     return quality
 
 
 class VoteQuality:
-    """How far the share of samples that say a review's commonest label can be trusted: for teachers without probabilities."""
+    """How well calibrated the share of samples with a review's commonest label is: for teachers without probabilities."""
 
     def __init__(self) -> None:
         self._shares: list[np.ndarray] = []
         self._correct: list[np.ndarray] = []
 
     def add(self, own: pd.DataFrame, gold: pd.Series) -> None:
-        """
+        """Adds all samples of some reviews, not given gold.
+
         Args:
-            own: annotations by the teacher alone, all samples of some reviews. gold: training review id → gold label, or None.
+            gold: training review id → gold label, or None.
         """
         votes = own.loc[own["label_probability"].notna(), ["review_id", "sample", "label", "label_probability"]]
         votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
-        wanted = votes["review_id"].map(gold)
-        judged, wanted = votes[wanted.notna()], wanted.dropna()
-        self._shares.append(judged["label_probability"].to_numpy(dtype=float))
-        self._correct.append(judged["label"].to_numpy(dtype=object) == wanted.to_numpy(dtype=object))
+        votes["gold"] = votes["review_id"].map(gold)
+        votes = votes[votes["gold"].notna()]
+        self._shares.append(votes["label_probability"].to_numpy(dtype=float))
+        self._correct.append(votes["label"].to_numpy(dtype=object) == votes["gold"].to_numpy(dtype=object))
 
     def figures(self) -> dict[str, Any]:
-        """As of `calibration_quality`; nothing where no review has a gold label."""
+        """As of `calibration_quality`; nothing if no review has a gold label."""
         shares = np.concatenate([*self._shares, np.empty(0)])
         if not len(shares):
             return {}
@@ -79,7 +79,7 @@ class VoteQuality:
 
 
 def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """The expected calibration error, and the reliability diagram's points: see `label_quality`.
+    """The expected `calibration_error`, and `reliability`: confidence, accuracy and rows of each tenth that has any.
 
     Args:
         confidence: (N,) in [0, 1]. correct: (N,) booleans.
@@ -98,11 +98,11 @@ def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str
     }
 
 
-def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
+def kappa_interval(y_true: np.ndarray, y_pred: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
     """Cohen's kappa (Cohen 1960), and the 95 % percentiles of a bootstrap over rows."""
-    classes = {c: k for k, c in enumerate(sorted({*gold, *given}))}
-    n = len(classes)
-    cells = np.array([classes[g] * n + classes[p] for g, p in zip(gold, given, strict=True)])
+    _, codes = np.unique(np.concatenate([y_true, y_pred]).astype(str), return_inverse=True)
+    n = codes.max() + 1
+    counts = np.bincount(codes[: len(y_true)] * n + codes[len(y_true) :], minlength=n * n)
 
     def kappa(tables: np.ndarray) -> np.ndarray:
         """Of confusion tables of shape (…, classes, classes)."""
@@ -111,9 +111,8 @@ def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tu
         expected = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / total**2
         return np.where(expected < 1, (observed - expected) / np.maximum(1 - expected, 1e-12), 0.0)
 
-    counts = np.bincount(cells, minlength=n * n)
     # Rows drawn with replacement fall into the cells as a multinomial does.
-    drawn = np.random.default_rng(0).multinomial(len(cells), counts / len(cells), size=draws)
+    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=draws)
     low, high = np.quantile(kappa(drawn.reshape(draws, n, n)), [0.025, 0.975])
     return float(kappa(counts.reshape(n, n))), float(low), float(high)
 
@@ -121,7 +120,7 @@ def kappa_interval(gold: np.ndarray, given: np.ndarray, draws: int = 1000) -> tu
 class RationaleQuality:
     """The usable rationales: how many, how long, how many name their label, how many nearly repeat another review's.
 
-    Rationales of one kind (given gold, or not) are compared with one another, the first COMPARED of them.
+    The first COMPARED rationales of a kind (given gold, or not) are compared with one another.
     """
 
     def __init__(self, task: Task):
@@ -131,6 +130,7 @@ class RationaleQuality:
         self._compared: dict[bool, list[str]] = {False: [], True: []}
 
     def add(self, annotations: pd.DataFrame) -> None:
+        """Adds the annotations of some reviews."""
         for kind, rows in rationales_by_kind(annotations).items():
             self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
         written = annotations["error"].isna() & (annotations["rationale"] != "")
@@ -139,6 +139,7 @@ class RationaleQuality:
         self._named += int(rationales_naming_labels(usable, self._task).sum())
 
     def figures(self) -> dict[str, Any]:
+        """`rows`; if there are any, shares of them, and percentiles of their numbers of words."""
         words = np.concatenate([*self._words, np.empty(0, dtype=np.int32)])
         if not len(words):
             return {"rows": 0}
