@@ -1,0 +1,25 @@
+"""The program as a whole: its help, and its check of the machine."""
+
+from __future__ import annotations
+
+import pytest
+from typer.main import get_command
+
+from cotd.cli.app import app, main
+
+
+def test_every_command_shows_an_example() -> None:
+    commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
+    commands |= {f"assets {name}": command for name, command in commands.pop("assets").commands.items()}
+    assert len(commands) >= 15
+    assert [name for name, command in commands.items() if f"cotd {name}" not in (command.help or "")] == []
+
+
+def test_the_doctor_numbers_its_checks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setattr("sys.argv", ["cotd", "doctor"])
+    with pytest.raises(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(". ")[0] for line in lines] == [str(n) for n in range(1, 10)]
+    assert "7. MLflow: MLFLOW_TRACKING_URI is http://mlflow:5000" in lines

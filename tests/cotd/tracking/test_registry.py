@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+
+from cotd.study.config import StudyConfig
+from cotd.tracking.runs import StudyTracker
+from pipelines.promote import promote
+from pipelines.sweep.plan import Plan
+
+
+def test_versions_say_why_and_the_student_predicts(study: tuple[StudyConfig, Plan], tracker: StudyTracker) -> None:
+    _, plan = study
+    outcome = promote(tracker.config, all_methods=True)
+    assert outcome.moved
+    name = tracker.config.tracking.registered_model
+    version = tracker.registry.champion()
+    best = max((plan.folder(t).result() for t in plan.trials), key=lambda r: r["validation"]["accuracy"])
+    assert version.tags["validation_accuracy"] == f"{best['validation']['accuracy']:.4f}"
+    assert version.tags["chosen_from"] == "2"
+    assert f"| test | {plan_test(plan, version.tags['trial_id'])['accuracy']:.1%} |" in version.description
+    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    texts = ["A warm and funny film.", "Dull."]
+    listed, framed = model.predict(texts), model.predict(pd.DataFrame({"text": texts}))
+    pd.testing.assert_frame_equal(listed, framed)
+    assert list(listed.columns) == ["label", "score", "truncated"] == model.metadata.signature.outputs.input_names()
+    assert model.input_example is not None
+    assert len(model.predict(model.input_example)) == 1
+    with pytest.raises(Exception, match="no column 'text'"):
+        model.predict(pd.DataFrame({"id": ["r1"]}))
+    logged = tracker.client.get_logged_model(model.metadata.model_id)
+    assert {m.key: m.value for m in logged.metrics}["test_accuracy"] == float(
+        plan_test(plan, version.tags["trial_id"])["accuracy"]
+    )
+    assert logged.params["training.steps"] == "4"
+
+
+def plan_test(plan: Plan, trial_id: str) -> dict[str, Any]:
+    return plan.folder_of(trial_id).result()["test"]
