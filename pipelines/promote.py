@@ -9,7 +9,7 @@ import pandas as pd
 
 from cotd.errors import CotdError
 from cotd.evaluation.metrics import predictions_table, score_predictions
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
 from cotd.tasks.registry import get_task
@@ -54,42 +54,6 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """
     plan = plan_study(config)
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
-    trial, result, tags, sentences = choose(config, finished, all_methods)
-    tracker = StudyTracker(config)
-    registry, name = tracker.registry, config.tracking.registered_model
-    incumbent = registry.champion()
-    version = registry.register(tracker.sync_trial(trial, plan.folder(trial)), tags)
-    is_champion = incumbent is not None and str(incumbent.version) == str(version.version)
-    moved = False
-    if is_champion:
-        sentences.append(f"It is the champion already: version {version.version}.")
-    elif incumbent and (best := validation_accuracy(plan, f"models:/{name}/{incumbent.version}")) > merit(result)[0]:
-        sentences.append(
-            f"The present champion, version {incumbent.version}, has {best:.1%} on the same reviews: "
-            f"it stays. The new student is version {version.version}, models:/{name}@{CHALLENGER}."
-        )
-        registry.set_challenger(version.version)
-    else:
-        moved = True
-        registry.promote(version.version)
-        sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
-    sentences += gold_comparison(finished, trial, result)
-    if not is_champion:
-        registry.describe(version.version, justification(config, result, sentences))
-    holder = version if moved else incumbent
-    champion = {
-        **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
-        "fraction": float(holder.tags.get("fraction", "nan")), "seed": holder.tags.get("seed"), "mlflow_run_id": holder.run_id,
-        "model_uri": f"models:/{name}/{holder.version}", "version": str(holder.version), "moved": moved,
-    }  # fmt: skip
-    write_json(config.directory / "champion.json", champion)
-    return Promotion(champion, moved, sentences)
-
-
-def choose(
-    config: StudyConfig, finished: list[Finished], all_methods: bool
-) -> tuple[Trial, dict[str, Any], dict[str, str], list[str]]:
-    """The best trial by validation, its result, the tags of its version, and what was chosen, as sentences."""
     readers = sorted({t.method for t, _ in finished if METHODS[t.method].rationale_as_input})
     left_out = [f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted."] if readers else []
     eligible = [(t, r) for t, r in finished if t.method not in readers and (all_methods or METHODS[t.method].distilled)]
@@ -99,26 +63,57 @@ def choose(
         raise CotdError(" ".join([problem, *left_out]))
     # Equal accuracies are common on a few hundred rows: the better ranking, then the least training data, decides.
     trial, result = max(eligible, key=lambda e: (*merit(e[1]), -e[0].fraction, e[0].id))
+    accuracy, reviews = result["validation"]["accuracy"], result["validation"]["n"]
+    sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {reviews} reviews.", *left_out]
+    tracker = StudyTracker(config)
+    registry, name = tracker.registry, config.tracking.registered_model
+    holder = registry.champion()
+    version = registry.register(
+        tracker.sync_trial(trial, plan.folder(trial)), version_tags(config, trial, result, len(eligible))
+    )
+    is_champion = holder is not None and str(holder.version) == str(version.version)
+    moved = False
+    if is_champion:
+        sentences.append(f"It is the champion already: version {version.version}.")
+    elif holder is not None and (present := validation_accuracy(plan, f"models:/{name}/{holder.version}")) > accuracy:
+        sentences.append(
+            f"The present champion, version {holder.version}, has {present:.1%} on the same reviews: it stays. "
+            f"The new student is version {version.version}, models:/{name}@{CHALLENGER}."
+        )
+        registry.set_challenger(version.version)
+    else:
+        registry.promote(version.version)
+        sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
+        holder, moved = version, True
+    sentences += gold_comparison(finished, trial, result)
+    if not is_champion:
+        registry.describe(version.version, justification(config, result, sentences))
+    champion = {
+        **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
+        "fraction": float(holder.tags.get("fraction", "nan")), "seed": holder.tags.get("seed"), "mlflow_run_id": holder.run_id,
+        "model_uri": f"models:/{name}/{holder.version}", "version": str(holder.version), "moved": moved,
+    }  # fmt: skip
+    write_json(config.directory / "champion.json", champion)
+    return Promotion(champion, moved, sentences)
+
+
+def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], candidates: int) -> dict[str, str]:
     scores = {split: result[split] for split in ("validation", "test")}
-    tags = {
+    return {
         "trial_id": trial.id, "method": trial.method, "fraction": str(trial.fraction), "size": trial.size,
         "seed": str(trial.seed), "study": config.name, "source": config.data.source_name,
-        "chosen_by": "validation_accuracy", "chosen_from": str(len(eligible)),
+        "chosen_by": "validation_accuracy", "chosen_from": str(candidates),
         **{f"{split}_{k}": f"{m[k]:.4f}" for split, m in scores.items() for k in ("accuracy", "ci_low", "ci_high")},
         **{f"{split}_n": str(m["n"]) for split, m in scores.items()},
     }  # fmt: skip
-    validation = scores["validation"]
-    best = f"Best by validation: {trial.title}, {validation['accuracy']:.1%} of {validation['n']} reviews."
-    return trial, result, tags, [best, *left_out]
 
 
 def justification(config: StudyConfig, result: dict[str, Any], sentences: list[str]) -> str:
     """The Markdown text of a version's page: what was decided, and its metrics with their intervals."""
-    rows = [
-        f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |"
-        for split, m in ((s, result[s]) for s in ("validation", "test"))
-    ]
-    table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|", *rows]
+    table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|"]
+    for split in ("validation", "test"):
+        m = result[split]
+        table.append(f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |")
     return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.source_name}`."])
 
 
@@ -131,9 +126,8 @@ def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, A
     if merit(best)[0] <= merit(result)[0]:
         return []
     validation, test = (f"{best[s]['accuracy']:.1%} against {result[s]['accuracy']:.1%}" for s in ("validation", "test"))
-    return [
-        f"Finetuning on gold beat it: {trial.title} has {validation} on validation ({test} on test). Use --all-methods for it."
-    ]
+    scores = f"{validation} on validation ({test} on test)"
+    return [f"Finetuning on gold beat it: {trial.title} has {scores}. --all-methods would choose that one."]
 
 
 def validation_accuracy(plan: Plan, model_uri: str) -> float:

@@ -97,9 +97,7 @@ def unused_settings(method: Method) -> set[str]:
 def pairs_across_fractions(claim: Claim, groups: list[Group]) -> Pairs:
     """For each size, the better method with the smallest fraction against the worse one on all of the data."""
     pairs = []
-    for worse in groups:
-        if worse["method"] != claim.worse or worse["fraction"] != 1.0:
-            continue
+    for worse in (g for g in groups if g["method"] == claim.worse and g["fraction"] == 1.0):
         rivals = [g for g in groups if g["method"] == claim.better and g["size"] == worse["size"]]
         smallest = min((g["fraction"] for g in rivals), default=1.0)
         matching = [g for g in rivals if g["fraction"] == smallest < 1.0 and comparable({**g, "fraction": 1.0}, worse)]
@@ -125,14 +123,10 @@ def by_seed(results: Results, a: Group, b: Group) -> list[dict[str, Any]]:
 
 def judge_claims(comparisons: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The papers' claims whose methods are in the study: `title`, `source`, and the positions of their `comparisons`."""
+    keys = [(c["method_a"], c["method_b"], c["fraction"] is None) for c in comparisons]
     judged = []
     for claim in CLAIMS:
-        positions = [
-            i
-            for i, c in enumerate(comparisons)
-            if (c["method_a"], c["method_b"]) == (claim.better, claim.worse) and (c["fraction"] is None) == claim.less_data
-        ]
-        if positions:
+        if positions := [i for i, key in enumerate(keys) if key == (claim.better, claim.worse, claim.less_data)]:
             judged.append({"title": claim.title, "source": claim.source, "comparisons": positions})
     return judged
 

@@ -97,44 +97,31 @@ def title(labels: str) -> str:
 def read_differences(folders: Iterable[str]) -> tuple[list[Difference], list[str]]:
     """The studies' differences, and what is wrong with the reports. Studies of one name are distinguished by their folders."""
     reports: dict[str, list[Difference]] = {}
-    problems = []
+    problems: list[str] = []
     for folder in folders:
         try:
-            path, content = read_report(folder)
-            reports[path] = differences_of(content)
-            if not reports[path]:
-                pairs = " nor ".join(f"`{a}` with `{b}`" for a, b in PAIRS.values())
-                problems.append(
-                    f"{path} compares neither {pairs} at one size and fraction. "
-                    "Train both with `cotd sweep CONFIG`, then run `cotd report CONFIG`."
-                )
+            files, path = open_remote(folder)
+            path = path if path.endswith("/report.json") else f"{path.rstrip('/')}/report.json"
+            with files.open(path, "r", encoding="utf-8") as file:
+                reports[path] = differences_of(json.load(file))
         except CotdError as error:
             problems += error.problems
+        except (FileNotFoundError, NotADirectoryError):
+            problems.append(f"no report in '{folder}'. Give a study's folder, runs/NAME, after `cotd report CONFIG`.")
+        except OSError as error:
+            problems.append(f"{path} cannot be read: {error}")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            problems.append(
-                f"the report in '{folder}' is not in the format of this version ({type(error).__name__}: {error}). "
-                "Write it again: `cotd report CONFIG`."
-            )
+            problem = f"is not in the format of this version ({type(error).__name__}: {error})"
+            problems.append(f"the report in '{folder}' {problem}. Write it again: `cotd report CONFIG`.")
+    pairs = " nor ".join(f"`{a}` with `{b}`" for a, b in PAIRS.values())
+    todo = "Train both with `cotd sweep CONFIG`, then run `cotd report CONFIG`."
+    problems += [f"{p} compares neither {pairs} at one size and fraction. {todo}" for p, some in reports.items() if not some]
     names = [differences[0].study for differences in reports.values() if differences]
     return [
         replace(d, study=f"{d.study} ({path.removesuffix('/report.json')})") if names.count(d.study) > 1 else d
         for path, differences in reports.items()
         for d in differences
     ], problems
-
-
-def read_report(folder: str) -> tuple[str, Content]:
-    """The path of a study's report, and what it holds."""
-    files, path = open_remote(folder)
-    if not path.endswith("/report.json"):
-        path = f"{path.rstrip('/')}/report.json"
-    try:
-        with files.open(path, "r", encoding="utf-8") as file:
-            return path, json.load(file)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CotdError(f"no report in '{folder}'. Give a study's folder, runs/NAME, after `cotd report CONFIG`.") from error
-    except OSError as error:
-        raise CotdError(f"{path} cannot be read: {error}") from error
 
 
 def output_problems(output: str | Path) -> list[str]:

@@ -223,6 +223,7 @@ def percentages(groups: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 def draw_references(panel: Any, content: Content, bases: Sequence[dict[str, Any]] = (), vertical: bool = False) -> None:
     """The teacher's line and band, and the lines of the most common label and of base models."""
     draw_line, draw_band = (panel.axvline, panel.axvspan) if vertical else (panel.axhline, panel.axhspan)
+    references: list[tuple[dict[str, Any], str, str, Any]]
     references = [(content["majority"], "most common label", BASELINE_COLOUR, ":")]
     references += [(base, "before this training", BASELINE_COLOUR, (0, (6, 6))) for base in bases]
     if teacher := content["teacher"]:

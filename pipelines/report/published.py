@@ -35,6 +35,7 @@ ACCURACIES = {
 METHODS = {method for _, method in ACCURACIES}
 # (data set, method, fraction or size) → accuracy.
 BY_FRACTION = {(*key, f): a for key, (first, _) in ACCURACIES.items() for f, a in zip(FRACTIONS, first, strict=True)}
+BY_SIZE: dict[tuple[str, str, str | None], float]
 BY_SIZE = {(*key, s): a for key, (_, second) in ACCURACIES.items() for s, a in zip(SIZES, second, strict=True)}
 
 

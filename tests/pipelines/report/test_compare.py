@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,12 @@ from cotd.utils.files import write_json
 from pipelines.report import compare
 from pipelines.report.compare import FIGURE, TEXT, compare_studies
 from pipelines.report.findings import Content
-from tests.pipelines.report.conftest import Study
-from tests.pipelines.report.test_claims import METHODS, content
-from tests.pipelines.report.test_run import tables
-
-Make = Callable[..., Study]
+from tests.pipelines.report.studies import METHODS, Make, content, tables
 
 
-def write_report(found: Content, folder: Path, **fields: Any) -> str:
+def write_report(report: Content, folder: Path, **fields: Any) -> str:
     folder.mkdir()
-    write_json(folder / "report.json", found | fields)
+    write_json(folder / "report.json", report | fields)
     return str(folder)
 
 
@@ -40,8 +35,8 @@ def folders(study: Make, tmp_path: Path) -> list[str]:
     here = write_report(content(made.finish_all()), tmp_path / "here", study="films")
     right = {"cot_labelled": 0.5, "finetune": 0.8, "cot_unlabelled": 0.9, "distill": 0.6}
     made.accuracy = lambda method, fraction, size: right[method]
-    found = content(made.finish_all())
-    there = write_report(found, tmp_path / "there", study="films", source="kettles.csv", trained_on="films.csv")
+    report = content(made.finish_all())
+    there = write_report(report, tmp_path / "there", study="films", source="kettles.csv", trained_on="films.csv")
     return [here, f"{there}/report.json", f"{here}/"]
 
 
@@ -54,12 +49,12 @@ def test_each_difference_is_listed_with_its_study(folders: list[str], tmp_path: 
         (by_gold, "opposite", "80.0 %", "50.0 %", "−30.0 "),
         (by_teacher, "holds", "60.0 %", "90.0 %", "+30.0 "),
     ):
-        header, _, *found = rows
-        assert [r[0] for r in found] == ["films"] * 2 + ["films, on kettles.csv"] * 2
-        assert [r[header.index("data")] for r in found] == ["10 %", "100 %"] * 2
-        assert [r[header.index("reviews")] for r in found] == ["2", "20"] * 2
-        assert [r[header.index("verdict")] for r in found] == ["not shown"] * 2 + [verdict] * 2
-        last = dict(zip(header, found[-1], strict=True))
+        header, _, *cells = rows
+        assert [r[0] for r in cells] == ["films"] * 2 + ["films, on kettles.csv"] * 2
+        assert [r[header.index("data")] for r in cells] == ["10 %", "100 %"] * 2
+        assert [r[header.index("reviews")] for r in cells] == ["2", "20"] * 2
+        assert [r[header.index("verdict")] for r in cells] == ["not shown"] * 2 + [verdict] * 2
+        last = dict(zip(header, cells[-1], strict=True))
         assert last["without"].startswith(without)
         assert last["with"].startswith(with_rationales)
         assert last["difference, points"].startswith(points)
@@ -69,7 +64,7 @@ def test_panels_have_the_same_rows_also_where_a_study_is_in_one_of_them(
     folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(compare, "draw", lambda found, draw=compare.draw: drawn.append(draw(found)) or drawn[-1])
+    monkeypatch.setattr(compare, "draw", lambda differences, draw=compare.draw: drawn.append(draw(differences)) or drawn[-1])
     whole = written(folders[0])
     few = [c for c in whole["comparisons"] if c["a"] == "cot_labelled" and c["fraction"] == 1]
     compare_studies([write_report(whole, tmp_path / "few", study="few", comparisons=few), *folders], tmp_path)
@@ -111,8 +106,8 @@ def test_all_problems_are_reported_at_once(folders: list[str], tmp_path: Path) -
             ["other", "not in the format of this version"],
             ["within/report.json cannot be read"],
             ["older", "'trained_on'", "Write it again"],
-            ["compares neither `cot_labelled` with `finetune` nor `cot_unlabelled` with `distill`", "cotd sweep CONFIG"],
             ["'foo://runs/x' cannot be used"],
+            ["compares neither `cot_labelled` with `finetune` nor `cot_unlabelled` with `distill`", "cotd sweep CONFIG"],
             ["--output", "report.json' is a file, not a folder"],
         ),
         strict=True,

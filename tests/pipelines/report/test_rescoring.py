@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +17,7 @@ from pipelines.report.findings import findings
 from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder
 from pipelines.report.run import report
 from pipelines.report.text import markdown
-from tests.pipelines.report.conftest import Study
-from tests.pipelines.report.test_claims import content
-
-Make = Callable[..., Study]
+from tests.pipelines.report.studies import Make, Study, content
 
 
 @pytest.fixture
@@ -97,14 +93,14 @@ def test_a_base_that_learned_the_labels_in_pretraining_is_scored_as_it_is(
 
 
 def test_the_base_before_training_is_in_tables_sentences_and_figures(study: Make) -> None:
-    found = content(study().finish_all())
+    whole = content(study().finish_all())
     base = {"size": "tiny", "model": "embedded:t5-mini", "accuracy": 0.72, "ci_low": 0.65, "ci_high": 0.78, "n": 200}
-    sentences = [s for s in findings(found | {"bases": [base]}) if "before this training" in s]
+    sentences = [s for s in findings(whole | {"bases": [base]}) if "before this training" in s]
     assert sentences == [
         "No student is clearly better than embedded:t5-mini before this training, 72.0 % [65.0, 78.0]: what it knows comes from "
         "its pretraining."
     ]
-    assert not any("before this training" in s for s in findings(found | {"bases": [base | {"accuracy": 0.5}]}))
-    assert "| `embedded:t5-mini` before this training |  | 72.0 % [65.0, 78.0] |" in markdown(found | {"bases": [base]})
-    for figure in figures_of(found | {"bases": [base]}):
-        assert rendered(figure, found | {"bases": [base]})[0].startswith(b"\x89PNG")
+    assert not any("before this training" in s for s in findings(whole | {"bases": [base | {"accuracy": 0.5}]}))
+    assert "| `embedded:t5-mini` before this training |  | 72.0 % [65.0, 78.0] |" in markdown(whole | {"bases": [base]})
+    for figure in figures_of(whole | {"bases": [base]}):
+        assert rendered(figure, whole | {"bases": [base]})[0].startswith(b"\x89PNG")

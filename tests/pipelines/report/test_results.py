@@ -17,9 +17,8 @@ from cotd.teachers.config import ImportedColumns, ImportedConfig
 from pipelines.report.claims import compare_methods
 from pipelines.report.results import group_trials, plan_so_far
 from pipelines.report.text import tokens
-from tests.pipelines.report.conftest import N, Study
+from tests.pipelines.report.studies import Make, N
 
-Make = Callable[..., Study]
 RIGHT = {("finetune", 0.1): 0.6, ("finetune", 1.0): 0.9, ("distill", 0.1): 0.6, ("distill", 1.0): 0.7}
 
 
