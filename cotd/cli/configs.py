@@ -28,7 +28,7 @@ def shipped_config(name: str) -> Path:
     shipped = shipped_configs()
     stem = name.removesuffix(".yaml")
     if stem not in shipped:
-        raise CotdError(f"no shipped study '{name}'.{nearest(stem, list(shipped))} Available: {', '.join(shipped)}.")
+        raise CotdError(f"no shipped study '{name}'.{nearest(stem, shipped)} Available: {', '.join(shipped)}.")
     return shipped[stem]
 
 

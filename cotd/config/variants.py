@@ -35,7 +35,7 @@ def choose_variant(written: dict[str, Any], overrides: list[str], where: str) ->
     chosen = choices[-1].partition("=")[2].strip() if choices else plain.get("variant")
     name = str(chosen)
     if name not in variants:
-        problem = "choose a variant" if chosen is None else f"no variant '{name}'.{nearest(name, list(variants))} Choose one"
+        problem = "choose a variant" if chosen is None else f"no variant '{name}'.{nearest(name, variants)} Choose one"
         raise CotdError(f"{where}: {problem}, for example variant={next(iter(variants))}. Available: {', '.join(variants)}.")
     return with_variant(plain, variants[name], name), rest
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from cotd.errors import CotdError
 from cotd.storage.tracking_store import quiet_mlflow
+from cotd.utils.files import replacing
 from cotd.utils.home import home
 from cotd.utils.text import first_line
 
@@ -59,16 +58,12 @@ def fetch_version(uri: str) -> Path:
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-        except OSError:  # COTD_HOME cannot be written to, as in some containers
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-        try:
-            mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(scratch))
-            scratch.chmod(0o755)
-            with contextlib.suppress(OSError):  # another replica was faster
-                scratch.rename(folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with replacing(folder) as temporary:
+                temporary.mkdir()
+                mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{version}", dst_path=str(temporary))
+        except OSError:
+            if not folder.is_dir():  # else another replica was faster; this is a COTD_HOME that cannot be written to
+                return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     os.utime(folder)
     versions = sorted((f for f in folder.parent.iterdir() if not f.name.startswith(".")), key=lambda f: f.stat().st_mtime)
     for old in versions[:-KEPT]:

@@ -1,4 +1,4 @@
-"""Storage URLs: any place that fsspec knows."""
+"""Storage URLs: s3://…, gs://… and whatever else fsspec knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cotd.errors import CotdError
 
 
 def is_remote(storage: str) -> bool:
-    """Whether a study's storage is a URL, not a folder."""
+    """Whether a storage is a URL, not a folder."""
     return "://" in storage
 
 
@@ -18,9 +18,11 @@ def open_remote(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, and the path in it.
 
     Raises:
-        CotdError: there is no such protocol, or its package is not installed.
+        CotdError: fsspec does not know the protocol, or its package is not installed.
     """
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise CotdError(f"storage '{url}' cannot be used: {error}. Give a folder, or pip install it.") from error
+        raise CotdError(
+            f"storage '{url}' cannot be used: {error}. Name a folder, or install the package of the protocol."
+        ) from error

@@ -78,7 +78,7 @@ def size_problems(plain: dict[str, Any]) -> list[str]:
     if isinstance(resources, dict) and isinstance(resources.get("sizes"), dict):
         named["resources.sizes"] = list(resources["sizes"])
     return [
-        f"{where} '{size}' is not in sizes ({', '.join(map(str, sizes))}).{nearest(size, list(sizes))}"
+        f"{where} '{size}' is not in sizes ({', '.join(map(str, sizes))}).{nearest(size, sizes)}"
         for where, names in named.items()
         for size in (names if isinstance(names, list) else [names])
         if size is not None and size not in sizes

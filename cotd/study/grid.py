@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
-from cotd.errors import nearest
+from cotd.errors import nearest, unknown
 from cotd.teachers.filters import Filters
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
@@ -40,7 +40,7 @@ class Cell:
 
 def known_method(name: str) -> str:
     if name not in METHODS:
-        raise ValueError(f"unknown method '{name}'; known: {', '.join(METHODS)}.{nearest(name, list(METHODS))}")
+        raise ValueError(unknown("method", name, METHODS))
     return name
 
 

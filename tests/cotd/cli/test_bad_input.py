@@ -48,7 +48,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("steps", ["override 'steps' is not of the form key=value, for example training.steps=100"]),
         ("data.columns.text=body", ["reviews.csv: no column 'body' (data.columns.text); it has: text, label, split."]),
         ("data.source=nowhere.csv", ["no file 'nowhere.csv' (looked in "]),
-        ("data.source=embedded:rotten", ["no embedded asset 'rotten'; known: "]),
+        ("data.source=embedded:rotten", ["unknown embedded asset 'rotten'; known: "]),
         ("sizes.tiny=./nowhere", ["'./nowhere'", "embedded:"]),
         ("sizes.tiny=nowhere", ["model 'nowhere' does not exist"]),
         ("grid.method=[distill]", ["has no annotations, which distill need", "Run `cotd annotate CONFIG` first."]),
@@ -125,7 +125,7 @@ def test_a_split_of_one_label(refused: Refused, write_study: Callable[..., Path]
 
 def test_an_unknown_asset(refused: Refused) -> None:
     error = refused("assets", "pull", "rotten-tomato")
-    assert "no embedded asset 'rotten-tomato'; known: " in error
+    assert "unknown embedded asset 'rotten-tomato'; known: " in error
     assert "Did you mean 'rotten-tomatoes'?" in error
 
 

@@ -24,7 +24,7 @@ def test_a_version_is_downloaded_once_and_old_ones_go(
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "cotd.json").write_text(str(number))
         client.create_model_version("student", (tmp_path / str(number)).as_uri())
-    assert fetch_version("models:/student/1") == tmp_path / "0", "a store of files is read where it lies"
+    assert fetch_version("models:/student/1") == tmp_path / "0", "a store of files is read in place"
 
     monkeypatch.setenv("COTD_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(model_cache, "is_server", lambda store: True)

@@ -12,7 +12,7 @@ from cotd.study.config import load_config
 from tests.cotd.storage.folders import read, write
 
 
-def test_a_trial_works_on_a_copy_of_its_own_and_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_works_on_a_copy_of_its_own_and_continues_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"file://{tmp_path}/bucket/study"
     driver = {"data/reviews.parquet": b"rows", "trials/t1/trial.json": b"{}"}
     write(tmp_path / "bucket" / "study", driver)
@@ -28,14 +28,14 @@ def test_a_trial_works_on_a_copy_of_its_own_and_goes_on_elsewhere(tmp_path: Path
         raise RuntimeError("out of memory")
 
     @sync_trial
-    def goes_on(params: dict) -> str:  # type: ignore[type-arg]
+    def continued(params: dict) -> str:  # type: ignore[type-arg]
         folder = Path(params["folder"])
         assert (folder / "checkpoints/checkpoint-2/trainer_state.json").read_bytes() == b"2"
         (folder / "checkpoints/checkpoint-2/trainer_state.json").unlink()
         write(folder, {"result.json": b"{}"})
         return "done"
 
-    for number, train in enumerate((killed, goes_on)):
+    for number, train in enumerate((killed, continued)):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / f"machine-{number}"))
         (tmp_path / f"machine-{number}").mkdir()
         if number == 0:

@@ -19,7 +19,7 @@ def problems(path: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def test_every_problem_is_reported_at_once(write_study: Callable[..., Path]) -> None:
-    found = problems(
+    reported = problems(
         write_study(),
         "trainin.steps=5",
         "training.stepz=5",
@@ -27,15 +27,15 @@ def test_every_problem_is_reported_at_once(write_study: Callable[..., Path]) -> 
         "grid.fraction=[1.5]",
         "grid.method=[distil]",
     )
-    assert len(found) == 5
-    text = "\n".join(found)
+    assert len(reported) == 5
+    text = "\n".join(reported)
     assert "unknown key 'trainin'. Did you mean 'training'?" in text
     assert "unknown key 'training.stepz'. Did you mean 'steps'?" in text
     assert "training.dropout: " in text
     assert "unknown method 'distil'; known: finetune, distill, cot_labelled, cot_unlabelled, " in text
     assert "Did you mean 'distill'?" in text
     assert "fraction 1.5 is outside (0, 1]" in text
-    assert all("study.yaml" in p for p in found)
+    assert all("study.yaml" in p for p in reported)
 
 
 def test_every_bad_value_of_a_list_is_reported(write_study: Callable[..., Path]) -> None:
@@ -71,7 +71,7 @@ def test_fractions_outside_the_range(write_study: Callable[..., Path], fraction:
         ("training=", "training"),
     ],
 )
-def test_values_that_cannot_be(write_study: Callable[..., Path], override: str, message: str) -> None:
+def test_invalid_values(write_study: Callable[..., Path], override: str, message: str) -> None:
     assert message in "\n".join(problems(write_study(), override))
 
 

@@ -15,18 +15,18 @@ from pipelines.sweep.plan import Plan
 
 def test_its_inputs_are_the_very_rows(study: tuple[StudyConfig, Plan], tracker: StudyTracker) -> None:
     config, plan = study
-    found: dict[float, dict[str, Any]] = {}
+    inputs: dict[float, dict[str, Any]] = {}
     for trial in plan.trials:
         run = tracker.client.get_run(tracker.sync_trial(trial, plan.folder(trial)))
-        found[trial.fraction] = {tag.value: i for i in run.inputs.dataset_inputs for tag in i.tags if tag.key == CONTEXT}
-    assert set(found[0.5]) == {"train", "validation", "test"}
+        inputs[trial.fraction] = {tag.value: i for i in run.inputs.dataset_inputs for tag in i.tags if tag.key == CONTEXT}
+    assert set(inputs[0.5]) == {"train", "validation", "test"}
     for fraction, rows in ((0.5, 12), (1.0, 24)):
-        train = found[fraction]["train"].dataset
+        train = inputs[fraction]["train"].dataset
         profile = json.loads(train.profile)
         assert profile["rows"] == sum(profile["labels"].values()) == rows
         assert profile["source"] == config.data.source
         assert "text" in train.schema
-        loaded = Path(mlflow.data.get_source(found[fraction]["train"]).load())
+        loaded = Path(mlflow.data.get_source(inputs[fraction]["train"]).load())
         assert len(pd.read_parquet(loaded)) == 60
-    assert found[0.5]["train"].dataset.digest != found[1.0]["train"].dataset.digest
-    assert found[0.5]["test"].dataset.digest == found[1.0]["test"].dataset.digest
+    assert inputs[0.5]["train"].dataset.digest != inputs[1.0]["train"].dataset.digest
+    assert inputs[0.5]["test"].dataset.digest == inputs[1.0]["test"].dataset.digest
