@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,5 +113,5 @@ def write_prepared(examples: Examples, folder: Path, inputs: str | None) -> Prep
     if rest := examples.counts["quarantined"] - reasons.total():
         reasons["other reasons"] = rest
     prepared = Prepared(path, examples.digest(), examples.counts, labels, reasons)
-    write_json(folder / "prepared.json", {"inputs": inputs, **asdict(prepared), "path": path.name})
+    write_json(folder / "prepared.json", {"inputs": inputs, **vars(prepared), "path": path.name})
     return prepared

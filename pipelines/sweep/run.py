@@ -11,9 +11,10 @@ from ray import tune
 
 from cotd.errors import CotdError
 from cotd.progress import say, steady_stream
+from cotd.storage.sync import sync_study
 from cotd.storage.tracking_store import attempt, friendly_errors
 from cotd.storage.urls import open_remote
-from cotd.storage.working_copy import copy_of, sync_study
+from cotd.storage.working_copy import copy_of
 from cotd.study.config import StudyConfig
 from cotd.study.grid import MANY_TRIALS
 from cotd.tracking.runs import StudyTracker

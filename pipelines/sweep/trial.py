@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray import train, tune
 
+from cotd.storage.sync import sync_trial
 from cotd.storage.urls import open_remote
-from cotd.storage.working_copy import sync_trial
 from cotd.tracking.system_metrics import sample_load
 from cotd.training.folder import TrialFolder
 from pipelines.annotate.files import read_rationales, read_teacher_test

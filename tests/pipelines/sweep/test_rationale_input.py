@@ -19,7 +19,7 @@ from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from pipelines.promote import promote
 from pipelines.sweep.plan import plan_study
-from serve.runtimes.base import make_runtime
+from serve.runtimes.registry import make_runtime
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_student_that_reads_rationales_is_trained_and_neither_promoted_nor_ser
         CotdError, match=r"no finished distilled trial .*Students of rationale_input read the teacher's rationale"
     ):
         promote(config)
-    with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale"):
+    with pytest.raises(CotdError, match=r"'rationale_input': it needs the teacher's rationale"):
         check_student(str(folder.student), f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(CotdError, match="cannot be served"):
         make_runtime("torch", Student.load(folder.student, device="cpu"))
