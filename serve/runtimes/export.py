@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cotd.errors import CotdError, nearest
+from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
 from cotd.students.student import Student
 from serve.runtimes.base import Runtime
@@ -25,7 +25,7 @@ FORMATS: dict[str, tuple[str, ...]] = {"hf": (), "onnx": ("onnx", "onnxruntime")
 def require_format(name: str) -> None:
     """Raises a CotdError if there is no such format, or if it needs packages that are not installed."""
     if name not in FORMATS:
-        raise CotdError(f"unknown format '{name}'; known: {', '.join(FORMATS)}.{nearest(name, list(FORMATS))}")
+        raise CotdError(unknown("format", name, FORMATS))
     require_packages(f"the format '{name}'", FORMATS[name])
 
 

@@ -1,4 +1,4 @@
-"""Students on disk, a registry of them, and an endpoint's API without a network: the real thing but for Ray and sockets."""
+"""A student on disk, a registry of students, and an endpoint without Ray: in this process, or served from a thread."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from serve.http.api import build_api
 from serve.settings import Settings
 
 NAME = "cotd-student"
+TOKEN = "a-token-long-enough"
 
 
 @pytest.fixture(scope="session")
 def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student that has learned nothing, but has all that one needs to answer."""
+    """An untrained student that predicts and explains."""
     folder = tmp_path_factory.mktemp("students") / "first"
     model, tokenizer = load_base(str(tiny_t5))
-    model.get_input_embeddings().weight.data[:3] = 0  # else it writes nothing but special tokens
+    model.get_input_embeddings().weight.data[:3] = 0  # otherwise it writes only special tokens
     model.lm_head.weight.data[:3] = 0
     card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 64, "max_target_tokens": 8}
     card |= {"data": {"source": "embedded:rotten-tomatoes"}, "teacher": {"model": "embedded:smollm2-135m-instruct"}}
@@ -38,8 +39,18 @@ def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.fixture(scope="session")
+def student(student_folder: Path) -> Student:
+    return Student.load(student_folder, device="cpu")
+
+
+@pytest.fixture
+def settings(student_folder: Path) -> Settings:
+    return Settings(student=str(student_folder), poll_seconds=0)
+
+
 class Registry:
-    """An MLflow registry with versions of one student; made by hand, as logging a model takes seconds."""
+    """An MLflow registry with versions of one student, registered without logging models, which takes seconds."""
 
     def __init__(self, folder: Path, uri: str):
         import mlflow
@@ -53,7 +64,7 @@ class Registry:
         self.client.create_registered_model(NAME)
 
     def add(self, student: Path, spoil: Callable[[Path], None] = lambda folder: None) -> str:
-        """Registers a copy of a student's folder, spoiled as asked; returns its version."""
+        """Registers a copy of a student's folder, changed by `spoil`; returns its version."""
         copy = self.folder / f"student-{len(list(self.folder.iterdir()))}"
         shutil.copytree(student, copy)
         spoil(copy)
@@ -73,7 +84,7 @@ def registry(tmp_path: Path, make_store: Callable[[Path], str]) -> Registry:
 
 @pytest.fixture
 def with_endpoint() -> Callable[..., Any]:
-    """Runs a coroutine function with a client of an endpoint's API, and the endpoint, in an event loop of its own."""
+    """Runs a coroutine function with a client of an endpoint's API and the endpoint."""
 
     def run(settings: Settings, use: Callable[[httpx.AsyncClient, Endpoint], Awaitable[Any]]) -> Any:
         async def serve() -> Any:
@@ -84,7 +95,7 @@ def with_endpoint() -> Callable[..., Any]:
             async with api.router.lifespan_context(api), client:
                 return await use(client, endpoint)
 
-        import prometheus_client  # noqa: F401 - reads the variable now, not when an endpoint has named its folder by it
+        import prometheus_client  # noqa: F401 - reads FOLDER_VARIABLE now, before an endpoint sets it
 
         try:
             return asyncio.run(serve())

@@ -1,4 +1,4 @@
-"""`cotd predict` as a user types it: arguments, standard input, a file; asking an endpoint, or loading the student."""
+"""`cotd predict` as a user types it: arguments, standard input or a file; by an endpoint, or by a student that is loaded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cotd.students.student import Student
 from serve.settings import Settings
 
 Run = Callable[..., list[str]]
-README = Path(__file__).parent.parent.parent / "README.md"
+DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 @pytest.fixture
-def url(student_folder: Path, serve_http: Callable[[Settings], str]) -> str:
-    return serve_http(Settings(student=str(student_folder), poll_seconds=0, max_texts=8, max_characters=100))
+def url(settings: Settings, serve_http: Callable[[Settings], str]) -> str:
+    return serve_http(settings.model_copy(update={"max_texts": 8, "max_characters": 100}))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def cotd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_reviews_of_standard_input_by_either_way(cotd: Run, url: str, student_folder: Path) -> None:
+def test_standard_input_by_an_endpoint_and_by_a_student(cotd: Run, url: str, student_folder: Path) -> None:
     reviews = [f"review number {i}" for i in range(40)]
     given = "\n".join([*reviews, "", "  "])
     expected = [(p.label, round(p.score, 4)) for p in Student.load(student_folder).predict(reviews)]
@@ -58,28 +58,19 @@ def test_reviews_of_standard_input_by_either_way(cotd: Run, url: str, student_fo
 
 def test_a_file_by_an_endpoint(cotd: Run, url: str, tmp_path: Path) -> None:
     pd.DataFrame({"review": ["fine"] * 20 + ["x" * 200, ""]}).to_csv(tmp_path / "in.csv", index=False)
-    cotd(
-        "predict",
-        "--input",
-        str(tmp_path / "in.csv"),
-        "--output",
-        str(tmp_path / "out.parquet"),
-        "--text",
-        "review",
-        "--url",
-        url,
-    )
+    files = ["--input", str(tmp_path / "in.csv"), "--text", "review"]
+    cotd("predict", *files, "--output", str(tmp_path / "out.parquet"), "--url", url)
     out = pd.read_parquet(tmp_path / "out.parquet")
     assert list(out) == ["review", "predicted_label", "predicted_score", "predicted_truncated"]
     assert len(out) == 20
-    aside = pd.read_parquet(tmp_path / "out.quarantine.parquet")
-    assert "the limit is 100" in aside["quarantine_reason"][0]
-    gone = ["predict", "--input", str(tmp_path / "in.csv"), "--output", str(tmp_path / "no.csv"), "--text", "review"]
-    assert "Start the endpoint with `cotd serve`" in cotd(*gone, "--url", "http://127.0.0.1:9")[-1]
+    quarantined = pd.read_parquet(tmp_path / "out.quarantine.parquet")
+    assert "the limit is 100" in quarantined["quarantine_reason"][0]
+    error = cotd("predict", *files, "--output", str(tmp_path / "no.csv"), "--url", "http://127.0.0.1:9")[-1]
+    assert "Start the endpoint with `cotd serve`" in error
     assert not (tmp_path / "no.csv").exists()
 
 
-def test_what_contradicts_itself_is_refused(cotd: Run) -> None:
+def test_contradictory_options_are_refused(cotd: Run) -> None:
     for arguments, said in [
         (["x", "--local", "--url", "http://127.0.0.1:9"], "--local uses no endpoint"),
         (["x", "--student", "folder"], "an endpoint predicts with the student that it serves"),
@@ -90,12 +81,11 @@ def test_what_contradicts_itself_is_refused(cotd: Run) -> None:
         assert said in "\n".join(cotd("predict", *arguments))
 
 
-def test_the_readmes_curl_lines_are_answered(url: str) -> None:
+def test_the_documented_curl_commands_work(url: str) -> None:
     if not shutil.which("curl"):
         pytest.skip("no curl")
-    lines = [
-        line for line in README.read_text().replace("\\\n", " ").splitlines() if line.startswith("curl ") and "/v1/" in line
-    ]
+    text = DOCS.read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("curl ") and "/v1/" in line]
     assert len(lines) >= 2
     for line in lines:
         command = line.replace("http://127.0.0.1:8000/", url)

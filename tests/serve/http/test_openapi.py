@@ -1,34 +1,32 @@
-"""What the OpenAPI document says and what the endpoint does, compared by schemathesis over a socket."""
+"""The OpenAPI document against what the endpoint does, compared by schemathesis over a socket."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve.settings import Settings, digest
+from tests.serve.conftest import TOKEN
 
 schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis: pip install schemathesis")
 
-TOKEN = "a-token-long-enough"
 
-
+@pytest.mark.integration
 @pytest.mark.parametrize(("token", "examples"), [(None, 25), (TOKEN, 8)])
 def test_the_document_is_exact(
-    student_folder: Path, serve_http: Callable[[Settings], str], token: str | None, examples: int
+    settings: Settings, serve_http: Callable[[Settings], str], token: str | None, examples: int
 ) -> None:
-    """Every answer is one that is documented, what fits the document is taken, what does not is refused; never a 500."""
-    from hypothesis import HealthCheck, Phase, given, settings
+    """Every response is documented, valid requests are taken, invalid ones refused; never a 500."""
+    from hypothesis import HealthCheck, Phase, given
+    from hypothesis import settings as hypothesis_settings
 
-    hashed = digest(token) if token else None
-    url = serve_http(Settings(student=str(student_folder), poll_seconds=0, token_sha256=hashed))
+    url = serve_http(settings.model_copy(update={"token_sha256": digest(token) if token else None}))
     document = schemathesis.openapi.from_url(f"{url}openapi.json")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     tried = 0
-    for found in document.get_all_operations():
-        operation = found.ok()
+    for operation in (result.ok() for result in document.get_all_operations()):
         posts = operation.method == "post"
 
         def ask(case: Any) -> None:
@@ -37,7 +35,7 @@ def test_the_document_is_exact(
             case.call_and_validate(headers=headers)
 
         for mode in schemathesis.GenerationMode if posts else [schemathesis.GenerationMode.POSITIVE]:
-            few = settings(
+            few = hypothesis_settings(
                 max_examples=examples if posts else 2, deadline=None, suppress_health_check=list(HealthCheck),
                 phases=[Phase.explicit, Phase.generate],
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pages in headless Chromium, where there is one."""
+"""The pages in headless Chromium; skipped where there is none."""
 
 from __future__ import annotations
 
@@ -10,36 +10,31 @@ from typing import Any
 import pytest
 
 from serve.settings import Settings, digest
+from tests.serve.conftest import TOKEN
 
-TOKEN = "a-token-long-enough"
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens an address; at the end, the page must not have asked anybody else for anything, nor failed."""
+    """Opens an address; at the end, the page must have had no errors and no requests to other servers."""
     opened: list[tuple[Any, str, list[str], list[str]]] = []
 
-    def visit(url: str, **how: Any) -> Any:
-        page = browser.new_context(**how).new_page()
-        asked: list[str] = []
-        failures: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: failures.append(str(error)))
+    def visit(url: str, **options: Any) -> Any:
+        page = browser.new_context(**options).new_page()
+        requests: list[str] = []
+        errors: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
-        opened.append((page, url, asked, failures))
+        opened.append((page, url.removesuffix("docs"), requests, errors))
         return page
 
     yield visit
-    for page, url, asked, failures in opened:
+    for page, server, requests, errors in opened:
         page.context.close()
-        assert failures == []
-        own = url.removesuffix("docs")
-        assert [a for a in asked if not a.startswith((own, "data:"))] == []
-
-
-@pytest.fixture
-def settings(student_folder: Path) -> Settings:
-    return Settings(student=str(student_folder), poll_seconds=0)
+        assert errors == []
+        assert [url for url in requests if not url.startswith((server, "data:"))] == []
 
 
 def test_reviews_are_classified_and_explained_by_keyboard(
@@ -68,7 +63,7 @@ def test_reviews_are_classified_and_explained_by_keyboard(
     assert len(cards.first.locator(".why").inner_text()) > 3
 
 
-def test_refusals_are_said_and_a_token_is_asked_for(
+def test_refusals_are_shown_and_a_token_is_requested(
     serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
     page = open_page(serve_http(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
@@ -83,15 +78,15 @@ def test_refusals_are_said_and_a_token_is_asked_for(
     page.get_by_role("listitem").wait_for()
 
 
-def test_the_documentation_needs_nobody_else(
+def test_the_documentation_needs_no_other_server(
     serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
     url = serve_http(settings)
     page = open_page(f"{url}docs")
     page.get_by_role("heading", name="POST /v1/predict").wait_for()
-    said = page.inner_text("main")
+    text = page.inner_text("main")
     for part in (f"{url}v1/predict", "A warm and funny film.", "too_many_texts", "GET /readyz", "503"):
-        assert part in said
+        assert part in text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -110,7 +105,7 @@ def test_the_page_fits_and_can_be_read(
 def test_a_picture_of_the_page(
     serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings, tmp_path: Path
 ) -> None:
-    """README's: COTD_SCREENSHOT=docs/page.png COTD_SCREENSHOT_STUDENT=FOLDER pytest tests/serve/test_page.py -k picture"""
+    """README's: COTD_SCREENSHOT=docs/page.png COTD_SCREENSHOT_STUDENT=FOLDER pytest tests/serve/http/test_pages.py -k picture"""
     student = os.environ.get("COTD_SCREENSHOT_STUDENT", settings.student)
     page = open_page(serve_http(settings.model_copy(update={"student": student})), viewport={"width": 860, "height": 800})
     page.get_by_role("button", name="Try an example").click()
