@@ -1,7 +1,8 @@
-"""Base models: finding, loading, saving and identifying them."""
+"""Base models and trained students by any name: finding, fetching, loading, saving and identifying them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 from cotd import assets
 from cotd.errors import CotdError
-from cotd.students.hub import hub_commit
+from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
-CARD = "cotd.json"  # what a trained student is: written beside its weights
-_HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
+CARD = "cotd.json"  # describes a trained student; beside its weights
+HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
+HUB_TIMEOUT = 15.0  # seconds: a hub that accepts connections and never responds would hold a command for minutes
 
 
 def resolve_model(source: str) -> str:
@@ -30,9 +32,26 @@ def resolve_model(source: str) -> str:
         return str(download_student(source))
     if Path(source).is_dir():
         return str(Path(source).absolute())
-    if not _HUB_ID.match(source):
-        raise CotdError(f"model '{source}' does not exist: it is no folder, no embedded:NAME, no models:/… and no hub id.")
+    if not HUB_ID.match(source):
+        raise CotdError(f"model '{source}' does not exist: it is not a folder, embedded:NAME, models:/… or a hub id.")
     return source
+
+
+def find_student(source: str) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a trained student, fetched if it is on the hub, and the content of its card.
+
+    Raises:
+        CotdError: nothing is there, or it is a base model.
+    """
+    folder = Path(resolve_model(source))
+    if not folder.is_dir():
+        folder = fetch_student(str(folder))
+    if not (folder / CARD).is_file():
+        raise CotdError(
+            f"'{source}' is not a trained student: it has no {CARD}. "
+            "Train one with `cotd sweep` or `cotd train`; `models:/NAME@champion` names the promoted one."
+        )
+    return folder, read_json(folder / CARD)
 
 
 def load_base(source: str) -> tuple[Any, Any]:
@@ -47,22 +66,99 @@ def load_base(source: str) -> tuple[Any, Any]:
 
     source = resolve_model(source)
     local = Path(source).is_dir()
-    commit = None if local else hub_commit(source, advice=model_advice(source))
-    where: dict[str, Any] = {"local_files_only": local, "revision": commit or "main"}
+    options: dict[str, Any] = {"local_files_only": local, "revision": "main" if local else hub_commit(source)}
     logging.disable_progress_bar()
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks an outside service to convert .bin files
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise CotdError(f"cannot load the model '{source}': {first_line(error)}.{model_advice(source)}") from error
     return model, tokenizer
 
 
 def write_model(model: Any, folder: str | Path) -> None:
-    """Writes a model as transformers does, its decoder's cache turned on (in `model`, too), which Trainer leaves off."""
+    """Writes a model as transformers does, with its decoder's cache turned on (in `model`, too), which Trainer turns off."""
     model.config.use_cache = model.generation_config.use_cache = True
     model.save_pretrained(folder)
+
+
+def model_digest(source: str) -> str:
+    """A content digest of a base model: of its files for a folder, of id and commit for a hub id.
+
+    Reads no weights from the hub, so that it also serves as the check that the model exists.
+    """
+    folder = resolve_model(source)
+    if not Path(folder).is_dir():
+        return hashlib.sha256(f"{folder}@{hub_commit(folder)}".encode()).hexdigest()[:16]
+    if not (Path(folder) / "config.json").is_file():
+        raise CotdError(f"cannot load the model '{source}': it has no config.json.{model_advice(folder)}")
+    total = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        # Cards say where a model comes from, not what it is.
+        if path.suffix in (".safetensors", ".json", ".bin", ".model") and path.name not in (
+            "asset.json",
+            "pretraining.json",
+            CARD,
+        ):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def weights_bytes(source: str) -> int | None:
+    """The size of a base model's weights on disk, or None for one on the hub."""
+    folder = Path(resolve_model(source))
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) or None if folder.is_dir() else None
+
+
+def hub_commit(repo_id: str, revision: str | None = None, advice: str | None = None) -> str:
+    """The commit that a hub model's revision stands for; if the hub cannot be reached, the newest one in the cache.
+
+    Args:
+        advice: what errors say to do; by default the advice about a base model.
+
+    Raises:
+        CotdError: there is no such model, or neither hub nor cache has it.
+    """
+    from huggingface_hub import HfApi, resolve_revision
+    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionResolutionError
+    from huggingface_hub.utils import httpx
+
+    advice = model_advice(repo_id) if advice is None else advice
+    reachable = True
+    try:
+        try:
+            HfApi().model_info(repo_id, revision=revision, timeout=HUB_TIMEOUT)
+        except (httpx.TransportError, OfflineModeIsEnabled):
+            reachable = False
+        return resolve_revision(repo_id, revision=revision, local_files_only=not reachable).resolved
+    except RevisionResolutionError as error:
+        raise CotdError(
+            f"cannot load the model '{repo_id}': the hub cannot be reached and it is not in the local cache.{advice}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the model '{repo_id}': {first_line(error)}.{advice}") from error
+
+
+def fetch_student(repo_id: str) -> Path:
+    """The local folder of a student on the hub: its card, safetensors and tokenizer; the id itself if it has no card.
+
+    Raises:
+        CotdError: there is no such repository, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    commit = hub_commit(repo_id)
+    try:
+        card = Path(hf_hub_download(repo_id, CARD, revision=commit))
+        snapshot_download(repo_id, revision=commit, allow_patterns=["*.json", "*.safetensors", "*.model"])
+    except RemoteEntryNotFoundError:
+        return Path(repo_id)
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the student '{repo_id}': {first_line(error)}.{model_advice(repo_id)}") from error
+    return card.parent
 
 
 def model_advice(source: str) -> str:
@@ -71,31 +167,3 @@ def model_advice(source: str) -> str:
         return " The folder must hold a Hugging Face checkpoint (config.json, model.safetensors, tokenizer files)."
     students = ", ".join(assets.PREFIX + a.name for a in assets.ASSETS.values() if a.kind == "student")
     return f" Check the id and the network (HF_ENDPOINT names another hub), or use {students}, which needs neither."
-
-
-def model_digest(source: str) -> str:
-    """A content digest of a base model: of its files for a folder, of id and commit for a hub id.
-
-    Reads no weights from the hub, so that it also serves as the check that the model exists.
-    """
-    import hashlib
-
-    folder = resolve_model(source)
-    if not Path(folder).is_dir():
-        return hashlib.sha256(f"{folder}@{hub_commit(folder, advice=model_advice(folder))}".encode()).hexdigest()[:16]
-    total = hashlib.sha256()
-    files = [p for p in sorted(Path(folder).iterdir()) if p.suffix in (".safetensors", ".json", ".bin", ".model")]
-    if not any(p.name == "config.json" for p in files):
-        raise CotdError(f"cannot load the model '{source}': no config.json in it.{model_advice(folder)}")
-    for path in files:
-        if path.name in ("asset.json", "pretraining.json", CARD):  # what it came from, not what it is
-            continue
-        with path.open("rb") as file:
-            total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
-def weights_bytes(source: str) -> int | None:
-    """How large a base model's weights are on disk, or None for one on the hub."""
-    folder = Path(resolve_model(source))
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) or None if folder.is_dir() else None

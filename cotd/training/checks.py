@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from cotd.errors import CotdError
+from cotd.errors import CotdError, full_disk
 from cotd.tasks.base import Task
 from cotd.training.trial import Trial
 from cotd.utils.text import format_percent
 
 
-def require_both_labels(trial: Trial, task: Task, reviews: int, words: Sequence[str], validation: pd.DataFrame) -> None:
-    """Raises a CotdError if a student would learn a single label, or be selected by one: it would always answer with it.
+def require_both_labels(trial: Trial, task: Task, reviews: int, verbalizers: Sequence[str], validation: pd.DataFrame) -> None:
+    """Raises a CotdError if a student would learn a single label, or be selected by one: it would always predict it.
 
     Args:
-        reviews: how many it would train on. words: the distinct label words among their targets.
+        reviews: how many it would train on.
+        verbalizers: the distinct verbalizers among their targets.
     """
     problems = []
-    if len(words) < 2:
+    if len(verbalizers) < 2:
         problems.append(
             f"all {reviews} reviews that '{trial.method}' would train on ({format_percent(trial.fraction)} of the "
-            f"split) have the label '{words[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
+            f"split) have the label '{verbalizers[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
         )
     if validation["label"].nunique() < 2:
         problems.append(
-            f"the validation split has {len(validation)} gold labels, not of both kinds ({', '.join(task.labels)}), so that no "
-            "student can be selected by it. Raise data.validation_rows, or check data.columns.label."
+            f"the {len(validation)} gold labels of the validation split are not of both kinds ({', '.join(task.labels)}), so "
+            "that no student can be selected by them. Raise data.validation_rows, or check data.columns.label."
         )
     if problems:
         raise CotdError(*problems)
 
 
-def require_rationales(method: str, splits: dict[str, pd.DataFrame], rationales: dict[str, str] | None) -> None:
+def require_rationales(method: str, splits: Mapping[str, pd.DataFrame], rationales: Mapping[str, str] | None) -> None:
     """Raises a CotdError if the teacher was not asked about every validation and test review."""
     missing = {split: int((~reviews["id"].isin(list(rationales or {}))).sum()) for split, reviews in splits.items()}
     if any(missing.values()):
         counts = " and ".join(f"{n} of {len(splits[split])} {split} reviews" for split, n in missing.items() if n)
         raise CotdError(
-            f"method '{method}' reads the teacher's own rationale beside each review, and there is none for {counts}. "
+            f"method '{method}' reads the teacher's own rationale with each review, and there is none for {counts}. "
             "Set teacher.held_out_rationales: true and run `cotd annotate CONFIG` again; what is known is not asked again."
         )
 
 
+@contextlib.contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turns any library's error about a full disk into one CotdError, which names the folder."""
+    try:
+        yield
+    except Exception as error:
+        if not full_disk(error, folder):
+            raise
+        raise CotdError(
+            f"no space is left on the disk: {folder}. Free some, or set another place, storage=FOLDER; then run the same command "
+            "again: finished trials are kept, and this one continues from its last complete checkpoint."
+        ) from error
+
+
 def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
-    """What to lower when a GPU's memory is exhausted."""
+    """What to lower if a GPU's memory is exhausted."""
     settings = trial.training
     return (
         f"the GPU ran out of memory at step {step} ({str(error).split('. ')[0]}). Set training.micro_batch_size lower (now "
@@ -56,18 +72,10 @@ def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
     )
 
 
-def disk_is_full(path: Path) -> str:
-    """What to do when nothing more can be written."""
-    return (
-        f"no space is left where {path} lies. Free some, or name another place: storage=FOLDER; then run the same command "
-        "again: finished trials are kept, and this one goes on from its last complete checkpoint."
-    )
-
-
 def not_a_number(step: int, what: str, review_ids: Sequence[str]) -> str:
-    """What to do when training has diverged."""
-    seen = f" on the reviews {', '.join(review_ids)}" if review_ids else ""
+    """What to do if training has diverged."""
+    where = f" on the reviews {', '.join(review_ids)}" if review_ids else ""
     return (
-        f"{what} is not a number at step {step}{seen}. Training has stopped, and the last good checkpoint is kept. Lower "
+        f"{what} is not a number at step {step}{where}. Training has stopped, and the last good checkpoint is kept. Lower "
         "training.learning_rate, raise training.warmup_steps, or set training.precision: float32."
     )

@@ -12,13 +12,11 @@ from cotd.training.presets import apply_preset
 
 
 class TrainingConfig(ConfigModel):
-    """How a student is trained. The defaults are this project's, for the embedded student."""
+    """The `training` block. The defaults are this project's, for the embedded student."""
 
     preset: str | None = Field(
-        None,
-        exclude=True,
-        description="a paper's settings (cotd/training/presets.py): sc4001 or hsieh2023; keys given beside it win",
-    )
+        None, exclude=True, description="a paper's settings (cotd/training/presets.py): sc4001 or hsieh2023; other keys override it"
+    )  # fmt: skip
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
     batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
     micro_batch_size: int | None = Field(
@@ -26,54 +24,49 @@ class TrainingConfig(ConfigModel):
         description="reviews whose gradients are computed at once (gradient accumulation); less takes less memory, and trains the same",
     )  # fmt: skip
     gradient_checkpointing: bool = Field(
-        False,
-        description="compute each layer twice rather than keep what its gradients need: less memory, more time, the same student",
-    )
+        False, description="compute each layer twice instead of keeping what its gradients need: less memory, more time, same student"
+    )  # fmt: skip
     optimizer: Literal["scaled_adamw", "adamw", "adafactor"] = Field(
         "scaled_adamw",
         description="scaled_adamw: steps relative to each matrix's size, for learning rates some ten times larger",
     )
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    learning_rate: float = Field(
-        2e-3, gt=0, description="for a base that pretraining brought near; from random weights or embeddings alone, 5e-3"
-    )
+    learning_rate: float = Field(2e-3, gt=0, description="for a pretrained base; from random weights or embeddings alone, 5e-3")
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
     rationale_schedule: Literal["constant", "linear"] = Field(
-        "constant",
-        description="linear: λ falls in a straight line, from rationale_weight at the first step to nothing at the end",
+        "constant", description="linear: λ falls in a straight line, from rationale_weight at the first step to 0 at the end"
     )
     shared_encoder: bool = Field(
         False,
-        description="cot methods: a review is encoded once for its label and its rationale, and the decoder is told which to write",
-    )  # fmt: skip
+        description="cot methods: a review is encoded once for label and rationale, and the decoder is told which to write",
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     weight_average: float | None = Field(
-        None, gt=0, lt=1,
-        description="what is scored, selected and kept is not the weights but their exponential moving average, of this decay",
-    )  # fmt: skip
+        None, gt=0, lt=1, description="score, select and keep the weights' exponential moving average, of this decay"
+    )
     eval_every: int = Field(50, ge=1, description="steps between validation scores; the best one is kept")
     patience: int | None = Field(None, ge=1, description="stop after this many scores without a new best")
     max_input_tokens: int = Field(128, ge=8)
     truncation: Truncation = Field(
         "head_tail",
         description="what is read of a review of more than max_input_tokens: a quarter of them from its beginning and three "
-        "from its end, where it comes to its verdict, or (head) its first ones, as in the papers; methods that read a rationale "
-        "beside the review have head",
+        "quarters from its end, where the verdict is; or (head) its first ones, as in the papers. Methods that read a rationale "
+        "with the review use head",
     )
     max_target_tokens: int = Field(64, ge=4)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 autocast where the processor or GPU multiplies it in hardware, else float32"
+        "auto", description="auto: bfloat16 autocast if the processor or GPU multiplies it in hardware, else float32"
     )
 
     def rationale_weight_left(self, step: int) -> float:
-        """What share of λ a step has, in [0, 1]; steps are counted from 0."""
+        """The fraction of λ at a step, in [0, 1]; steps are counted from 0."""
         return 1 - step / self.steps if self.rationale_schedule == "linear" else 1.0
 
     @model_validator(mode="before")
     @classmethod
     def resolve_preset(cls, plain: Any) -> Any:
-        """What is saved and hashed are the values, so that a trial is the same however they were written."""
+        """Replaces the preset by its values: a trial is the same however they were written."""
         return apply_preset(plain)

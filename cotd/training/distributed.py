@@ -1,7 +1,7 @@
 """Training by several workers: each has the whole model, computes its part of a batch's gradients, and adds up all parts.
 
-PyTorch's DistributedDataParallel sums gradients only where the model is called through it. Losses here call parts of the model,
-so that it would leave each worker with its own gradients, and a student of its own: they are summed here, explicitly.
+PyTorch's DistributedDataParallel sums gradients only if the model is called through it. The losses here call parts of the model,
+and each worker would keep its own gradients, and train a student of its own: they are summed here, explicitly.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-AT_ONCE = 2**25  # numbers that are sent together: 128 MiB of float32
+BUCKET_SIZE = 2**25  # numbers that are sent together: 128 MiB of float32
 
 
 def leave_unwrapped(trainer: Any) -> None:
     """Keeps transformers' Trainer from wrapping its model, which would only cost memory: see the module.
 
-    Nor is its `forward` to compute in bfloat16, as mixed precision has it: a student is selected and scored as it is served.
+    Nor does its `forward` then compute in bfloat16 in mixed precision: a student is selected and scored as it is served.
     """
     accelerator = trainer.accelerator
     prepare = accelerator.prepare_model
@@ -29,19 +29,16 @@ def leave_unwrapped(trainer: Any) -> None:
     accelerator.prepare_model = prepare_bare
 
 
-def train_on_one_gpu(arguments: Any) -> None:
-    """Has transformers' TrainingArguments take one GPU a process, however many it sees: batches would be dealt out to all."""
+def use_one_gpu(arguments: Any) -> None:
+    """Has transformers' TrainingArguments use one GPU a process: batches would be dealt out to all that it sees."""
     if arguments.world_size == 1:
         arguments._n_gpu = min(1, arguments.n_gpu)
 
 
-def sum_gradients(parameters: Iterable[Any], *others: Tensor, mean: bool = False) -> None:
-    """Replaces gradients, and other tensors of their kind, by their sums over all workers, in place.
+def sum_gradients(parameters: Iterable[Any], *others: Tensor) -> None:
+    """Replaces gradients, and other tensors like them, by their sums over all workers, in place.
 
-    A worker whose part gave a parameter no gradient counts as zero. One worker alone is left as it is.
-
-    Args:
-        mean: the mean in place of the sum.
+    A parameter without a gradient on a worker counts as zero there. A single worker changes nothing.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -49,22 +46,20 @@ def sum_gradients(parameters: Iterable[Any], *others: Tensor, mean: bool = False
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for group in groups([*(p.grad for p in trained), *others]):
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+    for bucket in buckets([*(p.grad for p in trained), *others]):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         distributed.all_reduce(flat)
-        if mean:
-            flat /= distributed.get_world_size()
-        for tensor, summed in zip(group, flat.split([t.numel() for t in group]), strict=True):
+        for tensor, summed in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(summed.view_as(tensor))
 
 
-def groups(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in their order, so many together as are sent at once."""
-    group: list[Tensor] = []
+def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in lists of at most BUCKET_SIZE numbers; a larger tensor is alone."""
+    bucket: list[Tensor] = []
     for tensor in tensors:
-        if group and sum(t.numel() for t in group) + tensor.numel() > AT_ONCE:
-            yield group
-            group = []
-        group.append(tensor)
-    if group:
-        yield group
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET_SIZE:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

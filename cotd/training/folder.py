@@ -1,4 +1,4 @@
-"""The files of one trial."""
+"""The files of one trial: what they are called, and how they are written and read."""
 
 from __future__ import annotations
 
@@ -29,51 +29,83 @@ class TrialFolder:
 
     @property
     def done(self) -> bool:
+        """Whether the trial is finished."""
         return self._result.is_file()
 
     @property
     def pruned(self) -> bool:
-        """Whether a search has given this sample up, so that it is not trained on."""
+        """Whether a search has given this sample up, so that it is not trained further."""
         return self._pruned.is_file() and not self.done
 
-    def write_pruned(self, point: dict[str, float]) -> None:
-        """Marks the sample as given up after the score `point`, and removes what only going on would need."""
-        write_json(self._pruned, point)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-    def result(self) -> dict[str, Any]:
-        return read_json(self._result)
-
-    def period(self) -> tuple[int | None, int | None]:
-        """When the attempt that finished began and ended, in milliseconds since 1970; None and None where none has."""
-        if not self.done:
-            return None, None
-        ended = self._result.stat().st_mtime
-        return int((ended - self.result().get("seconds", 0)) * 1000), int(ended * 1000)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self._result, result)
+    def write_trial(self, trial: Trial, config: dict[str, Any]) -> None:
+        """Writes what is to be trained, and by which study; a trial that a search gave up is to be trained again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._pruned.unlink(missing_ok=True)
+        write_json(self._trial, {"trial": trial.to_dict(), "config": config})
 
     def trial(self) -> Trial:
+        """The trial that `write_trial` wrote."""
         return Trial.from_dict(read_json(self._trial)["trial"])
 
     def config(self) -> dict[str, Any]:
+        """The study's configuration that `write_trial` wrote."""
         return read_json(self._trial)["config"]
 
-    def write_trial(self, trial: Trial, config: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._pruned.unlink(missing_ok=True)  # it is to be trained, after all where a search had given it up
-        write_json(self._trial, {"trial": trial.to_dict(), "config": config})
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes the result, which makes the trial a finished one."""
+        write_json(self._result, result)
+
+    def result(self) -> dict[str, Any]:
+        """The result of a finished trial."""
+        return read_json(self._result)
+
+    def write_pruned(self, point: dict[str, float]) -> None:
+        """Marks the sample as given up after the score `point`, and removes its checkpoints."""
+        write_json(self._pruned, point)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def period(self) -> tuple[int | None, int | None]:
+        """The (start, end) of the attempt that finished, in milliseconds since 1970; None and None if none has."""
+        if not self.done:
+            return None, None
+        end = self._result.stat().st_mtime
+        return int((end - self.result().get("seconds", 0)) * 1000), int(end * 1000)
 
     def add_point(self, point: dict[str, float]) -> None:
-        """Appends a validation score and its time."""
+        """Appends a validation score and the time."""
         append_row(self.metrics, {**point, "time": round(time.time(), 3)})
 
     def curve(self) -> list[dict[str, float]]:
-        """The validation scores so far, in the order of their steps."""
+        """The validation scores so far, the newest of each step, in the order of steps."""
         by_step = {int(point["step"]): point for point in read_rows(self.metrics)}
-        return [by_step[s] for s in sorted(by_step)]
+        return [by_step[step] for step in sorted(by_step)]
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint of an interrupted attempt, or None.
+
+        Its state names the best checkpoint by an absolute path, perhaps another machine's; the path is corrected here, as
+        the Trainer forgets a best checkpoint that it does not find.
+        """
+        # The Trainer writes the state last: if it can be read, the rest is complete.
+        complete = [p for p in self.checkpoints.glob("checkpoint-*") if read_state(p)]
+        if not complete:
+            return None
+        latest = max(complete, key=lambda p: int(p.name.rpartition("-")[2]))
+        state = read_state(latest)
+        best = state.get("best_model_checkpoint")
+        if best and best != (here := str(latest.parent / Path(best).name)):
+            write_json(latest / "trainer_state.json", {**state, "best_model_checkpoint": here})
+        return latest
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint; empty if a kill or a full disk cut it off."""
+    try:
+        return read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return {}
 
 
 def merit(result: dict[str, Any]) -> tuple[float, float]:
+    """What trials are ranked by: validation accuracy, then ROC-AUC."""
     return result["validation"]["accuracy"], result["validation"].get("roc_auc", 0.0)

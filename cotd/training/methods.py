@@ -31,20 +31,23 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.rationale_as == "input" and self.rationale != "own":
-            raise ValueError(f"method '{self.name}': only the teacher's own rationales can be inputs; others tell the answer")
+            raise ValueError(
+                f"method '{self.name}': only the teacher's own rationales can be inputs; others give the label away"
+            )
 
     @property
     def needs_annotations(self) -> bool:
+        """Whether the teacher's labels or rationales are used."""
         return self.labels == "teacher" or self.rationale is not None
 
     @property
     def distilled(self) -> bool:
-        """Whether the teacher contributes: what `cotd promote` chooses among unless told otherwise."""
+        """Whether the teacher contributes: `cotd promote` chooses among these by default."""
         return self.needs_annotations
 
     @property
     def rationale_as_input(self) -> bool:
-        """Whether a rationale is an input, so that the student needs the teacher at inference and cannot be served."""
+        """Whether a rationale is an input: the student needs the teacher at inference and cannot be served."""
         return self.rationale_as == "input"
 
     @property
@@ -59,6 +62,7 @@ class Method:
 
     @property
     def writes_rationales(self) -> bool:
+        """Whether the student learns to write rationales."""
         return self.rationale is not None and not self.rationale_as_input
 
 

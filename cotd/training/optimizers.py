@@ -1,4 +1,4 @@
-"""The optimisers that students are trained with; those that PyTorch and transformers lack are written out here."""
+"""The optimisers that students are trained with."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
+# The names of transformers' optimisers; `scaled_adamw` is defined here.
+TRAINER_NAMES = {"adafactor": "adafactor", "adamw": "adamw_torch_fused", "scaled_adamw": "adamw_torch"}
 
-def trainer_optimizer(name: str, learning_rate: float, weight_decay: float) -> tuple[str, Any]:
-    """What transformers' Trainer takes for an optimiser: `TrainingArguments.optim` and `optimizer_cls_and_kwargs`.
 
-    Args:
-        name: "scaled_adamw", "adamw" or "adafactor".
-    """
-    if name == "scaled_adamw":
-        return "adamw_torch", (ScaledAdamW, {"lr": learning_rate, "weight_decay": weight_decay})
-    return {"adafactor": "adafactor", "adamw": "adamw_torch_fused"}[name], None
+def custom_optimizer(name: str, learning_rate: float, weight_decay: float) -> tuple[Any, dict[str, float]] | None:
+    """The class and arguments of an optimiser that transformers' Trainer does not have; None for one that it has."""
+    return (ScaledAdamW, {"lr": learning_rate, "weight_decay": weight_decay}) if name == "scaled_adamw" else None
 
 
 class ScaledAdamW(torch.optim.Optimizer):
@@ -25,11 +22,11 @@ class ScaledAdamW(torch.optim.Optimizer):
     (Shazeer and Stern 2018, section 8).
 
     T5 starts from weights of very different sizes: word embeddings from N(0, 1), query matrices a hundred times smaller.
-    One step size for all is too large for the one or too small for the other. A `lr` of 0.02 changes each matrix by about
-    2 % of its size.
+    One step size for all is too large for some or too small for others. An `lr` of 0.02 changes each matrix by about 2 % of
+    its size.
 
     Args:
-        min_scale: what the root mean square counts as where it is less, so that zeros can grow.
+        min_scale: the least root mean square, so that zeros can grow.
     """
 
     def __init__(
@@ -40,7 +37,7 @@ class ScaledAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As PyTorch's, which leaves the counts of steps on the processor unless told that an optimiser is fused."""
+        """As PyTorch's, but step counts move to the weights' device, too: the fused kernel needs them there."""
         super().load_state_dict(state_dict)
         for p, state in self.state.items():
             if "step" in state:
@@ -48,7 +45,7 @@ class ScaledAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; `closure`, if given, is called for the loss, which is returned."""
+        """One step; `closure`, if given, computes the loss, which is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,16 +59,11 @@ class ScaledAdamW(torch.optim.Optimizer):
                 if not state:
                     state["step"] = torch.zeros((), device=p.device)
                     state |= {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
-                size = scale(p, group["min_scale"])
-                # In one pass over the weights. The rate is a tensor: asking a GPU for its value would make the processor wait.
+                size = (p.norm() / p.numel() ** 0.5).clamp_min(group["min_scale"])
+                # One pass over the weights. The rate stays a tensor: reading its value from a GPU would stall the processor.
                 adamw(
                     [p], [p.grad], [state["mean"]], [state["square"]], [], [state["step"]], fused=True, amsgrad=False,
                     beta1=first, beta2=second, lr=group["lr"] * size, weight_decay=group["weight_decay"], eps=group["eps"],
                     maximize=False,
                 )  # fmt: skip
         return loss
-
-
-def scale(p: torch.Tensor, least: float) -> torch.Tensor:
-    """The root mean square of weights, or `least` where it is less."""
-    return (p.norm() / p.numel() ** 0.5).clamp_min(least)

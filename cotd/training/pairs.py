@@ -1,4 +1,4 @@
-"""Training pairs: how a method turns examples and annotations into inputs and targets."""
+"""Training pairs: how a method turns reviews and annotations into inputs and targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.training.methods import Method
 
-PAIR_COLUMNS = ["review_id", "input", "target", "task", "weight"]
+PAIR_COLUMNS = ["review_id", "input", "target", "target_kind", "weight"]
+TARGET_KINDS = ("label", "rationale", "joint")  # joint: a rationale, and its label after it
 
 
 def training_pairs(
@@ -23,46 +24,44 @@ def training_pairs(
 
     Args:
         reviews: the Review rows to train on.
-        annotations: the Annotation table, or None for methods that need none. Quarantined rows (`error` not
-            null) are left out.
+        annotations: the Annotation table, or None for methods that need none. Quarantined rows (`error` not null) are
+            left out.
         rationale_weight: λ of L = L_label + λ L_rationale; the weight of every rationale pair.
-        shared_encoder: a rationale's input is that of the label; what is asked for is told to the decoder.
+        shared_encoder: a rationale's input is that of the label; the decoder is told which to write.
 
     Returns:
-        A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its
-        sampled rationales; or, where rationale and label are one target, one `joint` pair for each. Where the
-        rationale is an input, it is that of the first sample, for there is one at inference. Each input carries the
-        task's prefix for what is asked. A review without what the method needs (no gold label, a quarantined
-        annotation) contributes nothing, so that every method's label and rationale pairs speak of the same reviews.
+        A frame with PAIR_COLUMNS: at most one `label` pair a review, and one `rationale` pair for each of its sampled
+        rationales; or, if rationale and label are one target, one `joint` pair for each. A rationale as input is that of
+        the first sample, as there is one at inference. Each input has the task's prefix for its kind of target. A review
+        without what the method needs (gold label, annotation) gives no pair, so that every method's label and rationale
+        pairs are of the same reviews.
 
     Raises:
-        CotdError: the method needs gold or annotations, and there are none for these reviews.
+        CotdError: the method needs gold labels or annotations, and there are none for these reviews.
     """
-    # One annotation a review and kind for labels; all samples for rationales.
     own = usable(annotations, gold_conditioned=False)
     teacher_labels = own.drop_duplicates("review_id").set_index("review_id")["label"].to_dict()
-    # Samples may differ in their label; a rationale for another label than the one that is learnt would contradict it.
+    # Samples may differ in their label; a rationale for another label would contradict the one that is learned.
     own = own[own["label"] == own["review_id"].map(teacher_labels)]
     chosen = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
-    chosen = chosen[chosen["rationale"] != ""]  # a teacher may have given its label alone
+    chosen = chosen[chosen["rationale"] != ""]  # a teacher may have written only its label
     rationales = chosen.groupby("review_id")["rationale"].apply(list).to_dict() if method.rationale else {}
 
     pairs = []
     for review in reviews.itertuples():
         label = review.label if method.labels == "gold" else teacher_labels.get(review.id)
-        if pd.isna(label) or (method.rationale and review.id not in rationales):
+        samples = rationales.get(review.id, [])
+        if pd.isna(label) or (method.rationale and not samples):
             continue
-        written = rationales.get(review.id, [])
         if method.rationale_before_label:
-            for rationale in written:
-                target = task.joint_target(rationale, label)
-                pairs.append((review.id, task.rationale_prefix + review.text, target, "joint", 1.0))
+            source = task.rationale_prefix + review.text
+            pairs += [(review.id, source, task.joint_target(rationale, label), "joint", 1.0) for rationale in samples]
             continue
-        text = task.with_rationale(review.text, written[0]) if method.rationale_as_input else review.text
+        text = task.with_rationale(review.text, samples[0]) if method.rationale_as_input else review.text
         pairs.append((review.id, task.label_prefix + text, task.verbalizers[label], "label", 1.0))
-        asked = task.label_prefix if shared_encoder else task.rationale_prefix
-        for rationale in written if method.writes_rationales else ():
-            pairs.append((review.id, asked + review.text, rationale, "rationale", rationale_weight))
+        if method.writes_rationales:
+            source = (task.label_prefix if shared_encoder else task.rationale_prefix) + review.text
+            pairs += [(review.id, source, rationale, "rationale", rationale_weight) for rationale in samples]
     if not pairs:
         raise CotdError(missing_input(method, reviews))
     return pd.DataFrame(pairs, columns=PAIR_COLUMNS)
@@ -77,6 +76,7 @@ def usable(annotations: pd.DataFrame | None, gold_conditioned: bool) -> pd.DataF
 
 
 def missing_input(method: Method, reviews: pd.DataFrame) -> str:
+    """Why a method has nothing to learn from these reviews."""
     if method.labels == "gold" and reviews["label"].isna().all():
         return (
             f"method '{method.name}' trains on gold labels, but none of the {len(reviews)} training reviews has one. "

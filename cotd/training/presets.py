@@ -1,16 +1,16 @@
-"""Training settings of the papers, by name: `training.preset`. A key that is also given beside it wins.
+"""Training settings of the papers, by name: `training.preset`. Other keys of the block override a preset's.
 
-Neither paper trains in reduced precision, or says so; `training.precision` is this project's and no part of a preset, nor are
-`micro_batch_size` and `gradient_checkpointing`, which change no student.
+Neither paper trains in reduced precision, or says so: `training.precision` is not part of a preset, nor are `micro_batch_size`
+and `gradient_checkpointing`, which change no student.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from cotd.errors import nearest
+from cotd.errors import unknown
 
-# What both codes leave to transformers' Seq2SeqTrainer, and to T5 v1.1's own dropout.
+# What both codes leave to transformers' Seq2SeqTrainer, and T5 v1.1's own dropout.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
     "dropout": 0.1, "patience": None, "shared_encoder": False, "rationale_schedule": "constant",
@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_input_tokens": 512, "max_target_tokens": 64,
     },
     # The defaults of the code that Hsieh et al. 2023 published (google-research/distilling-step-by-step, run.py). It weighs
-    # both losses alike (α = 0.5), which is λ = 1. Targets are cut at 256 tokens there, generation at 64: no label's matter.
+    # both losses alike (α = 0.5), which is λ = 1. It cuts targets at 256 tokens and generation at 64, which no label reaches.
     "hsieh2023": TRAINER_DEFAULTS | {
         "steps": 10_000, "batch_size": 64, "learning_rate": 5e-5, "rationale_weight": 1.0, "eval_every": 250,
         "max_input_tokens": 1024, "max_target_tokens": 256,
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def apply_preset(plain: Any) -> Any:
-    """A plain `training` block with its preset's values in place of the preset's name.
+    """A plain `training` block with its preset's values instead of the preset's name.
 
     Raises:
         ValueError: there is no such preset.
@@ -43,5 +43,5 @@ def apply_preset(plain: Any) -> Any:
     explicit = {key: value for key, value in plain.items() if key != "preset"}
     name = plain["preset"]
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"unknown preset '{name}'; known: {', '.join(PRESETS)}.{nearest(str(name), list(PRESETS))}")
+        raise ValueError(unknown("preset", name, PRESETS))
     return PRESETS[name] | explicit

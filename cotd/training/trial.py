@@ -13,11 +13,10 @@ from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
 
-# Settings that mean something to methods alone whose rationales are targets of their own.
-RATIONALE_SETTINGS = ("rationale_weight", "rationale_schedule")
-
-# What was trained before there were such settings, and is found by the id that it had then.
-BEFORE = {"truncation": "head", "weight_average": None}
+# Training settings that only methods use whose rationales are targets of their own.
+MULTITASK_SETTINGS = ("rationale_weight", "rationale_schedule", "shared_encoder")
+# Training settings that change memory and time, and not the student.
+PERFORMANCE_SETTINGS = ("micro_batch_size", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,11 @@ class Trial:
 
     Attributes:
         model: the base model that `size` names.
-        samples, filters: which of the annotations are learned from: the first n samples of a review, and these filters in
-            place of those that were applied when the annotations were made; None: the annotations as they were made.
-        varied: what sets this trial apart from others of its method, fraction, size and seed, for people to read: key →
-            value. No part of its identity, which the values are.
         base_digest, reviews_digest, annotations_digest: content digests of what is trained; the last is None for a
             method that needs no annotations, so that another teacher does not make `finetune` train again.
+        samples, filters: which annotations are used: the first n samples of a review, and these filters in place of those
+            applied when the annotations were made; None: the annotations as they were made.
+        overrides: the settings that distinguish this trial from others of its method, fraction, size and seed, for display.
     """
 
     method: str
@@ -46,50 +44,43 @@ class Trial:
     annotations_digest: str | None
     samples: int | None = None
     filters: Filters | None = None
-    varied: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
-        identity = self.to_dict()
-        del identity["model"], identity["size"], identity["varied"]  # names; base_digest is what they name
-        for key in ("micro_batch_size", "gradient_checkpointing"):  # how, not what
-            del identity["training"][key]
-        if not self.shares_encoder:
-            del identity["training"]["shared_encoder"]
-        if self.training.rationale_schedule == "constant" or not METHODS[self.method].multitask:
-            del identity["training"]["rationale_schedule"]
-        identity["training"]["truncation"] = self.truncation
-        for key, before in BEFORE.items():
-            if identity["training"][key] == before:
-                del identity["training"][key]
-        for key in ("samples", "filters"):
-            if identity[key] is None:
-                del identity[key]
-        return digest(identity)
+        """A digest of all that decides which student is trained.
+
+        Left out are names (their digests count), display values, and settings that do not change the student or that its
+        method does not use.
+        """
+        unused = PERFORMANCE_SETTINGS if METHODS[self.method].multitask else PERFORMANCE_SETTINGS + MULTITASK_SETTINGS
+        training = self.training.model_dump(exclude=set(unused)) | {"truncation": self.truncation}
+        identity = {key: value for key, value in self.to_dict().items() if key not in ("model", "size", "overrides")}
+        return digest(identity | {"training": training})
 
     @property
     def shares_encoder(self) -> bool:
-        """Whether a review is encoded once for its label and its rationale: only methods that write both apart do."""
+        """Whether a review is encoded once for its label and its rationale."""
         return self.training.shared_encoder and METHODS[self.method].multitask
 
     @property
     def truncation(self) -> Truncation:
-        """How inputs that are too long are cut: of a rationale with a review after it always the end, so that it stays whole."""
+        """How long inputs are cut. A rationale before a review stays whole: only the review's end is cut."""
         return "head" if METHODS[self.method].rationale_as_input else self.training.truncation
 
     @property
     def title(self) -> str:
-        """A name a person can read, for MLflow and tables."""
-        names = [self.method, format_percent(self.fraction), self.size, f"seed {self.seed}", self.arm]
+        """A readable name, for MLflow and tables."""
+        names = [self.method, format_percent(self.fraction), self.size, f"seed {self.seed}", self.variant]
         return " · ".join(name for name in names if name)
 
     @property
-    def arm(self) -> str:
-        """What sets this trial apart from others of its method, fraction, size and seed; "" where nothing does."""
-        return ", ".join(f"{key} {readable(value)}" for key, value in self.varied.items())
+    def variant(self) -> str:
+        """The overrides as text, such as "rationale_weight 2"; "" if there are none."""
+        return ", ".join(f"{key} {format_setting(value)}" for key, value in self.overrides.items())
 
     def cost(self, parameters: float) -> float:
-        """How much there is to compute, in a unit of no meaning: tokens times parameters.
+        """The amount of computation, as tokens × parameters; only ratios have a meaning.
 
         Args:
             parameters: of the base model.
@@ -100,14 +91,16 @@ class Trial:
         return parameters * training.steps * training.batch_size * (inputs + rationale)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for `trial.json`."""
         return {**asdict(self), "training": self.training.model_dump(), "fraction": float(self.fraction)}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Trial:
-        return cls(**{**plain, "training": TrainingConfig(**{**BEFORE, **plain["training"]})})
+        """The trial that `to_dict` described."""
+        return cls(**{**plain, "training": TrainingConfig(**plain["training"])})
 
 
-def readable(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting's value as people write it: 0.003, or `length + near_duplicates`."""
     if isinstance(value, float):
         return f"{value:g}"

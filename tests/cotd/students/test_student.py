@@ -95,7 +95,7 @@ def test_a_student_that_reasons_first_is_scored_after_its_rationale(
         read = tokenizer("explain: " + text, return_tensors="pt")["input_ids"]
         # Its own tokens: a random student's text, spelled anew, may be other tokens.
         ids = model.generate(input_ids=read, max_new_tokens=8, num_beams=1, do_sample=False)[0].tolist()
-        rationale = reasoning.rationale_ids(ids)
+        rationale = reasoning.rationale_tokens(ids)
         assert tokenizer.decode(rationale).strip() == why
         written = [0, *rationale, *tokenizer("Answer:", add_special_tokens=False)["input_ids"]]
         with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_student_that_reads_rationales_needs_one_a_text(student: Student, tiny
     alike = student.predict([f"{why} Review: {text}" for why, text in zip(reasons, TEXTS, strict=True)])
     assert [p.probabilities for p in reader.predict(TEXTS, reasons)] == [p.probabilities for p in alike]
     for reads in (None, reasons[:2]):
-        with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale beside each text"):
+        with pytest.raises(CotdError, match=r"'rationale_input': it reads the teacher's rationale with each text"):
             reader.predict(TEXTS, reads)
     with pytest.raises(CotdError, match="reads no rationales"):
         student.predict(TEXTS, reasons)
@@ -242,7 +242,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_label_words_must_differ_at_their_first_token(student: Student) -> None:
     task = replace(SENTIMENT, verbalizers={"negative": "negative", "positive": "negative not"})
-    with pytest.raises(CotdError, match="begins two of the label words negative, negative not with the same token"):
+    with pytest.raises(CotdError, match="begins two of the verbalizers negative, negative not with the same token"):
         Student(student.model, student.tokenizer, task, {})
 
 

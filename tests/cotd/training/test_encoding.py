@@ -12,24 +12,19 @@ import pandas as pd
 import pytest
 import torch
 
-from cotd.data.examples import build_examples, select_fraction
+from cotd.data.examples import select_fraction
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import AnnotationRows, annotation_row
 from cotd.training.config import TrainingConfig
-from cotd.training.encoding import EncodedPairs, cached_pairs, encode_trial
+from cotd.training.encoding import EncodedPairs, cached_pairs, encode_pairs, encode_trial
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
-from cotd.training.pairs import training_pairs
+from cotd.training.pairs import TARGET_KINDS, training_pairs
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
-
-
-@pytest.fixture(scope="module")
-def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
-    return build_examples(review_rows, "small", SENTIMENT).table
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +88,12 @@ def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     rows = replace(mapped.head(len(part)), rationale_weight=0.3)
     alone = replace(encode_trial(trial, part, annotations, tokenizer, SENTIMENT), rationale_weight=0.3)
     assert list(rows) == list(alone)
-    assert set(rows.label_words()) == set(alone.label_words())
+    assert set(rows.used_verbalizers()) == set(alone.used_verbalizers())
     pairs = training_pairs(METHODS[method], part, annotations, SENTIMENT, 0.3)
     assert rows.counts() == alone.counts()
     assert rows.counts()["train_pairs"] == len(pairs)
-    assert sorted(w for row in rows for task in ("label", "rationale", "joint") for _, _, w in row[task]) == sorted(
-        pairs["weight"]
-    )
-    longest = max((len(ids) for row in rows for task in ("label", "rationale", "joint") for ids, _, _ in row[task]), default=0)
+    assert sorted(w for row in rows for kind in TARGET_KINDS for _, _, w in row[kind]) == sorted(pairs["weight"])
+    longest = max((len(ids) for row in rows for kind in TARGET_KINDS for ids, _, _ in row[kind]), default=0)
     assert longest <= 16
 
 
@@ -161,3 +154,18 @@ def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
             cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)
     assert not [p for p in tmp_path.glob("pairs-*") if not p.name.endswith(".part")]
     assert list(cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)) == list(encode())
+
+
+def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
+    _, tokenizer = load_base(str(tiny_t5))
+    pairs = pd.DataFrame([("r", "predict: " + "film " * 50, "warm " * 50, "label", 1.0)])
+    pairs.columns = ["review_id", "input", "target", "target_kind", "weight"]
+    ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
+    assert (len(source), len(target)) == (16, 8)
+    assert source[-1] == target[-1] == tokenizer.eos_token_id
+    row = encode_pairs(pairs, tokenizer, 16, 64)[0]
+    assert (row["cut_inputs"], row["cut_targets"]) == (1, 0)
+    joint = pairs.assign(target="warm " * 50 + "Answer: positive", target_kind="joint")
+    ((_, target, _),) = encode_pairs(joint, tokenizer, 16, 16)[0]["joint"]
+    assert len(target) == 16
+    assert tokenizer.decode(target, skip_special_tokens=True).endswith("warm Answer: positive")

@@ -37,3 +37,12 @@ def test_the_curve_survives_a_kill(tmp_path: Path) -> None:
     folder.metrics.write_text("\n".join(lines))
     folder.add_point({"step": 40, "validation_accuracy": 0.9})
     assert [point["step"] for point in folder.curve()] == [10, 20, 40], "on a line of its own"
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_st'), (6, "")):
+        (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (checkpoints / "checkpoint-8").mkdir(parents=True)
+    assert TrialFolder(tmp_path).latest_checkpoint() == checkpoints / "checkpoint-2"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cotd.training.optimizers import ScaledAdamW, trainer_optimizer
+from cotd.training.optimizers import TRAINER_NAMES, ScaledAdamW, custom_optimizer
 
 
 def test_steps_are_relative_to_the_size_of_what_they_change() -> None:
@@ -32,9 +32,9 @@ def test_it_finds_a_minimum_and_decays_what_is_told_to() -> None:
 def test_the_trainer_knows_every_optimiser(name: str) -> None:
     from transformers import TrainingArguments
 
-    optim, given = trainer_optimizer(name, 0.01, 0.0)
+    optim, custom = TRAINER_NAMES[name], custom_optimizer(name, 0.01, 0.0)
     assert TrainingArguments(optim=optim, use_cpu=True, report_to="none").optim == optim
-    assert (given is not None) == name.startswith("scaled")
+    assert (custom is not None) == name.startswith("scaled")
 
 
 def test_what_is_loaded_lies_where_the_weights_lie() -> None:

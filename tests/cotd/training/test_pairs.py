@@ -38,7 +38,7 @@ ANNOTATIONS = annotations(
 
 def pairs(method: str, reviews: pd.DataFrame = REVIEWS, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
     made = training_pairs(METHODS[method], reviews, table, SENTIMENT, 0.5)
-    assert list(made.columns) == ["review_id", "input", "target", "task", "weight"]
+    assert list(made.columns) == ["review_id", "input", "target", "target_kind", "weight"]
     return list(made.itertuples(index=False, name=None))
 
 

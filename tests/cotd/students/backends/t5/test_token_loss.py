@@ -28,7 +28,7 @@ def test_loss_and_gradients_are_those_of_all_logits(count: int, at_once: int, sm
     expected = (losses * weights).sum()
     expected_gradients = torch.autograd.grad(expected * factor, [states, output])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "AT_ONCE", 50 * at_once)
+        patch.setattr(module, "CHUNK_LOGITS", 50 * at_once)
         found = token_loss(states, output, labels, weights, smoothing)
         gradients = torch.autograd.grad(found * factor, [states, output])
         with torch.no_grad():

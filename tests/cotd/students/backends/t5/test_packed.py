@@ -1,0 +1,51 @@
+"""T5 over packed sequences against transformers' own forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cotd.students.backends.t5.packed import run_block, token_states
+from cotd.training.collate import padded_logits
+
+
+@pytest.mark.parametrize(
+    ("version", "checkpointing", "fewest"), [("v1.0", False, 0), ("v1.1", False, 0), ("v1.1", True, 0), ("v1.0", False, 2**14)]
+)
+def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(
+    version: str, checkpointing: bool, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many groups of rows as there are lengths, and with one."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+    kind = (
+        {"feed_forward_proj": "relu"}
+        if version == "v1.0"
+        else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    )
+    model = T5ForConditionalGeneration(T5Config(**shape, **kind, dropout_rate=0.0, decoder_start_token_id=0)).eval()
+    computed: list[Any] = []
+    monkeypatch.setattr(
+        "cotd.students.backends.t5.packed.run_block", lambda *given: computed.append(given) or run_block(*given)
+    )
+    monkeypatch.setattr("cotd.students.backends.t5.packed.MIN_SCORES", fewest)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    lengths, target_lengths = torch.tensor([40, 38, 5, 1]), torch.tensor([25, 25, 20, 2, 4, 1])
+    sources = torch.tensor([0, 3, 1, 2, 3, 3])
+    inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
+    found = []
+    for packed in (True, False):
+        model.train(packed)
+        given = (model, inputs, lengths, sources, targets, target_lengths, targets > 9)
+        logits = model.lm_head(token_states(*given)) if packed else padded_logits(*given)
+        model.zero_grad()
+        logits.square().mean().backward()
+        found.append([logits, *(p.grad.clone() for p in model.parameters())])
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))
+    assert len(computed) == (8 if checkpointing else 4)
