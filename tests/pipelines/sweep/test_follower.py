@@ -1,16 +1,13 @@
-"""MLflow that is down, or goes away: trials never wait for it, and it gets what it missed."""
+"""An MLflow server that is down or stops responding: trials never wait for it, and it gets what it missed."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from cotd.errors import CotdError
@@ -21,58 +18,34 @@ from cotd.training.folder import TrialFolder
 from cotd.training.trial import Trial
 from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.plan import Plan
+from tests.processes import free_port, running, wait_for
 
 
 class Server:
     """A real `mlflow server` that can be stopped and started on the same database."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._running = contextlib.ExitStack()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1"]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{self.folder}/server.db",
-            "--artifacts-destination",
-            str(self.folder / "a"),
-        ]
-        # Without its seven processes for jobs of MLflow's own, which nobody gives it here.
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise AssertionError("the MLflow server did not come up")
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--artifacts-destination", f"{self.folder}/a"]
+        log = self.folder / "server.log"
+        # Without the seven processes for MLflow's own jobs, of which it has none here.
+        self._running.enter_context(running(command, log, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"))
+        wait_for(f"{self.url}/health", log)
 
     def stop(self) -> None:
-        import psutil
-
-        if self.process is not None:
-            family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-            for process in family:
-                process.kill()
-            psutil.wait_procs(family, timeout=10)
-            self.process.wait()
-            self.process = None
+        self._running.close()
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.stop()
+    made = Server(tmp_path)
+    yield made
+    made.stop()
 
 
 def plan_of(config: StudyConfig) -> tuple[Plan, Trial, TrialFolder]:
@@ -89,7 +62,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_a_server_that_is_down_at_the_start_is_one_error_and_soon(write_study: Callable[..., Path], server: Server) -> None:
+def test_a_server_that_is_down_at_the_start_is_one_quick_error(write_study: Callable[..., Path], server: Server) -> None:
     begun = time.monotonic()
     with pytest.raises(CotdError) as caught:
         StudyTracker(load_config(write_study(), [f"tracking.uri={server.url}"]))
@@ -130,7 +103,7 @@ def test_what_a_server_missed_is_delivered_when_it_is_back(
     server.start()
     wait_until(lambda: not follower.behind and not follower.unreachable)
     assert steps() == [1, 2, 3]
-    # A server that stays away keeps nobody for long, and what it lacks is known.
+    # A server that does not come back delays the end only briefly, and what it lacks is reported.
     server.stop()
     folder.add_point({"step": 4, "validation_accuracy": 0.7})
     folder.write_pruned({"step": 4, "validation_accuracy": 0.7})
@@ -145,7 +118,7 @@ def test_what_a_server_missed_is_delivered_when_it_is_back(
     capfd.readouterr()
 
 
-def test_it_leaves_no_run_open(write_study: Callable[..., Path], make_store: Callable[[Path], str], tmp_path: Path) -> None:
+def test_no_run_is_left_open(write_study: Callable[..., Path], make_store: Callable[[Path], str], tmp_path: Path) -> None:
     config = load_config(write_study(), [f"tracking.uri={make_store(tmp_path / 'mlflow.db')}"])
     plan, trial, folder = plan_of(config)
     tracker = StudyTracker(config)

@@ -38,21 +38,21 @@ SEARCH = {
 
 
 class Spy:
-    """Sees what Tune tells of the trials, and kills the worker of the first that has scored twice."""
+    """Watches what Tune reports of the trials, and kills the worker of the first that has scored twice."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.at_once = 0
         self.killed: str | None = None
-        self.tell_result, self.tell_start = TrialWatcher.on_trial_result, Board.start
-        patch.setattr(TrialWatcher, "on_trial_result", lambda *told, **more: self.result(*told, **more))
+        self.on_result, self.on_start = TrialWatcher.on_trial_result, Board.start
+        patch.setattr(TrialWatcher, "on_trial_result", lambda *args, **kwargs: self.result(*args, **kwargs))
         patch.setattr(Board, "start", lambda board, trial: self.started(board, trial))
 
     def started(self, board: Board, trial: Trial) -> None:
-        self.tell_start(board, trial)
+        self.on_start(board, trial)
         self.at_once = max(self.at_once, len(board.running))
 
     def result(self, watcher: TrialWatcher, *, trial: Any, result: dict[str, Any], **more: Any) -> None:
-        self.tell_result(watcher, trial=trial, result=result, **more)
+        self.on_result(watcher, trial=trial, result=result, **more)
         if self.killed is None and result["step"] == 8:
             self.killed = Path(trial.config["folder"]).name
             os.kill(result["pid"], signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_a_killed_worker_costs_the_work_since_its_last_checkpoint(searched: Sear
     assert outcome["failed"] == {}
     for metrics in (config.directory / "trials").glob("*/metrics.jsonl"):
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-        # It was killed as it told of step 8, the checkpoint at 4 being there, and perhaps that at 8.
+        # It was killed as it reported step 8, when the checkpoint at 4 was there, and perhaps that at 8.
         again = steps.count(8) if metrics.parent.name == spy.killed else 1
         assert again <= 2
         assert steps.count(4) == 1
@@ -145,9 +145,7 @@ def test_a_finished_search_trains_nothing_again_and_a_longer_one_only_what_is_ne
     assert len(more.pending()) == 2
 
 
-def test_a_grid_that_can_hardly_be_meant_is_asked_about(
-    write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_very_large_grid_needs_agreement(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(
         write_study(grid={"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": list(range(10_001))})
     )
@@ -167,7 +165,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_gone_on_from_in_the_same_runs(
+def test_a_sweep_resumes_in_the_same_runs_after_its_driver_was_killed(
     write_study: Callable[..., Path], tiny_t5: Path, environment: dict[str, str]
 ) -> None:
     import mlflow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from cotd.study.config import StudyConfig, load_config
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
-from pipelines.cluster.session import MARKER, ray_session
+from pipelines.cluster.session import MARKER, marked_processes, ray_session
 from pipelines.sweep.plan import plan_study
 from pipelines.sweep.run import sweep
 from pipelines.sweep.watch import TrialWatcher, failure_reason
@@ -43,14 +44,12 @@ def write(write_study: Callable[..., Path], tiny_t5: Path) -> Callable[..., Stud
 
 def workers() -> list[psutil.Process]:
     """The processes of this Ray that train."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()) and process.environ().get(MARKER) == os.environ.get(MARKER):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    training = []
+    for process in marked_processes(os.environ.get(MARKER, "")):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                training.append(process)
+    return training
 
 
 def parameters(folder: TrialFolder) -> dict[str, torch.Tensor]:
@@ -67,8 +66,8 @@ def assert_trained_as_by_one(config: StudyConfig, trial: Trial, scratch: Path) -
         torch.testing.assert_close(value, parameters(alone)[name], rtol=0, atol=1e-5)
     assert result["steps"] == expected["steps"]
     assert [result[s]["accuracy"] for s in ("validation", "test")] == [expected[s]["accuracy"] for s in ("validation", "test")]
-    told = [{k: p[k] for k in ("step", "validation_accuracy")} for p in plan.folder(trial).curve()]
-    assert told == [{k: p[k] for k in ("step", "validation_accuracy")} for p in alone.curve()]
+    scores = [{k: p[k] for k in ("step", "validation_accuracy")} for p in plan.folder(trial).curve()]
+    assert scores == [{k: p[k] for k in ("step", "validation_accuracy")} for p in alone.curve()]
 
 
 @pytest.mark.slow
@@ -79,26 +78,26 @@ def test_two_workers_train_the_trial_that_one_would(write: Callable[..., StudyCo
     assert (outcome["trained"], outcome["failed"]) == (1, {})
     (trial,) = plan_study(config).trials
     assert_trained_as_by_one(config, trial, tmp_path / "alone")
-    assert not (config.directory / "tune").exists(), "Ray's own state goes"
+    assert not (config.directory / "tune").exists(), "Ray's own state is removed"
 
 
 class Spy:
-    """Sees what Tune tells of the trials, and kills a worker of the first that is scored."""
+    """Watches what Tune reports of the trials, and kills a worker of the first that is scored."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.killed = 0
         self.recovered: list[str] = []
-        tell_result, tell_recover = TrialWatcher.on_trial_result, TrialWatcher.on_trial_recover
+        on_result, on_recover = TrialWatcher.on_trial_result, TrialWatcher.on_trial_recover
 
-        def result(watcher: TrialWatcher, **told: Any) -> None:
-            tell_result(watcher, **told)
-            if not self.killed and watcher.planned(told["trial"])[0].size == "tiny":
+        def result(watcher: TrialWatcher, **kwargs: Any) -> None:
+            on_result(watcher, **kwargs)
+            if not self.killed and watcher.planned(kwargs["trial"])[0].size == "tiny":
                 self.killed = workers()[-1].pid
                 os.kill(self.killed, signal.SIGKILL)
 
-        def recover(watcher: TrialWatcher, **told: Any) -> None:
-            self.recovered.append(failure_reason(told["trial"], watcher.planned(told["trial"])[1]))
-            tell_recover(watcher, **told)
+        def recover(watcher: TrialWatcher, **kwargs: Any) -> None:
+            self.recovered.append(failure_reason(kwargs["trial"], watcher.planned(kwargs["trial"])[1]))
+            on_recover(watcher, **kwargs)
 
         patch.setattr(TrialWatcher, "on_trial_result", result)
         patch.setattr(TrialWatcher, "on_trial_recover", recover)
@@ -125,4 +124,4 @@ def test_a_killed_worker_costs_the_work_since_the_last_checkpoint(
         assert [point["step"] for point in folder.curve()] == list(range(20, 301, 20))
         assert not folder.error.exists()
     written = plan_study(config).folder(next(t for t in plan_study(config).trials if t.size == "tiny")).metrics
-    assert written.read_text().count('"step": 20,') == 1, "the attempt after it went on from a checkpoint"
+    assert written.read_text().count('"step": 20,') == 1, "the next attempt resumed from a checkpoint"

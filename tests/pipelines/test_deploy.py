@@ -1,4 +1,4 @@
-"""The files for a Ray cluster, for KubeRay and for the image, as far as the installed packages know what is right."""
+"""The files for a Ray cluster, for KubeRay and for the image, as far as the installed packages can check them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.runtime_env import RuntimeEnv
 
 from cotd.study.config import load_config
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "pipelines" / "deploy"
 
 
@@ -25,7 +25,7 @@ def rayjob() -> dict[str, Any]:
     return job["spec"]
 
 
-def test_rays_launcher_takes_the_cluster() -> None:
+def test_rays_launcher_accepts_the_cluster() -> None:
     plain = yaml.safe_load((FOLDER / "cluster.yaml").read_text())
     prepared = prepare_config(plain)
     validate_config(prepared)
@@ -36,7 +36,7 @@ def test_rays_launcher_takes_the_cluster() -> None:
     assert mounted.split(":")[1] in (FOLDER / "cluster.yaml").read_text().split("storage=")[1]
 
 
-def test_the_job_is_a_command_that_cotd_takes() -> None:
+def test_the_job_is_a_command_of_cotd() -> None:
     spec = rayjob()
     program, command, config, *overrides = shlex.split(spec["entrypoint"])
     assert (program, command) == ("cotd", "sweep")
@@ -60,7 +60,7 @@ def test_job_image_and_endpoint_have_the_ray_that_is_pinned() -> None:
     assert set(images) == set(re.findall(r"-t (cotd:\S+) \. ", (FOLDER / "Dockerfile").read_text())[:1])
 
 
-def test_the_image_is_made_of_what_is_here() -> None:
+def test_the_image_uses_files_that_exist() -> None:
     dockerfile = (FOLDER / "Dockerfile").read_text()
     assert "make install" in dockerfile
     assert re.search(r"^install:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
