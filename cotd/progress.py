@@ -1,4 +1,4 @@
-"""Progress on the terminal: one bar a stage, with what is done, how fast, and how long it will take."""
+"""Progress on the error stream: lines, and a bar for each stage with the time that is left."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(line: str = "") -> None:
-    """One line on the error stream, not wrapped: results go to the output stream, what is going on goes here."""
+    """Prints one line on the error stream, not wrapped; results go to the output stream."""
     console.print(line, soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
 def steady_stream() -> Iterator[None]:
-    """Keeps `say` on the present error stream, also while another thread has put something in its place to silence a library."""
+    """Keeps `say` on the present error stream, even if another thread replaces `sys.stderr` to silence a library."""
     before, console.file = console._file, sys.stderr
     try:
         yield
@@ -29,9 +29,9 @@ def steady_stream() -> Iterator[None]:
 
 @contextlib.contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar for `total` pieces of work; yields a function to call with how many more are done.
+    """A progress bar for `total` pieces of work; yields a function that is called with the number just done.
 
-    Where the error stream is no terminal (a log file), a line at the start, at each tenth and at the end instead.
+    If the error stream is not a terminal (a log file), a line at the start, at each tenth and at the end instead.
     """
     if not sys.stderr.isatty():
         yield from plain_track(title, total, unit)
@@ -46,6 +46,7 @@ def track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
 
 def plain_track(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """`track` by lines."""
     started, done, shown = time.monotonic(), 0, 0
 
     def advance(n: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotd.assets.convert import convert_amazon, convert_encoder, convert_rotten_tomatoes, convert_teacher
-from cotd.errors import CotdError, nearest
+from cotd.errors import CotdError, unknown
 from cotd.utils.home import home
 
 PREFIX = "embedded:"
@@ -66,7 +66,7 @@ def get_asset(source: str) -> Asset:
     """
     name = source.removeprefix(PREFIX)
     if name not in ASSETS:
-        raise CotdError(f"no embedded asset '{name}'; known: {', '.join(ASSETS)}.{nearest(name, list(ASSETS))}")
+        raise CotdError(unknown("embedded asset", name, ASSETS))
     return ASSETS[name]
 
 

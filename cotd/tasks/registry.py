@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from cotd.errors import CotdError, nearest
+from cotd.errors import CotdError, unknown
 from cotd.tasks.base import Task
 
 
@@ -26,5 +26,5 @@ def get_task(name: str) -> Task:
         CotdError: there is no such task.
     """
     if name not in TASKS:
-        raise CotdError(f"unknown task '{name}'; known: {', '.join(TASKS)}.{nearest(name, list(TASKS))}")
+        raise CotdError(unknown("task", name, TASKS))
     return TASKS[name]

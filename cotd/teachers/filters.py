@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import AfterValidator
 
 from cotd.data.spill import TextFile
-from cotd.errors import nearest
+from cotd.errors import nearest, unknown
 from cotd.tasks.base import Task
 from cotd.teachers.near_duplicates import near_duplicate_rows
 
@@ -110,13 +110,13 @@ def filter_problems(filters: Filters) -> list[str]:
             continue
         name, settings = name_and_settings(entry)
         if name not in FILTERS:
-            problems.append(f"unknown filter '{name}'; known: {', '.join(FILTERS)}.{nearest(name, list(FILTERS))}")
+            problems.append(unknown("filter", name, FILTERS))
             continue
         checks = SETTINGS.get(name, {})
         for key, value in settings.items():
             if key not in checks:
                 known = ", ".join(checks) or "none"
-                problems.append(f"{name} has no setting '{key}'; it has: {known}.{nearest(key, list(checks))}")
+                problems.append(f"{name} has no setting '{key}'; it has: {known}.{nearest(key, checks)}")
             elif not checks[key](value):
                 problems.append(f"{name}: {key} cannot be {value!r}")
     return problems

@@ -12,7 +12,7 @@ from cotd.tasks.registry import SENTIMENT
 
 
 def test_unknown_asset_names_the_nearest() -> None:
-    with pytest.raises(CotdError, match=r"no embedded asset 'rotten-tomato'; known: .*Did you mean 'rotten-tomatoes'\?"):
+    with pytest.raises(CotdError, match=r"unknown embedded asset 'rotten-tomato'; known: .*Did you mean 'rotten-tomatoes'\?"):
         assets.pull(["rotten-tomato"])
 
 
