@@ -61,13 +61,12 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
         kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
         problem = f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first."
         raise CotdError(" ".join([problem, *left_out]))
-    # Equal accuracies are common on a few hundred rows: the better ranking, then the least training data, decides.
-    trial, result = max(eligible, key=lambda e: (*merit(e[1]), -e[0].fraction, e[0].id))
+    trial, result = max(eligible, key=rank)
     accuracy, reviews = result["validation"]["accuracy"], result["validation"]["n"]
     sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {reviews} reviews.", *left_out]
     tracker = StudyTracker(config)
     registry, name = tracker.registry, config.tracking.registered_model
-    holder = registry.champion()
+    holder: Any = registry.champion()
     version = registry.register(
         tracker.sync_trial(trial, plan.folder(trial)), version_tags(config, trial, result, len(eligible))
     )
@@ -97,6 +96,12 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     return Promotion(champion, moved, sentences)
 
 
+def rank(entry: Finished) -> tuple[Any, ...]:
+    """Equal accuracies are common on a few hundred rows: the better ROC-AUC, then the least training data, decides."""
+    trial, result = entry
+    return *merit(result), -trial.fraction, trial.id
+
+
 def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], candidates: int) -> dict[str, str]:
     scores = {split: result[split] for split in ("validation", "test")}
     return {
@@ -122,7 +127,7 @@ def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, A
     gold = [(t, r) for t, r in finished if not METHODS[t.method].distilled]
     if not gold or not METHODS[chosen.method].distilled:
         return []
-    trial, best = max(gold, key=lambda e: merit(e[1]))
+    trial, best = max(gold, key=rank)
     if merit(best)[0] <= merit(result)[0]:
         return []
     validation, test = (f"{best[s]['accuracy']:.1%} against {result[s]['accuracy']:.1%}" for s in ("validation", "test"))

@@ -1,0 +1,100 @@
+"""Which student is promoted, and when the champion stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cotd.errors import CotdError
+from cotd.utils.files import read_json
+from pipelines import promote as package
+from tests.pipelines.report.studies import Study
+
+
+class Registry:
+    """A registry of one model: a version a run, whose alias a test reads."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, SimpleNamespace] = {}
+        self.aliases: dict[str, str] = {}
+        self.descriptions: dict[str, str] = {}
+
+    def champion(self) -> SimpleNamespace | None:
+        return next((v for v in self.versions.values() if v.version == self.aliases.get("champion")), None)
+
+    def register(self, run_id: str, tags: dict[str, str]) -> SimpleNamespace:
+        version = SimpleNamespace(version=str(len(self.versions) + 1), run_id=run_id, tags=tags)
+        return self.versions.setdefault(run_id, version)
+
+    def promote(self, version: str) -> None:
+        self.aliases["champion"] = version
+
+    def set_challenger(self, version: str) -> None:
+        self.aliases["challenger"] = version
+
+    def describe(self, version: str, text: str) -> None:
+        self.descriptions[version] = text
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    registry = Registry()
+    tracker = SimpleNamespace(registry=registry, sync_trial=lambda trial, folder: f"run of {trial.id}")
+    monkeypatch.setattr(package, "StudyTracker", lambda config: tracker)
+    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: 0.6)
+    return registry
+
+
+@pytest.fixture
+def made(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Study:
+    grid = {"method": ["finetune", "distill", "rationale_input"], "fraction": [0.1, 1.0], "size": ["tiny"], "seed": [0]}
+    made = Study(write_study, grid)
+    monkeypatch.setattr(package, "plan_study", lambda config: made.plan())
+    return made
+
+
+def test_the_best_distilled_student_that_predicts_alone_is_promoted(made: Study, registry: Registry) -> None:
+    accuracy = {"finetune": 0.8, "distill": 0.7, "rationale_input": 0.9}
+    made.accuracy = lambda method, fraction, size: accuracy[method]
+    outcome = package.promote(made.finish_all().config)
+    assert outcome.moved
+    assert (outcome.champion["method"], outcome.champion["fraction"]) == ("distill", 0.1), "the one of less data"
+    assert read_json(made.config.directory / "champion.json") == outcome.champion
+    assert registry.versions[outcome.champion["mlflow_run_id"]].tags["chosen_from"] == "2"
+    text = " ".join(outcome.sentences)
+    assert "Students of rationale_input read the teacher's rationale, and cannot be promoted." in text
+    assert "finetune · 10 % · tiny · seed 0 has 80.0% against 70.0% on validation (80.0% against 70.0% on test)" in text
+    assert "| test | 70.0% |" in registry.descriptions["1"]
+    assert package.promote(made.config, all_methods=True).champion["method"] == "finetune"
+
+
+@pytest.mark.parametrize(("present", "moved"), [(0.9, False), (0.5, True)])
+def test_a_better_champion_stays(
+    made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch, present: float, moved: bool
+) -> None:
+    registry.promote(registry.register("another study's run", {"method": "cot_labelled", "fraction": "0.5"}).version)
+    asked: list[Any] = []
+    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: asked.append(uri) or present)
+    outcome = package.promote(made.finish_all().config)
+    assert asked == [f"models:/{made.config.tracking.registered_model}/1"]
+    assert outcome.moved == moved
+    assert outcome.champion["method"] == ("distill" if moved else "cot_labelled")
+    assert registry.aliases == ({"champion": "2"} if moved else {"champion": "1", "challenger": "2"})
+
+
+def test_promoting_again_changes_nothing(made: Study, registry: Registry) -> None:
+    first = package.promote(made.finish_all().config)
+    again = package.promote(made.config)
+    assert not again.moved
+    assert again.champion == first.champion | {"moved": False}
+    assert "It is the champion already: version 1." in again.sentences
+
+
+def test_a_study_with_no_distilled_student_says_so(made: Study, registry: Registry) -> None:
+    made.finish(next(t for t in made.trials if t.method == "finetune"))
+    with pytest.raises(CotdError, match=r"no finished distilled trial .* to promote\. Run `cotd sweep CONFIG` first"):
+        package.promote(made.config)
