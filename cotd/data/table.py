@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,7 +45,7 @@ def in_blocks(rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, max(1, rows), BLOCK))
 
 
-def text_frame(columns: dict[str, Sequence[str]], **names: np.ndarray) -> pd.DataFrame:
+def text_frame(columns: Mapping[str, Sequence[str]], **names: np.ndarray) -> pd.DataFrame:
     """Columns of texts, and of names that may be None."""
     return pd.DataFrame(columns, dtype="str").assign(**{key: pd.Series(v, dtype=object) for key, v in names.items()})
 
