@@ -15,6 +15,7 @@ from typing import Any
 
 from cotd.errors import CotdError
 from cotd.training.folder import TrialFolder
+from cotd.utils.text import first_line
 from pipelines.cluster.resources import Needs
 
 
@@ -73,6 +74,6 @@ def first_cause(failures: dict[int, Exception]) -> tuple[bool, str]:
     causes = {rank: getattr(error, "health_check_failure", error) for rank, error in sorted(failures.items())}
     for rank, cause in causes.items():
         if isinstance(cause, RayActorError):
-            return True, f"worker {rank} has died: {str(cause).splitlines()[0]}"
+            return True, f"worker {rank} has died: {first_line(cause)}"
     cause = next((c for c in causes.values() if isinstance(c, CotdError)), next(iter(causes.values())))
     return False, " ".join(str(cause).split()) or repr(cause)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from cotd.utils.text import first_line
 from serve.endpoint.last_good import LastGood
 from serve.endpoint.metrics import Metrics
 from serve.endpoint.served import Served, pin
@@ -169,8 +170,3 @@ def in_short_lived_thread(work: Callable[[], Result]) -> Result:
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as thread:
         return thread.submit(work).result()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
 from cotd.students.student import Student
+from cotd.utils.files import replacing
 from serve.runtimes.base import Runtime
 from serve.runtimes.packages import require_packages
 from serve.runtimes.parity import PROBES, check_parity
@@ -54,10 +54,8 @@ def export_student(student: Student, folder: Path, format: str) -> None:
             f"a student trained by '{student.card.get('method')}' cannot be exported: its label needs more than one decoder "
             "step, or the teacher's rationale. Use its own folder, which is in Hugging Face layout."
         )
-    scratch = folder.with_name(folder.name + ".part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with replacing(folder) as scratch:
+        scratch.mkdir(parents=True)
         try:
             exported = write_and_load(student, scratch, format)
             check_tokens(student, scratch)
@@ -65,11 +63,6 @@ def export_student(student: Student, folder: Path, format: str) -> None:
         except CotdError as error:
             raise CotdError(f"the export failed and was removed: {error}") from error
         (scratch / "README.md").write_text(readme(student, format), encoding="utf-8")
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_and_load(student: Student, folder: Path, format: str) -> Runtime:
