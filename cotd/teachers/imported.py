@@ -1,6 +1,6 @@
-"""Answers that are read: a file of labels and rationales that a language model wrote already becomes a study's annotations.
+"""Imports a file of labels and rationales that a language model wrote as a study's annotations.
 
-A row of the file belongs to the review with its text, as reviews are told apart: after cleaning, whatever the case.
+A row of the file belongs to the review with its text: after cleaning, in any case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cotd.data.table import NONE, SPLITS, decode
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.teachers.annotations import annotation_row, tidy_rationale
-from cotd.teachers.config import TeacherConfig
+from cotd.teachers.config import ImportedConfig, TeacherConfig
 from cotd.teachers.output import (
     ImportedRows,
     TeacherOutput,
@@ -33,7 +33,7 @@ from cotd.teachers.output import (
     explained_reviews,
     rationale_rows,
     test_table,
-    with_shares_of_votes,
+    with_vote_shares,
 )
 from cotd.teachers.store import completion
 from cotd.teachers.teacher import Teacher
@@ -41,42 +41,28 @@ from cotd.teachers.teacher import Teacher
 KEY = "teacher.answers.columns"
 CELLS = ("text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line")
 NO_REVIEW = "no review of the study has this text"
-NO_GOLD = "no gold label, for which a rationale could be given"
-NOT_GOLD = "a rationale of another label than gold's"
-# What may stand around a label: quotes, brackets, a full stop. Not a minus sign: -1 is no 1.
-AROUND = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
+NO_GOLD = "the review has no gold label for the rationale"
+NOT_GOLD = "the rationale is for a label other than gold"
+# What may surround a label: quotes, brackets, a full stop. Not a minus sign: -1 is not 1.
+PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
 QUARANTINED = pa.schema(
     {name: pa.string() for name in ("review_id", "file")}
     | {"row": pa.int64()}  # of the file, from 1, without a header
     | {name: pa.string() for name in ("text", "label", "rationale", "reason")}
 )
-# Labels outside the task's of which each is counted by itself: a whole column may be the wrong one.
-MOST_LABELS = 1000
-# An answer of which nothing but its text is known.
+# How many different labels outside the task are counted: a wrong column may hold as many as rows.
+MAX_OTHER_LABELS = 1000
+# A completion of which only the text is known.
 WRITTEN = completion("", prompt_tokens=0, output_tokens=0)
 
 
-def answers_digest(data: DataConfig, config: TeacherConfig) -> str:
-    """Content digest of the files of answers.
-
-    Raises:
-        CotdError: there is no such file.
-    """
-    content = hashlib.sha256()
-    for path in answer_files(data, config):
-        with open(Path(path).expanduser(), "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
-    return content.hexdigest()[:16]
-
-
-def answer_files(data: DataConfig, config: TeacherConfig) -> list[str]:
-    """The files of answers.
+def imported_files(data: DataConfig, config: ImportedConfig) -> list[str]:
+    """The files to import.
 
     Raises:
         CotdError: one is missing.
     """
-    assert config.answers is not None
-    files = config.answers.files(data)
+    files = config.files(data)
     if problems := [
         f"teacher.answers.source: no file '{path}' (looked in {Path(path).expanduser().absolute().parent})."
         for path in files
@@ -86,58 +72,75 @@ def answer_files(data: DataConfig, config: TeacherConfig) -> list[str]:
     return files
 
 
-def answer_blocks(path: str, data: DataConfig, config: TeacherConfig) -> Iterator[pd.DataFrame]:
-    """A file's rows with the columns of CELLS that it has, a block at a time.
+def imported_digest(data: DataConfig, config: ImportedConfig) -> str:
+    """Content digest of the files to import.
 
     Raises:
-        CotdError: it cannot be read, or lacks columns that are named: all of them at once, with those that it has.
+        CotdError: one is missing.
     """
-    assert config.answers is not None
-    columns = config.answers.columns
+    content = hashlib.sha256()
+    for path in imported_files(data, config):
+        with open(Path(path).expanduser(), "rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest()[:16]
+
+
+def imported_blocks(path: str, data: DataConfig, config: ImportedConfig) -> Iterator[pd.DataFrame]:
+    """A file's rows with those columns of CELLS that it has, a block at a time.
+
+    Raises:
+        CotdError: it cannot be read, or lacks columns that are named: all of them at once.
+    """
+    columns = config.columns
     return read_mapped(path, columns.model_copy(update={"text": columns.text or data.columns.text}), KEY)
 
 
-def check_answers(data: DataConfig, config: TeacherConfig) -> None:
+def check_imported(data: DataConfig, config: ImportedConfig) -> None:
     """Looks at the beginning of each file, before the reviews are read.
 
     Raises:
-        CotdError: what `answer_files` and `answer_blocks` raise.
+        CotdError: as `imported_files` and `imported_blocks`.
     """
     problems: list[str] = []
-    for path in answer_files(data, config):
+    for path in imported_files(data, config):
         try:
-            next(answer_blocks(path, data, config))
+            next(imported_blocks(path, data, config))
         except CotdError as error:
             problems += error.problems
     if problems:
         raise CotdError(*problems)
 
 
-def reading_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
-    """A teacher that is asked nothing; its revision is the content of its answers."""
-    revision = ", ".join(filter(None, [config.revision, f"answers {answers_digest(data, config)}"]))
-    return Teacher(config.model, revision, config)
+def imported_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
+    """The teacher that wrote the files; its revision is their content."""
+    assert config.answers is not None
+    digest = imported_digest(data, config.answers)
+    return Teacher(config.model, ", ".join(filter(None, [config.revision, f"answers {digest}"])), config)
 
 
-def read_answers(data: DataConfig, teacher: Teacher, reviews: Examples, task: Task) -> TeacherOutput:
-    """The annotations of a file of answers: of training reviews rows, of test reviews labels to score the teacher by.
+def read_imported(data: DataConfig, teacher: Teacher, reviews: Examples, task: Task) -> TeacherOutput:
+    """The annotations of training reviews, and the labels of test reviews to score the teacher by.
 
-    A review's rows are its samples, in the file's order. Labels count whatever their case and the punctuation around them.
-    Without a column of probabilities a label's is the share of its review's samples that have it, as in `chain_of_thought`.
+    A review's rows are its samples, in the file's order. Labels count in any case and with punctuation around them. Without
+    a column of probabilities, a label's probability is the share of its review's samples that have it.
 
     Raises:
-        CotdError: the file cannot be read; no row is a review's; none is of use for a training review.
+        CotdError: a file cannot be read; no row is of a review; none is of use for a training review.
     """
-    files = answer_files(data, teacher.config)
-    reader = ImportedReader(files, data, teacher, reviews, task)
-    for path in files:
-        for block in answer_blocks(path, data, teacher.config):
+    assert teacher.config.answers is not None
+    reader = ImportedReader(imported_files(data, teacher.config.answers), data, teacher, reviews, task)
+    for path in reader.files:
+        for block in imported_blocks(path, data, teacher.config.answers):
             reader.add(block, path)
     return reader.output()
 
 
 class ImportedReader:
-    """Joins rows of answers to reviews. Some twenty bytes of memory for each review, however many rows there are."""
+    """Joins rows to reviews. Takes some twenty bytes of memory a review, however many rows there are.
+
+    Attributes:
+        usable: how many annotations without an error there are.
+    """
 
     def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, reviews: Examples, task: Task):
         assert teacher.config.answers is not None
@@ -146,16 +149,16 @@ class ImportedReader:
         self.dataset = dataset_name(data)
         self.origin = {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": None}
         voting = self.columns.label is not None and self.columns.label_probability is None
-        self.annotations = annotation_rows(teacher, reviews, *([with_shares_of_votes] if voting else []))
+        self.annotations = annotation_rows(self.config, reviews, *([with_vote_shares] if voting else []))
         table, spill_dir = reviews.rows, reviews.rows.texts.spill_dir
-        explained = explained_reviews(teacher.config, reviews)
-        self.explained = np.isin(table.numbers, explained.numbers)
+        explained = explained_reviews(self.config, reviews)
+        self.is_explained = np.isin(table.numbers, explained.numbers)
         self.rationales = rationale_rows(explained)
-        self.aside = SortedRows(QUARANTINED, ["review_id", "file", "row", "reason"], len(table), spill_dir)
-        # Of each review: how many rows are its, and the first label among them with its probability.
-        self.found = np.zeros(len(table), dtype=np.int32)
-        self.said = np.full(len(table), NONE, dtype=np.int8)
-        self.probability = np.full(len(table), np.nan)
+        self.quarantined = SortedRows(QUARANTINED, ["review_id", "file", "row", "reason"], len(table), spill_dir)
+        # Of each review: the number of its rows, and the first label among them with its probability.
+        self.samples = np.zeros(len(table), dtype=np.int32)
+        self.labels = np.full(len(table), NONE, dtype=np.int8)
+        self.probabilities = np.full(len(table), np.nan)
         self.rows = self.matched = self.usable = 0
         self.reasons: Counter[str] = Counter()
         self.other_labels: Counter[str] = Counter()
@@ -163,10 +166,10 @@ class ImportedReader:
         self._file, self._row = "", 0
 
     def add(self, block: pd.DataFrame, file: str) -> None:
-        """Reads some rows of a file, those of one file in their order.
+        """Reads the next rows of a file.
 
         Args:
-            block: with the columns of CELLS that are there.
+            block: with those columns of CELLS that it has.
         """
         if file != self._file:
             self._file, self._row = file, 0
@@ -174,37 +177,37 @@ class ImportedReader:
         columns = [list(frame[name]) if name in frame else [None] * len(frame) for name in CELLS]
         texts = [clean_text(text) if isinstance(text, str) else "" for text in columns[0]]
         ids = [review_id(self.dataset, text) for text in texts]
-        places = self.reviews.rows.positions(ids).tolist()
-        for i, text, place, *values in zip(ids, texts, places, *columns, strict=True):
+        positions = self.reviews.rows.positions(ids).tolist()
+        for i, text, position, *values in zip(ids, texts, positions, *columns, strict=True):
             self._row += 1
             self.rows += 1
             self.first_text = self.first_text or text
             cells = dict(zip(CELLS, values, strict=True))
             problem = cells["problem"] or text_problem(cells["text"]) or (None if text else "empty text")
-            if problem or place == NONE:
+            if problem or position == NONE:
                 self._quarantine(i, cells, cells["rationale"], problem or NO_REVIEW)
                 continue
             self.matched += 1
-            if self.reviews.rows.splits[place] == SPLITS.index("train"):
-                self._annotate(i, place, cells)
+            if self.reviews.rows.splits[position] == SPLITS.index("train"):
+                self._annotate(i, position, cells)
             else:
-                self._measure(i, place, cells)
-            self.found[place] += 1
+                self._measure(i, position, cells)
+            self.samples[position] += 1
 
-    def _annotate(self, i: str, place: int, cells: dict[str, Any]) -> None:
-        """Makes annotations of a training review's answer."""
-        sample, gold = int(self.found[place]), self.reviews.rows.label(place)
+    def _annotate(self, i: str, position: int, cells: dict[str, Any]) -> None:
+        """Adds the annotations of a training review's row."""
+        sample, gold = int(self.samples[position]), self.reviews.rows.label(position)
         label, probability, problem = self._label(cells)
         rows = []
         if self.columns.label:
-            rationale, unread = text_of(cells["rationale"]) if self.columns.rationale else (None, None)
-            reason = problem or unread
-            rows.append(annotation_row(i, sample, False, label, probability, rationale, WRITTEN, self.origin, error=reason))
+            rationale, unread = rationale_text(cells["rationale"]) if self.columns.rationale else (None, None)
+            error = problem or unread
+            rows.append(annotation_row(i, sample, False, label, probability, rationale, WRITTEN, self.origin, error=error))
         if self.columns.gold_rationale and self.config.gold_conditioned and gold:
-            rationale, unread = text_of(cells["gold_rationale"])
+            rationale, unread = rationale_text(cells["gold_rationale"])
             shared = self.columns.gold_rationale == self.columns.rationale
-            reason = (problem or (NOT_GOLD if label != gold else None)) if shared else None
-            rows.append(annotation_row(i, sample, True, gold, None, rationale, WRITTEN, self.origin, error=reason or unread))
+            error = (problem or (NOT_GOLD if label != gold else None)) if shared else None
+            rows.append(annotation_row(i, sample, True, gold, None, rationale, WRITTEN, self.origin, error=error or unread))
         if not rows:
             self._quarantine(i, cells, cells["gold_rationale"], NO_GOLD)
         for row in rows:
@@ -213,83 +216,84 @@ class ImportedReader:
         for reason, rationale in {row["error"]: row["rationale"] for row in rows if row["error"]}.items():
             self._quarantine(i, cells, rationale, reason)
 
-    def _measure(self, i: str, place: int, cells: dict[str, Any]) -> None:
-        """Notes the label of a held-out review's answer, and its rationale where it is wanted."""
+    def _measure(self, i: str, position: int, cells: dict[str, Any]) -> None:
+        """Keeps the label of a held-out review's row, and its rationale if students read it."""
         if not self.columns.label:
             return
         label, probability, problem = self._label(cells)
-        if label and self.said[place] == NONE:
-            self.said[place] = self.task.labels.index(label)
-            self.probability[place] = np.nan if probability is None else probability
-        if self.explained[place] and not self.found[place]:
-            rationale, unread = text_of(cells["rationale"])
-            rationale, short = tidy_rationale(rationale, "stop")
-            self.rationales.add({"review_id": i, "rationale": "" if unread or short else rationale})
-            problem = problem or unread or short
+        if label and self.labels[position] == NONE:
+            self.labels[position] = self.task.labels.index(label)
+            self.probabilities[position] = np.nan if probability is None else probability
+        if self.is_explained[position] and not self.samples[position]:
+            rationale, unread = rationale_text(cells["rationale"])
+            rationale, untidy = tidy_rationale(rationale, "stop")
+            self.rationales.add({"review_id": i, "rationale": "" if unread or untidy else rationale})
+            problem = problem or unread or untidy
         if problem:
             self._quarantine(i, cells, cells["rationale"], problem)
 
     def _label(self, cells: dict[str, Any]) -> tuple[str | None, float | None, str | None]:
-        """(label, its probability, what is wrong with either) of an answer."""
+        """(label, its probability, what is wrong with either) of a row."""
         if not self.columns.label:
             return None, None, None
         label = parse_model_label(cells["label"], self.task)
         if label is None:
-            said = text_cell(cells["label"])[:80]
-            if said and (said in self.other_labels or len(self.other_labels) < MOST_LABELS):
-                self.other_labels[said] += 1
-            return None, None, f"the label is not one of {', '.join(self.task.labels)}" if said else "no label"
-        probability = cells["label_probability"]
-        if probability is None:
+            other = cell_text(cells["label"])[:80]
+            if other and (other in self.other_labels or len(self.other_labels) < MAX_OTHER_LABELS):
+                self.other_labels[other] += 1
+            return None, None, f"the label is not one of {', '.join(self.task.labels)}" if other else "no label"
+        if cells["label_probability"] is None:
             return label, None, None
         try:
-            number = float(probability)
+            probability = float(cells["label_probability"])
         except (TypeError, ValueError):
-            number = np.nan
-        if not 0 <= number <= 1:
-            return label, None, "label_probability is no number from 0 to 1"
-        return label, number, None
+            probability = np.nan
+        if not 0 <= probability <= 1:
+            return label, None, "label_probability is not a number from 0 to 1"
+        return label, probability, None
 
     def _quarantine(self, i: str, cells: dict[str, Any], rationale: Any, reason: str) -> None:
         self.reasons[reason] += 1
         text = cells["line"] if cells["problem"] else cells["text"]
         row = {"review_id": i, "file": self._file, "row": self._row, "reason": reason}
         shown = {"text": text, "label": cells["label"], "rationale": rationale}
-        self.aside.add(row | {name: None if cell is None else text_cell(cell) for name, cell in shown.items()})
+        self.quarantined.add(row | {name: None if cell is None else cell_text(cell) for name, cell in shown.items()})
 
     def output(self) -> TeacherOutput:
         """All that was read.
 
         Raises:
-            CotdError: no row is a review's, or none is of use for a training review.
+            CotdError: no row is of a review, or none is of use for a training review.
         """
-        table, where = self.reviews.rows, ", ".join(self.files)
+        table, files = self.reviews.rows, ", ".join(self.files)
         if not self.matched:
             raise CotdError(
-                f"{where}: none of its {self.rows:,} rows has the text of a review of {self.dataset}. Rows are joined by that text, "
-                f"whatever its case and spaces; is {KEY}.text ('{self.columns.text or self.data.columns.text}') its column? It "
-                f"begins with {self.first_text[:60]!r}, and one of the reviews with {table.texts[int(table.numbers[0])][:60]!r}."
+                f"{files}: none of its {self.rows:,} rows has the text of a review of {self.dataset}. Rows and reviews are joined "
+                f"by text: the file's begin with {self.first_text[:60]!r}, the reviews with "
+                f"{table.texts[int(table.numbers[0])][:60]!r}. Check {KEY}.text ('{self.columns.text or self.data.columns.text}')."
             )
         if not self.usable:
             reasons = "; ".join(f"{count:,} × {reason}" for reason, count in self.reasons.most_common(5))
-            held_out = "" if reasons else "all of them are of validation and test reviews"
-            said = ", ".join(repr(label) for label, _ in self.other_labels.most_common(5))
+            labels = ", ".join(repr(label) for label, _ in self.other_labels.most_common(5))
             raise CotdError(
-                f"{where}: none of its {self.rows:,} rows is an answer that students could learn from: {reasons}{held_out}. "
-                f"Check {KEY}" + (f"; instead of labels it says {said}." if said else ".")
+                f"{files}: students can learn from none of its {self.rows:,} rows: "
+                f"{reasons or 'all are of validation and test reviews'}"
+                + (f"; its labels include {labels}" if labels else "")
+                + f". Check {KEY}."
             )
         train, test = (table.splits == SPLITS.index(name) for name in ("train", "test"))
-        asked = self.found[test] > 0 if self.columns.label else np.zeros(int(test.sum()), dtype=bool)
-        probabilities = self.probability[test] if self.columns.label_probability else None
-        measured = test_table(table.take(test), decode(self.task.labels, self.said[test]), probabilities, asked)
+        has_label = self.samples[test] > 0 if self.columns.label else np.zeros(int(test.sum()), dtype=bool)
+        probabilities = self.probabilities[test] if self.columns.label_probability else None
+        measured = test_table(table.take(test), decode(self.task.labels, self.labels[test]), probabilities, has_label)
         counts = {
             "files": self.files,
-            "rows": self.rows, "matched": self.matched, "reviews": int((self.found > 0).sum()),
-            "samples": int(self.found[train].max(initial=0)),
-            "unanswered_train": int((self.found[train] == 0).sum()), "unanswered_test": int((self.found[test] == 0).sum()),
+            "rows": self.rows, "matched": self.matched, "reviews": int((self.samples > 0).sum()),
+            "samples": int(self.samples[train].max(initial=0)),
+            "unanswered_train": int((self.samples[train] == 0).sum()),
+            "unanswered_test": int((self.samples[test] == 0).sum()),
             "quarantined": dict(self.reasons.most_common()), "other_labels": dict(self.other_labels.most_common(10)),
         }  # fmt: skip
-        return TeacherOutput(self.annotations, measured, None, self.rationales, ImportedRows(counts, self.aside))
+        return TeacherOutput(self.annotations, measured, None, self.rationales, ImportedRows(counts, self.quarantined))
 
 
 def parse_model_label(value: Any, task: Task) -> str | None:
@@ -297,17 +301,17 @@ def parse_model_label(value: Any, task: Task) -> str | None:
     if not isinstance(value, (str, int, float, np.number)):
         return None
     words = {word.casefold(): label for label, word in task.verbalizers.items()}
-    word = value.strip(AROUND) if isinstance(value, str) else value
+    word = value.strip(PUNCTUATION) if isinstance(value, str) else value
     return words.get(str(word).casefold()) or task.parse_label(word)
 
 
-def text_of(cell: Any) -> tuple[str, str | None]:
-    """(A rationale as text, why it cannot be read or None); one that is missing is empty."""
+def rationale_text(cell: Any) -> tuple[str, str | None]:
+    """(A rationale as text, "" if it is missing; why it cannot be read, or None)."""
     if cell is None or isinstance(cell, str):
         return clean_text(cell or ""), None
     return "", f"the rationale is a {type(cell).__name__}, not a string"
 
 
-def text_cell(cell: Any) -> str:
+def cell_text(cell: Any) -> str:
     """Any cell as text that can be stored."""
     return "" if cell is None else replace_surrogates(str(cell)).strip()

@@ -1,4 +1,4 @@
-"""What a teacher gives, asked or read: annotations, rationales of held-out examples, labels of test examples."""
+"""What a teacher gives: annotations, rationales of held-out reviews, and its own labels of test reviews."""
 
 from __future__ import annotations
 
@@ -15,9 +15,23 @@ from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, ExampleTable
 from cotd.teachers.annotations import AnnotationRows
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.teacher import Teacher
 
 RATIONALES = pa.schema({"review_id": pa.string(), "rationale": pa.string()})
+
+
+@dataclass(frozen=True)
+class ImportedRows:
+    """What became of the rows of an imported file.
+
+    Attributes:
+        counts: `files`; `rows`; `matched`, those of a review; `reviews` that have any; `samples`, the most that a training
+            review has; `unanswered_train` and `unanswered_test`, reviews that have none; `quarantined`, reason → rows;
+            `other_labels`, what stood in place of a label of the task → rows, the ten most common.
+        quarantined: the rows that cannot be used, in whole or in part, and why; one with two reasons is there twice.
+    """
+
+    counts: dict[str, Any]
+    quarantined: SortedRows
 
 
 @dataclass
@@ -26,19 +40,18 @@ class TeacherOutput:
 
     Attributes:
         rows: the annotations of the training reviews.
-        test: the teacher's own labels of the test reviews: review_id, gold, predicted, label_probability; `predicted`
-            is None where it gave no answer in the label set. Reviews that it was not asked for are left out.
+        test: the teacher's own labels of the test reviews, see `test_table`.
         calibration: what was fitted on what, or None.
-        held_out: the teacher's own rationales of validation and test reviews, "" where it gave none, with columns review_id
-            and rationale; of the reviews that it was asked about, which takes `held_out_rationales`.
-        read: what became of the rows of a file of answers, where the teacher was not asked.
+        held_out: the teacher's own rationales of validation and test reviews with columns review_id and rationale, "" if it
+            gave none; without the reviews that it was not asked about; empty without `held_out_rationales`.
+        imported: what became of the rows of an imported file, if the teacher was not asked.
     """
 
     rows: AnnotationRows
     test: pd.DataFrame
     calibration: dict[str, Any] | None
     held_out: SortedRows
-    read: ImportedRows | None = None
+    imported: ImportedRows | None = None
 
     @property
     def annotations(self) -> pd.DataFrame:
@@ -53,21 +66,20 @@ class TeacherOutput:
 
 
 def annotation_rows(
-    teacher: Teacher, reviews: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
+    config: TeacherConfig, reviews: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
 ) -> AnnotationRows:
-    """Where a strategy puts its rows."""
-    kinds = 1 + teacher.config.gold_conditioned
-    expected = int((reviews.rows.splits == SPLITS.index("train")).sum()) * teacher.config.samples * kinds
-    return AnnotationRows(expected, reviews.rows.texts.spill_dir, finish)
+    """Where the annotations of a study go."""
+    train_rows = int((reviews.rows.splits == SPLITS.index("train")).sum())
+    return AnnotationRows(train_rows * config.samples * (1 + config.gold_conditioned), reviews.rows.texts.spill_dir, finish)
 
 
 def rationale_rows(explained: ExampleTable) -> SortedRows:
-    """Where a strategy puts the rationales of held-out reviews."""
+    """Where the rationales of held-out reviews go."""
     return SortedRows(RATIONALES, ["review_id"], len(explained), explained.texts.spill_dir)
 
 
-def with_shares_of_votes(annotations: pd.DataFrame) -> pd.DataFrame:
-    """Chains of thought of some reviews, with the share of each review's samples with a label that have this label."""
+def with_vote_shares(annotations: pd.DataFrame) -> pd.DataFrame:
+    """The annotations of some reviews; `label_probability` is the share of a review's labelled samples that have the label."""
     votes = annotations.loc[~annotations["gold_conditioned"] & annotations["label"].notna(), ["review_id", "label", "sample"]]
     same = votes.groupby(["review_id", "label"])["sample"].transform("size")
     share = same / votes.groupby("review_id")["sample"].transform("size")
@@ -81,27 +93,12 @@ def explained_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
 
 
 def test_table(test: ExampleTable, labels: np.ndarray, probabilities: np.ndarray | None, asked: np.ndarray) -> pd.DataFrame:
-    """The teacher's own labels beside gold; a missing answer stays None and counts as wrong, one not asked for is left out.
+    """The teacher's own labels beside gold labels, in columns review_id, gold, predicted and label_probability.
 
     Args:
-        labels: (N,) None where it gave no answer. probabilities: (N,) or None where it gives none. asked: (N,) booleans.
+        labels: (N,) None if the teacher gave no label of the task, which counts as wrong.
+        probabilities: (N,) of the labels, or None. asked: (N,) booleans; other reviews are left out.
     """
     table = pd.DataFrame({"review_id": list(test.decode_ids()), "gold": test.label_names().tolist()})
     table["predicted"], table["label_probability"] = pd.Series(labels, dtype=object), probabilities
     return table[asked].reset_index(drop=True)
-
-
-@dataclass(frozen=True)
-class ImportedRows:
-    """What became of the rows of a file of answers.
-
-    Attributes:
-        counts: `files`; `rows`; `matched`, those of a review; `reviews` that have any; `samples`, the most that a training
-            review has; `unanswered_train` and `unanswered_test`, reviews that have none; `quarantined`, reason → rows;
-            `other_labels`, what stood in place of a label of the task → rows, the commonest ten.
-        quarantined: the rows that are of no use, in whole or in part, and why, with the columns of SET_ASIDE; one with two reasons
-            is there twice.
-    """
-
-    counts: dict[str, Any]
-    quarantined: SortedRows

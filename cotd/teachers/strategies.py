@@ -25,7 +25,7 @@ from cotd.teachers.output import (
     explained_reviews,
     rationale_rows,
     test_table,
-    with_shares_of_votes,
+    with_vote_shares,
 )
 from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import Request, explain_request, score_request, think_request
@@ -100,7 +100,7 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     def explaining() -> Iterator[Tagged]:
         return rationale_requests(teacher, prompts, train, explained, place, lambda n: [own(n)[0]] if scored[n] else [])
 
-    rows, origin = annotation_rows(teacher, reviews), origin_of(teacher, prompts)
+    rows, origin = annotation_rows(teacher.config, reviews), origin_of(teacher, prompts)
     rationales, unasked = rationale_rows(explained), failures.not_asked()
     for n, i in zip(of_explained, explained.decode_ids(), strict=True):
         if not scored[n] and not unasked[n]:
@@ -133,7 +133,7 @@ def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: P
     """
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
     held_out, explained = thought_parts(teacher.config, reviews), explained_reviews(teacher.config, reviews)
-    rows, origin = annotation_rows(teacher, reviews, with_shares_of_votes), origin_of(teacher, prompts)
+    rows, origin = annotation_rows(teacher.config, reviews, with_vote_shares), origin_of(teacher, prompts)
     rationales = rationale_rows(explained)
     wanted = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     said, asked = np.full(len(wanted), None, dtype=object), np.ones(len(wanted), dtype=bool)

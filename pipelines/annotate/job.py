@@ -13,7 +13,7 @@ from cotd.progress import say
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
 from cotd.tasks.registry import get_task
-from cotd.teachers.imported import answers_digest, check_answers, reading_teacher
+from cotd.teachers.imported import check_imported, imported_digest, imported_teacher
 from cotd.teachers.prompts import Prompts, load_prompts
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import calibration_reviews
@@ -45,7 +45,7 @@ def load_job(config: StudyConfig) -> Job:
             context.
     """
     if config.teacher.answers:
-        check_answers(config.data, config.teacher)
+        check_imported(config.data, config.teacher.answers)
     reviews = load_examples(config.data, config.directory)
     inputs = annotation_inputs(config, reviews.digest())
     release_memory()
@@ -55,7 +55,7 @@ def load_job(config: StudyConfig) -> Job:
     prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or completions_place(config))
     if config.teacher.answers:
-        teacher = reading_teacher(config.data, config.teacher)
+        teacher = imported_teacher(config.data, config.teacher)
     else:
         teacher = load_teacher(config.teacher)
         check_context(config.teacher, teacher, task, prompts)
@@ -75,5 +75,5 @@ def completions_place(config: StudyConfig) -> Path | str:
 def annotation_inputs(config: StudyConfig, examples_digest: str) -> str:
     """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
     prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
-    imported = [answers_digest(config.data, config.teacher)] if config.teacher.answers else []
+    imported = [imported_digest(config.data, config.teacher.answers)] if config.teacher.answers else []
     return digest([config.teacher.identity(), prompts.hash, examples_digest, *imported])

@@ -11,7 +11,7 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.study.config import StudyConfig
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.imported import read_answers
+from cotd.teachers.imported import read_imported
 from cotd.teachers.requests import score_request
 from pipelines.annotate.ask import Asker, Complete
 from pipelines.annotate.budget import Budget
@@ -26,7 +26,7 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     job = load_job(config)
     teacher = job.teacher
     if config.teacher.answers:
-        imported = read_answers(config.data, teacher, job.reviews, job.task).read
+        imported = read_imported(config.data, teacher, job.reviews, job.task).imported
         assert imported is not None
         yield from import_lines(imported.counts, None)
         yield f"nothing is asked: the labels and rationales of {teacher.name} are imported, revision {teacher.revision}"

@@ -14,7 +14,7 @@ from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
 from cotd.teachers.annotations import SCHEMA
 from cotd.teachers.filters import FILTERED, FilterContext, filtered_blocks
-from cotd.teachers.imported import QUARANTINED, read_answers
+from cotd.teachers.imported import QUARANTINED, read_imported
 from cotd.teachers.output import RATIONALES, TeacherOutput
 from cotd.teachers.strategies import STRATEGIES
 from cotd.utils.files import write_json, write_text
@@ -77,7 +77,7 @@ def annotate(
         kept = "the other run's completions are kept and will not be asked for again."
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", kept))
         if config.teacher.answers:
-            output = read_answers(config.data, job.teacher, job.reviews, job.task)
+            output = read_imported(config.data, job.teacher, job.reviews, job.task)
         else:
             output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
     release_memory()
@@ -96,7 +96,7 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
     def context(block: pd.DataFrame) -> FilterContext:
         return FilterContext(job.task, rows.gold(block["review_id"]))
 
-    samples = output.read.counts["samples"] if output.read else config.teacher.samples
+    samples = output.imported.counts["samples"] if output.imported else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
     with parquet_writer(files.annotations, SCHEMA) as write:
         for block in filtered_blocks(output.rows.blocks, config.teacher.filters, context, config.directory)():
@@ -108,8 +108,8 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
     files.quarantined_answers.unlink(missing_ok=True)
-    if output.read:
-        write_blocks(output.read.quarantined.blocks(), files.quarantined_answers, QUARANTINED)
+    if output.imported:
+        write_blocks(output.imported.quarantined.blocks(), files.quarantined_answers, QUARANTINED)
     if config.teacher.held_out_rationales:
         write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
     write_blocks(job.reviews.quarantined.blocks(), files.quarantine, QUARANTINE)

@@ -77,7 +77,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "filters": {name: tally.errors[FILTERED + name] for name in filters},
         "quality": {"labels": labels, "rationales": tally.rationales.figures()},
         "inputs": job.inputs, "usage": dict(ask.usage), "spent": spent(ask), "seconds": seconds, "digest": str(tally.digest),
-    } | ({"answers": output.read.counts} if output.read else {})  # fmt: skip
+    } | ({"answers": output.imported.counts} if output.imported else {})  # fmt: skip
 
 
 def store_warnings(store: CompletionStore) -> list[str]:

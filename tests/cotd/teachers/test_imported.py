@@ -16,7 +16,7 @@ from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.imported import AROUND, ImportedReader, parse_model_label
+from cotd.teachers.imported import PUNCTUATION, ImportedReader, parse_model_label
 from cotd.teachers.teacher import Teacher
 from tests.conftest import review_text
 from tests.hostile import HOSTILE
@@ -63,7 +63,7 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
             reader.output()
         return
     output = reader.output()
-    table, counts = output.annotations, output.read.counts if output.read else {}
+    table, counts = output.annotations, output.imported.counts if output.imported else {}
     own = table[~table["gold_conditioned"]]
     trained = [(i, label) for i, label in wanted if split_of.get(i) == "train"]
     assert Counter(
@@ -80,7 +80,7 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
     gold = table[table["gold_conditioned"]]
     assert (gold["label"] == gold["review_id"].map(reviews.rows.gold(gold["review_id"]))).all()
     # Nothing is lost: rows of no review, with their reasons, and the others by split.
-    aside = output.read.quarantined.table() if output.read else pd.DataFrame()
+    aside = output.imported.quarantined.table() if output.imported else pd.DataFrame()
     unknown = [k for k, (i, _) in enumerate(wanted, 1) if i not in split_of]
     assert set(unknown) <= set(aside["row"])
     assert counts["rows"] == len(rows) == counts["matched"] + len(unknown)
@@ -98,7 +98,9 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
     assert set(output.rationales) == held_out
 
 
-@given(st.sampled_from(["positive", "Positive", "NEGATIVE"]), st.text(AROUND, max_size=4), st.text(AROUND, max_size=4))
+@given(
+    st.sampled_from(["positive", "Positive", "NEGATIVE"]), st.text(PUNCTUATION, max_size=4), st.text(PUNCTUATION, max_size=4)
+)
 def test_labels_count_whatever_is_around_them(word: str, before: str, after: str) -> None:
     assert parse_model_label(before + word + after, SENTIMENT) == word.lower()
 

@@ -132,7 +132,7 @@ def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], 
 def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
     wrong = answered.assign(said=["Negative", *answered["said"][1:]])
     summary = annotate(beside(wrong, COLUMNS | {"gold_rationale": "why"}))
-    assert summary["annotations"]["quarantined"]["a rationale of another label than gold's"] == 1
+    assert summary["annotations"]["quarantined"]["the rationale is for a label other than gold"] == 1
     assert summary["annotations"]["rows"] == 48
     without = beside(answered, {"label": "said", "rationale": "why"})
     annotate(without)
@@ -175,8 +175,8 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
         ({}, COLUMNS | {"label": "sad"}, r"no column 'sad' \(teacher\.answers\.columns\.label\); it has: text, label, .* 'said'"),
         ({}, COLUMNS | {"label": "x", "rationale": "y"}, r"(?s)no column 'x' .*no column 'y'"),
         ({"text": "something else"}, COLUMNS, r"none of its 60 rows has the text of a review of reviews\.csv.*'something else'"),
-        ({"said": "42"}, {"label": "said", "rationale": "why"}, r"none of its 60 rows is an answer .*instead of labels it says '42'"),
-        ({"why": None}, {"label": "said", "rationale": "why"}, r"none of its 60 rows is an answer .* shorter than three words"),
+        ({"said": "42"}, {"label": "said", "rationale": "why"}, r"learn from none of its 60 rows: .*its labels include '42'"),
+        ({"why": None}, {"label": "said", "rationale": "why"}, r"learn from none of its 60 rows: .* shorter than three words"),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(
