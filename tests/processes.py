@@ -15,16 +15,27 @@ import httpx
 import psutil
 
 
+def marked_processes(environment: dict[str, str]) -> list[psutil.Process]:
+    """The processes that carry the environment's COTD_TEST_MARK."""
+    processes = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
+                processes.append(process)
+    return processes
+
+
+def command_line(process: psutil.Process) -> str:
+    """A process's command line; empty where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def marked(environment: dict[str, str]) -> list[str]:
     """The command lines of the processes that carry the environment's COTD_TEST_MARK."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
-                found.append(" ".join(process.cmdline())[:100])
-        except psutil.Error:
-            continue
-    return found
+    return [command_line(process)[:100] for process in marked_processes(environment)]
 
 
 def free_port() -> int:

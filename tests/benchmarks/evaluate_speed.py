@@ -25,7 +25,7 @@ LABEL_TOKENS = 3  # of the longest label, with its end
 
 @torch.inference_mode()
 def written_labels(student: Student, texts: list[str], batch: int) -> list[str]:
-    """The labels as `generate` writes them, which need not be labels."""
+    """What `generate` writes as labels, which need not be labels."""
     written: list[str] = []
     for start in range(0, len(texts), batch):
         asked = [SENTIMENT.label_prefix + text for text in texts[start : start + batch]]
@@ -62,7 +62,7 @@ def main() -> None:
         for _ in range(1 if small else REPEATS):
             for name, (work, some) in ways.items():
                 found[name].append(rate(work, some))
-        ours, *_ = (statistics.median(found["ours"]),)
+        ours = statistics.median(found["ours"])
         for name in list(ways)[:-1]:
             base = (name, statistics.median(found[name]))
             label = "one" if name.endswith("a time") else "batched"

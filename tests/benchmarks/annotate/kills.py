@@ -1,7 +1,7 @@
 """Kills at random moments of one run: `python -m tests.benchmarks.annotate.kills`; about five minutes.
 
-A 2,000-row run with a stub engine is started and ended by `kill -9`, 20 times, then left alone. What an API would be
-paid for is what the stub was asked: it notes each key before it answers.
+A 2,000-row run with a stub engine is started and ended by `kill -9`, 20 times, then left alone. The requests that an API would
+charge for are those the stub received: it notes each key before it completes it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What the benchmarks of annotation share: a study of many made-up reviews, an engine that waits instead of thinking."""
+"""What the benchmarks of annotation share: a study of many generated reviews, and an engine that waits instead of computing."""
 
 from __future__ import annotations
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,13 @@ WORDS = "a warm funny dull slow film with two leads and an ending that moved bor
 
 
 def write_study(folder: Path, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
-    """A study of `train` made-up training reviews, and as many test and validation reviews as `held_out`."""
-    import random
-
+    """A study of `train` generated training reviews, and `held_out` validation and test reviews each."""
     draw = random.Random(0)
     splits = ["validation"] * held_out + ["test"] * held_out + ["train"] * train
-    rows = [
-        (
-            f"{'warm' if i % 2 else 'dull'} {' '.join(draw.choices(WORDS.split(), k=18))}, number {i}.",
-            ["negative", "positive"][i % 2],
-            s,
-        )
-        for i, s in enumerate(splits)
-    ]
+    rows = []
+    for i, split in enumerate(splits):
+        words = " ".join(draw.choices(WORDS.split(), k=18))
+        rows.append((f"{['dull', 'warm'][i % 2]} {words}, number {i}.", ["negative", "positive"][i % 2], split))
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows, columns=["text", "label", "split"]).to_parquet(folder / "reviews.parquet")
     study = {

@@ -7,6 +7,7 @@ that is too slow for 100,000 requests reports at the count that it reached, and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 
@@ -15,18 +16,15 @@ import psutil
 from tests.benchmarks.figures import figure, is_small, write
 from tests.benchmarks.serve.servers import descendants, endpoint, load
 from tests.benchmarks.students import student_folders
+from tests.processes import command_line
 
 TEXTS = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all.", "I would see it again."]
 WARM, WHOLE = 1_000, 100_000
 BUDGET = 1200.0  # seconds for all requests
-# What a process's command line has in it, by what it is.
+# A part of a process's command line → its role.
 ROLES = {
-    "ServeReplica": "replica",
-    "ServeController": "controller",
-    "ProxyActor": "proxy",
-    "HAProxy": "proxy",
-    "haproxy": "HAProxy",
-}
+    "ServeReplica": "replica", "ServeController": "controller", "ProxyActor": "proxy", "HAProxy": "proxy", "haproxy": "HAProxy",
+}  # fmt: skip
 
 
 def memory() -> tuple[Counter[str], Counter[str]]:
@@ -34,13 +32,12 @@ def memory() -> tuple[Counter[str], Counter[str]]:
     pss: Counter[str] = Counter()
     uss: Counter[str] = Counter()
     for process in descendants():
-        try:
-            line, held = " ".join(process.cmdline()), process.memory_full_info()
-        except psutil.Error:
-            continue
-        if role := next((role for part, role in ROLES.items() if part in line), None):
-            pss[role] += held.pss / 2**20
-            uss[role] += held.uss / 2**20
+        role = next((role for part, role in ROLES.items() if part in command_line(process)), None)
+        with contextlib.suppress(psutil.Error):
+            if role:
+                used = process.memory_full_info()
+                pss[role] += used.pss / 2**20
+                uss[role] += used.uss / 2**20
     return pss, uss
 
 

@@ -1,4 +1,4 @@
-"""What each runtime makes of the same students: `python -m tests.benchmarks.serve.runtimes`; nine minutes.
+"""Speed, memory and agreement of each runtime with the same students: `python -m tests.benchmarks.serve.runtimes`; nine minutes.
 
 Each runtime in a process of its own with all cores; the baseline is the student as transformers runs it. A runtime whose
 packages are missing is left out, and named. Throughput is in batches of 32, without HTTP.
@@ -40,7 +40,7 @@ def measure(folder: Path, runtime: str, texts: list[str], small: bool) -> dict[s
 
 
 def notes(size: str, name: str, found: dict[str, Any]) -> dict[str, str]:
-    """What is to be known of each measure of a runtime."""
+    """Notes on the measures of a runtime."""
     emulated = "bfloat16 is emulated on this processor" if name == "torch-bf16" and not multiplies_bfloat16(False) else ""
     return {
         "median_ms": emulated,

@@ -1,7 +1,7 @@
 """Failed requests during hot swaps and kills of replicas: `python -m tests.benchmarks.serve.swap`; nine minutes.
 
 Two replicas of each student under steady load at half of what they can take. First the alias moves to and fro, each time
-until both replicas answer with the new version; these requests are sent once. Then replicas are killed with SIGKILL,
+until both replicas serve the new version; these requests are sent once. Then replicas are killed with SIGKILL,
 each time until there are two again; here clients try again as `serve.client` does by default.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import psutil
 
 from cotd.storage.tracking_store import use_tracking
 from tests.benchmarks.figures import figure, is_small, scratch_folder, write
 from tests.benchmarks.serve.servers import descendants, endpoint, finish_load, load, metrics, start_load, summarise
 from tests.benchmarks.students import review_texts, student_folders
+from tests.processes import command_line
 
 NAME = "cotd-student"
 REPLICAS = 2
@@ -29,24 +29,14 @@ RETRIES = 3  # the default of serve.client
 
 
 def serving_replicas(url: str) -> dict[str, float]:
-    """version → how many replicas say that they serve it; nothing while the endpoint cannot be asked."""
-    counts = {}
-    for name, count in metrics(url).items():
-        if found := re.match(r'cotd_model_replicas\{.*version="(\w+)"\}', name):
-            counts[found[1]] = count
-    return counts
+    """version → number of replicas that report it; empty while the endpoint does not respond."""
+    matches = {re.match(r'cotd_model_replicas\{.*version="(\w+)"\}', name): count for name, count in metrics(url).items()}
+    return {match[1]: count for match, count in matches.items() if match}
 
 
 def replica_pids() -> set[int]:
-    """Ray names a replica's process after its actor; only this process's own descendants count."""
-    found = set()
-    for process in descendants():
-        try:
-            if any("ServeReplica" in part for part in process.cmdline()):
-                found.add(process.pid)
-        except psutil.Error:  # it has ended meanwhile
-            continue
-    return found
+    """The replicas among this process's descendants: Ray names a replica's process after its actor."""
+    return {process.pid for process in descendants() if "ServeReplica" in command_line(process)}
 
 
 def wait_until(what: str, seconds: float, holds: Callable[[], bool]) -> None:
@@ -58,7 +48,7 @@ def wait_until(what: str, seconds: float, holds: Callable[[], bool]) -> None:
 
 
 def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float) -> dict[str, Any]:
-    """Swaps, then kills, of an endpoint of one student; what the load generator saw of each."""
+    """The load generator's outcome of swaps, then of kills, of an endpoint of one student."""
     texts = review_texts()
     uri = f"sqlite:///{scratch / 'mlflow.db'}"
     use_tracking(uri)
@@ -87,7 +77,7 @@ def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float)
             wait_until("the replica is replaced", 120, lambda v=victim: len(replica_pids() - {v}) >= REPLICAS)  # type: ignore[misc]
             wait_until("both replicas serve", 120, lambda: sum(serving_replicas(url).values()) >= REPLICAS)
         killed = summarise(finish_load(sending))
-    return {"asked": saturation / 2, "swapped": swapped, "killed": killed}
+    return {"rate": saturation / 2, "swapped": swapped, "killed": killed}
 
 
 def main() -> None:
@@ -100,7 +90,7 @@ def main() -> None:
             seen = measure(folder, place, swaps, kills, 2 if small else 10)
             all_seen.append(seen)
             swapped, killed = seen["swapped"], seen["killed"]
-            rate = ("half of saturation", seen["asked"])
+            rate = ("half of saturation", seen["rate"])
             waits = f"median {swapped['median']:.0f} ms, 99th percentile {swapped['p99']:.0f} ms"
             figures += [
                 figure(f"swaps_{size}", swaps, "swaps", note=f"versions answered: {swapped['versions']}"),

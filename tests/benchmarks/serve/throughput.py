@@ -28,14 +28,14 @@ SUMS = {
 }
 
 
-def profiled_load(url: str, texts: list[str], **how: Any) -> dict[str, Any]:
+def profiled_load(url: str, texts: list[str], **options: Any) -> dict[str, Any]:
     """`load`, with where a request's mean time went (ms), the texts a batch, and how busy the model was (a share).
 
-    `http_ms` is what the client waited and the replica did not count: HAProxy, HTTP, and the client's own part. `queue_ms`
-    is the rest of the replica's time when its batch is taken off: waiting for the batch before, reading and writing JSON.
+    `http_ms` is the client's time minus the replica's: HAProxy, HTTP, and the client's own part. `queue_ms` is the replica's
+    time minus its batch's: waiting for the batch before, reading and writing JSON.
     """
     before = metrics(url)
-    seen = load(url, texts, **how)
+    seen = load(url, texts, **options)
     after = metrics(url)
     grown = {what: after[name] - before.get(name, 0.0) for what, name in SUMS.items()}
     replica_ms = 1000 * grown["request_seconds"] / grown["requests"]
@@ -88,23 +88,16 @@ def main() -> None:
 
 
 def shares(size: str, inside: dict[str, float], rates: dict[int, float]) -> list[dict[str, Any]]:
-    """What was reached of the in-process limit."""
+    """How much of the in-process limit was reached."""
     base = ("the runtime in process, batches of 32", inside["limit"])
     best = max(rates, key=lambda clients: rates[clients])
+    reached = f"32 clients; {base[0]}: {base[1]:.0f}/s"
+    tokenising = "of the runtime's time in process; the model: the rest"
     return [
         figure(f"in_process_limit_{size}", inside["limit"], "1/s", ("Student.predict, batches of 32", inside["predict"])),
-        figure(
-            f"share_of_in_process_{size}", rates[32] / inside["limit"], "", None, 1, f"32 clients; {base[0]}: {base[1]:.0f}/s"
-        ),
-        figure(f"best_of_in_process_{size}", rates[best], "1/s", base, 1, f"{best} clients"),
-        figure(
-            f"tokenising_share_{size}",
-            inside["tokenising"],
-            "",
-            None,
-            1,
-            "of the runtime's time in process; the model: the rest",
-        ),
+        figure(f"share_of_in_process_{size}", rates[32] / inside["limit"], "", note=reached),
+        figure(f"best_of_in_process_{size}", rates[best], "1/s", base, note=f"{best} clients"),
+        figure(f"tokenising_share_{size}", inside["tokenising"], "", note=tokenising),
     ]
 
 
@@ -113,14 +106,9 @@ def profile(size: str, ours: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     figures = []
     for clients in (1, 32):
         seen = ours[clients]
-        whole = ("the whole request", seen["mean"])
-        note = f"{seen['texts_a_batch']:.1f} texts a batch; the model was busy {seen['busy']:.0%} of the time"
-        for part, words in (
-            ("http_ms", "HAProxy, HTTP, the client"),
-            ("queue_ms", "queue, JSON"),
-            ("batch_ms", note),
-        ):
-            figures.append(figure(f"{part}_{size}_{clients}", seen[part], "ms", whole, 1, words))
+        batches = f"{seen['texts_a_batch']:.1f} texts a batch; the model was busy {seen['busy']:.0%} of the time"
+        for part, note in {"http_ms": "HAProxy, HTTP, the client", "queue_ms": "queue, JSON", "batch_ms": batches}.items():
+            figures.append(figure(f"{part}_{size}_{clients}", seen[part], "ms", ("the whole request", seen["mean"]), note=note))
     return figures
 
 

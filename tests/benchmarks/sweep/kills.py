@@ -20,12 +20,11 @@ import psutil
 from cotd.study.config import StudyConfig
 from tests.benchmarks.figures import figure, is_small, scratch_folder, write
 from tests.benchmarks.sweep.study import write_study
-
-MARK = "COTD_BENCH_MARK"
+from tests.processes import command_line, marked_processes
 
 
 class Results(threading.Thread):
-    """Sees every result that is written, also one that is written over another."""
+    """Notes every result that is written, also one that replaces another."""
 
     def __init__(self, trials: Path):
         super().__init__(daemon=True)
@@ -39,37 +38,19 @@ class Results(threading.Thread):
                 self.written.setdefault(result.parent.name, set()).add(result.stat().st_mtime_ns)
 
 
-def processes(mark: str) -> list[psutil.Process]:
-    """All that carry the mark: the driver, Ray's, and the workers."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def workers(mark: str) -> list[psutil.Process]:
-    """Where trials run."""
-    return [p for p in processes(mark) if name(p).startswith(("ray::ImplicitFunc", "ray::run_trial"))]
-
-
-def name(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def workers(environment: dict[str, str]) -> list[psutil.Process]:
+    """The processes that trials run in."""
+    names = ("ray::ImplicitFunc", "ray::run_trial")
+    return [p for p in marked_processes(environment) if command_line(p).startswith(names)]
 
 
 def scored(trials: Path) -> int:
-    """How many validation scores there are by now."""
+    """The number of validation scores so far."""
     return sum(len(p.read_text().splitlines()) for p in trials.glob("*/metrics.jsonl"))
 
 
 def runs_left_running(config: StudyConfig) -> tuple[int, int]:
-    """Runs in MLflow that are RUNNING, and runs beyond one a trial."""
+    """The number of RUNNING runs in MLflow, and of those beyond one per trial."""
     import mlflow
 
     client = mlflow.MlflowClient(config.tracking_uri(), config.tracking_uri())
@@ -82,10 +63,9 @@ def main() -> None:
     small = is_small(__doc__)
     kills, seeds, steps = (2, 1, 12) if small else (10, 4, 24)
     draw = random.Random(0)
-    mark = uuid.uuid4().hex
-    environment = {**os.environ, MARK: mark}
+    environment = {**os.environ, "COTD_TEST_MARK": uuid.uuid4().hex}
     with scratch_folder() as scratch:
-        # Whoever kills a worker at random may hit the same trial again and again: that is no trial's failure.
+        # Random kills may hit the same trial again and again, which must not count as its failure.
         training, resources = {"steps": steps, "eval_every": 2}, {"max_failures": kills}
         config = write_study(scratch, [0.1, 0.5, 1.0], seeds, training, resources=resources)
         expected = 3 * seeds
@@ -99,10 +79,10 @@ def main() -> None:
             while killed < kills and len(list(trials.glob("*/result.json"))) < expected:
                 before = scored(trials)
                 while process.poll() is None and scored(trials) == before:
-                    time.sleep(0.05)  # until it works: a kill while Ray starts shows little
+                    time.sleep(0.05)  # until it trains: a kill while Ray starts shows little
                 time.sleep(draw.uniform(0, 2))
                 target = draw.choice(["driver", "worker"])
-                alive = workers(mark)
+                alive = workers(environment)
                 if process.poll() is None and (target == "driver" or not alive):
                     process.kill()
                     process.wait()
@@ -115,7 +95,7 @@ def main() -> None:
             process.wait()
             subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         finally:
-            for left in processes(mark):
+            for left in marked_processes(environment):
                 left.kill()
         time.sleep(0.2)
         results.finished.set()

@@ -34,21 +34,21 @@ PAPERS = "papers"
 
 
 class Way(NamedTuple):
-    """How ours train: with one encoder pass for both tasks or not, in which number format."""
+    """How cotd trains: whether with one encoder pass for both tasks, and in which number format."""
 
     shared_encoder: bool
     precision: str
 
 
 def ways() -> dict[str, Way]:
-    found = {"ours": Way(False, "float32"), "ours_shared_encoder": Way(True, "float32")}
+    variants = {"ours": Way(False, "float32"), "ours_shared_encoder": Way(True, "float32")}
     if choose_dtype("auto", torch.cuda.is_available()) == "bfloat16":
-        found |= {"ours_bfloat16": Way(False, "bfloat16"), "ours_shared_encoder_bfloat16": Way(True, "bfloat16")}
-    return found
+        variants |= {"ours_bfloat16": Way(False, "bfloat16"), "ours_shared_encoder_bfloat16": Way(True, "bfloat16")}
+    return variants
 
 
 def seconds_a_step(trainer: Any) -> list[float]:
-    """Trains, and says how long each step but the first took."""
+    """Trains; returns the seconds of each step but the first."""
     from transformers import TrainerCallback
 
     ends: list[float] = []
