@@ -1,12 +1,13 @@
 """How a teacher is asked: score, then explain (weak teachers), or few-shot chain of thought (strong ones).
 
-A strategy sees neither engine nor store: it is given `ask`, which answers requests, and returns the teacher's output.
-Requests are rendered when they are needed; texts and rows are on disk, so that of a review some 60 bytes are in memory.
+A strategy sees neither engine nor store: it is given `ask`, which completes requests, and returns the teacher's output.
+Requests are rendered when their turn comes, and texts and rows are on disk: a review takes some 60 bytes of memory.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,175 +34,127 @@ from cotd.teachers.store import Completion
 from cotd.teachers.teacher import Teacher
 from cotd.utils.memory import release_memory
 
-# What a strategy wants back with the answer to a request; the review's id is its first.
+# What a strategy gets back with the completion of a request; the review's id comes first.
 Tag = tuple[Any, ...]
 Tagged = tuple[Tag, Request]
-# Whether an answer that came is one that can be used.
+# Whether a completion can be used. One that cannot may be sampled anew (`cotd.teachers.requests.retry_request`).
 Usable = Callable[[Tag, Completion], bool]
-# Answers requests, each once, in any order, failures with their `error`. It may go through them more than once, so it
-# is given a function that begins anew; a request is rendered when its turn comes. Also given: what they are, in words,
-# and which answers can be used: the others may be asked for again, as `cotd.teachers.requests.retry_request`.
+# Completes requests: ask(requests, what they are in words, usable) yields each tag once, in any order, with a completion
+# that has an `error` if it failed. `requests` is a function, as they may be gone through several times.
 Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag, Completion]]]
 # The `finish_reason` of a request that was not made, because the budget was reached.
 NOT_ASKED = "not asked"
 
 
-class Failures:
-    """Why requests failed, by place: four bytes each, and each reason once."""
-
-    def __init__(self, places: int):
-        self._numbers = np.full(places, NONE, dtype=np.int32)
-        self._reasons: dict[tuple[str, str | None], int] = {}
-        self._answers: list[Completion] = []  # one of each reason
-
-    def __setitem__(self, place: int, answer: Completion) -> None:
-        reason = answer["error"], answer["finish_reason"]
-        if reason not in self._reasons:
-            self._reasons[reason] = len(self._answers)
-            self._answers.append({"error": answer["error"], "finish_reason": answer["finish_reason"]})
-        self._numbers[place] = self._reasons[reason]
-
-    def get(self, place: int) -> Completion | None:
-        """What is left of a failed answer: its error and its finish_reason."""
-        return None if self._numbers[place] == NONE else self._answers[self._numbers[place]]
-
-    def not_asked(self) -> np.ndarray:
-        """(places,) where no request was made."""
-        reasons = [n for (_, finish_reason), n in self._reasons.items() if finish_reason == NOT_ASKED]
-        return np.isin(self._numbers, reasons)
-
-
 def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Scores the label words, calibrates the scores on validation reviews, then asks for a rationale given the label.
 
-    A rationale given the teacher's own label and one given an equal gold label are the same request, and paid once.
+    A rationale given the teacher's own label and one given an equal gold label are the same request, and paid for once.
     """
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
     held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
     parts = scored_reviews(held_out, test, train, explained)
-    place, size = places_of(parts), sum(map(len, parts))
-    scores, prompt_tokens, failures = np.full(size, np.nan), np.zeros(size, dtype=np.int32), Failures(size)
-    for (_, n), answer in ask(lambda: score_requests(teacher, task, prompts, parts), "label scores", lambda tag, answer: True):
-        if answer["error"]:
-            failures[n] = answer
+    positions, size = positions_of(parts), sum(map(len, parts))
+    scores, prompt_tokens = np.full(size, np.nan), np.zeros(size, dtype=np.int32)
+    errors: list[str | None] = [None] * size
+    unasked = np.zeros(size, dtype=bool)
+    for (_, n), completion in ask(
+        lambda: score_requests(teacher, task, prompts, parts), "label scores", lambda tag, completion: True
+    ):
+        if completion["error"]:
+            errors[n] = sys.intern(completion["error"])  # of millions of equal ones, one is in memory
+            unasked[n] = completion["finish_reason"] == NOT_ASKED
         else:
-            scores[n], prompt_tokens[n] = label_score(answer, task), answer["prompt_tokens"]
+            scores[n], prompt_tokens[n] = label_score(completion, task), completion["prompt_tokens"]
     release_memory()
 
     scored = ~np.isnan(scores)
-    # The calibration reviews are the first part.
-    calibration = fitted_calibration(teacher.config, task, held_out, scores[: len(held_out)])
+    calibration = fitted_calibration(teacher.config, task, held_out, scores[: len(held_out)])  # the first part
 
-    def own(n: int) -> tuple[str, float]:
+    def own_label(n: int) -> tuple[str, float]:
         return calibrated_label(task, calibration, scores[n])
 
-    of_train, of_explained = place[train.numbers], place[explained.numbers]
+    def own_labels(n: int) -> list[str]:
+        return [own_label(n)[0]] if scored[n] else []
 
-    def explaining() -> Iterator[Tagged]:
-        return rationale_requests(teacher, prompts, train, explained, place, lambda n: [own(n)[0]] if scored[n] else [])
-
-    rows, origin = annotation_rows(teacher.config, reviews), origin_of(teacher, prompts)
-    rationales, unasked = rationale_rows(explained), failures.not_asked()
-    for n, i in zip(of_explained, explained.decode_ids(), strict=True):
+    rows, rationales = annotation_rows(teacher.config, reviews), rationale_rows(explained)
+    origin = origin_of(teacher, prompts)
+    for (i, n, sample, label, kinds), completion in ask(
+        lambda: rationale_requests(teacher, prompts, train, explained, positions, own_labels),
+        "rationales",
+        lambda tag, completion: explains(teacher, prompts, completion),
+    ):
+        rationale = written_rationale(teacher, prompts, completion)
+        if not kinds and completion["finish_reason"] != NOT_ASKED:
+            rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
+        for by_gold in kinds:
+            probability = None if by_gold else own_label(n)[1]
+            scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[n])
+            rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens))
+    for n, i in zip(positions[train.numbers], train.decode_ids(), strict=True):
+        if not scored[n]:
+            rows.add(annotation_row(i, 0, False, None, None, "", None, origin, error=errors[n]))
+    for n, i in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
         if not scored[n] and not unasked[n]:
             rationales.add({"review_id": i, "rationale": ""})
-    for (i, n, sample, label, kinds), answer in ask(
-        explaining, "rationales", lambda tag, answer: explains(teacher, prompts, answer)
-    ):
-        if not kinds and answer["finish_reason"] != NOT_ASKED:
-            rationale = usable_rationale(written_rationale(teacher, prompts, answer), answer)
-            rationales.add({"review_id": i, "rationale": rationale})
-        for by_gold in kinds:
-            given = None if by_gold else own(n)[1]
-            scoring = 0 if by_gold or sample else int(prompt_tokens[n])
-            rationale = written_rationale(teacher, prompts, answer)
-            rows.add(annotation_row(i, sample, by_gold, label, given, rationale, answer, origin, scoring))
-    for n, i in zip(of_train, train.decode_ids(), strict=True):
-        if not scored[n]:
-            rows.add(annotation_row(i, 0, False, None, None, "", failures.get(n), origin))
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
-    of_test = place[test.numbers]
-    for k in np.flatnonzero(scored[of_test]):
-        labels[k], probabilities[k] = own(of_test[k])
-    return TeacherOutput(rows, test_table(test, labels, probabilities, ~unasked[of_test]), calibration.to_dict(), rationales)
+    test_positions = positions[test.numbers]
+    for k in np.flatnonzero(scored[test_positions]):
+        labels[k], probabilities[k] = own_label(test_positions[k])
+    measured = test_table(test, labels, probabilities, ~unasked[test_positions])
+    return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
 
 def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Few-shot chain of thought with structured output; for gold-conditioned rationales, `explain` given gold.
 
-    The teacher's labels are taken as they come: `label_probability` is the share of samples that agree.
+    The teacher's labels are taken as they are: `label_probability` is the share of samples that agree.
     """
     train, test = reviews.rows.split("train"), reviews.rows.split("test")
     held_out, explained = thought_parts(teacher.config, reviews), explained_reviews(teacher.config, reviews)
     rows, origin = annotation_rows(teacher.config, reviews, with_vote_shares), origin_of(teacher, prompts)
     rationales = rationale_rows(explained)
-    wanted = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
-    said, asked = np.full(len(wanted), None, dtype=object), np.ones(len(wanted), dtype=bool)
-    for (i, kind, s, n), answer in ask(
+    is_explained = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
+    predicted, asked = np.full(len(is_explained), None, dtype=object), np.ones(len(is_explained), dtype=bool)
+    for (i, kind, sample, n), completion in ask(
         lambda: thought_requests(teacher, prompts, held_out, train),
         "chains of thought",
-        lambda tag, answer: thought_usable(teacher, prompts, task, tag, answer),
+        lambda tag, completion: thought_usable(teacher, prompts, task, tag, completion),
     ):
         if kind == "explain":
-            rationale = written_rationale(teacher, prompts, answer)
-            rows.add(annotation_row(i, s, True, train.label(n), None, rationale, answer, origin))
+            rationale = written_rationale(teacher, prompts, completion)
+            rows.add(annotation_row(i, sample, True, train.label(n), None, rationale, completion, origin))
             continue
-        label, rationale = parsed(teacher, prompts, task, answer)
+        label, rationale = parsed(teacher, prompts, task, completion)
         if kind == "think":
-            error = None if label or answer["error"] else "no label of the task in the answer"
-            rows.add(annotation_row(i, s, False, label, None, rationale, answer, origin, error=error))
-        elif answer["finish_reason"] == NOT_ASKED:
+            error = None if label or completion["error"] else "no label of the task in the completion"
+            rows.add(annotation_row(i, sample, False, label, None, rationale, completion, origin, error=error))
+        elif completion["finish_reason"] == NOT_ASKED:
             asked[n] = False
         else:
-            said[n] = label
-            if wanted[n]:
-                rationales.add({"review_id": i, "rationale": usable_rationale(rationale, answer)})
-    return TeacherOutput(rows, test_table(test, said[: len(test)], None, asked[: len(test)]), None, rationales)
-
-
-def parsed(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion) -> tuple[str | None, str]:
-    """(label, rationale) of a chain of thought; (None, "") of a failed one."""
-    if answer["error"]:
-        return None, ""
-    parse = prompts.parse_json if teacher.writes_json else prompts.parse_chain_of_thought
-    return parse(answer["text"], task)
-
-
-def written_rationale(teacher: Teacher, prompts: Prompts, answer: Completion) -> str:
-    """The rationale of an answer to `explain_request`."""
-    if answer["error"]:
-        return ""
-    text = answer["text"] or ""
-    return prompts.parse_json(text)[1] if teacher.writes_json else text
-
-
-def usable_rationale(rationale: str, answer: Completion) -> str:
-    """A rationale that a student may read, or "" where an annotation of it would be quarantined."""
-    if answer["error"]:
-        return ""
-    rationale, problem = tidy_rationale(rationale, answer["finish_reason"])
-    return "" if problem else rationale
-
-
-def explains(teacher: Teacher, prompts: Prompts, answer: Completion) -> bool:
-    """Whether an answer to `explain_request` is a rationale that students may learn from."""
-    return bool(usable_rationale(written_rationale(teacher, prompts, answer), answer))
-
-
-def thinks(teacher: Teacher, prompts: Prompts, task: Task, answer: Completion, label_only: bool) -> bool:
-    """Whether an answer to `think_request` has a label and, unless only that is wanted, such a rationale."""
-    label, rationale = parsed(teacher, prompts, task, answer)
-    return label is not None and (label_only or bool(usable_rationale(rationale, answer)))
+            predicted[n] = label
+            if is_explained[n]:
+                rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
+    measured = test_table(test, predicted[: len(test)], None, asked[: len(test)])
+    return TeacherOutput(rows, measured, None, rationales)
 
 
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
+
+
+def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
+    """The columns of an annotation that are the same throughout a table."""
+    return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}
+
+
+# --- which requests -------------------------------------------------------------------------------------------------
 
 
 def calibration_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
     """The validation reviews that the calibration may see.
 
     Raises:
-        CotdError: Platt scaling was asked for and there is no gold of both labels.
+        CotdError: Platt scaling needs gold labels of both kinds, and the reviews lack them.
     """
     held_out = reviews.rows.split("validation")
     if config.calibration.method == "platt":
@@ -214,32 +167,31 @@ def calibration_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTabl
     return held_out.take(slice(config.calibration.rows))
 
 
-def wanted_gold(teacher: Teacher, train: ExampleTable) -> Iterator[str | None]:
-    """Each review's gold label, None where no rationale given gold is wanted."""
-    return (train.label(n) if teacher.config.gold_conditioned else None for n in range(len(train)))
-
-
 def scored_reviews(
     held_out: ExampleTable, test: ExampleTable, train: ExampleTable, explained: ExampleTable
 ) -> list[ExampleTable]:
-    """What is scored, in this order, each review once: calibration rows, which a run that is stopped early then has; test
-    reviews; training reviews; other held-out reviews that are explained."""
+    """The reviews to score, each once, in an order that serves a run that is stopped early: calibration, test and training
+    reviews, then other held-out reviews that are explained."""
     others = ~np.isin(explained.numbers, np.concatenate([held_out.numbers, test.numbers]))
     return [held_out, test, train, explained.take(others)]
 
 
-def places_of(parts: Sequence[ExampleTable]) -> np.ndarray:
-    """Of each text by its number, the place of its review among the parts: dictionaries by id would take forty times as much."""
+def positions_of(parts: Sequence[ExampleTable]) -> np.ndarray:
+    """Text number → position of its review in the joined parts: a dictionary by id would take forty times the memory."""
     numbers = np.concatenate([part.numbers for part in parts])
-    places = np.full(len(parts[0].texts), NONE, dtype=np.int32)
-    places[numbers] = np.arange(len(numbers))
-    return places
+    positions = np.full(len(parts[0].texts), NONE, dtype=np.int32)
+    positions[numbers] = np.arange(len(numbers))
+    return positions
+
+
+def gold_labels(teacher: Teacher, train: ExampleTable) -> Iterator[str | None]:
+    """Each review's gold label; None if it has none, or no rationale given gold is configured."""
+    return (train.label(n) if teacher.config.gold_conditioned else None for n in range(len(train)))
 
 
 def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[ExampleTable]) -> Iterator[Tagged]:
-    """A label score of each review of the parts; tags are (review id, its place)."""
-    reviews = itertools.chain.from_iterable(map(teacher.shown, parts))
-    for n, (i, text) in enumerate(reviews):
+    """A label score of each review of the parts; tags are (review id, its position)."""
+    for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, parts))):
         yield (i, n), score_request(teacher, task, prompts, text)
 
 
@@ -248,26 +200,27 @@ def rationale_requests(
     prompts: Prompts,
     train: ExampleTable,
     explained: ExampleTable,
-    place: np.ndarray,
+    positions: np.ndarray,
     labels: Callable[[int], Sequence[str]],
 ) -> Iterator[Tagged]:
     """Rationales given the teacher's own label and, of training reviews, given gold.
 
     Args:
-        place: see `places_of`. labels: a review's place → the teacher's label, none where it has no score. Before the scores
-            are known, for an estimate, all labels that it may turn out to have.
+        positions: see `positions_of`. labels: a review's position → the teacher's label, or nothing if it has no score; for an
+            estimate before the scores are known, all labels that it may turn out to have.
 
     Yields:
-        Requests with the tags (review id, place, sample, label, kinds). `kinds` holds False where the label is the teacher's
-        and True where it is gold; it is empty of held-out reviews.
+        Requests with the tags (review id, position, sample, label, kinds). `kinds` holds False if the label is the teacher's
+        and True if it is gold; it is empty for held-out reviews.
     """
-    for n, (i, text), gold in zip(place[train.numbers], teacher.shown(train), wanted_gold(teacher, train), strict=True):
+    golds = gold_labels(teacher, train)
+    for n, (i, text), gold in zip(positions[train.numbers], teacher.shown(train), golds, strict=True):
         own = labels(n)
         for sample in range(teacher.config.samples):
             for label in dict.fromkeys([*own, gold] if gold else own):
                 kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in own))
                 yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample)
-    for n, (i, text) in zip(place[explained.numbers], teacher.shown(explained), strict=True):
+    for n, (i, text) in zip(positions[explained.numbers], teacher.shown(explained), strict=True):
         for label in labels(n):
             yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0)
 
@@ -281,40 +234,38 @@ def thought_parts(config: TeacherConfig, reviews: Examples) -> list[ExampleTable
 def thought_requests(
     teacher: Teacher, prompts: Prompts, held_out: Sequence[ExampleTable], train: ExampleTable
 ) -> Iterator[Tagged]:
-    """Chains of thought, and rationales given gold; tags are (review id, kind, sample, place), the kind "test", "think" or
-    "explain"."""
-    # The test reviews go first: what a run that reaches its budget has made is then measured.
+    """Chains of thought, and rationales given gold.
+
+    Tags are (review id, kind, sample, position); the kind is "test", "think" or "explain". Test reviews come first, so that a
+    run that reaches its budget is measured.
+    """
     for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
         yield (i, "test", 0, n), think_request(teacher, prompts, text, 0, greedy=True)
-    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), wanted_gold(teacher, train), strict=True)):
+    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), gold_labels(teacher, train), strict=True)):
         for sample in range(teacher.config.samples):
             yield (i, "think", sample, n), think_request(teacher, prompts, text, sample)
             if gold:
                 yield (i, "explain", sample, n), explain_request(teacher, prompts, text, gold, sample, structured=True)
 
 
-def thought_usable(teacher: Teacher, prompts: Prompts, task: Task, tag: Tag, answer: Completion) -> bool:
-    """Whether an answer to one of `thought_requests` can be used."""
-    if tag[1] == "explain":
-        return explains(teacher, prompts, answer)
-    return thinks(teacher, prompts, task, answer, label_only=tag[1] == "test")
+# --- what completions mean --------------------------------------------------------------------------------------------
 
 
 def label_score(completion: Completion, task: Task) -> float:
-    """log P(positive word) - log P(the other word) of a scoring request's answer."""
+    """log P(positive word) - log P(the other word) of a completion of `score_request`."""
     positive = task.labels.index(task.positive)
     logprobs = completion["label_logprobs"]
     return float(logprobs[positive] - logprobs[1 - positive])
 
 
 def fitted_calibration(config: TeacherConfig, task: Task, held_out: ExampleTable, scores: np.ndarray) -> Calibration:
-    """What makes labels of scores, fitted on those of the calibration reviews.
+    """The calibration of label scores, fitted on the calibration reviews.
 
     Args:
-        scores: of each of `held_out`, NaN where the teacher gave none.
+        scores: of each of `held_out`, NaN if the teacher gave none.
 
     Raises:
-        CotdError: there are none, or they are of reviews of one label only.
+        CotdError: there are none, or only of reviews of one label.
     """
     known = ~np.isnan(scores)
     if not known.any():
@@ -333,5 +284,38 @@ def calibrated_label(task: Task, calibration: Calibration, score: np.float64) ->
     return (task.positive, p_positive) if p_positive >= 0.5 else (other, 1 - p_positive)
 
 
-def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
-    return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}
+def parsed(teacher: Teacher, prompts: Prompts, task: Task, completion: Completion) -> tuple[str | None, str]:
+    """(label, rationale) of a chain of thought; (None, "") of a failed one."""
+    if completion["error"]:
+        return None, ""
+    parse = prompts.parse_json if teacher.writes_json else prompts.parse_chain_of_thought
+    return parse(completion["text"], task)
+
+
+def written_rationale(teacher: Teacher, prompts: Prompts, completion: Completion) -> str:
+    """The rationale of a completion of `explain_request`."""
+    if completion["error"]:
+        return ""
+    text = completion["text"] or ""
+    return prompts.parse_json(text)[1] if teacher.writes_json else text
+
+
+def usable_rationale(rationale: str, completion: Completion) -> str:
+    """The rationale as students read it, or "" if an annotation with it would be quarantined."""
+    if completion["error"]:
+        return ""
+    rationale, problem = tidy_rationale(rationale, completion["finish_reason"])
+    return "" if problem else rationale
+
+
+def explains(teacher: Teacher, prompts: Prompts, completion: Completion) -> bool:
+    """Whether a completion of `explain_request` is a rationale that students can learn from."""
+    return bool(usable_rationale(written_rationale(teacher, prompts, completion), completion))
+
+
+def thought_usable(teacher: Teacher, prompts: Prompts, task: Task, tag: Tag, completion: Completion) -> bool:
+    """Whether a completion of one of `thought_requests` can be used; of a test review a label is enough."""
+    if tag[1] == "explain":
+        return explains(teacher, prompts, completion)
+    label, rationale = parsed(teacher, prompts, task, completion)
+    return label is not None and (tag[1] == "test" or bool(usable_rationale(rationale, completion)))

@@ -10,25 +10,11 @@ from functools import partial
 import numpy as np
 
 from cotd.errors import CotdError
+from cotd.teachers import strategies
 from cotd.teachers.calibration import Calibration
 from cotd.teachers.output import explained_reviews
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
-from cotd.teachers.strategies import (
-    calibrated_label,
-    calibration_reviews,
-    explains,
-    fitted_calibration,
-    label_score,
-    places_of,
-    rationale_requests,
-    score_requests,
-    scored_reviews,
-    thought_parts,
-    thought_requests,
-    thought_usable,
-    wanted_gold,
-)
 from cotd.utils.iteration import batched
 from cotd.utils.keys import KeySet
 from pipelines.annotate.ask import LOOKUP_ROWS, Asker
@@ -116,42 +102,44 @@ def planned_requests(job: Job, ask: Asker) -> Iterator[Planned]:
     if job.teacher.config.strategy == "score_then_explain":
         yield from planned_scoring(job, ask)
         return
-    parts = thought_parts(job.teacher.config, job.reviews)
-    for tag, request in thought_requests(job.teacher, job.prompts, parts, job.reviews.rows.split("train")):
-        usable = partial(thought_usable, job.teacher, job.prompts, job.task, tag)
+    parts = strategies.thought_parts(job.teacher.config, job.reviews)
+    for tag, request in strategies.thought_requests(job.teacher, job.prompts, parts, job.reviews.rows.split("train")):
+        usable = partial(strategies.thought_usable, job.teacher, job.prompts, job.task, tag)
         yield Planned(THOUGHTS[tag[1]], tag[0], request, usable)
 
 
 def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
     teacher, task, prompts, config = job.teacher, job.task, job.prompts, job.teacher.config
     train, test = job.reviews.rows.split("train"), job.reviews.rows.split("test")
-    held_out, explained = calibration_reviews(config, job.reviews), explained_reviews(config, job.reviews)
-    parts = scored_reviews(held_out, test, train, explained)
-    place, size = places_of(parts), sum(map(len, parts))
+    held_out, explained = strategies.calibration_reviews(config, job.reviews), explained_reviews(config, job.reviews)
+    parts = strategies.scored_reviews(held_out, test, train, explained)
+    place, size = strategies.positions_of(parts), sum(map(len, parts))
     scores, unscored = np.full(size, np.nan), np.zeros(size, dtype=bool)  # neither has a score nor is unscored: it was refused
-    for block in batched(score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
+    for block in batched(strategies.score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
         known, _, _ = ask.look_up(block, lambda tag, completion: True)
         for (review_id, n), request in block:
             if (completion := known.get(request.key)) is None:
                 unscored[n] = True
             elif not completion["error"]:
-                scores[n] = label_score(completion, task)
+                scores[n] = strategies.label_score(completion, task)
             yield Planned("label score", review_id, request)
     calibration: Calibration | None = None  # not known where a score that it takes is not
     if not unscored[: len(held_out)].any():
         with contextlib.suppress(CotdError):  # the run says so
-            calibration = fitted_calibration(config, task, held_out, scores[: len(held_out)])
+            calibration = strategies.fitted_calibration(config, task, held_out, scores[: len(held_out)])
     has_gold = np.zeros(size, dtype=bool)
-    has_gold[place[train.numbers]] = [gold is not None for gold in wanted_gold(teacher, train)]
+    has_gold[place[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
     every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
 
     def labels(n: int) -> list[str]:
         """Those that the teacher may give a review."""
         if calibration is None or unscored[n]:
             return every_label if has_gold[n] else every_label[:1]
-        return [] if np.isnan(scores[n]) else [calibrated_label(task, calibration, scores[n])[0]]
+        return [] if np.isnan(scores[n]) else [strategies.calibrated_label(task, calibration, scores[n])[0]]
 
-    for (review_id, n, _, _, kinds), request in rationale_requests(teacher, prompts, train, explained, place, labels):
+    for (review_id, n, _, _, kinds), request in strategies.rationale_requests(
+        teacher, prompts, train, explained, place, labels
+    ):
         certain = kinds != (False,) or len(labels(n)) == 1
         kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"
-        yield Planned(kind, review_id, request, partial(explains, teacher, prompts), certain)
+        yield Planned(kind, review_id, request, partial(strategies.explains, teacher, prompts), certain)

@@ -188,7 +188,7 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_
     assert set(usable["rationale"]) == {"The words are telling."}
     assert set(usable["label_probability"]) == {1.0}
     assert usable["error"].isna().all()
-    assert own(output).loc[odd, "error"] == "no label of the task in the answer"
+    assert own(output).loc[odd, "error"] == "no label of the task in the completion"
     by_gold = output.annotations[output.annotations["gold_conditioned"]].set_index("review_id")
     assert by_gold["label"].to_dict() == train["label"].to_dict()
     assert set(by_gold["rationale"]) == {"Because it says so itself."}

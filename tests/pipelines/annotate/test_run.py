@@ -152,7 +152,7 @@ def test_a_chain_of_thought_without_a_label_is_asked_for_anew(config: StudyConfi
     thinking = TeacherConfig(strategy="chain_of_thought", gold_conditioned=False)
     config = config.model_copy(update={"teacher": thinking})
     first = annotate(config, teacher_double.complete)
-    assert first["annotations"]["quarantined"] == {"no label of the task in the answer": 1}
+    assert first["annotations"]["quarantined"] == {"no label of the task in the completion": 1}
     asked = len(teacher_double.asked)
     summary = annotate(config, teacher_double.complete, retry_errors=True)
     assert {p.rpartition("number ")[2].partition(".")[0] for p in prompts(teacher_double)[asked:]} == {"3", "50"}
