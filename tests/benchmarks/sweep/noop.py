@@ -45,7 +45,7 @@ def run(path: str) -> None:
     from cotd.study.config import load_config
     from pipelines.cluster.session import ray_session
 
-    pipelines.sweep.trial.run_trial = noop_trial
+    pipelines.sweep.run.run_trial = noop_trial
     config = load_config(path)
     with ray_session():
         started = time.perf_counter()
