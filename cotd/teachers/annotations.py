@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from cotd.data.spill import SortedRows
 from cotd.utils.text import sentence_ends
 
 ANNOTATION_COLUMNS = [
@@ -78,18 +76,6 @@ def annotation_row(
         "prompt_tokens": completion["prompt_tokens"] + extra_prompt_tokens, "output_tokens": completion["output_tokens"],
         "error": error,
     }  # fmt: skip
-
-
-class AnnotationRows(SortedRows):
-    """Annotation rows on their way to a table, sorted by KEY without repeats of it: see `SortedRows`."""
-
-    def __init__(
-        self,
-        expected: int = 0,
-        spill_dir: Path | None = None,
-        finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block,
-    ):
-        super().__init__(SCHEMA, KEY, expected, spill_dir, finish)
 
 
 class AnnotationsDigest:

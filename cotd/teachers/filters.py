@@ -138,9 +138,8 @@ def name_and_settings(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict
     return (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
 
 
-def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterContext) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The annotations, quarantined where a filter takes them out, and how many those are by filter."""
-    counts: dict[str, int] = {}
+def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterContext) -> pd.DataFrame:
+    """The annotations, quarantined where a filter takes them out."""
     shown = annotations[["review_id", "sample", "gold_conditioned", "label", "rationale"]]
     error = annotations["error"].astype(object)
     for name, settings in map(name_and_settings, filters):
@@ -148,8 +147,7 @@ def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterCo
         rows = np.flatnonzero(judged)
         keep = FILTERS[name](shown.iloc[rows], context, **settings) if len(rows) else np.ones(0, dtype=bool)
         error.iloc[rows[~keep]] = FILTERED + name
-        counts[name] = counts.get(name, 0) + int((~keep).sum())
-    return annotations.assign(error=error), counts
+    return annotations.assign(error=error)
 
 
 # Annotations in blocks that hold whole reviews; each call starts from the first block.
@@ -169,7 +167,7 @@ def filtered_blocks(
     """
     names = [name_and_settings(entry)[0] for entry in filters]
     if near_duplicates.__name__ not in names:
-        return lambda: (apply_filters(block, filters, context(block))[0] for block in blocks())
+        return lambda: (apply_filters(block, filters, context(block)) for block in blocks())
     position = names.index(near_duplicates.__name__)
     before = filtered_blocks(blocks, filters[:position], context, spill_dir)
     rationales = {kind: TextFile(spill_dir) for kind in (False, True)}
@@ -206,7 +204,7 @@ def choose_annotations(
         return annotations
     error = annotations["error"].astype(object)
     filtered = error.fillna("").str.startswith(FILTERED)
-    return apply_filters(annotations.assign(error=error.mask(filtered, None)), filters, FilterContext(task, gold))[0]
+    return apply_filters(annotations.assign(error=error.mask(filtered, None)), filters, FilterContext(task, gold))
 
 
 def rationales_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cotd.data.examples import Examples
 from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, ExampleTable
-from cotd.teachers.annotations import AnnotationRows
+from cotd.teachers.annotations import KEY, SCHEMA
 from cotd.teachers.config import TeacherConfig
 
 RATIONALES = pa.schema({"review_id": pa.string(), "rationale": pa.string()})
@@ -39,7 +39,7 @@ class TeacherOutput:
     """What a strategy returns.
 
     Attributes:
-        rows: the annotations of the training reviews.
+        annotations: of the training reviews, rows of `cotd.teachers.annotations.SCHEMA`.
         test: the teacher's own labels of the test reviews, see `test_table`.
         calibration: what was fitted on what, or None.
         held_out: the teacher's own rationales of validation and test reviews with columns review_id and rationale, "" if it
@@ -47,30 +47,19 @@ class TeacherOutput:
         imported: what became of the rows of an imported file, if the teacher was not asked.
     """
 
-    rows: AnnotationRows
+    annotations: SortedRows
     test: pd.DataFrame
     calibration: dict[str, Any] | None
     held_out: SortedRows
     imported: ImportedRows | None = None
 
-    @property
-    def annotations(self) -> pd.DataFrame:
-        """The Annotation table, in memory."""
-        return self.rows.table()
-
-    @property
-    def rationales(self) -> dict[str, str]:
-        """Validation or test review id → rationale, in memory."""
-        table = self.held_out.table()
-        return dict(zip(table["review_id"], table["rationale"], strict=True))
-
 
 def annotation_rows(
     config: TeacherConfig, reviews: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
-) -> AnnotationRows:
+) -> SortedRows:
     """Where the annotations of a study go."""
-    train_rows = int((reviews.rows.splits == SPLITS.index("train")).sum())
-    return AnnotationRows(train_rows * config.samples * (1 + config.gold_conditioned), reviews.rows.texts.spill_dir, finish)
+    expected = int((reviews.rows.splits == SPLITS.index("train")).sum()) * config.samples * (1 + config.gold_conditioned)
+    return SortedRows(SCHEMA, KEY, expected, reviews.rows.texts.spill_dir, finish)
 
 
 def rationale_rows(explained: ExampleTable) -> SortedRows:

@@ -52,25 +52,28 @@ class Prompts:
     noun: str
     hash: str = field(default="")
 
-    def score(self, text: str) -> str:
-        """Asks for a label word."""
-        return self._render("score", text=text)
+    def render(self, name: str, text: str, label: str | None = None) -> str:
+        """A prompt about a text, given a label if the template has one.
 
-    def explain(self, text: str, label: str) -> str:
-        """Asks for a rationale given a label."""
-        return self._render("explain", text=text, label=self.label_words[label])
+        Args:
+            name: "score", "explain", "chain_of_thought", "explain_json" or "chain_of_thought_json".
+        """
+        shot = self.templates.get(f"{name}_example")
+        examples = [self._example(shot, e, labelled=name == "chain_of_thought_json") for e in self.examples] if shot else []
+        return self.templates[name].format(
+            text=text,
+            label=self.label_words[label] if label else None,
+            noun=self.noun,
+            Noun=self.noun[:1].upper() + self.noun[1:],
+            examples="\n".join(examples),
+            choices=" or ".join(self.label_words.values()),
+        )
 
-    def chain_of_thought(self, text: str) -> str:
-        """Asks for a rationale, then a label word."""
-        return self._render("chain_of_thought", text=text)
-
-    def explain_json(self, text: str, label: str) -> str:
-        """Asks for a rationale given a label, as JSON."""
-        return self._render("explain_json", text=text, label=self.label_words[label])
-
-    def chain_of_thought_json(self, text: str) -> str:
-        """Asks for a rationale and a label word, as JSON."""
-        return self._render("chain_of_thought_json", text=text)
+    def _example(self, template: str, example: dict[str, str], labelled: bool) -> str:
+        """A few-shot example; its {answer} is the JSON that the teacher is to write, with a label if `labelled`."""
+        values = example | {"label": self.label_words[example["label"]]}
+        answer = {key: values[key] for key in (("rationale", "label") if labelled else ("rationale",))}
+        return template.format(**values, answer=json.dumps(answer, ensure_ascii=False)) + "\n"
 
     def json_schema(self, labelled: bool) -> dict[str, Any]:
         """What a JSON completion must match: a rationale and, if `labelled`, one of the label words."""
@@ -112,19 +115,6 @@ class Prompts:
         if not separator:
             return None, completion.strip()
         return self._label_of(word, task), rationale.strip()
-
-    def _render(self, name: str, **values: str) -> str:
-        shot = self.templates.get(f"{name}_example")
-        examples = [self._example(shot, e, labelled=name == "chain_of_thought_json") for e in self.examples] if shot else []
-        noun = {"noun": self.noun, "Noun": self.noun[:1].upper() + self.noun[1:]}
-        choices = " or ".join(self.label_words.values())
-        return self.templates[name].format(**values, **noun, examples="\n".join(examples), choices=choices)
-
-    def _example(self, template: str, example: dict[str, str], labelled: bool) -> str:
-        """A few-shot example; its {answer} is the JSON that the teacher is to write, with a label if `labelled`."""
-        values = example | {"label": self.label_words[example["label"]]}
-        answer = {key: values[key] for key in (("rationale", "label") if labelled else ("rationale",))}
-        return template.format(**values, answer=json.dumps(answer, ensure_ascii=False)) + "\n"
 
 
 def load_prompts(task: Task, noun: str, path: str | None = None) -> Prompts:

@@ -56,7 +56,7 @@ def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> 
         scoring = {"label_words": words, "logprob_token_ids": tokens, "logprobs": len(tokens)}
     else:
         scoring = {"label_words": words, "logprobs": api.top_logprobs}
-    return _request(teacher, prompts.score(text), {"max_tokens": 1, "temperature": 0.0} | scoring)
+    return _request(teacher, prompts.render("score", text), {"max_tokens": 1, "temperature": 0.0} | scoring)
 
 
 def explain_request(
@@ -64,21 +64,22 @@ def explain_request(
 ) -> Request:
     """Asks for a rationale given a label, as one line or, of a teacher that writes JSON, as JSON."""
     if teacher.writes_json:
+        name, extra_tokens = "explain_json", JSON_TOKENS
         form: dict[str, Any] = {"structured_outputs": {"json": prompts.json_schema(labelled=False)}}
-        return _request(teacher, prompts.explain_json(text, label), writing(teacher, sample, JSON_TOKENS) | form)
-    form = {"structured_outputs": {"regex": r" [^\n]{10,400}"}} if structured else {"stop": ["\n"]}
-    return _request(teacher, prompts.explain(text, label), writing(teacher, sample) | form)
+    else:
+        name, extra_tokens = "explain", 0
+        form = {"structured_outputs": {"regex": r" [^\n]{10,400}"}} if structured else {"stop": ["\n"]}
+    return _request(teacher, prompts.render(name, text, label), writing(teacher, sample, extra_tokens) | form)
 
 
 def think_request(teacher: Teacher, prompts: Prompts, text: str, sample: int, greedy: bool = False) -> Request:
     """Asks for a rationale and then a label."""
     if teacher.writes_json:
-        prompt, extra_tokens = prompts.chain_of_thought_json(text), JSON_TOKENS
-        form: dict[str, Any] = {"json": prompts.json_schema(labelled=True)}
+        name, extra_tokens, form = "chain_of_thought_json", JSON_TOKENS, {"json": prompts.json_schema(labelled=True)}
     else:
-        prompt, extra_tokens, form = prompts.chain_of_thought(text), 0, {"regex": prompts.chain_of_thought_regex()}
-    temperature = {"temperature": 0.0} if greedy else {}
-    return _request(teacher, prompt, writing(teacher, sample, extra_tokens) | temperature | {"structured_outputs": form})
+        name, extra_tokens, form = "chain_of_thought", 0, {"regex": prompts.chain_of_thought_regex()}
+    sampling = writing(teacher, sample, extra_tokens) | ({"temperature": 0.0} if greedy else {})
+    return _request(teacher, prompts.render(name, text), sampling | {"structured_outputs": form})
 
 
 def writing(teacher: Teacher, sample: int, extra_tokens: int = 0) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
     samples = output.imported.counts["samples"] if output.imported else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
     with parquet_writer(files.annotations, SCHEMA) as write:
-        for block in filtered_blocks(output.rows.blocks, config.teacher.filters, context, config.directory)():
+        for block in filtered_blocks(output.annotations.blocks, config.teacher.filters, context, config.directory)():
             gold = rows.gold(block["review_id"])
             tally.add(block, gold)
             doubtful.add(block, gold)

@@ -4,7 +4,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.teachers.annotations import ANNOTATION_COLUMNS, KEY, AnnotationRows, annotation_row, annotations_digest
+from cotd.data.spill import SortedRows
+from cotd.teachers.annotations import ANNOTATION_COLUMNS, KEY, SCHEMA, annotation_row, annotations_digest
 
 ORIGIN = {"teacher": "t", "revision": "r", "prompt_hash": "p"}
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
@@ -15,8 +16,8 @@ def rows_of(drawn):
     """Annotation rows of drawn (key, label, text) triples."""
     rows = []
     for (review, sample, by_gold), label, text in drawn:
-        answer = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 5, "output_tokens": 3, "error": None}
-        rows.append(annotation_row(review, sample, by_gold, label, None, text, answer, ORIGIN))
+        completion = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 5, "output_tokens": 3, "error": None}
+        rows.append(annotation_row(review, sample, by_gold, label, None, text, completion, ORIGIN))
     return rows
 
 
@@ -29,7 +30,7 @@ DRAWN = st.lists(
 @given(DRAWN, st.randoms(use_true_random=False))
 def test_a_table_and_its_digest_do_not_depend_on_the_order_of_the_answers(drawn, random):
     def made(rows):
-        table = AnnotationRows()
+        table = SortedRows(SCHEMA, KEY)
         for row in rows:
             table.add(row)
         return table.table()

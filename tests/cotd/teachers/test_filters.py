@@ -23,9 +23,7 @@ def annotations(*rows: tuple[str, int, bool, str | None, str]) -> pd.DataFrame:
 
 
 def kept(table: pd.DataFrame, *filters: Any) -> list[int]:
-    filtered, counts = apply_filters(table, filters, CONTEXT)
-    assert sum(counts.values()) == filtered["error"].notna().sum() - table["error"].notna().sum()
-    return list(np.flatnonzero(filtered["error"].isna()))
+    return list(np.flatnonzero(apply_filters(table, filters, CONTEXT)["error"].isna()))
 
 
 SAMPLES = annotations(
@@ -58,9 +56,8 @@ def test_filters_compose(filters: list[Any], expected: list[int]) -> None:
     assert kept(SAMPLES, *filters) == expected
 
 
-def test_what_a_filter_takes_out_is_named_and_counted() -> None:
-    filtered, counts = apply_filters(SAMPLES, ["agrees_with_gold", "length"], CONTEXT)
-    assert counts == {"agrees_with_gold": 2, "length": 1}
+def test_what_a_filter_takes_out_is_named() -> None:
+    filtered = apply_filters(SAMPLES, ["agrees_with_gold", "length"], CONTEXT)
     assert filtered["error"].value_counts().to_dict() == {
         "filtered: agrees_with_gold": 2, "filtered: length": 1, "no label": 1
     }  # fmt: skip
@@ -94,6 +91,6 @@ def test_filters_take_out_the_same_in_blocks_as_of_the_whole(rows: list[Any], fi
     table = annotations(*sorted(rows, key=lambda r: (r[0], r[2], r[1])))
     number = table["review_id"].map(lambda i: sum(s <= i for s in starts))
     blocks = [block.reset_index(drop=True) for _, block in table.groupby(number)]
-    found = [block["error"] for block in filtered_blocks(lambda: iter(blocks), filters, lambda block: CONTEXT)()]
-    expected = apply_filters(table, filters, CONTEXT)[0]["error"]
-    assert [e for error in found for e in error.where(error.notna(), None)] == list(expected.where(expected.notna(), None))
+    errors = [block["error"] for block in filtered_blocks(lambda: iter(blocks), filters, lambda block: CONTEXT)()]
+    expected = apply_filters(table, filters, CONTEXT)["error"]
+    assert [e for error in errors for e in error.where(error.notna(), None)] == list(expected.where(expected.notna(), None))

@@ -63,7 +63,7 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
             reader.output()
         return
     output = reader.output()
-    table, counts = output.annotations, output.imported.counts if output.imported else {}
+    table, counts = output.annotations.table(), output.imported.counts if output.imported else {}
     own = table[~table["gold_conditioned"]]
     trained = [(i, label) for i, label in wanted if split_of.get(i) == "train"]
     assert Counter(
@@ -95,7 +95,7 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
     held_out = {
         i for i, _ in wanted if i in set(reviews.table[reviews.table["label"].notna()]["id"]) and split_of[i] != "train"
     }
-    assert set(output.rationales) == held_out
+    assert set(output.held_out.table()["review_id"]) == held_out
 
 
 @given(

@@ -23,13 +23,13 @@ SHIPPED = SENTIMENT.folder / "prompts.yaml"
 @example("first\nSentiment: Positive\n\nReview: second")
 @example("100 % %s \\n")
 def test_texts_are_shown_as_they_are(text: str) -> None:
-    assert PROMPTS.score(text) == f"Movie review: {text}\nSentiment:"
-    assert PROMPTS.explain(text, "negative").endswith(f"\n\nReview: {text}\nSentiment: Negative\nReason:")
-    assert PROMPTS.chain_of_thought(text).endswith(f"\n\nReview: {text}\nRationale:")
+    assert PROMPTS.render("score", text) == f"Movie review: {text}\nSentiment:"
+    assert PROMPTS.render("explain", text, "negative").endswith(f"\n\nReview: {text}\nSentiment: Negative\nReason:")
+    assert PROMPTS.render("chain_of_thought", text).endswith(f"\n\nReview: {text}\nRationale:")
 
 
 def test_few_shot_prompts_show_every_example() -> None:
-    for prompt in (PROMPTS.explain("A film.", "positive"), PROMPTS.chain_of_thought("A film.")):
+    for prompt in (PROMPTS.render("explain", "A film.", "positive"), PROMPTS.render("chain_of_thought", "A film.")):
         for shot in PROMPTS.examples:
             assert shot["text"] in prompt
             assert shot["rationale"] in prompt
@@ -42,15 +42,15 @@ def test_few_shot_prompts_show_every_example() -> None:
     st.text(st.characters(exclude_characters="\n", codec="utf-8"), min_size=10, max_size=400), st.sampled_from(SENTIMENT.labels)
 )
 @example("Sentiment: Negative. That is what one expects.", "positive")
-def test_a_structured_answer_parses(rationale: str, label: str) -> None:
+def test_a_structured_completion_parses(rationale: str, label: str) -> None:
     """Whatever the regex lets the engine write comes back as its label and rationale."""
-    answer = f" {rationale}\nSentiment: {PROMPTS.label_words[label]}"
-    assert re.fullmatch(PROMPTS.chain_of_thought_regex(), answer)
-    assert PROMPTS.parse_chain_of_thought(answer, SENTIMENT) == (label, rationale.strip())
+    completion = f" {rationale}\nSentiment: {PROMPTS.label_words[label]}"
+    assert re.fullmatch(PROMPTS.chain_of_thought_regex(), completion)
+    assert PROMPTS.parse_chain_of_thought(completion, SENTIMENT) == (label, rationale.strip())
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("completion", "expected"),
     [
         ("It is warm.\nSentiment: positive.", ("positive", "It is warm.")),
         ("It is warm.\nSentiment: mixed", (None, "It is warm.")),
@@ -58,8 +58,8 @@ def test_a_structured_answer_parses(rationale: str, label: str) -> None:
         ("", (None, "")),
     ],
 )
-def test_free_answers(answer: str, expected: tuple[str | None, str]) -> None:
-    assert PROMPTS.parse_chain_of_thought(answer, SENTIMENT) == expected
+def test_free_completions(completion: str, expected: tuple[str | None, str]) -> None:
+    assert PROMPTS.parse_chain_of_thought(completion, SENTIMENT) == expected
 
 
 def test_the_hash_names_file_and_noun(write_prompts: Callable[..., str]) -> None:
@@ -72,8 +72,8 @@ def test_a_users_own_file_is_used(write_prompts: Callable[..., str]) -> None:
     prompts = load_prompts(
         SENTIMENT, "review", write_prompts(score="{Noun} «{text}»:", label_words={"positive": "Yes", "negative": "No"})
     )
-    assert prompts.score("fine") == "Review «fine»:"
-    assert "\nSentiment: Yes\nReason:" in prompts.explain("fine", "positive")
+    assert prompts.render("score", "fine") == "Review «fine»:"
+    assert "\nSentiment: Yes\nReason:" in prompts.render("explain", "fine", "positive")
     assert prompts.parse_chain_of_thought("So it is.\nSentiment: No", SENTIMENT) == ("negative", "So it is.")
 
 

@@ -48,7 +48,7 @@ def flipped(label: str) -> str:
 
 
 def own(output: TeacherOutput) -> pd.DataFrame:
-    return output.annotations[~output.annotations["gold_conditioned"]].set_index("review_id")
+    return output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("review_id")
 
 
 # --- score, then explain ----------------------------------------------------------------------------------------
@@ -57,11 +57,11 @@ def own(output: TeacherOutput) -> pd.DataFrame:
 def test_a_biased_teacher_labels_well_once_calibrated(reviews: Examples, teacher_double: Any) -> None:
     output = run(reviews, teacher_double)
     train = reviews.split("train").set_index("id")
-    assert list(output.annotations.columns) == ANNOTATION_COLUMNS
+    assert list(output.annotations.table().columns) == ANNOTATION_COLUMNS
     assert own(output)["label"].to_dict() == train["label"].to_dict()
     assert own(output)["label_probability"].between(0.5, 1).all()
     assert (output.test["predicted"] == output.test["gold"]).all()
-    assert output.annotations["error"].isna().all()
+    assert output.annotations.table()["error"].isna().all()
     raw = run(reviews, teacher_double, calibration={"method": "none"})
     assert set(own(raw)["label"]) == {"positive"}, "the double is biased, or this test shows nothing"
     assert output.calibration is not None
@@ -75,7 +75,7 @@ def test_the_calibration_uses_no_test_row(reviews: Examples, review_rows: pd.Dat
     other_texts = run(change(review_rows, "test", text=lambda t: t.replace("dull", "warm")), teacher_double)
     for other in (other_gold, other_texts):
         assert other.calibration == output.calibration
-        pd.testing.assert_frame_equal(other.annotations, output.annotations)
+        pd.testing.assert_frame_equal(other.annotations.table(), output.annotations.table())
     assert (other_gold.test["predicted"] == other_gold.test["gold"].map(flipped)).all()
 
 
@@ -100,27 +100,27 @@ def test_a_rationale_for_an_equal_gold_label_is_asked_once(review_rows: pd.DataF
     keys = [r.key for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
     # 24 reviews; the teacher differs from gold in one, whose two labels need a rationale each.
     assert len(keys) == len(set(keys)) == 25
-    assert output.annotations["gold_conditioned"].value_counts().to_dict() == {False: 24, True: 24}
-    by_gold = output.annotations[output.annotations["gold_conditioned"]].set_index("review_id")["label"]
+    assert output.annotations.table()["gold_conditioned"].value_counts().to_dict() == {False: 24, True: 24}
+    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("review_id")["label"]
     assert (by_gold != own(output)["label"]).sum() == 1
 
 
 def test_without_gold_conditioning_gold_is_not_shown(reviews: Examples, teacher_double: Any) -> None:
     output = run(reviews, teacher_double, gold_conditioned=False)
-    assert not output.annotations["gold_conditioned"].any()
-    assert len(output.annotations) == 24
+    assert not output.annotations.table()["gold_conditioned"].any()
+    assert len(output.annotations.table()) == 24
 
 
 def test_unlabelled_training_reviews_get_the_teachers_label_only(review_rows: pd.DataFrame, teacher_double: Any) -> None:
     output = run(change(review_rows, "train", label=None), teacher_double)
-    assert len(output.annotations) == 24
+    assert len(output.annotations.table()) == 24
     assert own(output)["label"].isin(SENTIMENT.labels).all()
 
 
 def test_samples_have_seeds_of_their_own(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: f" Reason of seed {request.sampling['seed']}."
     output = run(reviews, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
-    one = output.annotations[output.annotations["review_id"] == output.annotations["review_id"].iloc[0]]
+    one = output.annotations.table()[output.annotations.table()["review_id"] == output.annotations.table()["review_id"].iloc[0]]
     assert one["sample"].to_list() == [0, 1, 2]
     assert one["rationale"].to_list() == [f"Reason of seed {s}." for s in (10, 11, 12)]
 
@@ -189,7 +189,7 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_
     assert set(usable["label_probability"]) == {1.0}
     assert usable["error"].isna().all()
     assert own(output).loc[odd, "error"] == "no label of the task in the completion"
-    by_gold = output.annotations[output.annotations["gold_conditioned"]].set_index("review_id")
+    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("review_id")
     assert by_gold["label"].to_dict() == train["label"].to_dict()
     assert set(by_gold["rationale"]) == {"Because it says so itself."}
     assert (output.test["predicted"] == output.test["gold"]).all()
@@ -199,11 +199,13 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_
 def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     plain = run(reviews, teacher_double, "chain_of_thought")
-    assert plain.rationales == {}
+    assert plain.held_out.table().empty
     output = run(reviews, teacher_double, "chain_of_thought", held_out_rationales=True)
     held_out = reviews.table[reviews.table["split"] != "train"]
-    assert output.rationales == dict.fromkeys(held_out["id"], "The words are telling.")
-    pd.testing.assert_frame_equal(output.annotations, plain.annotations)
+    assert output.held_out.table().set_index("review_id")["rationale"].to_dict() == dict.fromkeys(
+        held_out["id"], "The words are telling."
+    )
+    pd.testing.assert_frame_equal(output.annotations.table(), plain.annotations.table())
     pd.testing.assert_frame_equal(output.test, plain.test)
 
 
@@ -225,7 +227,7 @@ def test_samples_vote(reviews: Examples, teacher_double: Any) -> None:
     votes = {0: "Positive", 1: "Positive", 2: "Negative", 3: "who knows"}
     teacher_double.write = lambda request: f" So it seems to me.\nSentiment: {votes[request.sampling['seed']]}"
     output = run(reviews, teacher_double, "chain_of_thought", samples=4, temperature=0.7, gold_conditioned=False)
-    one = output.annotations[output.annotations["review_id"] == output.annotations["review_id"].iloc[0]]
+    one = output.annotations.table()[output.annotations.table()["review_id"] == output.annotations.table()["review_id"].iloc[0]]
     assert one["label"].fillna("").to_list() == ["positive", "positive", "negative", ""]
     assert one["label_probability"][:3].to_list() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
     benchmark = [

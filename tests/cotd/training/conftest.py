@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from cotd.data.examples import build_examples
+from cotd.data.spill import SortedRows
 from cotd.tasks.registry import SENTIMENT
-from cotd.teachers.annotations import AnnotationRows, annotation_row
+from cotd.teachers.annotations import KEY, SCHEMA, annotation_row
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
@@ -30,7 +31,7 @@ def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
     """Right labels, and rationales of different lengths."""
     origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
     done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
-    rows = AnnotationRows()
+    rows = SortedRows(SCHEMA, KEY)
     for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
         why = f"The reviewer finds it {'warm' if review.label == 'positive' else 'dull'}{' indeed' * (number % 3)}."
         for by_gold in (False, True):

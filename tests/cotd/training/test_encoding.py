@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from cotd.data.examples import select_fraction
+from cotd.data.spill import SortedRows
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.registry import SENTIMENT
-from cotd.teachers.annotations import AnnotationRows, annotation_row
+from cotd.teachers.annotations import KEY, SCHEMA, annotation_row
 from cotd.training.config import TrainingConfig
 from cotd.training.encoding import EncodedPairs, cached_pairs, encode_pairs, encode_trial
 from cotd.training.folder import TrialFolder
@@ -32,7 +33,7 @@ def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
     """Three samples a review, the third with another label; one review's were filtered out, one's went wrong."""
     origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
     done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
-    rows = AnnotationRows()
+    rows = SortedRows(SCHEMA, KEY)
     for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
         for sample in range(3):
             label = review.label if sample < 2 else {"positive": "negative", "negative": "positive"}[review.label]

@@ -237,8 +237,8 @@ def test_any_text_is_annotated_or_set_aside_and_shifts_no_other(texts: list[str]
         output = STRATEGIES["score_then_explain"](teacher, reviews, SENTIMENT, load_prompts(SENTIMENT, "review"), ask)
         assert ask.usage["failed"] == 0
     train = reviews.split("train")
-    assert set(output.annotations["review_id"]) == set(train["id"])
-    own = output.annotations[~output.annotations["gold_conditioned"]].set_index("review_id")["label"]
+    assert set(output.annotations.table()["review_id"]) == set(train["id"])
+    own = output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("review_id")["label"]
     for review in train[train["text"].isin(good)].itertuples():
         assert own[review.id] == review.label
     for request in double.asked:
