@@ -97,8 +97,7 @@ def read_prepared(folder: Path, inputs: str) -> Prepared | None:
         made = read_json(folder / "prepared.json")
     except (OSError, ValueError):
         return None
-    path = folder / made["path"]
-    if made["inputs"] != inputs or not path.is_file():
+    if made["inputs"] != inputs or not (path := folder / made["path"]).is_file():
         return None
     return Prepared(path, made["digest"], made["counts"], made["labels"], Counter(made["reasons"]))
 
