@@ -39,7 +39,7 @@ from cotd.teachers.store import completion
 from cotd.teachers.teacher import Teacher
 
 KEY = "teacher.answers.columns"
-CELLS = ("text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line")
+CELLS = ["text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line"]
 NO_REVIEW = "no review of the study has this text"
 NO_GOLD = "the review has no gold label for the rationale"
 NOT_GOLD = "the rationale is for a label other than gold"
@@ -173,16 +173,15 @@ class ImportedReader:
         """
         if file != self._file:
             self._file, self._row = file, 0
-        frame = block.astype(object).where(block.notna(), None)
-        columns = [list(frame[name]) if name in frame else [None] * len(frame) for name in CELLS]
-        texts = [clean_text(text) if isinstance(text, str) else "" for text in columns[0]]
+        frame = block.reindex(columns=CELLS).astype(object)
+        rows = frame.where(frame.notna(), None).to_dict("records")
+        texts = [clean_text(cells["text"]) if isinstance(cells["text"], str) else "" for cells in rows]
         ids = [review_id(self.dataset, text) for text in texts]
         positions = self.reviews.rows.positions(ids).tolist()
-        for i, text, position, *values in zip(ids, texts, positions, *columns, strict=True):
+        for cells, i, text, position in zip(rows, ids, texts, positions, strict=True):
             self._row += 1
             self.rows += 1
             self.first_text = self.first_text or text
-            cells = dict(zip(CELLS, values, strict=True))
             problem = cells["problem"] or text_problem(cells["text"]) or (None if text else "empty text")
             if problem or position == NONE:
                 self._quarantine(i, cells, cells["rationale"], problem or NO_REVIEW)

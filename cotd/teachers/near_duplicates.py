@@ -53,5 +53,5 @@ def signature(trigrams: set[int]) -> np.ndarray:
 
 def trigrams(text: str) -> set[int]:
     """32-bit hashes of a text's word trigrams, whatever the case and punctuation; of the whole of a shorter text."""
-    found = words(text)
-    return {zlib.crc32(" ".join(found[i : i + 3]).encode()) for i in range(max(1, len(found) - 2))}
+    all_words = words(text)
+    return {zlib.crc32(" ".join(all_words[i : i + 3]).encode()) for i in range(max(1, len(all_words) - 2))}

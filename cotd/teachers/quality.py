@@ -56,13 +56,14 @@ class VoteQuality:
         self._shares: list[np.ndarray] = []
         self._correct: list[np.ndarray] = []
 
-    def add(self, own: pd.DataFrame, gold: pd.Series) -> None:
+    def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
         """Adds all samples of some reviews, not given gold.
 
         Args:
             gold: training review id → gold label, or None.
         """
-        votes = own.loc[own["label_probability"].notna(), ["review_id", "sample", "label", "label_probability"]]
+        voting = annotations["label_probability"].notna()
+        votes = annotations.loc[voting, ["review_id", "sample", "label", "label_probability"]]
         votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
         votes["gold"] = votes["review_id"].map(gold)
         votes = votes[votes["gold"].notna()]

@@ -75,7 +75,8 @@ def explain_request(
 def think_request(teacher: Teacher, prompts: Prompts, text: str, sample: int, greedy: bool = False) -> Request:
     """Asks for a rationale and then a label."""
     if teacher.writes_json:
-        name, extra_tokens, form = "chain_of_thought_json", JSON_TOKENS, {"json": prompts.json_schema(labelled=True)}
+        name, extra_tokens = "chain_of_thought_json", JSON_TOKENS
+        form: dict[str, Any] = {"json": prompts.json_schema(labelled=True)}
     else:
         name, extra_tokens, form = "chain_of_thought", 0, {"regex": prompts.chain_of_thought_regex()}
     sampling = writing(teacher, sample, extra_tokens) | ({"temperature": 0.0} if greedy else {})

@@ -1,4 +1,4 @@
-"""The Annotation table: rows in any order become one table, and its digest is of what students learn from."""
+"""The Annotation table: rows in any order become one table, and its digest covers what students learn from."""
 
 import pandas as pd
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ DRAWN = st.lists(
 
 @settings(deadline=None, max_examples=50)
 @given(DRAWN, st.randoms(use_true_random=False))
-def test_a_table_and_its_digest_do_not_depend_on_the_order_of_the_answers(drawn, random):
+def test_a_table_and_its_digest_do_not_depend_on_the_order_of_completions(drawn, random):
     def made(rows):
         table = SortedRows(SCHEMA, KEY)
         for row in rows:
@@ -47,7 +47,7 @@ def test_a_table_and_its_digest_do_not_depend_on_the_order_of_the_answers(drawn,
     assert annotations_digest(table) == annotations_digest(table.sample(frac=1, random_state=0))
 
 
-def test_a_digest_changes_with_what_is_learned_and_with_nothing_else():
+def test_a_digest_changes_only_with_what_is_learned():
     rows = rows_of([(("a", 0, False), "positive", "It is warm and funny."), (("b", 0, True), "negative", "It is a dull film.")])
     table = pd.DataFrame(rows)
     assert annotations_digest(table) == annotations_digest(table.assign(output_tokens=9, teacher="another"))

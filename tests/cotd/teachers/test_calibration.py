@@ -1,4 +1,4 @@
-"""Calibration of label scores, on scores whose right answer is known."""
+"""Calibration of label scores whose best threshold is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def biased_scores(n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     return np.where(gold, 4.0, 2.0) + rng.normal(0, 1, n), gold
 
 
-def test_platt_mends_threshold_and_confidence() -> None:
+def test_platt_fixes_threshold_and_confidence() -> None:
     scores, gold = biased_scores()
     assert ((scores > 0) == gold).mean() < 0.55
     fitted = calibrate("platt", scores[:1000], gold[:1000])
@@ -45,7 +45,7 @@ def test_prior_hits_the_prior_without_gold(values: list[float], prior: float) ->
     assert "without their labels" in fitted.used
 
 
-def test_none_leaves_scores_as_they_come() -> None:
+def test_none_leaves_scores_as_they_are() -> None:
     fitted = calibrate("none", np.array([1.0, 2.0]), None)
     assert fitted.probability(np.array([0.0, np.log(3)])).tolist() == pytest.approx([0.5, 0.75])
     assert fitted.rows == 0

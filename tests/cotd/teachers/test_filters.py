@@ -61,7 +61,7 @@ def test_what_a_filter_takes_out_is_named() -> None:
     assert filtered["error"].value_counts().to_dict() == {
         "filtered: agrees_with_gold": 2, "filtered: length": 1, "no label": 1
     }  # fmt: skip
-    assert SAMPLES["error"].notna().sum() == 1, "the table that was given is left as it was"
+    assert SAMPLES["error"].notna().sum() == 1, "the input table must not change"
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -86,7 +86,7 @@ one_row = st.tuples(
     st.lists(one_filter, max_size=4),
     st.sets(st.sampled_from("bcde")),
 )
-def test_filters_take_out_the_same_in_blocks_as_of_the_whole(rows: list[Any], filters: list[Any], starts: set[str]) -> None:
+def test_filters_take_out_the_same_in_blocks_as_in_the_whole(rows: list[Any], filters: list[Any], starts: set[str]) -> None:
     """Blocks hold whole reviews; `starts` says with which a block begins."""
     table = annotations(*sorted(rows, key=lambda r: (r[0], r[2], r[1])))
     number = table["review_id"].map(lambda i: sum(s <= i for s in starts))

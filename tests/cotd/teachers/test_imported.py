@@ -1,4 +1,4 @@
-"""Answers read from a file: whatever its rows, each is joined to the review with its text, or set aside with a reason."""
+"""An imported file: each row is joined to the review with its text, or quarantined with a reason."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.hostile import HOSTILE
 
 DATA = DataConfig(source="reviews.csv")
 TEXTS = [review_text(i, i % 2 == 0) for i in range(9)]
-# As models write them → what they are.
-SAID: dict[Any, str | None] = {
+# Cells as models write them → their labels.
+LABELS: dict[Any, str | None] = {
     "positive": "positive", "Positive.": "positive", " **NEGATIVE** ": "negative", "'neg'": "negative", 1: "positive",
     "Mixed": None, "The sentiment is positive.": None, "": None, None: None, "-1": None,
 }  # fmt: skip
 SPELLINGS = ["{}", "  {} ", "{}<br />", "{}\n"]
-WHY: list[Any] = ["The words are telling.", " Because\nof the words. ", "No.", "", None, 7, *HOSTILE[:12]]
+RATIONALES: list[Any] = ["The words are telling.", " Because\nof the words. ", "No.", "", None, 7, *HOSTILE[:12]]
 row = st.fixed_dictionaries(
     {
         "text": st.builds(str.format, st.sampled_from(SPELLINGS), st.sampled_from([*TEXTS, "another text", ""])) | st.none(),
-        "label": st.sampled_from(list(SAID)),
-        "rationale": st.sampled_from(WHY),
-        "gold_rationale": st.sampled_from(WHY),
+        "label": st.sampled_from(list(LABELS)),
+        "rationale": st.sampled_from(RATIONALES),
+        "gold_rationale": st.sampled_from(RATIONALES),
     }
 )
 
@@ -50,12 +50,12 @@ def reviews() -> Examples:
 
 
 @given(st.lists(row, min_size=1, max_size=40))
-def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str, Any]]) -> None:
+def test_every_row_is_joined_or_quarantined(reviews: Examples, rows: list[dict[str, Any]]) -> None:
     columns = {"label": "label", "rationale": "rationale", "gold_rationale": "gold_rationale"}
     config = TeacherConfig(model="gpt", answers={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
     reader = ImportedReader(["answers.csv"], DATA, Teacher("gpt", "1", config), reviews, SENTIMENT)
     split_of = {review_id("reviews.csv", text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
-    wanted = [(review_id("reviews.csv", r["text"] or ""), SAID[r["label"]]) for r in rows]
+    expected = [(review_id("reviews.csv", r["text"] or ""), LABELS[r["label"]]) for r in rows]
     for start in (0, 7):  # in two blocks
         reader.add(pd.DataFrame(rows[start : 7 if not start else None], columns=list(rows[0]), dtype=object), "answers.csv")
     if not reader.usable:
@@ -65,7 +65,7 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
     output = reader.output()
     table, counts = output.annotations.table(), output.imported.counts if output.imported else {}
     own = table[~table["gold_conditioned"]]
-    trained = [(i, label) for i, label in wanted if split_of.get(i) == "train"]
+    trained = [(i, label) for i, label in expected if split_of.get(i) == "train"]
     assert Counter(
         zip(own["review_id"], own["label"].astype(object).where(own["label"].notna(), None), strict=True)
     ) == Counter(trained)
@@ -80,20 +80,20 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
     gold = table[table["gold_conditioned"]]
     assert (gold["label"] == gold["review_id"].map(reviews.rows.gold(gold["review_id"]))).all()
     # Nothing is lost: rows of no review, with their reasons, and the others by split.
-    aside = output.imported.quarantined.table() if output.imported else pd.DataFrame()
-    unknown = [k for k, (i, _) in enumerate(wanted, 1) if i not in split_of]
-    assert set(unknown) <= set(aside["row"])
+    quarantined = output.imported.quarantined.table() if output.imported else pd.DataFrame()
+    unknown = [k for k, (i, _) in enumerate(expected, 1) if i not in split_of]
+    assert set(unknown) <= set(quarantined["row"])
     assert counts["rows"] == len(rows) == counts["matched"] + len(unknown)
-    assert counts["quarantined"] == aside["reason"].value_counts().to_dict()
+    assert counts["quarantined"] == quarantined["reason"].value_counts().to_dict()
     assert counts["unanswered_train"] == 3 - len({i for i, _ in trained})
-    said: dict[str, str | None] = {}  # the first label that there is
-    for i, label in wanted:
+    first: dict[str, str | None] = {}  # label of each test review
+    for i, label in expected:
         if split_of.get(i) == "test":
-            said[i] = said.get(i) or label
+            first[i] = first.get(i) or label
     predicted = output.test.set_index("review_id")["predicted"]
-    assert {i: label if isinstance(label, str) else None for i, label in predicted.items()} == said
+    assert {i: label if isinstance(label, str) else None for i, label in predicted.items()} == first
     held_out = {
-        i for i, _ in wanted if i in set(reviews.table[reviews.table["label"].notna()]["id"]) and split_of[i] != "train"
+        i for i, _ in expected if i in set(reviews.table[reviews.table["label"].notna()]["id"]) and split_of[i] != "train"
     }
     assert set(output.held_out.table()["review_id"]) == held_out
 
@@ -101,12 +101,12 @@ def test_every_row_is_joined_or_set_aside(reviews: Examples, rows: list[dict[str
 @given(
     st.sampled_from(["positive", "Positive", "NEGATIVE"]), st.text(PUNCTUATION, max_size=4), st.text(PUNCTUATION, max_size=4)
 )
-def test_labels_count_whatever_is_around_them(word: str, before: str, after: str) -> None:
+def test_labels_count_with_punctuation_around_them(word: str, before: str, after: str) -> None:
     assert parse_model_label(before + word + after, SENTIMENT) == word.lower()
 
 
 @pytest.mark.parametrize(
-    "value", [*(v for v, label in SAID.items() if label is None), "positive?", "not positive", float("nan"), [1], {}]
+    "value", [*(v for v, label in LABELS.items() if label is None), "positive?", "not positive", float("nan"), [1], {}]
 )
-def test_other_words_are_no_labels(value: Any) -> None:
+def test_other_words_are_not_labels(value: Any) -> None:
     assert parse_model_label(value, SENTIMENT) is None

@@ -1,3 +1,5 @@
+"""Prompt files: what is rendered, parsed back, and refused."""
+
 from __future__ import annotations
 
 import re
@@ -107,15 +109,13 @@ def write_prompts(tmp_path: Path) -> Callable[..., str]:
         ({"examples": [{"text": "a", "label": "positive"}]}, "examples[0] needs exactly text, label and rationale"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_before_any_work(
-    write_prompts: Callable[..., str], changes: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_file_is_refused(write_prompts: Callable[..., str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CotdError) as caught:
         load_prompts(SENTIMENT, "review", write_prompts(**changes))
     assert message in str(caught.value)
 
 
-def test_all_that_is_wrong_is_said_at_once(write_prompts: Callable[..., str]) -> None:
+def test_all_problems_are_reported_at_once(write_prompts: Callable[..., str]) -> None:
     with pytest.raises(CotdError) as caught:
         load_prompts(SENTIMENT, "review", write_prompts(score="Review:", explain=None, shots=[]))
     assert len(caught.value.problems) == 3
@@ -124,7 +124,7 @@ def test_all_that_is_wrong_is_said_at_once(write_prompts: Callable[..., str]) ->
 @pytest.mark.parametrize(
     ("content", "message"), [("- a", "not a mapping"), ("a: [", "not valid YAML"), (None, "no prompt file")]
 )
-def test_files_that_are_no_prompts(tmp_path: Path, content: str | None, message: str) -> None:
+def test_files_that_are_not_prompts(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "prompts.yaml"
     if content is not None:
         path.write_text(content)

@@ -1,3 +1,5 @@
+"""Figures of how good labels and rationales are, on examples computed by hand."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,9 +14,9 @@ from cotd.teachers.quality import VoteQuality, kappa_interval, label_quality
 def test_kappa_is_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     gold = rng.choice(["negative", "positive"], 300)
-    given = np.where(rng.random(300) < 0.8, gold, rng.choice(["negative", "positive", "none"], 300))
-    kappa, low, high = kappa_interval(gold, given)
-    assert kappa == pytest.approx(cohen_kappa_score(gold, given))
+    predicted = np.where(rng.random(300) < 0.8, gold, rng.choice(["negative", "positive", "none"], 300))
+    kappa, low, high = kappa_interval(gold, predicted)
+    assert kappa == pytest.approx(cohen_kappa_score(gold, predicted))
     assert low < kappa < high
     assert 0.05 < high - low < 0.25
 
@@ -39,11 +41,11 @@ def test_label_quality() -> None:
 
 def test_votes_of_samples_are_a_confidence() -> None:
     """Of two samples that differ, the first counts."""
-    said = {"a": "pp", "b": "pn", "c": "np", "d": "nn", "e": "pp"}
+    votes_of = {"a": "pp", "b": "pn", "c": "np", "d": "nn", "e": "pp"}
     words = {"p": "positive", "n": "negative"}
     rows = [
         {"review_id": i, "sample": s, "label": words[c], "label_probability": labels.count(c) / 2}
-        for i, labels in said.items() for s, c in enumerate(labels)
+        for i, labels in votes_of.items() for s, c in enumerate(labels)
     ]  # fmt: skip
     rows.append({"review_id": "a", "sample": 2, "label": None, "label_probability": np.nan})
     gold = pd.Series({"a": "positive", "b": "positive", "c": "positive", "d": "positive", "e": None})

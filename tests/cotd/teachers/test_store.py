@@ -1,3 +1,5 @@
+"""The completion store: what was written is found again, whatever happens to shards and connections."""
+
 from __future__ import annotations
 
 import tempfile
@@ -10,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotd.errors import CotdError
-from cotd.teachers import store as completions
+from cotd.teachers import store as store_module
 from cotd.teachers.requests import Request
-from cotd.teachers.store import CompletionStore
-from cotd.teachers.store import completion as completion_of
+from cotd.teachers.store import CompletionStore, completion
 
-completion = st.fixed_dictionaries(
+completions = st.fixed_dictionaries(
     {
         "key": st.integers(0, 12).map(lambda n: f"{n:032x}"),
         "text": st.text(),
@@ -27,12 +28,12 @@ completion = st.fixed_dictionaries(
         "error": st.none() | st.just("out of memory"),
     }
 )
-shards = st.lists(st.lists(completion, max_size=6, unique_by=lambda c: c["key"]), max_size=5)
+shards = st.lists(st.lists(completions, max_size=6, unique_by=lambda c: c["key"]), max_size=5)
 
 
 @settings(max_examples=25)
 @given(shards, st.sets(st.integers(0, 15).map(lambda n: f"{n:032x}")), st.booleans())
-def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str, Any]]], keys: set[str], killed: bool) -> None:
+def test_completions_are_found_and_nothing_else(written: list[list[dict[str, Any]]], keys: set[str], killed: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "completions"
         store = CompletionStore(directory)
@@ -49,25 +50,25 @@ def test_what_was_answered_is_found_and_nothing_else(written: list[list[dict[str
 @pytest.mark.parametrize("folder", ["a [1] * ? {x,y}/completions", "memory://kept [1] * ? {x,y}"])
 def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
     where = folder if folder.startswith("memory:") else tmp_path / folder
-    CompletionStore(where).append([completion_of("k", text="fine")])
+    CompletionStore(where).append([completion("k", text="fine")])
     assert CompletionStore(where).find(["k"])["k"]["text"] == "fine"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 80 + b[120:]])
-def test_a_damaged_shard_is_passed_over(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_shard_is_skipped(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = CompletionStore(tmp_path)
-    store.append([completion_of("lost", text="a" * 500)])
+    store.append([completion("lost", text="a" * 500)])
     (shard,) = tmp_path.glob("*.parquet")
     shard.write_bytes(damage(shard.read_bytes()))
-    store.append([completion_of("kept", text="fine")])
+    store.append([completion("kept", text="fine")])
     again = CompletionStore(tmp_path)
     assert set(again.find(["lost", "kept"])) == {"kept"}
     assert again.unreadable == [str(shard)]
-    again.append([completion_of("lost", text="asked again")])
+    again.append([completion("lost", text="asked again")])
     assert again.find(["lost"])["lost"]["text"] == "asked again"
 
 
-def test_a_remote_store_is_tried_again_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_store_is_retried_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     store = CompletionStore("memory://flaky")
     put, failing = store.files.pipe_file, [ConnectionError("reset"), ConnectionError("reset")]
 
@@ -76,13 +77,13 @@ def test_a_remote_store_is_tried_again_and_then_given_up(monkeypatch: pytest.Mon
             raise failing.pop()
         put(*arguments, **more)
 
-    monkeypatch.setattr(completions, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(store_module, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(store.files, "pipe_file", pipe_file, raising=False)
-    store.append([completion_of("k", text="fine")])
+    store.append([completion("k", text="fine")])
     assert set(store.find(["k"])) == {"k"}
     failing += [ConnectionError("reset")] * 3
     with pytest.raises(CotdError, match=r"1 completions cannot be kept in teacher\.store .*ConnectionError: reset"):
-        store.append([completion_of("k2", text="fine")])
+        store.append([completion("k2", text="fine")])
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:
+def test_a_completion_after_a_failure_counts(tmp_path: Path) -> None:
     blank = {"text": "", "logprob": None, "label_logprobs": None, "finish_reason": None, "prompt_tokens": 0, "output_tokens": 0}
     failed = {"key": "k", "error": "out of memory", **blank}
     store = CompletionStore(tmp_path)
@@ -104,7 +105,7 @@ def test_an_answer_after_a_failure_counts(tmp_path: Path) -> None:
     assert store.find(["k"])["k"]["text"] == "fine"
 
 
-def test_a_key_is_all_that_decides_the_answer() -> None:
+def test_a_key_covers_all_that_decides_the_completion() -> None:
     request = Request("teacher", "r1", "Review: fine", {"max_tokens": 4, "seed": 0})
     assert request.key == Request("teacher", "r1", "Review: fine", {"seed": 0, "max_tokens": 4}).key
     others = [

@@ -1,4 +1,4 @@
-"""How a teacher is asked, with a teacher that answers by rule in place of an engine."""
+"""Strategies, with a teacher that follows rules in place of an engine."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_calibration_does_use_validation_gold(review_rows: pd.DataFrame, tea
     assert own(output)["label"].to_dict() == train["label"].map(flipped).to_dict()
 
 
-def test_no_rationale_is_asked_of_test_reviews(reviews: Examples, teacher_double: Any) -> None:
+def test_no_rationale_of_test_reviews_is_requested(reviews: Examples, teacher_double: Any) -> None:
     run(reviews, teacher_double)
     explained = [r.prompt for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
     assert explained
@@ -93,7 +93,7 @@ def test_no_rationale_is_asked_of_test_reviews(reviews: Examples, teacher_double
         assert not any(text in prompt for prompt in explained)
 
 
-def test_a_rationale_for_an_equal_gold_label_is_asked_once(review_rows: pd.DataFrame, teacher_double: Any) -> None:
+def test_a_rationale_for_an_equal_gold_label_is_requested_once(review_rows: pd.DataFrame, teacher_double: Any) -> None:
     wrong = review_rows.iloc[0]["text"]
     rows = review_rows.assign(label=[flipped(r.label) if r.text == wrong else r.label for r in review_rows.itertuples()])
     output = run(build_examples(rows, "small", SENTIMENT), teacher_double)
@@ -117,7 +117,7 @@ def test_unlabelled_training_reviews_get_the_teachers_label_only(review_rows: pd
     assert own(output)["label"].isin(SENTIMENT.labels).all()
 
 
-def test_samples_have_seeds_of_their_own(reviews: Examples, teacher_double: Any) -> None:
+def test_each_sample_has_its_own_seed(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: f" Reason of seed {request.sampling['seed']}."
     output = run(reviews, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
     one = output.annotations.table()[output.annotations.table()["review_id"] == output.annotations.table()["review_id"].iloc[0]]
@@ -125,7 +125,7 @@ def test_samples_have_seeds_of_their_own(reviews: Examples, teacher_double: Any)
     assert one["rationale"].to_list() == [f"Reason of seed {s}." for s in (10, 11, 12)]
 
 
-def test_a_failed_score_is_quarantined_and_the_rest_goes_on(reviews: Examples, teacher_double: Any) -> None:
+def test_a_failed_score_is_quarantined_and_the_rest_continues(reviews: Examples, teacher_double: Any) -> None:
     train = reviews.split("train").iloc[0]
     test = reviews.split("test").iloc[0]
     teacher_double.fails = lambda prompt: prompt.endswith("Sentiment:") and (train["text"] in prompt or test["text"] in prompt)
@@ -157,7 +157,7 @@ def test_platt_needs_gold_of_both_kinds(review_rows: pd.DataFrame, teacher_doubl
     assert own(output)["label"].value_counts().to_dict() == {"positive": 12, "negative": 12}
 
 
-def test_scores_of_one_kind_alone_cannot_calibrate(reviews: Examples, teacher_double: Any) -> None:
+def test_scores_of_one_label_cannot_calibrate(reviews: Examples, teacher_double: Any) -> None:
     """The engine failed on every positive validation review: readable, not scikit-learn's complaint."""
     positive = reviews.split("validation").query("label == 'positive'")["text"]
     teacher_double.fails = lambda prompt: any(text in prompt for text in positive)
@@ -169,7 +169,7 @@ def test_scores_of_one_kind_alone_cannot_calibrate(reviews: Examples, teacher_do
 
 
 def reason(request: Request) -> str:
-    """Right answers to both kinds of prompt, but for review 2, whose answer names no label."""
+    """Right completions of both kinds of prompt, except for review 2, of which no label is named."""
     if request.prompt.endswith("Reason:"):
         return " Because it says so itself."
     review = request.prompt.splitlines()[-2]
@@ -196,7 +196,7 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_
     assert output.calibration is None
 
 
-def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(reviews: Examples, teacher_double: Any) -> None:
+def test_chain_of_thought_keeps_held_out_rationales_if_configured(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     plain = run(reviews, teacher_double, "chain_of_thought")
     assert plain.held_out.table().empty
@@ -209,13 +209,13 @@ def test_chain_of_thought_keeps_held_out_rationales_where_they_are_wanted(review
     pd.testing.assert_frame_equal(output.test, plain.test)
 
 
-def test_chain_of_thought_answers_are_held_to_the_format(reviews: Examples, teacher_double: Any) -> None:
+def test_chains_of_thought_are_held_to_the_format(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
     run(reviews, teacher_double, "chain_of_thought")
     assert all("regex" in r.sampling["structured_outputs"] for r in teacher_double.asked)
 
 
-def test_unparsable_test_answers_stay_without_a_label(reviews: Examples, teacher_double: Any) -> None:
+def test_unparsable_completions_of_test_reviews_stay_without_a_label(reviews: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: " I cannot decide."
     output = run(reviews, teacher_double, "chain_of_thought")
     assert output.test["predicted"].isna().all()
@@ -243,20 +243,20 @@ def test_samples_vote(reviews: Examples, teacher_double: Any) -> None:
 prose = st.lists(
     st.sampled_from(["It", "is", "warm.", "funny!", "\n", "  ", "(really?)", "3.5", "stars", '"Wow."']), max_size=12
 )
-answers = st.text() | prose.map(" ".join)
+texts = st.text() | prose.map(" ".join)
 
 
-@given(answers, st.sampled_from(["stop", "length"]))
-def test_a_rationale_is_one_line_of_the_answer(answer: str, finish_reason: str) -> None:
-    rationale, error = tidy_rationale(answer, finish_reason)
+@given(texts, st.sampled_from(["stop", "length"]))
+def test_a_rationale_is_one_line_of_the_completion(text: str, finish_reason: str) -> None:
+    rationale, error = tidy_rationale(text, finish_reason)
     assert rationale == " ".join(rationale.split())
-    assert " ".join(answer.split()).startswith(rationale)
+    assert " ".join(text.split()).startswith(rationale)
     assert (error is None) <= (len(rationale.split()) >= 3)
     if error is None:
         assert tidy_rationale(rationale, finish_reason) == (rationale, None)
         assert finish_reason == "stop" or rationale.rstrip("\"')]")[-1] in ".!?"
     if finish_reason == "stop":
-        assert rationale == " ".join(answer.split())
+        assert rationale == " ".join(text.split())
 
 
 def test_a_cut_off_sentence_goes() -> None:
