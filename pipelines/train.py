@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cotd.progress import track
-from cotd.storage.working_copy import sync_study
+from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
