@@ -1,4 +1,4 @@
-"""`cotd serve` as it runs: Ray Serve, HAProxy, HTTP; a hot swap under load, and an end that leaves nothing."""
+"""`cotd serve` as a whole: Ray Serve, HAProxy, HTTP; a hot swap under load, and a shutdown that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,33 +19,28 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.app import require_port, serving
+from serve.app import require_port, require_resources
 from serve.client import Client
-from serve.settings import Settings
-from tests.processes import marked
-from tests.serve.conftest import Registry
+from tests.processes import free_port, marked
+from tests.serve.conftest import TOKEN, Registry
 
-TOKEN = "a-token-long-enough"
+pytestmark = pytest.mark.integration
+
+Endpoint = tuple[str, subprocess.Popen[str]]  # its address, and the process of `cotd serve`
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """A mark that every process started below inherits, and a Ray of its own."""
+    """Marks every process that is started below, and gives it a Ray of its own."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "COTD_SERVE"))}
-    short = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "2"}  # a minute otherwise
-    return {**inherited, **short, "RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex}
+    own = {"RAY_ADDRESS": "local", "COTD_TEST_MARK": uuid.uuid4().hex, "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "2"}
+    return inherited | own
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what: str, holds: Any, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], event: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"after {seconds} s still waiting for {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds} s still waiting for {event}"
         time.sleep(0.2)
 
 
@@ -65,8 +60,8 @@ def registry(make_store: Callable[[Path], str], tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="module")
 def served(
     registry: Registry, student_folder: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`cotd serve` of version 1 with a token, in a session of its own, as a terminal would start it."""
+) -> Iterator[Endpoint]:
+    """`cotd serve` of version 1 with a token, in a session of its own, as a terminal starts it."""
     registry.promote(registry.add(student_folder))
     token = tmp_path_factory.mktemp("token") / "token"
     token.write_text(TOKEN)
@@ -79,7 +74,7 @@ def served(
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for("the endpoint", lambda: process.poll() is not None or healthy(url))
+        wait_until(lambda: process.poll() is not None or healthy(url), "the endpoint")
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         yield url, process
     finally:
@@ -88,48 +83,44 @@ def served(
             process.wait(60)
 
 
-Served = tuple[str, subprocess.Popen[str]]
-
-
 def ask(url: str, body: Any, **headers: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {TOKEN}", **headers}
     return httpx.post(f"{url}/v1/predict", json=body, headers=headers, trust_env=False, timeout=60)
 
 
-def test_it_answers_as_its_student_does(served: Served, student_folder: Path) -> None:
+def test_it_predicts_what_its_student_does(served: Endpoint, student: Student) -> None:
     url, _ = served
     texts = ["A warm and funny film.", "word " * 500]
-    answer = ask(url, {"texts": texts, "rationale": True}).json()
-    assert answer["model"] == {"name": "cotd-student", "version": "1"}
-    assert [p["truncated"] for p in answer["predictions"]] == [False, True]
-    student = Student.load(student_folder, device="cpu")
-    for theirs, ours, why in zip(answer["predictions"], student.predict(texts), student.explain(texts), strict=True):
-        assert (theirs["label"], theirs["rationale"]) == (ours.label, why)
-        assert theirs["probabilities"] == pytest.approx(ours.probabilities, abs=1e-4)
-        assert theirs["score"] == max(theirs["probabilities"].values())
+    response = ask(url, {"texts": texts, "rationale": True}).json()
+    assert response["model"] == {"name": "cotd-student", "version": "1"}
+    assert [p["truncated"] for p in response["predictions"]] == [False, True]
+    for row, expected, why in zip(response["predictions"], student.predict(texts), student.explain(texts), strict=True):
+        assert (row["label"], row["rationale"]) == (expected.label, why)
+        assert row["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
+        assert row["score"] == max(row["probabilities"].values())
     with Client(url, token=TOKEN) as client:
-        assert [p.label for p in client.predict(texts)] == [p["label"] for p in answer["predictions"]]
+        assert [p.label for p in client.predict(texts)] == [p["label"] for p in response["predictions"]]
     assert httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False).status_code == 401
     for bad in ({"texts": []}, {"texts": [" "]}, {"texts": ["x"], "colour": 1}, {}):
         assert ask(url, bad).status_code == 422
 
 
-def test_a_champion_changes_under_load(served: Served, registry: Registry, student_folder: Path) -> None:
+def test_a_champion_changes_under_load(served: Endpoint, registry: Registry, student_folder: Path) -> None:
     url, _ = served
     versions, stop = [], threading.Event()
 
-    def ask_on() -> None:
+    def send_requests() -> None:
         with Client(url, token=TOKEN, retries=0) as client:
             while not stop.is_set():
                 versions.append(client.request(["A warm and funny film."]).model.version)
 
-    clients = [threading.Thread(target=ask_on) for _ in range(2)]
+    clients = [threading.Thread(target=send_requests) for _ in range(2)]
     for client in clients:
         client.start()
     registry.promote(registry.add(student_folder))
-    wait_for("version 2", lambda: versions[-1:] == ["2"])
+    wait_until(lambda: versions[-1:] == ["2"], "version 2")
     registry.promote("1")
-    wait_for("version 1 again", lambda: versions[-1:] == ["1"])
+    wait_until(lambda: versions[-1:] == ["1"], "version 1")
     stop.set()
     for client in clients:
         client.join()
@@ -137,7 +128,7 @@ def test_a_champion_changes_under_load(served: Served, registry: Registry, stude
     assert set(versions) == {"1", "2"}
 
 
-def test_the_proxy_passes_on_what_it_should(served: Served) -> None:
+def test_the_proxy_passes_ids_and_streams_on_and_limits_heads(served: Endpoint) -> None:
     url, _ = served
     answer = ask(url, {"texts": "fine", "rationale": True, "stream": True}, **{"X-Request-ID": "abc"})
     assert answer.headers.get_list("X-Request-ID") == ["abc"]
@@ -145,28 +136,25 @@ def test_the_proxy_passes_on_what_it_should(served: Served) -> None:
     place = httpx.URL(url)
     with socket.create_connection((place.host, place.port or 0), timeout=20) as half:
         half.sendall(b"POST /v1/predict HTTP/1.1\r\nHos")
-        assert half.recv(100).startswith(b"HTTP/1.1 408 "), "half a head is not waited for without end"
+        assert half.recv(100).startswith(b"HTTP/1.1 408 "), "the rest of a head is not waited for forever"
 
 
-def test_more_than_ray_has_is_refused_all_at_once(student_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_resources_that_ray_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.app.ray.cluster_resources", lambda: {"CPU": 2.0})
-    with (
-        pytest.raises(CotdError) as caught,
-        serving(Settings(student=str(student_folder)), replicas=2, cpus=1.5, gpus=0.25),
-    ):
-        pass
+    with pytest.raises(CotdError) as caught:
+        require_resources(replicas=2, cpus=1.5, gpus=0.25)
     assert [p.partition(" that")[0] for p in caught.value.problems] == [
         "2 replicas of 1.5 CPUs need more than the 2", "2 replicas of 0.25 GPUs need more than the 0",
     ]  # fmt: skip
 
 
-def test_its_port_is_refused_to_another(served: Served) -> None:
+def test_a_port_in_use_is_refused(served: Endpoint) -> None:
     place = httpx.URL(served[0])
     with pytest.raises(CotdError, match=f"cannot listen on 127.0.0.1:{place.port} "):
         require_port(place.host, place.port or 0)
 
 
-def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Served, environment: dict[str, str]) -> None:
+def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Endpoint, environment: dict[str, str]) -> None:
     _, process = served
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal sends, to Ray's processes too
     output, _ = process.communicate(timeout=60)
@@ -202,7 +190,7 @@ with ray_session(num_cpus=1):
 """
 
 
-def test_the_end_leaves_other_applications_alone(student_folder: Path, environment: dict[str, str]) -> None:
+def test_the_shutdown_leaves_other_applications_alone(student_folder: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-c", NEIGHBOUR, str(student_folder), str(free_port())]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr

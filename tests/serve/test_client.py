@@ -1,4 +1,4 @@
-"""Both clients against a server that is busy, guarded or away, and the asynchronous one against the endpoint itself."""
+"""Both clients against a server that is busy, guarded or absent, and the asynchronous one against the endpoint itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,32 +23,28 @@ from serve.http.api import build_api
 from serve.schemas import MAX_TEXTS, TextPrediction
 from serve.settings import Settings
 
-Answer = tuple[int, dict[str, str], Any]
+Response = tuple[int, dict[str, str], Any]  # status, headers, body
+
+PREDICTION = {"label": "positive", "score": 0.9, "probabilities": {"negative": 0.1, "positive": 0.9}, "truncated": False}
 
 
-def refusal(status: int, code: str, **headers: str) -> Answer:
+def refusal(status: int, code: str, **headers: str) -> Response:
     return status, headers, {"error": {"code": code, "message": f"because of {code}", "request_id": "1", "details": []}}
 
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., tuple[str, list[dict[str, Any]]]]]:
-    """Starts a server that gives the listed answers, then predictions; returns its address and the requests it gets."""
+    """Starts a server that sends the given responses, then predictions; returns its address and the requests it gets."""
     started: list[ThreadingHTTPServer] = []
 
-    def start(*answers: Answer) -> tuple[str, list[dict[str, Any]]]:
-        left, seen = list(answers), []
+    def start(*responses: Response) -> tuple[str, list[dict[str, Any]]]:
+        left, seen = list(responses), []
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 seen.append({"token": self.headers.get("Authorization"), **body})
-                row = {
-                    "label": "positive",
-                    "score": 0.9,
-                    "probabilities": {"negative": 0.1, "positive": 0.9},
-                    "truncated": False,
-                }
-                good = {"model": {"name": "n", "version": "1"}, "predictions": [row for _ in body["texts"]]}
+                good = {"model": {"name": "n", "version": "1"}, "predictions": [PREDICTION for _ in body["texts"]]}
                 status, headers, content = left.pop(0) if left else (200, {}, good)
                 self.send_response(status)
                 for name, value in headers.items():
@@ -70,25 +65,25 @@ def server() -> Iterator[Callable[..., tuple[str, list[dict[str, Any]]]]]:
         http.server_close()
 
 
-def waiting(url: str, texts: list[str], rationale: bool = False, **how: Any) -> list[TextPrediction]:
-    with Client(url, **how) as client:
+def blocking(url: str, texts: list[str], rationale: bool = False, **options: Any) -> list[TextPrediction]:
+    with Client(url, **options) as client:
         return client.predict(texts, rationale)
 
 
-def asynchronous(url: str, texts: list[str], rationale: bool = False, **how: Any) -> list[TextPrediction]:
+def asynchronous(url: str, texts: list[str], rationale: bool = False, **options: Any) -> list[TextPrediction]:
     async def ask() -> list[TextPrediction]:
-        async with AsyncClient(url, **how) as client:
+        async with AsyncClient(url, **options) as client:
             return await client.predict(texts, rationale)
 
     return asyncio.run(ask())
 
 
-both = pytest.mark.parametrize("predict", [waiting, asynchronous])
+both = pytest.mark.parametrize("predict", [blocking, asynchronous])
 Predict = Callable[..., list[TextPrediction]]
 
 
 @both
-def test_a_full_queue_is_asked_again(server: Callable[..., Any], predict: Predict) -> None:
+def test_a_request_to_a_full_queue_is_repeated(server: Callable[..., Any], predict: Predict) -> None:
     past = "Wed, 21 Oct 2015 07:28:00 GMT"
     busy = [refusal(503, "queue_full", Retry_After=when) for when in ("0", past)]
     url, seen = server(*busy, refusal(500, "internal_error"))
@@ -105,7 +100,7 @@ def test_it_gives_up_and_says_why(server: Callable[..., Any], predict: Predict) 
 
 
 @both
-def test_a_request_that_is_wrong_is_made_once(server: Callable[..., Any], predict: Predict) -> None:
+def test_an_invalid_request_is_not_repeated(server: Callable[..., Any], predict: Predict) -> None:
     url, seen = server(refusal(422, "invalid_request"))
     with pytest.raises(CotdError, match="answered 422: because of invalid_request"):
         predict(url, [""])
@@ -124,7 +119,7 @@ def test_long_lists_are_split_and_the_token_is_sent(
 
 
 @both
-def test_an_endpoint_that_takes_less_at_once_is_asked_for_less(server: Callable[..., Any], predict: Predict) -> None:
+def test_requests_become_as_small_as_the_endpoint_demands(server: Callable[..., Any], predict: Predict) -> None:
     url, seen = server(*[refusal(413, "too_many_texts")] * 2)
     assert len(predict(url, ["fine"] * 150)) == 150
     assert [len(request["texts"]) for request in seen[:2]] == [150, 75]
@@ -136,16 +131,24 @@ def test_an_endpoint_that_takes_less_at_once_is_asked_for_less(server: Callable[
 
 
 @both
-def test_an_endpoint_that_is_away(predict: Predict) -> None:
+def test_an_endpoint_that_does_not_respond(predict: Predict) -> None:
     with pytest.raises(CotdError, match="Start the endpoint with `cotd serve`"):
         predict("http://127.0.0.1:9", ["fine"])
 
 
-def test_the_wait_is_what_was_asked_for_within_reason() -> None:
+def test_retry_after_is_respected_within_limits() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
-    for asked, low, high in [("7", 7, 7), ("3600", 30, 30), (soon, 8, 10), ("soon", 0.1, 0.1), ("", 0.1, 0.1)]:
-        response = httpx.Response(503, headers={"Retry-After": asked})
-        assert low <= retry_after(response, 0.1) <= high, asked
+    absurd = "Wed, 21 Oct 2015 99999999999999999999:28:00 GMT"
+    for value, low, high in [
+        ("7", 7, 7),
+        ("3600", 30, 30),
+        (soon, 8, 10),
+        ("soon", 0.1, 0.1),
+        ("", 0.1, 0.1),
+        (absurd, 0.1, 0.1),
+    ]:
+        response = httpx.Response(503, headers={"Retry-After": value})
+        assert low <= retry_after(response, 0.1) <= high, value
 
 
 def test_waits_grow_and_differ() -> None:
@@ -156,10 +159,10 @@ def test_waits_grow_and_differ() -> None:
     assert len(set(waits[0])) > 1
 
 
-def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, student_folder: Path) -> None:
-    """Against the endpoint's own API: more is asked at once than may wait, and every answer is the right text's."""
+def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, settings: Settings, student: Student) -> None:
+    """Against the endpoint's own API: more texts are sent than may wait, and every prediction is of the right text."""
     texts = [f"number {i} {'good' if i % 3 else 'bad'}" for i in range(60)]
-    settings = Settings(student=str(student_folder), poll_seconds=0, max_texts=4, max_queued_texts=8, max_batch=2)
+    settings = settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8, "max_batch": 2})
 
     async def use(_: httpx.AsyncClient, endpoint: Endpoint) -> list[TextPrediction]:
         refused = 0
@@ -172,7 +175,7 @@ def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, stu
                 if answer.status_code == 503:
                     refused += 1
                     answer.headers["Retry-After"] = "0"
-                    await asyncio.sleep(0.05)  # so that asking again does not take the processor from answering
+                    await asyncio.sleep(0.05)  # so that retries do not take the processor from predicting
                 return answer
 
         async with AsyncClient("http://test", retries=500, concurrency=16, transport=Impatient()) as client:
@@ -181,5 +184,5 @@ def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, stu
         return [prediction for part in parts for prediction in part]
 
     predictions = with_endpoint(settings, use)
-    expected = Student.load(student_folder, device="cpu").predict(texts)
+    expected = student.predict(texts)
     assert [p.score for p in predictions] == pytest.approx([p.score for p in expected], abs=1e-4)

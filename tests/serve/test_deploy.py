@@ -14,9 +14,9 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary 
 from ray.serve.schema import ServeDeploySchema
 
 from serve.settings import Settings, digest
+from tests.serve.conftest import TOKEN
 
-FOLDER = Path(__file__).parent.parent.parent / "serve" / "deploy"
-TOKEN = "a-token-long-enough"
+FOLDER = Path(__file__).parents[2] / "serve" / "deploy"
 
 
 def serve_config() -> dict[str, Any]:
@@ -43,18 +43,18 @@ def test_ray_takes_the_config_and_builds_its_application(config: Any, monkeypatc
     assert settings.student == "models:/cotd-student@champion"
     assert settings.token_sha256 == digest(TOKEN)
     (deployment,) = application.deployments
-    assert deployment.name == bound.name, "Serve refuses options for a deployment that it does not know"
+    assert deployment.name == bound.name, "Serve refuses options for an unknown deployment"
     assert deployment.ray_actor_options.num_cpus == settings.threads
     scaling = deployment.autoscaling_config
     scaling = scaling if isinstance(scaling, dict) else scaling.model_dump()
     assert scaling["target_ongoing_requests"] * 2 <= settings.max_batch <= bound.max_ongoing_requests
 
 
-def test_it_listens_on_this_machine_alone_unless_told_otherwise() -> None:
+def test_it_listens_on_this_machine_only() -> None:
     assert ServeDeploySchema.model_validate(serve_config()).http_options.host == "127.0.0.1"
 
 
-def test_a_setting_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_setting_is_refused() -> None:
     (application,) = ServeDeploySchema.model_validate(serve_config()).applications
     with pytest.raises(ValidationError, match="polling_seconds"):
         call_builder(import_attr(application.import_path), {**application.args, "polling_seconds": 3})

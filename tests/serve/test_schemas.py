@@ -1,4 +1,4 @@
-"""What the endpoint takes and refuses."""
+"""Requests that are valid and invalid, and errors as the client reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token, and settings that contradict each other."""
+"""The token, and contradictory settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from cotd.errors import CotdError
 from serve.settings import TOKEN_VARIABLE, Settings, digest, token_digest
-
-TOKEN = "a-token-long-enough"
+from tests.serve.conftest import TOKEN
 
 
 def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,5 +34,5 @@ def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_queue_must_hold_a_request() -> None:
-    with pytest.raises(ValidationError, match="could never be answered"):
+    with pytest.raises(ValidationError, match="would always be refused"):
         Settings(max_texts=10, max_queued_texts=5)

@@ -1,4 +1,4 @@
-"""Batches: who shares one, who waits, who is refused, and who gets which result."""
+"""Batches: which texts share one, which wait, which are refused, and who gets which result."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from serve.endpoint.batcher import Batcher, QueueFull
 
 
 class Computer:
-    """Doubles texts, remembers its batches, and holds each until told to go on."""
+    """Doubles texts, records its batches, and holds each until `may_go`."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Any, list[str]]] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
+        self.may_go = threading.Event()
+        self.may_go.set()
 
     def __call__(self, model: Any, texts: list[str]) -> list[str]:
-        self.go_on.wait(10)
+        self.may_go.wait(10)
         self.batches.append((model, texts))
         if "poison" in texts:
             raise RuntimeError("the model cannot read this")
@@ -33,22 +33,22 @@ def computer() -> Computer:
 
 
 async def held(computer: Computer, batcher: Batcher) -> asyncio.Task[list[str]]:
-    """A request whose batch is being computed until `computer.go_on` is set."""
-    computer.go_on.clear()
+    """A request whose batch is being computed until `computer.may_go` is set."""
+    computer.may_go.clear()
     first = asyncio.create_task(batcher.submit("m", ["first"]))
     await asyncio.sleep(0)
     assert batcher.busy
     return first
 
 
-def test_what_waits_together_is_computed_together(computer: Computer) -> None:
+def test_waiting_texts_are_computed_together(computer: Computer) -> None:
     async def run() -> None:
         batcher = Batcher(computer, max_batch=4, max_queued=10)
         first = await held(computer, batcher)
         others = [asyncio.create_task(batcher.submit("m", texts)) for texts in (["a", "b"], ["c"], ["d"])]
         await asyncio.sleep(0)
         assert batcher.queued == 4
-        computer.go_on.set()
+        computer.may_go.set()
         assert await first == ["firstfirst"]
         assert await asyncio.gather(*others) == [["aa", "bb"], ["cc"], ["dd"]]
         assert [texts for _, texts in computer.batches] == [["first"], ["a", "b", "c", "d"]]
@@ -64,7 +64,7 @@ def test_a_large_request_does_not_hold_up_a_small_one(computer: Computer) -> Non
         large = asyncio.create_task(batcher.submit("m", ["a", "b", "c", "d", "e"]))
         small = asyncio.create_task(batcher.submit("m", ["z"]))
         await asyncio.sleep(0)
-        computer.go_on.set()
+        computer.may_go.set()
         await first
         assert await small == ["zz"]
         assert await large == ["aa", "bb", "cc", "dd", "ee"]
@@ -80,7 +80,7 @@ def test_models_do_not_share_a_batch(computer: Computer) -> None:
         models = ["old", "new", "old", "new"]
         others = [asyncio.create_task(batcher.submit(m, [f"{m}{i}"])) for i, m in enumerate(models)]
         await asyncio.sleep(0)
-        computer.go_on.set()
+        computer.may_go.set()
         await asyncio.gather(first, *others)
         assert computer.batches[1:] == [("old", ["old0", "old2"]), ("new", ["new1", "new3"])]
 
@@ -96,7 +96,7 @@ def test_a_full_queue_refuses_and_recovers(computer: Computer) -> None:
         with pytest.raises(QueueFull) as caught:
             await batcher.submit("m", ["c", "d"])
         assert caught.value.retry_after >= 1
-        computer.go_on.set()
+        computer.may_go.set()
         await asyncio.gather(first, waiting)
         assert await batcher.submit("m", ["c", "d"]) == ["cc", "dd"]
 
@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_leaves_the_queue(computer: Computer) -> None:
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0)
-        computer.go_on.set()
+        computer.may_go.set()
         await first
         assert await batcher.submit("m", ["d"]) == ["dd"]
         assert batcher.queued == 0
