@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 from cotd.evaluation.comparisons import ALPHA, POWER
@@ -100,7 +99,8 @@ def power_sentences(comparisons: Comparisons, kind: str, rows: int) -> list[str]
     # Two that agree everywhere do not tell how often such students disagree.
     differing = [c for c in comparisons if c["detectable"] > 0]
     if differing:
-        one, strictest = (detectable([c[key] for c in differing]) for key in ("detectable", "detectable_holm"))
+        ranges = ([c[key] * 100 for c in differing] for key in ("detectable", "detectable_holm"))
+        one, strictest = (span(f"{min(values):.1f}", f"{max(values):.1f}") for values in ranges)
         power = (
             f"With {rows:,} test reviews, and {kind} that disagree as often as these, one test alone finds a difference of {one} "
             f"points with {format_percent(POWER)} power, and the strictest of the corrected tests one of {strictest}: smaller "
@@ -116,10 +116,6 @@ def power_sentences(comparisons: Comparisons, kind: str, rows: int) -> list[str]
     return sentences
 
 
-def detectable(differences: Sequence[float]) -> str:
-    return span(*(f"{extreme(differences) * 100:.1f}" for extreme in (min, max)))
-
-
 def without_readers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those whose students need no teacher at inference; all where there are none."""
     return [e for e in entries if not METHODS[e["method"]].rationale_as_input] or entries
@@ -131,28 +127,17 @@ def student_sentences(content: Content) -> list[str]:
         return []
     sentences = []
     if readers := dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].rationale_as_input):
-        sentences.append(
-            f"Students of {' and '.join(readers)} read the teacher's rationale of each review: they cannot be used without it."
-        )
+        names = " and ".join(readers)
+        sentences.append(f"Students of {names} read the teacher's rationale of each review: they cannot be used without it.")
     best = max(without_readers(content["groups"]), key=lambda g: g["accuracy"])
     always = content["majority"]
-    rivals = [
-        (
-            always,
-            f"always predicting {always['label']} ({percentage(always['accuracy'])}): more reviews, more steps or a pretrained "
-            "student are needed",
-        )
-    ]
-    rivals += [
-        (b, f"{b['model']} before this training, {accuracy(b)}: what it knows comes from its pretraining")
-        for b in content["bases"]
-        if b["size"] == best["size"]
-    ]
-    rivals += [
-        (b, f"TF-IDF with logistic regression on the same gold labels, {accuracy(b)}")
-        for b in content["tfidf"]
-        if b["fraction"] == best["fraction"]
-    ]
+    advice = "more reviews, more steps or a pretrained student are needed"
+    rivals = [(always, f"always predicting {always['label']} ({percentage(always['accuracy'])}): {advice}")]
+    for base in (b for b in content["bases"] if b["size"] == best["size"]):
+        advice = "what it knows comes from its pretraining"
+        rivals.append((base, f"{base['model']} before this training, {accuracy(base)}: {advice}"))
+    for linear in (b for b in content["tfidf"] if b["fraction"] == best["fraction"]):
+        rivals.append((linear, f"TF-IDF with logistic regression on the same gold labels, {accuracy(linear)}"))
     sentences += [f"No student is clearly better than {name}." for rival, name in rivals if rival["accuracy"] >= best["ci_low"]]
     place = f"{variant_of(best)} at {format_percent(best['fraction'])} ({best['size']})"
     return [*sentences, f"Highest test accuracy: {place}, {accuracy(best)}."]
@@ -179,10 +164,8 @@ def teacher_sentences(content: Content) -> list[str]:
     fewest = min(reached, key=lambda r: (r["fraction"], r["parameters"]))
     if fewest is smallest:
         return [f"The smallest student with the least data that reaches {name}: {reaching(smallest)}."]
-    return [
-        f"The smallest student that reaches {name}: {reaching(smallest)}.",
-        f"The least data that reach it: {reaching(fewest)}.",
-    ]
+    least_data = f"The least data that reach it: {reaching(fewest)}."
+    return [f"The smallest student that reaches {name}: {reaching(smallest)}.", least_data]
 
 
 def reaching(r: dict[str, Any]) -> str:

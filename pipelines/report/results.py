@@ -101,13 +101,11 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
             continue
         try:
             entry = trial_entry(trial, folder, tokens.get((trial.method, trial.fraction), 0))
-            row = correctness(folder.predictions, gold)
+            rows.append(correctness(folder.predictions, gold))
+            trials.append(entry)
         except (OSError, ValueError, KeyError) as error:
             why = f"{type(error).__name__}: {error}. Delete {folder.path} and run `cotd sweep CONFIG` again"
             missing.append({"title": trial.title, "state": "unreadable", "why": why})
-            continue
-        trials.append(entry)
-        rows.append(row)
     teacher_correct = teacher_correctness(plan, gold)
     if not trials and teacher_correct is None:
         raise CotdError(

@@ -39,7 +39,7 @@ COSTS_HEADER = [
     "agrees with the teacher",
 ]  # fmt: skip
 COSTS_NOTE = (
-    "Training seconds are the mean of one training run, on whatever hardware it had and beside whatever else ran there. The "
+    "Training seconds are the mean of one training run, on its hardware, with whatever else ran there. The "
     "teacher's tokens, input and output, are those of the annotations that the method learns from: they are spent once for all "
     "sizes and seeds, and methods that learn from the same annotations share them; a completion that serves both kinds of rationale "
     "is requested once, and counted for each. `distill` learns from the labels alone, and counts the whole completion. "
@@ -155,9 +155,8 @@ def published_tables(content: Content) -> list[str]:
     """The papers' two tables, each of our rows followed by theirs."""
     datasets = similar_datasets(content)
     groups = [g for g in content["groups"] if g["method"] in published.METHODS and not g["setting"]]
-    if not datasets or not (
-        tables := [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
-    ):
+    tables = [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
+    if not datasets or not tables:
         return []
     other = "" if len(datasets) == 1 else " They are of other reviews and of another teacher's, and show the scale only."
     intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in datasets)}.{other}"

@@ -77,10 +77,10 @@ def test_a_better_champion_stays(
     made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch, present: float, moved: bool
 ) -> None:
     registry.promote(registry.register("another study's run", {"method": "cot_labelled", "fraction": "0.5"}).version)
-    asked: list[Any] = []
-    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: asked.append(uri) or present)
+    scored: list[Any] = []
+    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: scored.append(uri) or present)
     outcome = package.promote(made.finish_all().config)
-    assert asked == [f"models:/{made.config.tracking.registered_model}/1"]
+    assert scored == [f"models:/{made.config.tracking.registered_model}/1"]
     assert outcome.moved == moved
     assert outcome.champion["method"] == ("distill" if moved else "cot_labelled")
     assert registry.aliases == ({"champion": "2"} if moved else {"champion": "1", "challenger": "2"})

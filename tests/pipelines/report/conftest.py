@@ -15,7 +15,7 @@ from tests.pipelines.report.studies import Make, Study
 def study(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a Study; its grid's axes are given by name.
 
-    What is told to MLflow is tested where a sweep is, and what its bases predict in test_rescoring.
+    Nothing is written to MLflow, and base models are not scored: test_rescoring does that.
     """
     monkeypatch.setattr("pipelines.report.results.log_runs", lambda plan, trials: [])
     monkeypatch.setattr("pipelines.report.run.base_scores", lambda *arguments: [])

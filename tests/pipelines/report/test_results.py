@@ -53,8 +53,8 @@ def test_teacher_tokens_are_those_that_the_method_learns_from(study: Make) -> No
 
 def test_tokens_of_answers_read_from_a_file_are_not_known(study: Make) -> None:
     made = study(method=["finetune", "distill"], fraction=[1.0]).finish_all()
-    answers = ImportedConfig(columns=ImportedColumns(label="said", rationale="why"))
-    made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"answers": answers})})
+    imported = ImportedConfig(columns=ImportedColumns(label="opinion", rationale="why"))
+    made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"answers": imported})})
     groups = group_trials(made.results())
     assert {g["method"]: g["teacher_tokens"] for g in groups} == {"finetune": 0, "distill": None}
     assert {g["method"]: tokens(g["teacher_tokens"]) for g in groups} == {"finetune": "none", "distill": "unknown"}
@@ -107,7 +107,7 @@ def test_a_review_the_teacher_was_not_asked_about_is_not_a_wrong_one(study: Make
     made.plan = lambda: plan  # type: ignore[method-assign]
     row = made.results().teacher_correct
     assert row is not None
-    assert row[0] == 0.0, "it refused, which is no right answer"
+    assert row[0] == 0.0, "a refusal counts as wrong"
     assert np.isnan(row[50:]).all()
     assert not np.isnan(row[:50]).any()
 

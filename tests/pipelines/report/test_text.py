@@ -21,7 +21,7 @@ def test_every_table_is_one_that_markdown_readers_can_draw(study: Make) -> None:
     text = markdown(content(made.finish_all()))
     assert (
         len(tables(text)) == 10
-    )  # accuracy of two sizes, two beside the papers', claims, the teacher, costs, three comparisons
+    )  # accuracy of two sizes, two compared with the papers', claims, the teacher, costs, three comparisons
     for one in tables(text):
         assert len({len(row) for row in one}) == 1, one[0]
     rows = table(text, "tiny")
@@ -65,6 +65,7 @@ def test_what_is_missing_is_listed_in_full(study: Make) -> None:
     assert "<title>a &lt;study&gt;</title>" in page
     assert "ValueError: &lt;bad&gt;" in page
     assert 'id="what-is-missing"' in page
+    assert "<img" not in report_page("a", "a name with ![an](image)", {})
 
 
 def test_a_study_with_a_teacher_and_no_student_yet(study: Make) -> None:
