@@ -1,4 +1,4 @@
-"""Turns a weak teacher's label scores into calibrated probabilities.
+"""Turns a weak teacher's label scores into labels with calibrated probabilities.
 
 Raw label scores of a small language model rank reviews well (AUC 0.86) but threshold them badly (61 to 67 %), because its
 prior for the words is off. Nothing here ever sees a test row.
@@ -10,6 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from cotd.errors import CotdError
+from cotd.tasks.base import Task
+from cotd.teachers.config import CalibrationConfig
 
 
 @dataclass(frozen=True)
@@ -32,30 +36,43 @@ class Calibration:
 
         return expit(self.slope * np.asarray(scores, dtype=float) + self.intercept)
 
+    def label(self, score: float, task: Task) -> tuple[str, float]:
+        """(label, its probability) for a score."""
+        p_positive = float(self.probability(np.asarray(score)))
+        other = next(label for label in task.labels if label != task.positive)
+        return (task.positive, p_positive) if p_positive >= 0.5 else (other, 1 - p_positive)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
 
 
-def calibrate(method: str, scores: np.ndarray, gold_positive: np.ndarray | None, prior: float = 0.5) -> Calibration:
+def calibrate(config: CalibrationConfig, scores: np.ndarray, gold_positive: np.ndarray) -> Calibration:
     """Fits a calibration on held-out scores.
 
+    Methods are "platt": logistic regression of the gold label on the score (Platt 1999), lightly regularised; "prior": the
+    threshold is the (1 - prior) quantile of the scores, so that their positive share is `prior`; "none": the identity.
+
     Args:
-        method: "platt": logistic regression of the gold label on the score (Platt 1999), lightly regularised;
-            "prior": the threshold is the (1 - prior) quantile of the scores, so that their positive share is `prior`;
-            "none": the identity.
-        scores: (N,) validation scores. gold_positive: (N,) booleans, for "platt".
+        scores: (N,) validation scores, NaN if the teacher gave none. gold_positive: (N,) booleans, for "platt".
+
+    Raises:
+        CotdError: there are no scores or, for "platt", only of reviews of one label.
     """
-    n = len(scores)
-    if method == "none":
+    known = ~np.isnan(scores)
+    scores, n = scores[known], int(known.sum())
+    if not n:
+        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
+    if config.method == "none":
         return Calibration("none", 1.0, 0.0, 0, "nothing: raw scores")
-    if method == "prior":
-        threshold = float(np.quantile(scores, 1 - prior))
-        used = f"{n} validation reviews without their labels, and an assumed positive share of {prior:.0%}"
+    if config.method == "prior":
+        threshold = float(np.quantile(scores, 1 - config.prior))
+        used = f"{n} validation reviews without their labels, and an assumed positive share of {config.prior:.0%}"
         return Calibration("prior", 1.0, -threshold, n, used)
+    if len(np.unique(gold_positive[known])) < 2:
+        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
     from sklearn.linear_model import LogisticRegression
 
-    assert gold_positive is not None
-    fitted = LogisticRegression(C=10.0).fit(np.asarray(scores)[:, None], gold_positive)
+    fitted = LogisticRegression(C=10.0).fit(scores[:, None], gold_positive[known])
     used = f"{n} validation reviews with their gold labels"
     return Calibration("platt", float(fitted.coef_[0, 0]), float(fitted.intercept_[0]), n, used)

@@ -69,13 +69,10 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     release_memory()
 
     scored = ~np.isnan(scores)
-    calibration = fitted_calibration(teacher.config, task, held_out, scores[: len(held_out)])  # the first part
-
-    def own_label(n: int) -> tuple[str, float]:
-        return calibrated_label(task, calibration, scores[n])
+    calibration = calibrate_on(held_out, scores, teacher.config, task)
 
     def own_labels(n: int) -> list[str]:
-        return [own_label(n)[0]] if scored[n] else []
+        return [calibration.label(scores[n], task)[0]] if scored[n] else []
 
     rows, rationales = annotation_rows(teacher.config, reviews), rationale_rows(explained)
     origin = origin_of(teacher, prompts)
@@ -88,7 +85,7 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
         if not kinds and completion["finish_reason"] != NOT_ASKED:
             rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
         for by_gold in kinds:
-            probability = None if by_gold else own_label(n)[1]
+            probability = None if by_gold else calibration.label(scores[n], task)[1]
             scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[n])
             rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens))
     for n, i in zip(positions[train.numbers], train.decode_ids(), strict=True):
@@ -98,10 +95,10 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
         if not scored[n] and not unasked[n]:
             rationales.add({"review_id": i, "rationale": ""})
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
-    test_positions = positions[test.numbers]
-    for k in np.flatnonzero(scored[test_positions]):
-        labels[k], probabilities[k] = own_label(test_positions[k])
-    measured = test_table(test, labels, probabilities, ~unasked[test_positions])
+    for k, n in enumerate(positions[test.numbers].tolist()):
+        if scored[n]:
+            labels[k], probabilities[k] = calibration.label(scores[n], task)
+    measured = test_table(test, labels, probabilities, ~unasked[positions[test.numbers]])
     return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
 
@@ -165,6 +162,11 @@ def calibration_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTabl
                 "Use method: prior, which needs none, or give labels."
             )
     return held_out.take(slice(config.calibration.rows))
+
+
+def calibrate_on(held_out: ExampleTable, scores: np.ndarray, config: TeacherConfig, task: Task) -> Calibration:
+    """The calibration fitted on the first of `scored_reviews`, see `calibrate`."""
+    return calibrate(config.calibration, scores[: len(held_out)], held_out.labels == task.labels.index(task.positive))
 
 
 def scored_reviews(
@@ -256,32 +258,6 @@ def label_score(completion: Completion, task: Task) -> float:
     positive = task.labels.index(task.positive)
     logprobs = completion["label_logprobs"]
     return float(logprobs[positive] - logprobs[1 - positive])
-
-
-def fitted_calibration(config: TeacherConfig, task: Task, held_out: ExampleTable, scores: np.ndarray) -> Calibration:
-    """The calibration of label scores, fitted on the calibration reviews.
-
-    Args:
-        scores: of each of `held_out`, NaN if the teacher gave none.
-
-    Raises:
-        CotdError: there are none, or only of reviews of one label.
-    """
-    known = ~np.isnan(scores)
-    if not known.any():
-        raise CotdError("the teacher scored none of the validation reviews, so its labels cannot be calibrated.")
-    settings = config.calibration
-    gold = (held_out.labels == task.labels.index(task.positive))[known] if settings.method == "platt" else None
-    if gold is not None and len(set(gold)) < 2:
-        raise CotdError("the teacher scored validation reviews of one label only, so its labels cannot be calibrated.")
-    return calibrate(settings.method, scores[known], gold, settings.prior)
-
-
-def calibrated_label(task: Task, calibration: Calibration, score: np.float64) -> tuple[str, float]:
-    """(label, its probability) for a score."""
-    p_positive = float(calibration.probability(np.asarray(score)))
-    other = next(label for label in task.labels if label != task.positive)
-    return (task.positive, p_positive) if p_positive >= 0.5 else (other, 1 - p_positive)
 
 
 def parsed(teacher: Teacher, prompts: Prompts, task: Task, completion: Completion) -> tuple[str | None, str]:

@@ -126,7 +126,7 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
     calibration: Calibration | None = None  # not known where a score that it takes is not
     if not unscored[: len(held_out)].any():
         with contextlib.suppress(CotdError):  # the run says so
-            calibration = strategies.fitted_calibration(config, task, held_out, scores[: len(held_out)])
+            calibration = strategies.calibrate_on(held_out, scores, config, task)
     has_gold = np.zeros(size, dtype=bool)
     has_gold[place[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
     every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
@@ -135,7 +135,7 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
         """Those that the teacher may give a review."""
         if calibration is None or unscored[n]:
             return every_label if has_gold[n] else every_label[:1]
-        return [] if np.isnan(scores[n]) else [strategies.calibrated_label(task, calibration, scores[n])[0]]
+        return [] if np.isnan(scores[n]) else [calibration.label(scores[n], task)[0]]
 
     for (review_id, n, _, _, kinds), request in strategies.rationale_requests(
         teacher, prompts, train, explained, place, labels

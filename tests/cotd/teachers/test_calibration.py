@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cotd.evaluation.metrics import fit_temperature
 from cotd.teachers.calibration import calibrate
+from cotd.teachers.config import CalibrationConfig
 
 
 def biased_scores(n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +22,7 @@ def biased_scores(n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
 def test_platt_fixes_threshold_and_confidence() -> None:
     scores, gold = biased_scores()
     assert ((scores > 0) == gold).mean() < 0.55
-    fitted = calibrate("platt", scores[:1000], gold[:1000])
+    fitted = calibrate(CalibrationConfig(), scores[:1000], gold[:1000])
     probability = fitted.probability(scores[1000:])
     assert ((probability >= 0.5) == gold[1000:]).mean() > 0.8  # the best possible is 84 %
     # Two unit Gaussians 2 apart: log odds are 2 (score - 3).
@@ -39,14 +40,14 @@ def test_platt_fixes_threshold_and_confidence() -> None:
 )
 def test_prior_hits_the_prior_without_gold(values: list[float], prior: float) -> None:
     scores = np.array(values)
-    fitted = calibrate("prior", scores, None, prior)
+    fitted = calibrate(CalibrationConfig(method="prior", prior=prior), scores, np.zeros(len(scores), dtype=bool))
     assert (fitted.probability(scores) > 0.5).mean() == pytest.approx(prior, abs=1.5 / len(scores))
     assert fitted.slope == 1.0
     assert "without their labels" in fitted.used
 
 
 def test_none_leaves_scores_as_they_are() -> None:
-    fitted = calibrate("none", np.array([1.0, 2.0]), None)
+    fitted = calibrate(CalibrationConfig(method="none"), np.array([1.0, 2.0]), np.array([False, True]))
     assert fitted.probability(np.array([0.0, np.log(3)])).tolist() == pytest.approx([0.5, 0.75])
     assert fitted.rows == 0
 
