@@ -71,8 +71,11 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     scored = ~np.isnan(scores)
     calibration = calibrate_on(held_out, scores, teacher.config, task)
 
+    def own_label(n: int) -> tuple[str, float]:
+        return calibration.label(float(scores[n]), task)
+
     def own_labels(n: int) -> list[str]:
-        return [calibration.label(scores[n], task)[0]] if scored[n] else []
+        return [own_label(n)[0]] if scored[n] else []
 
     rows, rationales = annotation_rows(teacher.config, reviews), rationale_rows(explained)
     origin = origin_of(teacher, prompts)
@@ -85,7 +88,7 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
         if not kinds and completion["finish_reason"] != NOT_ASKED:
             rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
         for by_gold in kinds:
-            probability = None if by_gold else calibration.label(scores[n], task)[1]
+            probability = None if by_gold else own_label(n)[1]
             scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[n])
             rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens))
     for n, i in zip(positions[train.numbers], train.decode_ids(), strict=True):
@@ -97,7 +100,7 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
     for k, n in enumerate(positions[test.numbers].tolist()):
         if scored[n]:
-            labels[k], probabilities[k] = calibration.label(scores[n], task)
+            labels[k], probabilities[k] = own_label(n)
     measured = test_table(test, labels, probabilities, ~unasked[positions[test.numbers]])
     return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
