@@ -27,16 +27,8 @@ from cotd.teachers.store import Completion
 from cotd.teachers.teacher import Teacher
 from cotd.utils.iteration import batched
 from pipelines.annotate.ask import Complete
+from pipelines.annotate.engines import in_process, ray_data_llm
 from pipelines.annotate.engines.api.engine import api_engine
-from pipelines.annotate.engines.in_process import (
-    BATCHES_A_PIPELINE,
-    GONE,
-    InProcessEngine,
-    reason_of,
-    start_in_process_engines,
-    through_in_process_engines,
-)
-from pipelines.annotate.engines.ray_data_llm import ROWS_A_PIPELINE, through_ray_data_llm
 from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
 from pipelines.cluster.session import has_gpus, ray_session
 
@@ -80,11 +72,14 @@ def teacher_engine(
     require_room(config, use_gpu, backend)
     config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
-    in_process = backend == "in_process" or engine_class is not None
-    engines = start_in_process_engines(engine_class or InProcessEngine, model, arguments, config, use_gpu) if in_process else []
+    engines = []
+    if backend == "in_process" or engine_class is not None:
+        engine_class = engine_class or in_process.InProcessEngine
+        engines = in_process.start_engines(engine_class, model, arguments, config, use_gpu)
+    pipeline_rows = in_process.PIPELINE_BATCHES * config.batch_size if engines else ray_data_llm.PIPELINE_ROWS
 
     def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
-        for part in batched(requests, BATCHES_A_PIPELINE * config.batch_size if engines else ROWS_A_PIPELINE):
+        for part in batched(requests, pipeline_rows):
             rows: list[dict[str, Any]] = [
                 {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
                 for i, r in enumerate(part)
@@ -93,18 +88,18 @@ def teacher_engine(
             # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
             blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
             if engines:
-                results = through_in_process_engines(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+                results = in_process.run_pipeline(blocks, engines, tasks=min(2 * len(engines), n_blocks))
             else:
-                results = through_ray_data_llm(blocks, model, arguments, config)
+                results = ray_data_llm.run_pipeline(blocks, model, arguments, config)
             try:
                 # Nothing is fetched ahead: completions would be kept only once the next batch's are there.
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                     completions = [json.loads(answer) for answer in batch["answer"].to_pylist()]
-                    yield [c for c in completions if GONE not in c]
-                    if gone := [c[GONE] for c in completions if GONE in c]:
+                    yield [c for c in completions if in_process.GONE not in c]
+                    if gone := [c[in_process.GONE] for c in completions if in_process.GONE in c]:
                         raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
             except ray.exceptions.RayError as error:
-                raise CotdError(f"the teacher's engine failed: {reason_of(error)}. {KEPT}") from error
+                raise CotdError(f"the teacher's engine failed: {in_process.reason_of(error)}. {KEPT}") from error
 
     try:
         yield complete

@@ -17,7 +17,7 @@ from cotd.teachers.store import REFUSED_REASON, Completion, completion
 from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
-BATCHES_A_PIPELINE = 32
+PIPELINE_BATCHES = 32
 # Of an engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten; what is broken itself must end.
 RESTARTS = 32
 GONE = "gone"  # in place of completions: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
@@ -25,9 +25,7 @@ GONE = "gone"  # in place of completions: why there is no engine any more. Ray D
 Rows = dict[str, list[Any]]  # columns `key`, `prompt` and `sampling`, which is JSON
 
 
-def start_in_process_engines(
-    engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool
-) -> list[Any]:
+def start_engines(engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> list[Any]:
     """Actors with an engine each. They start in the background; the first request waits for them."""
     # They are spread over the nodes, and share the CPUs of one.
     needed = "GPU" if use_gpu else "CPU"
@@ -42,7 +40,7 @@ def start_in_process_engines(
     return [actor.remote({"model": model, **arguments}) for _ in range(config.replicas)]
 
 
-def through_in_process_engines(blocks: Any, engines: list[Any], tasks: int) -> Any:
+def run_pipeline(blocks: Any, engines: list[Any], tasks: int) -> Any:
     """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
 
     One process asks in as many threads: a task each would be a Python process each, which takes seconds to start on

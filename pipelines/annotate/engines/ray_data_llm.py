@@ -13,12 +13,12 @@ from pipelines.annotate.engines.vllm import completion_from_tokens, environment
 from pipelines.cluster.session import has_gpus
 
 # Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
-ROWS_A_PIPELINE = 100_000
+PIPELINE_ROWS = 100_000
 # Of an engine, a minute or two each. A row that an engine dies of is not searched for, as `in_process` does.
 RESTARTS = 3
 
 
-def through_ray_data_llm(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
+def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
     """A dataset with the column `answer`, each row a completion as JSON."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
