@@ -8,31 +8,30 @@ import numpy as np
 import pandas as pd
 
 from cotd.data.examples import select_fraction
-from cotd.evaluation.statistics import accuracy_interval
+from cotd.evaluation.statistics import accuracy_metrics
 
 # Inverse regularisation strengths; the best on validation is kept.
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 def majority(gold: pd.Series) -> dict[str, Any]:
-    """What always answering the commonest of the test labels would score: `label`, `accuracy`, `ci_low`, `ci_high`, `n`."""
+    """The score of always predicting the commonest of the test labels: `label`, `accuracy`, `ci_low`, `ci_high`, `n`."""
     label = str(gold.mode()[0])
-    accuracy, low, high = accuracy_interval((gold == label).to_numpy())
-    return {"label": label, "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(gold)}
+    return {"label": label, **accuracy_metrics((gold == label).to_numpy())}
 
 
 def tfidf_regression(reviews: pd.DataFrame, fraction: float) -> dict[str, Any] | None:
     """Test accuracy of a logistic regression on TF-IDF weights of words and pairs of words, trained on gold labels.
 
-    The baseline of Wang and Manning (2012), less its naive Bayes weights. It sees the same training reviews as a student
-    at `fraction`, and its regularisation is selected on validation.
+    The baseline of Wang and Manning (2012) without its naive Bayes weights. It sees the same training reviews as a student at
+    `fraction`, and its regularisation is selected on validation.
 
     Args:
         reviews: the Review table, all splits.
 
     Returns:
-        `fraction`, `accuracy`, `ci_low`, `ci_high`, `n`, `train_reviews`, or None where the training reviews have no gold
-        labels, or only one.
+        `fraction`, `accuracy`, `ci_low`, `ci_high`, `n`, `train_reviews`, or None if the training reviews have fewer than two
+        gold labels.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -48,8 +47,5 @@ def tfidf_regression(reviews: pd.DataFrame, fraction: float) -> dict[str, Any] |
     x_validation = vectorizer.transform(validation["text"])
     models = [LogisticRegression(C=c, max_iter=1000).fit(x, train["label"]) for c in STRENGTHS]
     best = max(models, key=lambda m: float(np.mean(m.predict(x_validation) == validation["label"])))
-    right = best.predict(vectorizer.transform(test["text"])) == test["label"].to_numpy()
-    accuracy, low, high = accuracy_interval(right)
-    return {
-        "fraction": fraction, "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(right), "train_reviews": len(train),
-    }  # fmt: skip
+    correct = best.predict(vectorizer.transform(test["text"])) == test["label"].to_numpy()
+    return {"fraction": fraction, **accuracy_metrics(correct), "train_reviews": len(train)}

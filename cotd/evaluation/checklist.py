@@ -1,56 +1,29 @@
 """Behavioural tests of a student, in the spirit of CheckList (Ribeiro et al. 2020): reported, not asserted.
 
-Invariance: a change that means nothing changes no label. Direction: an added verdict moves the probability its way, or
-not at all. Minimum functionality: simple sentences have the label that anyone would give them.
+A task's tests are its `checklist.yaml`, which says what they mean; here they become texts, and are scored.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
+
+import yaml
 
 from cotd.errors import CotdError
-from cotd.students.student import Prediction, Student
+from cotd.students.student import Student
+from cotd.tasks.base import Task
 
-Kind = Literal["invariance", "direction", "minimum functionality"]
-# How far a probability may go against an added verdict: CheckList's tolerance.
+# How far a probability may fall in a test of direction: CheckList's tolerance.
 TOLERANCE = 0.1
-
-NAMED = (
-    "{} gives a wonderful performance from start to finish.",
-    "I had hoped for more from {}, and it was a dull evening.",
-    "{} told me to see it, and I have not laughed so much in years.",
-    "Not even {} could save a script as lazy as this.",
-)
-NAMES = ("Anna", "Michael", "Priya", "Mohammed", "Wei", "Fatima", "Carlos", "Olga")
-REVIEWS = (
-    "It is a warm and funny film, and I would see it again tomorrow.",
-    "I do not know when I last enjoyed a story as much as this one.",
-    "The acting is superb, and the ending does not disappoint.",
-    "We are still talking about it; it is simply beautiful.",
-    "There is not a dull moment in it, and the music is lovely.",
-    "It was not worth the money, and I will not go there again.",
-    "The plot does not make sense, and the jokes are not funny.",
-    "I could not wait for it to end; it is a tedious mess.",
-    "They have not understood the book, and it is painful to watch.",
-    "The service was slow, and we did not get what we had ordered.",
-)  # fmt: skip
-CONTRACTIONS = {
-    "do not": "don't", "does not": "doesn't", "did not": "didn't", "is not": "isn't", "are not": "aren't",
-    "was not": "wasn't", "could not": "couldn't", "will not": "won't", "have not": "haven't", "it is": "it's",
-    "we are": "we're", "there is": "there's",
-}  # fmt: skip
-NOUNS = ("film", "book", "meal", "hotel", "story")
-GOOD = ("good", "wonderful", "excellent", "lovely", "great")
-BAD = ("bad", "terrible", "awful", "horrible", "poor")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A text, and the one it is made from where the test is a comparison."""
+    """A text, and the one that it is compared with, if any."""
 
     text: str
     original: str | None = None
@@ -61,11 +34,10 @@ class Outcome:
     """How a student did in one test.
 
     Attributes:
-        pass_rate: passed / cases, in [0, 1].
         failures: texts that it failed, at most three.
     """
 
-    kind: Kind
+    kind: str
     name: str
     cases: int
     passed: int
@@ -73,64 +45,68 @@ class Outcome:
 
     @property
     def pass_rate(self) -> float:
+        """The fraction of cases passed."""
         return self.passed / self.cases
 
 
-def check_behaviour(student: Student, reviews: Sequence[str] = REVIEWS) -> list[Outcome]:
-    """Runs every behavioural test on a student of the sentiment task.
-
-    Args:
-        reviews: what typos, contractions and verdicts are put into.
+def load_checklist(task: Task) -> dict[str, Any]:
+    """The content of a task's `checklist.yaml`: `tests`, `texts` and `contractions`.
 
     Raises:
-        CotdError: the student has another task, or reads rationales.
+        CotdError: the task has none.
     """
-    task = student.task
-    if task.name != "sentiment":
-        raise CotdError(f"the behavioural tests are of sentiment, and this student's task is '{task.name}'.")
-    (other,) = (label for label in task.labels if label != task.positive)
+    file = task.folder / "checklist.yaml"
+    if not file.is_file():
+        raise CotdError(
+            f"the task '{task.name}' of this student has no behavioural tests: {file.name} is missing in {file.parent}."
+        )
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
-    def same_label(new: Prediction, old: Prediction | None) -> bool:
-        return old is not None and new.label == old.label
 
-    def not_away_from(label: str) -> Callable[[Prediction, Prediction | None], bool]:
-        return lambda new, old: old is not None and new.probabilities[label] >= old.probabilities[label] - TOLERANCE
+def check_behaviour(student: Student) -> list[Outcome]:
+    """Runs every behavioural test of its task on a student.
 
-    def has(label: str) -> Callable[[Prediction, Prediction | None], bool]:
-        return lambda new, _: new.label == label
+    Raises:
+        CotdError: the task has no tests, or the student reads rationales.
+    """
+    checklist = load_checklist(student.task)
+    tests = [(test, make_cases(test, checklist["texts"], checklist["contractions"])) for test in checklist["tests"]]
+    texts = list(dict.fromkeys(t for _, cases in tests for case in cases for t in (case.text, case.original) if t))
+    predictions = dict(zip(texts, student.predict(texts), strict=True))
 
-    tests: list[tuple[Kind, str, list[Case], Callable[[Prediction, Prediction | None], bool]]] = [
-        ("invariance", "another name", renamed(), same_label),
-        ("invariance", "a typo", [Case(typo(r), r) for r in reviews], same_label),
-        ("invariance", "contractions", [Case(contracted(r), r) for r in reviews if contracted(r) != r], same_label),
-        ("direction", '"I hated it." is added', [Case(f"{r} I hated it.", r) for r in reviews], not_away_from(other)),
-        ("direction", '"I loved it." is added', [Case(f"{r} I loved it.", r) for r in reviews], not_away_from(task.positive)),
-        ("minimum functionality", "plain praise", sentences("This is a {} {}.", GOOD), has(task.positive)),
-        ("minimum functionality", "plain complaint", sentences("This is a {} {}.", BAD), has(other)),
-        ("minimum functionality", "praise, negated", sentences("This is not a {} {}.", GOOD), has(other)),
-        ("minimum functionality", "complaint, negated", sentences("This is not a {} {} at all.", BAD), has(task.positive)),
-    ]
-    texts = list(dict.fromkeys(t for _, _, cases, _ in tests for case in cases for t in (case.text, case.original) if t))
-    said = dict(zip(texts, student.predict(texts), strict=True))
+    def passes(test: Mapping[str, Any], case: Case) -> bool:
+        new, old = predictions[case.text], predictions[case.original or case.text]
+        if test["kind"] == "invariance":
+            return new.label == old.label
+        if test["kind"] == "direction":
+            return new.probabilities[test["label"]] >= old.probabilities[test["label"]] - TOLERANCE
+        return new.label == test["label"]
+
     outcomes = []
-    for kind, name, cases, passes in tests:
-        failed = [c.text for c in cases if not passes(said[c.text], said[c.original] if c.original else None)]
-        outcomes.append(Outcome(kind, name, len(cases), len(cases) - len(failed), tuple(failed[:3])))
+    for test, cases in tests:
+        failed = [case.text for case in cases if not passes(test, case)]
+        outcomes.append(Outcome(test["kind"], test["name"], len(cases), len(cases) - len(failed), tuple(failed[:3])))
     return outcomes
 
 
-def renamed() -> list[Case]:
-    """Each sentence with every name, against the same with the first."""
-    return [Case(t.format(name), t.format(NAMES[0])) for t, name in itertools.product(NAMED, NAMES[1:])]
+def make_cases(test: Mapping[str, Any], texts: Sequence[str], contractions: Mapping[str, str]) -> list[Case]:
+    """The cases of a test; texts that its change leaves as they are make none."""
+    if "append" in test:
+        return [Case(f"{text} {test['append']}", text) for text in texts]
+    if "change" in test:
+        changed = [typo(text) if test["change"] == "typo" else contract(text, contractions) for text in texts]
+        return [Case(new, text) for new, text in zip(changed, texts, strict=True) if new != text]
+    cases = []
+    for template in test["templates"]:
+        filled = [fill(template, test["fill"], values) for values in itertools.product(*test["fill"].values())]
+        compared = test["kind"] == "invariance"
+        cases += [Case(text, filled[0]) for text in filled[1:]] if compared else [Case(text) for text in filled]
+    return cases
 
 
-def sentences(template: str, adjectives: Sequence[str]) -> list[Case]:
-    return [Case(articled(template.format(a, n))) for a, n in itertools.product(adjectives, NOUNS)]
-
-
-def articled(text: str) -> str:
-    """ "an excellent film" for "a excellent film"."""
-    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+def fill(template: str, names: Iterable[str], values: Iterable[str]) -> str:
+    """A template with values for its names, and "an excellent film" for "a excellent film"."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", template.format(**dict(zip(names, values, strict=True))))
 
 
 def typo(text: str) -> str:
@@ -140,9 +116,9 @@ def typo(text: str) -> str:
     return text.replace(word, word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :], 1)
 
 
-def contracted(text: str) -> str:
-    """A text with what can be contracted contracted, but for the end of a clause ("that is what it is")."""
-    for long, short in CONTRACTIONS.items():
+def contract(text: str, contractions: Mapping[str, str]) -> str:
+    """A text with every long form contracted, except at the end of a clause ("that is what it is")."""
+    for long, short in contractions.items():
         text = re.sub(rf"\b{long}\b(?= \w)", short, text)
         text = re.sub(rf"\b{long.capitalize()}\b(?= \w)", short.capitalize(), text)
     return text

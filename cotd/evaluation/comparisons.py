@@ -1,4 +1,4 @@
-"""Paired comparisons of trained students on one test set: is A better than B, how sure is that, and what could be seen."""
+"""Paired comparisons of trained students on one test set: whether A is better than B, and how certain that is."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from cotd.evaluation.statistics import (
 
 ALPHA = 0.05
 POWER = 0.8
-LEAST_DRAWS = 10_000
+MIN_DRAWS = 10_000
 Verdict = Literal["holds", "opposite", "not shown"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A's accuracy less B's on the same test rows.
+    """A's accuracy minus B's on the same test rows.
 
     Attributes:
-        difference, low, high: mean over rows and seeds, with a 95 % interval that bootstraps rows and seeds (rows alone where
+        difference, low, high: mean over rows and seeds, with a 95 % interval that bootstraps rows and seeds (rows alone if
             both have one seed); in [-1, 1].
-        p_value: of `test`: "McNemar" where both have one seed, else "permutation" of the rows' signs.
+        p_value: of `test`: "McNemar" if both have one seed, else "permutation" of the rows' signs.
         p_holm: corrected for all comparisons made together.
         detectable: the smallest difference this test finds with 80 % power at 5 %, given how often the two disagree;
             `detectable_holm` with the strictest level of Holm's correction.
@@ -50,8 +50,8 @@ class Comparison:
     def verdict(self) -> Verdict:
         """Whether A beats B.
 
-        It does where the corrected p-value is below 5 % and the interval, which knows of seeds too, is above zero: a test
-        over rows alone would also find what one lucky training did.
+        It does if the corrected p-value is below 5 % and the interval, which is over seeds too, is above zero: a test over rows
+        alone would also find what one lucky training did.
         """
         if self.p_holm < ALPHA and self.low > 0:
             return "holds"
@@ -60,7 +60,7 @@ class Comparison:
 
 def draws_for(comparisons: int) -> int:
     """How many random signs make the smallest p-value, 1 / (draws + 1), survive correction for so many comparisons."""
-    return max(LEAST_DRAWS, 100 * comparisons)
+    return max(MIN_DRAWS, 100 * comparisons)
 
 
 def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Comparison]:
@@ -77,28 +77,25 @@ def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[i
         return []
     rows = correct.shape[1]
     accuracies = resampled_accuracies(correct)
-    # Seed means times both numbers of seeds: whole numbers, as the permutation test wants them.
-    whole = np.stack(
+    # Seed means times both numbers of seeds: integers, as the permutation test needs them.
+    scaled = np.stack(
         [len(b) * correct[list(a)].sum(axis=0) - len(a) * correct[list(b)].sum(axis=0) for a, b in pairs]
     )  # (pairs, rows)
-    by_permutation = sign_flip_test(whole, draws_for(len(pairs)))
+    p_values = sign_flip_test(scaled, draws_for(len(pairs)))
     single = [len(a) == len(b) == 1 for a, b in pairs]
-    p_values = np.array(
-        [
-            mcnemar(correct[a[0]], correct[b[0]]) if one else p
-            for (a, b), one, p in zip(pairs, single, by_permutation, strict=True)
-        ]
-    )
-    found = []
-    for (a, b), one, difference, p, adjusted in zip(pairs, single, whole, p_values, holm(p_values), strict=True):
-        differences = difference / (len(a) * len(b))
+    for i, (a, b) in enumerate(pairs):
+        if single[i]:
+            p_values[i] = mcnemar(correct[a[0]], correct[b[0]])
+    comparisons = []
+    for (a, b), one, row, p, adjusted in zip(pairs, single, scaled, p_values, holm(p_values), strict=True):
+        differences = row / (len(a) * len(b))
         drawn = over_seeds(accuracies[:, list(a)], seed=1) - over_seeds(accuracies[:, list(b)], seed=2)
         disagreement = float(np.mean(differences**2))
-        found.append(
+        comparisons.append(
             Comparison(
                 float(differences.mean()), *percentiles(drawn), "McNemar" if one else "permutation", float(p), float(adjusted),
                 detectable_difference(disagreement, rows, ALPHA, POWER),
                 detectable_difference(disagreement, rows, ALPHA / len(pairs), POWER),
             )
         )  # fmt: skip
-    return found
+    return comparisons

@@ -10,14 +10,14 @@ import pandas as pd
 
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
-from cotd.evaluation.statistics import accuracy_interval, expected_calibration_error
+from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error
 from cotd.students.student import Student
 
 ALL = "all"
 
 
 def require_split(split: str) -> None:
-    """Raises CotdError where there is no such split."""
+    """Raises a CotdError if there is no such split."""
     if split not in (*SPLITS, ALL):
         raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
 
@@ -36,7 +36,8 @@ def gold_reviews(source: str, split: str = "test", text: str = "text", label: st
     reviews = every.table if split == ALL else every.split(split)
     reviews = reviews[reviews["label"].notna()]
     if reviews.empty:
-        raise CotdError(f"{source}: {'it' if split == ALL else f'the {split} split'} has no gold label to score against.")
+        where = source if split == ALL else f"the {split} split of {source}"
+        raise CotdError(f"there are no gold labels to score against: {where}. Name the label column, or another split.")
     return reviews
 
 
@@ -56,7 +57,7 @@ def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mappi
 
 
 def align(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
-    """The rationale of each review, or None where none are read."""
+    """The rationale of each review, or None if there are none."""
     return None if rationales is None else [rationales[i] for i in reviews["id"]]
 
 
@@ -64,26 +65,26 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
     """Metrics of a predictions table with gold labels.
 
     Args:
-        positive: the label that precision and ROC-AUC speak of.
+        positive: the label that ROC-AUC ranks by.
         teacher: review id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
 
     Returns:
         accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
-        expected_calibration_error, and for each label precision_LABEL (absent where it is never predicted) and
-        recall_LABEL (absent where no review has it); all in [0, 1] but n.
+        expected_calibration_error, and for each label precision_LABEL (absent if it is never predicted) and recall_LABEL
+        (absent if no review has it); all in [0, 1] but n.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
     gold, predicted = table["gold"].to_numpy(), table["predicted"].to_numpy()
     correct = gold == predicted
-    accuracy, low, high = accuracy_interval(correct)
-    probabilities = table[[c for c in table if c.startswith("probability_")]].to_numpy()
+    labels = [c.removeprefix("probability_") for c in table if c.startswith("probability_")]
+    confidence = table[[f"probability_{label}" for label in labels]].max(axis=1).to_numpy()
     metrics: dict[str, Any] = {
-        "accuracy": accuracy, "ci_low": low, "ci_high": high, "n": len(table),
+        **accuracy_metrics(correct),
         "macro_f1": float(f1_score(gold, predicted, average="macro")),
-        "expected_calibration_error": expected_calibration_error(probabilities.max(axis=1), correct),
+        "expected_calibration_error": expected_calibration_error(confidence, correct),
     }  # fmt: skip
-    for label in (c.removeprefix("probability_") for c in table if c.startswith("probability_")):
+    for label in labels:
         for name, among in (("precision", predicted == label), ("recall", gold == label)):
             if among.any():
                 metrics[f"{name}_{label}"] = float(correct[among].mean())

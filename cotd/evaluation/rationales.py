@@ -1,4 +1,4 @@
-"""How good a student's rationales are: beside the teacher's, and beside the student's own labels."""
+"""How good a student's rationales are, compared with the teacher's and with the student's own labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cotd.utils.text import words
 def rouge_l(written: str, reference: str) -> float:
     """ROUGE-L of two texts: the F-measure of their longest common subsequence of words (Lin 2004, section 3.1, β = 1).
 
-    Words are runs of letters and digits, in lower case, and are not stemmed. In [0, 1]; 0 where a text has no word.
+    Words are runs of letters and digits, in lower case, and are not stemmed. In [0, 1]; 0 if a text has no word.
     """
     a, b = (words(text) for text in (written, reference))
     lengths = [0] * (len(b) + 1)  # of the longest common subsequence of the words of `a` so far and the first j of `b`
@@ -26,7 +26,7 @@ def rouge_l(written: str, reference: str) -> float:
 
 
 def stated_label(rationale: str, task: Task) -> str | None:
-    """The one label whose word is in a rationale; None where it has none or several. Negations are not understood."""
+    """The only label whose verbalizer is in a rationale; None if none or several are. Negations are not understood."""
     named = [label for label in task.labels if re.search(task.label_pattern(label), rationale)]
     return named[0] if len(named) == 1 else None
 
@@ -38,19 +38,19 @@ def score_rationales(
 
     Args:
         predicted: the label that the student predicts for each of the same reviews.
-        teacher: the teacher's rationale of each, "" where it has none.
+        teacher: the teacher's rationale of each, "" if it has none.
 
     Returns:
-        `n_rationales`; `rationale_states_label`, the share that names one label; `rationale_agrees`, the share of those that
-        names the predicted one (absent where none does); `rationale_rouge_l`, the mean over the `n_rouge_l` reviews that
-        the teacher has a rationale of (absent where it has none). Shares and means are in [0, 1].
+        `n_rationales`; `rationale_states_label`, the fraction that names one label; `rationale_agrees`, the fraction of those
+        that name the predicted one (absent if there are none); `rationale_rouge_l`, the mean over the `n_rouge_l` reviews with
+        a rationale of the teacher (absent if there are none). All but counts are in [0, 1].
     """
     stated = [stated_label(why, task) for why in written]
     agree = [label == p for label, p in zip(stated, predicted, strict=True) if label is not None]
     metrics = {"n_rationales": len(written), "rationale_states_label": len(agree) / len(written)}
     if agree:
         metrics["rationale_agrees"] = float(np.mean(agree))
-    pairs = [(why, theirs) for why, theirs in zip(written, teacher or [""] * len(written), strict=True) if theirs]
+    pairs = [pair for pair in zip(written, teacher or [""] * len(written), strict=True) if pair[1]]
     if pairs:
         metrics |= {"n_rouge_l": len(pairs), "rationale_rouge_l": float(np.mean([rouge_l(*pair) for pair in pairs]))}
     return metrics

@@ -17,13 +17,18 @@ def accuracy_interval(correct: np.ndarray, confidence: float = 0.95) -> tuple[fl
         correct: booleans, one a row; at least one.
 
     Returns:
-        (accuracy, low, high), each in [0, 1]. The interval speaks of the rows' sampling, not of the seed's.
+        (accuracy, low, high), each in [0, 1]. The interval is about the sampling of rows, not of seeds.
     """
     from scipy.stats import binomtest
 
     k, n = int(np.sum(correct)), len(correct)
     interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
     return k / n, float(interval.low), float(interval.high)
+
+
+def accuracy_metrics(correct: np.ndarray) -> dict[str, float]:
+    """`accuracy` with its Wilson interval, `ci_low` and `ci_high`, and the number of rows, `n`."""
+    return dict(zip(("accuracy", "ci_low", "ci_high"), accuracy_interval(correct), strict=True)) | {"n": len(correct)}
 
 
 def seeds_interval(correct: np.ndarray, confidence: float = 0.95, draws: int = DRAWS) -> tuple[float, float, float]:
@@ -41,8 +46,8 @@ def seeds_interval(correct: np.ndarray, confidence: float = 0.95, draws: int = D
 def resampled_accuracies(correct: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """Each student's accuracy on bootstrap samples of the test rows, the same samples for every student.
 
-    Drawing rows for all students at once, and seeds apart from rows (`over_seeds`), is the pigeonhole bootstrap of a table
-    of rows × seeds (Owen 2007): both are samples, of the reviews and of the trainings that there could have been.
+    Drawing rows for all students at once, and seeds independently of rows (`over_seeds`), is the pigeonhole bootstrap of a
+    table of rows × seeds (Owen 2007): both are samples, of possible reviews and of possible trainings.
 
     Args:
         correct: booleans of shape (students, rows), at least one row.
@@ -57,7 +62,7 @@ def resampled_accuracies(correct: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     for start in range(0, draws, CHUNK):
         drawn = rng.integers(rows, size=(min(CHUNK, draws - start), rows))
         counts = np.stack([np.bincount(d, minlength=rows) for d in drawn]).astype(np.float32)  # how often each row is drawn
-        parts.append(counts @ values)  # whole numbers below 2^24, so that float32 is exact
+        parts.append(counts @ values)  # integers below 2^24: exact in float32
     return np.concatenate(parts).astype(np.float64) / rows
 
 
@@ -66,7 +71,7 @@ def over_seeds(accuracies: np.ndarray, seed: int = 1) -> np.ndarray:
 
     Args:
         accuracies: the columns of `resampled_accuracies` that are one method's seeds, of shape (draws, seeds).
-        seed: of the drawing; two methods' seeds are drawn apart where their numbers differ.
+        seed: of the drawing; different for two methods that are compared, so that their seeds are drawn independently.
 
     Returns:
         Shape (draws,).
@@ -89,7 +94,7 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
     """Two-sided p-value of the exact McNemar test (McNemar 1947) that two classifiers err equally often.
 
     Args:
-        correct_a, correct_b: booleans on the same rows. With no row where they differ the p-value is 1.
+        correct_a, correct_b: booleans on the same rows. If they never differ the p-value is 1.
     """
     from scipy.stats import binomtest
 
@@ -103,14 +108,14 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
 def sign_flip_test(differences: np.ndarray, draws: int = 10_000) -> np.ndarray:
     """Two-sided p-values of paired permutation tests that the mean difference is zero.
 
-    If two methods are alike, each row's difference could as well have had the other sign: the p-value is the share of random
-    signs, the given ones counted in, whose mean is at least as far from zero (Fisher 1935; Yeh 2000 for comparing
-    systems on one test set; the "counted in" is Phipson and Smyth 2010, so that no p-value is zero). It speaks of the
-    rows' sampling, with the students as they were trained.
+    If two methods are alike, each row's difference could as well have had the other sign: the p-value is the fraction of random
+    signs, the observed ones included, whose mean is at least as far from zero (Fisher 1935; Yeh 2000 for comparing systems on
+    one test set; Phipson and Smyth 2010 for including the observed ones, so that no p-value is zero). It is about the sampling
+    of rows, with the students as they were trained.
 
     Args:
-        differences: whole numbers of shape (comparisons, rows): for each row, by how many seeds more the one was right.
-            Where numbers of seeds differ, multiplied by what makes them whole. All comparisons see the same signs.
+        differences: integers of shape (comparisons, rows): for each row, by how many seeds more the first method was right;
+            if numbers of seeds differ, scaled to be integers. All comparisons see the same signs.
         draws: random signs to draw; the smallest possible p-value is 1 / (draws + 1).
 
     Returns:
@@ -129,14 +134,9 @@ def sign_flip_test(differences: np.ndarray, draws: int = 10_000) -> np.ndarray:
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values corrected for their number, so that the chance of any false claim among them stays what it says (Holm 1979).
+    """p-values corrected for their number, so that they bound the chance of any false claim among them (Holm 1979).
 
-    Args:
-        p_values: shape (tests,).
-
-    Returns:
-        The same shape and order: the smallest times the number of tests, the next times one less, …, never decreasing, at
-        most 1.
+    The smallest is multiplied by the number of tests, the next by one less, …; never decreasing, at most 1. Shape (tests,).
     """
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values)
@@ -152,8 +152,8 @@ def detectable_difference(disagreement: float, rows: int, alpha: float = 0.05, p
     Solves Connor's (1987) sample size for McNemar's test, √n δ = z_(1-α/2) √ψ + z_power √(ψ - δ²), for δ.
 
     Args:
-        disagreement: ψ, the mean square of the rows' differences: with one seed each, the share of rows that only one of
-            the two gets right; with several, smaller, as seeds' errors average out.
+        disagreement: ψ, the mean square of the rows' differences: with one seed each, the fraction of rows that only one of
+            the two gets right; with several, less, as seeds' errors average out.
 
     Returns:
         δ in [0, 1], at most √ψ: more is not possible with this disagreement.

@@ -11,11 +11,14 @@ import pytest
 
 from cotd.cli.app import main
 from cotd.errors import CotdError
-from cotd.evaluation.checklist import REVIEWS, check_behaviour, contracted, typo
+from cotd.evaluation.checklist import check_behaviour, contract, load_checklist, typo
 from cotd.students.base_models import load_base
 from cotd.students.student import Prediction, Student
 from cotd.tasks.base import Task
 from cotd.tasks.registry import SENTIMENT
+
+CHECKLIST = load_checklist(SENTIMENT)
+TEXTS = CHECKLIST["texts"]
 
 
 class Ruled:
@@ -47,7 +50,7 @@ def test_a_constant_is_invariant_and_knows_half() -> None:
 def test_each_test_finds_its_fault() -> None:
     assert rates(Ruled(lambda t: 0.9 if "Anna" in t else 0.1))["another name"] == 0.0
     assert rates(Ruled(lambda t: 0.9 if "'" in t else 0.1))["contractions"] == 0.0
-    assert rates(Ruled(lambda t: 0.9 if t in REVIEWS else 0.1))["a typo"] == 0.0
+    assert rates(Ruled(lambda t: 0.9 if t in TEXTS else 0.1))["a typo"] == 0.0
     moved = rates(Ruled(lambda t: {"hated": 0.7, "loved": 0.3}.get(t.split()[-2], 0.5)))
     assert moved['"I hated it." is added'] == moved['"I loved it." is added'] == 0.0
     within = rates(Ruled(lambda t: {"hated": 0.55, "loved": 0.45}.get(t.split()[-2], 0.5)))
@@ -59,15 +62,18 @@ def test_each_test_finds_its_fault() -> None:
 
 
 def test_texts_are_changed_and_still_readable() -> None:
+    def contracted(text: str) -> str:
+        return contract(text, CHECKLIST["contractions"])
+
     assert contracted("It is not bad, and I do not mind. There is more.") == "It isn't bad, and I don't mind. There's more."
     assert contracted("It is what it is.") == "It's what it is."
     assert typo("A warm and lovely film.") == "A warm and loevly film."
-    assert sum(contracted(r) != r for r in REVIEWS) == len(REVIEWS)
-    assert all(typo(r) != r for r in REVIEWS)
+    assert sum(contracted(r) != r for r in TEXTS) == len(TEXTS)
+    assert all(typo(r) != r for r in TEXTS)
 
 
 def test_another_task_has_no_such_tests() -> None:
-    with pytest.raises(CotdError, match="this student's task is 'topic'"):
+    with pytest.raises(CotdError, match="the task 'topic' of this student has no behavioural tests"):
         check_behaviour(Ruled(lambda text: 0.9, replace(SENTIMENT, name="topic")))  # type: ignore[arg-type]
 
 
