@@ -16,19 +16,22 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 TEXT_SCHEMA = {"type": "string", "minLength": 1, "pattern": NOT_BLANK.pattern}
 TEXTS_SCHEMA = {"anyOf": [{"type": "array", "items": TEXT_SCHEMA, "minItems": 1}, TEXT_SCHEMA]}
 
+# Shown in the documentation.
+REQUEST_EXAMPLES: list[Any] = [
+    {"texts": ["A warm and funny film."]},
+    {"texts": ["A warm and funny film.", "Dull and lifeless."], "rationale": True},
+]
+POSITIVE = {"label": "positive", "score": 0.93, "probabilities": {"negative": 0.07, "positive": 0.93}, "truncated": False}
+RESPONSE_EXAMPLE: Any = {"model": {"name": "cotd-student", "version": "3"}, "predictions": [POSITIVE]}
+TOO_MANY = "300 texts; the limit is 256 a request. Send several requests."
+REQUEST_ID = "8f14e45fceea167a5a36dedd4bea2543"
+ERROR_EXAMPLE: Any = {"error": {"code": "too_many_texts", "message": TOO_MANY, "request_id": REQUEST_ID, "details": []}}
+
 
 class PredictRequest(BaseModel):
     """One or many reviews to classify."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"texts": ["A warm and funny film."]},
-                {"texts": ["A warm and funny film.", "Dull and lifeless."], "rationale": True},
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": REQUEST_EXAMPLES})
 
     # Stops at the first invalid text: a body of a million numbers would be a million errors.
     texts: Annotated[list[str], FailFast(), WithJsonSchema(TEXTS_SCHEMA, mode="validation")] = Field(
@@ -41,7 +44,7 @@ class PredictRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def few_fields(cls, body: object) -> object:
+    def limit_fields(cls, body: object) -> object:
         """Refuses many unknown fields at once: each would be an error of its own."""
         if isinstance(body, dict) and len(body) > MAX_FIELDS:
             raise ValueError(f"{len(body):,} fields; allowed: {', '.join(cls.model_fields)}")
@@ -87,23 +90,7 @@ class TextPrediction(BaseModel):
 class PredictResponse(BaseModel):
     """Predictions, in the order of the texts."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": {"name": "cotd-student", "version": "3"},
-                    "predictions": [
-                        {
-                            "label": "positive",
-                            "score": 0.93,
-                            "probabilities": {"negative": 0.07, "positive": 0.93},
-                            "truncated": False,
-                        }
-                    ],
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [RESPONSE_EXAMPLE]})
 
     model: ModelName
     predictions: list[TextPrediction]
@@ -151,19 +138,6 @@ class Problem(BaseModel):
 class ErrorResponse(BaseModel):
     """The body of every response other than 2xx."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "code": "too_many_texts",
-                        "message": "300 texts; the limit is 256 a request. Send several requests.",
-                        "request_id": "8f14e45fceea167a5a36dedd4bea2543",
-                        "details": [],
-                    }
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [ERROR_EXAMPLE]})
 
     error: Problem

@@ -17,7 +17,7 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.client import LONGEST_WAIT, AsyncClient, Client, Rejected, backoff, retry_after
+from serve.client import LONGEST_WAIT, AsyncClient, Client, Rejected, backoff, parse_error, retry_after
 from serve.endpoint.endpoint import Endpoint
 from serve.http.api import build_api
 from serve.schemas import MAX_TEXTS, TextPrediction
@@ -186,3 +186,15 @@ def test_many_coroutines_share_a_client_of_a_small_queue(with_endpoint: Any, set
     predictions = with_endpoint(settings, use)
     expected = student.predict(texts)
     assert [p.score for p in predictions] == pytest.approx([p.score for p in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        (httpx.Response(422, json={"error": {"code": "invalid_request", "message": "texts[0] is empty"}}), "texts[0] is empty"),
+        (httpx.Response(502, text="<html>bad gateway</html>"), "<html>bad gateway</html>"),
+        (httpx.Response(500, json=["odd"]), '["odd"]'),
+    ],
+)
+def test_error_responses_of_any_shape_are_read(response: httpx.Response, message: str) -> None:
+    assert parse_error(response)[1] == message
