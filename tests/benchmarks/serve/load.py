@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from serve.client import LONGEST_WAIT, RETRIED_STATUSES, backoff
 
-PATIENCE = 30.0  # seconds for one answer
+TIMEOUT = 30.0  # seconds for one response
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 AFTER = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -26,12 +26,12 @@ VERSION = re.compile(rb'"version":"([^"]*)"')
 
 @dataclass
 class Load:
-    """What to send, and what came of it.
+    """What to send, and its outcome.
 
     Attributes:
         rate: requests a second, over all clients; None sends the next as soon as the last is answered.
         seconds: how long; None until standard input closes, or `count` requests have been sent.
-        retries: how often a request that is not answered with 200 is sent again, when and after what as `serve.client` does.
+        retries: how often a failed request is sent again, after the same errors and waits as in `serve.client`.
     """
 
     url: str
@@ -69,11 +69,11 @@ class Load:
             for attempt in range(self.retries + 1):
                 wait = None
                 try:
-                    async with asyncio.timeout(PATIENCE):
-                        if streams is None or streams[0].at_eof():  # as any client does: nothing was sent on it
+                    async with asyncio.timeout(TIMEOUT):
+                        if streams is None or streams[0].at_eof():  # closed by the server while idle: nothing was sent on it
                             streams = await asyncio.open_connection(place.hostname, place.port)
-                        status, wait, goes_on = await self.exchange(*streams, requests[number % len(requests)])
-                    streams = streams if goes_on else None
+                        status, wait, keep_alive = await self.exchange(*streams, requests[number % len(requests)])
+                    streams = streams if keep_alive else None
                 except (OSError, EOFError) as error:  # EOFError: the server closed the connection; TimeoutError is an OSError
                     status = type(error).__name__
                     if streams:
@@ -81,7 +81,7 @@ class Load:
                     streams = None
                 self.statuses[status] += 1
                 answered = status == "200"
-                # A connection that is refused at once, and a status that is no passing one, are not tried again.
+                # A connection that is refused at once, and a status that is not temporary, are not tried again.
                 is_temporary = (
                     int(status) in RETRIED_STATUSES
                     if status.isdecimal()
@@ -98,20 +98,20 @@ class Load:
     async def exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
     ) -> tuple[str, float | None, bool]:
-        """(status, seconds that a refusal asks to wait, if it does, whether the connection stays open)."""
+        """(status, seconds of a Retry-After header or None, whether the connection stays open)."""
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        found = LENGTH.search(head)
-        if found is None:
-            raise EOFError("an answer without a length")
-        body = await reader.readexactly(int(found[1]))
+        length = LENGTH.search(head)
+        if length is None:
+            raise EOFError("a response without a length")
+        body = await reader.readexactly(int(length[1]))
         if version := VERSION.search(body):
             self.versions[version[1].decode()] += 1
         after = AFTER.search(head)
-        goes_on = CLOSES.search(head) is None
-        if not goes_on:
+        keep_alive = CLOSES.search(head) is None
+        if not keep_alive:
             writer.close()
-        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else None, goes_on
+        return head.split(b" ", 2)[1].decode(), float(after[1]) if after else None, keep_alive
 
     async def run(self) -> dict[str, Any]:
         requests, began = self.requests(), time.perf_counter()

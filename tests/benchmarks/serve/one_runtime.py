@@ -17,7 +17,7 @@ from serve.runtimes.parity import check_parity
 from serve.runtimes.registry import RUNTIMES
 from tests.benchmarks.students import BATCH, milliseconds_each, texts_per_second
 
-AGREED = 30.0  # seconds that the comparison of labels may take
+COMPARISON_SECONDS = 30.0  # for comparing labels
 
 
 def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: float, latency_texts: int) -> dict[str, Any]:
@@ -34,26 +34,26 @@ def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: 
     student = Student.load(folder)
     started = time.perf_counter()
     made = RUNTIMES[runtime].build(student)
-    found: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "refused": None}
+    measured: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "refused": None}
     try:
         check_parity(made, student, RUNTIMES[runtime].tolerance)
     except CotdError as error:
-        found["refused"] = str(error)
+        measured["refused"] = str(error)
     made.label_logits(texts[:1])
     each = milliseconds_each(lambda text: made.label_logits([text]), texts[:latency_texts], seconds)
-    found["median_ms"], found["p99_ms"], found["latency_texts"] = each
-    found["texts_per_second"] = texts_per_second(made.label_logits, texts, seconds)
-    found["rss_mb"] = psutil.Process().memory_info().rss / 2**20
-    compared = max(1, min(len(texts), int(AGREED * found["texts_per_second"]) // BATCH * BATCH))
+    measured["median_ms"], measured["p99_ms"], measured["latency_texts"] = each
+    measured["texts_per_second"] = texts_per_second(made.label_logits, texts, seconds)
+    measured["rss_mb"] = psutil.Process().memory_info().rss / 2**20
+    compared = max(1, min(len(texts), int(COMPARISON_SECONDS * measured["texts_per_second"]) // BATCH * BATCH))
     chunks = [texts[start : min(start + BATCH, compared)] for start in range(0, compared, BATCH)]
     ours = [p for chunk in chunks for p in student.predictions(*made.label_logits(chunk))]
-    theirs = student.predict(texts[:compared])
-    found["compared"] = compared
-    found["labels_equal"] = float(np.mean([a.label == b.label for a, b in zip(ours, theirs, strict=True)]))
-    found["apart"] = max(
-        abs(a.probabilities[k] - b.probabilities[k]) for a, b in zip(ours, theirs, strict=True) for k in a.probabilities
+    expected = student.predict(texts[:compared])
+    measured["compared"] = compared
+    measured["labels_equal"] = float(np.mean([a.label == b.label for a, b in zip(ours, expected, strict=True)]))
+    measured["apart"] = max(
+        abs(a.probabilities[k] - b.probabilities[k]) for a, b in zip(ours, expected, strict=True) for k in a.probabilities
     )
-    return found
+    return measured
 
 
 if __name__ == "__main__":
