@@ -26,6 +26,12 @@ NAME = "cotd-student"
 TOKEN = "a-token-long-enough"
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """What runs asynchronous tests."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained student that predicts and explains."""

@@ -71,14 +71,14 @@ def test_a_file_by_an_endpoint(cotd: Run, url: str, tmp_path: Path) -> None:
 
 
 def test_contradictory_options_are_refused(cotd: Run) -> None:
-    for arguments, said in [
+    for arguments, message in [
         (["x", "--local", "--url", "http://127.0.0.1:9"], "--local uses no endpoint"),
         (["x", "--student", "folder"], "an endpoint predicts with the student that it serves"),
         (["--input", "a.csv", "--output", "b.csv", "--json"], "--json is for predictions that are printed"),
         (["--input", "a.csv", "--output", "b.csv", "--local"], "--input loads the student without --local"),
         (["--input", "a.csv"], "--input and --output go together"),
     ]:
-        assert said in "\n".join(cotd("predict", *arguments))
+        assert message in "\n".join(cotd("predict", *arguments))
 
 
 def test_the_documented_curl_commands_work(url: str) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from serve.endpoint.batcher import Batcher, QueueFull
 
+pytestmark = pytest.mark.anyio
+
 
 class Computer:
     """Doubles texts, records its batches, and holds each until `may_go`."""
@@ -41,91 +43,73 @@ async def held(computer: Computer, batcher: Batcher) -> asyncio.Task[list[str]]:
     return first
 
 
-def test_waiting_texts_are_computed_together(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=4, max_queued=10)
-        first = await held(computer, batcher)
-        others = [asyncio.create_task(batcher.submit("m", texts)) for texts in (["a", "b"], ["c"], ["d"])]
-        await asyncio.sleep(0)
-        assert batcher.queued == 4
-        computer.may_go.set()
-        assert await first == ["firstfirst"]
-        assert await asyncio.gather(*others) == [["aa", "bb"], ["cc"], ["dd"]]
-        assert [texts for _, texts in computer.batches] == [["first"], ["a", "b", "c", "d"]]
-        assert batcher.queued == 0
-
-    asyncio.run(run())
+async def test_waiting_texts_are_computed_together(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=4, max_queued=10)
+    first = await held(computer, batcher)
+    others = [asyncio.create_task(batcher.submit("m", texts)) for texts in (["a", "b"], ["c"], ["d"])]
+    await asyncio.sleep(0)
+    assert batcher.queued == 4
+    computer.may_go.set()
+    assert await first == ["firstfirst"]
+    assert await asyncio.gather(*others) == [["aa", "bb"], ["cc"], ["dd"]]
+    assert [texts for _, texts in computer.batches] == [["first"], ["a", "b", "c", "d"]]
+    assert batcher.queued == 0
 
 
-def test_a_large_request_does_not_hold_up_a_small_one(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=2, max_queued=10)
-        first = await held(computer, batcher)
-        large = asyncio.create_task(batcher.submit("m", ["a", "b", "c", "d", "e"]))
-        small = asyncio.create_task(batcher.submit("m", ["z"]))
-        await asyncio.sleep(0)
-        computer.may_go.set()
-        await first
-        assert await small == ["zz"]
-        assert await large == ["aa", "bb", "cc", "dd", "ee"]
-        assert [texts for _, texts in computer.batches] == [["first"], ["a", "b"], ["z", "c"], ["d", "e"]]
-
-    asyncio.run(run())
+async def test_a_large_request_does_not_hold_up_a_small_one(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=2, max_queued=10)
+    first = await held(computer, batcher)
+    large = asyncio.create_task(batcher.submit("m", ["a", "b", "c", "d", "e"]))
+    small = asyncio.create_task(batcher.submit("m", ["z"]))
+    await asyncio.sleep(0)
+    computer.may_go.set()
+    await first
+    assert await small == ["zz"]
+    assert await large == ["aa", "bb", "cc", "dd", "ee"]
+    assert [texts for _, texts in computer.batches] == [["first"], ["a", "b"], ["z", "c"], ["d", "e"]]
 
 
-def test_models_do_not_share_a_batch(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=8, max_queued=10)
-        first = await held(computer, batcher)
-        models = ["old", "new", "old", "new"]
-        others = [asyncio.create_task(batcher.submit(m, [f"{m}{i}"])) for i, m in enumerate(models)]
-        await asyncio.sleep(0)
-        computer.may_go.set()
-        await asyncio.gather(first, *others)
-        assert computer.batches[1:] == [("old", ["old0", "old2"]), ("new", ["new1", "new3"])]
-
-    asyncio.run(run())
+async def test_models_do_not_share_a_batch(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=8, max_queued=10)
+    first = await held(computer, batcher)
+    models = ["old", "new", "old", "new"]
+    others = [asyncio.create_task(batcher.submit(m, [f"{m}{i}"])) for i, m in enumerate(models)]
+    await asyncio.sleep(0)
+    computer.may_go.set()
+    await asyncio.gather(first, *others)
+    assert computer.batches[1:] == [("old", ["old0", "old2"]), ("new", ["new1", "new3"])]
 
 
-def test_a_full_queue_refuses_and_recovers(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=2, max_queued=3)
-        first = await held(computer, batcher)
-        waiting = asyncio.create_task(batcher.submit("m", ["a", "b"]))
-        await asyncio.sleep(0)
-        with pytest.raises(QueueFull) as caught:
-            await batcher.submit("m", ["c", "d"])
-        assert caught.value.retry_after >= 1
-        computer.may_go.set()
-        await asyncio.gather(first, waiting)
-        assert await batcher.submit("m", ["c", "d"]) == ["cc", "dd"]
-
-    asyncio.run(run())
+async def test_a_full_queue_refuses_and_recovers(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=2, max_queued=3)
+    first = await held(computer, batcher)
+    waiting = asyncio.create_task(batcher.submit("m", ["a", "b"]))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull) as caught:
+        await batcher.submit("m", ["c", "d"])
+    assert caught.value.retry_after >= 1
+    computer.may_go.set()
+    await asyncio.gather(first, waiting)
+    assert await batcher.submit("m", ["c", "d"]) == ["cc", "dd"]
 
 
-def test_an_error_reaches_its_batch_and_no_other(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=2, max_queued=10)
-        with pytest.raises(RuntimeError, match="cannot read this"):
-            await batcher.submit("m", ["poison", "b", "c", "d"])
-        assert await batcher.submit("m", ["fine"]) == ["finefine"]
-        assert batcher.queued == 0
-
-    asyncio.run(run())
+async def test_an_error_reaches_its_batch_and_no_other(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=2, max_queued=10)
+    with pytest.raises(RuntimeError, match="cannot read this"):
+        await batcher.submit("m", ["poison", "b", "c", "d"])
+    assert await batcher.submit("m", ["fine"]) == ["finefine"]
+    assert batcher.queued == 0
 
 
-def test_a_client_that_goes_away_leaves_the_queue(computer: Computer) -> None:
-    async def run() -> None:
-        batcher = Batcher(computer, max_batch=2, max_queued=3)
-        first = await held(computer, batcher)
-        gone = asyncio.create_task(batcher.submit("m", ["a", "b", "c"]))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.sleep(0)
-        computer.may_go.set()
-        await first
-        assert await batcher.submit("m", ["d"]) == ["dd"]
-        assert batcher.queued == 0
-        assert [texts for _, texts in computer.batches] == [["first"], ["d"]]
-
-    asyncio.run(run())
+async def test_a_client_that_goes_away_leaves_the_queue(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=2, max_queued=3)
+    first = await held(computer, batcher)
+    gone = asyncio.create_task(batcher.submit("m", ["a", "b", "c"]))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    computer.may_go.set()
+    await first
+    assert await batcher.submit("m", ["d"]) == ["dd"]
+    assert batcher.queued == 0
+    assert [texts for _, texts in computer.batches] == [["first"], ["d"]]

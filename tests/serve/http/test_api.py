@@ -156,11 +156,11 @@ def test_metrics_count_what_happened(with_endpoint: Any, settings: Settings) -> 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(ask: Ask) -> None:
     declared = set(re.findall(r"^# TYPE (cotd_\w+)", ask(path="/metrics").text, re.MULTILINE))
-    there = declared | {f"{name}_{part}" for name in declared for part in ("bucket", "count", "sum")}
+    exported = declared | {f"{name}_{part}" for name in declared for part in ("bucket", "count", "sum")}
     dashboard = json.loads((Path(serve.__file__).parent / "deploy" / "grafana.json").read_text())
-    asked = {name for panel in dashboard["panels"] for t in panel["targets"] for name in re.findall(r"cotd_\w+", t["expr"])}
-    assert len(asked) >= 8
-    assert asked <= there
+    queried = {name for panel in dashboard["panels"] for t in panel["targets"] for name in re.findall(r"cotd_\w+", t["expr"])}
+    assert len(queried) >= 8
+    assert queried <= exported
 
 
 def test_the_documentation_has_examples_and_errors(ask: Ask) -> None:
