@@ -31,18 +31,6 @@ def accuracy_metrics(correct: np.ndarray) -> dict[str, float]:
     return dict(zip(("accuracy", "ci_low", "ci_high"), accuracy_interval(correct), strict=True)) | {"n": len(correct)}
 
 
-def seeds_interval(correct: np.ndarray, confidence: float = 0.95, draws: int = DRAWS) -> tuple[float, float, float]:
-    """Mean accuracy of several seeds, with an interval that bootstraps rows and seeds (percentiles).
-
-    Args:
-        correct: booleans of shape (seeds, rows), all on the same rows. One seed gives the Wilson interval.
-    """
-    if len(correct) == 1:
-        return accuracy_interval(correct[0], confidence)
-    means = over_seeds(resampled_accuracies(correct, draws))
-    return float(correct.mean()), *percentiles(means, confidence)
-
-
 def resampled_accuracies(correct: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """Each student's accuracy on bootstrap samples of the test rows, the same samples for every student.
 

@@ -204,14 +204,14 @@ class Student:
         end = find_sublist(ids, self.answer_mark) if self.rationale_before_label else None
         return ids[:end]
 
-    def explain(self, texts: Sequence[str], batch_size: int = 32, max_new_tokens: int | None = None) -> list[str]:
+    def explain(self, texts: Sequence[str], batch_size: int = 32) -> list[str]:
         """The student's own rationale for each text, decoded greedily.
 
         What a student that was trained without rationales writes means nothing; see `can_explain`.
         """
         rationales = [""] * len(texts)
         for indices, batch, _ in self.batches(texts, self.rationale_prefix, batch_size):
-            ids = self.write_rationales(batch, max_new_tokens=max_new_tokens or self.max_target_tokens)
+            ids = self.write_rationales(batch)
             written = [self.rationale_tokens(row) for row in ids.tolist()]
             for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
                 rationales[i] = text.strip()
@@ -236,16 +236,19 @@ class Student:
 
         streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         for _, batch, _ in self.batches([text], self.rationale_prefix, 1):
-            self.write_rationales(batch, max_new_tokens=self.max_target_tokens, streamer=streamer)
+            self.write_rationales(batch, streamer)
 
-    def write_rationales(self, batch: dict[str, Any], **options: Any) -> Any:
+    def write_rationales(self, batch: dict[str, Any], streamer: Any = None) -> Any:
         """Generates rationales for one padded batch: token ids (B, T), without what the decoder was given to begin with."""
         import torch
 
         start = [self.model.config.decoder_start_token_id, *self.rationale_prompt]
         begun = torch.tensor([start] * len(batch["input_ids"]), device=self.model.device)
         with torch.inference_mode():
-            return self.model.generate(**batch, decoder_input_ids=begun, **options, **GREEDY)[:, len(start) :]
+            ids = self.model.generate(
+                **batch, decoder_input_ids=begun, max_new_tokens=self.max_target_tokens, streamer=streamer, **GREEDY
+            )
+        return ids[:, len(start) :]
 
     def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
         """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,11 +64,7 @@ class EncodedPairs(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.reviews)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """One review: its id, how many inputs and targets were cut, and by target kind its (input, target, weight)s."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]

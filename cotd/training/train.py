@@ -77,7 +77,7 @@ def train_trial(
     torch.manual_seed(trial.seed)
     student = untrained_student(trial, task)
     with explain_full_disk(folder.path):
-        pairs = training_part(trial, student.tokenizer, task, reviews, annotations, cache)
+        pairs = training_part(trial, student, reviews, annotations, cache)
         require_both_labels(trial, task, len(pairs), pairs.used_verbalizers(), validation)
 
         trainer = StudentTrainer(student, pairs, validation, trial, folder, on_score, inputs)
@@ -128,31 +128,23 @@ def untrained_student(trial: Trial, task: Task) -> Student:
         model.gradient_checkpointing_enable()
         model.disable_input_require_grads()  # a hook that only the older, re-entrant kind needs
     card = {
-        "method": trial.method,
-        "writes_rationales": method.writes_rationales,
-        "rationale_before_label": method.rationale_before_label,
-        "rationale_as_input": method.rationale_as_input,
-        "shared_encoder": trial.shares_encoder,
-        "max_input_tokens": settings.max_input_tokens,
-        "truncation": trial.truncation,
-        "max_target_tokens": settings.max_target_tokens,
-    }
+        "method": trial.method, "writes_rationales": method.writes_rationales,
+        "rationale_before_label": method.rationale_before_label, "rationale_as_input": method.rationale_as_input,
+        "shared_encoder": trial.shares_encoder, "truncation": trial.truncation,
+        "max_input_tokens": settings.max_input_tokens, "max_target_tokens": settings.max_target_tokens,
+    }  # fmt: skip
     return Student(model, tokenizer, task, card)
 
 
 def training_part(
-    trial: Trial,
-    tokenizer: Any,
-    task: Task,
-    reviews: pd.DataFrame | Path,
-    annotations: pd.DataFrame | Path | None,
-    cache: Path | None,
+    trial: Trial, student: Student, reviews: pd.DataFrame | Path, annotations: pd.DataFrame | Path | None, cache: Path | None
 ) -> EncodedPairs:
     """The encoded pairs of the trial's fraction of the training reviews.
 
     Raises:
         CotdError: the method needs gold labels or annotations, and there are none.
     """
+    tokenizer, task = student.tokenizer, student.task
 
     def encode() -> EncodedPairs:
         table = pd.read_parquet(annotations) if isinstance(annotations, Path) else annotations

@@ -35,7 +35,7 @@ def student(tiny_t5: Path) -> Student:
 
 
 def scores_by_hand(student: Student, text: str) -> list[float]:
-    """The label words' logits after the start token, one text at a time and without padding."""
+    """The verbalizers' logits after the start token, one text at a time and without padding."""
     ids = student.tokenizer("predict: " + text, return_tensors="pt")["input_ids"]
     words = [student.tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("negative", "positive")]
     with torch.no_grad():
@@ -103,9 +103,9 @@ def test_a_student_that_reasons_first_is_scored_after_its_rationale(
         expected = torch.softmax(logits[reasoning.first_tokens], dim=0)
         assert list(prediction.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
     assert len({round(p.score, 6) for p in predictions}) > 1
-    said: list[str] = []
-    reasoning.stream_rationale(TEXTS[0], said.append)
-    assert "".join(said).strip() == explanations[0]
+    parts: list[str] = []
+    reasoning.stream_rationale(TEXTS[0], parts.append)
+    assert "".join(parts).strip() == explanations[0]
 
 
 def test_a_student_that_reads_rationales_needs_one_a_text(student: Student, tiny_t5: Path) -> None:
@@ -139,7 +139,7 @@ def test_truncation_is_flagged_and_keeps_the_beginning(student: Student, tiny_t5
     assert [p.truncated for p in exact.predict([text, "fine"])] == [False, False]
     assert [p.truncated for p in short.predict([text, "fine", text + " And more."])] == [True, False, True]
     a, b = short.predict([text + " I loved it.", text + " I hated it."])
-    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what lies beyond the limit is not read"
+    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what is beyond the limit is not read"
     assert exact.predict([text])[0].score != short.predict([text])[0].score
 
 
@@ -149,7 +149,7 @@ def test_a_student_may_read_the_end_of_what_is_too_long(tiny_t5: Path) -> None:
     first, middle, last = "It begins well. ", "Then there is a car chase. " * 20, "In the end I was glued to my seat."
     a, b = student.predict([first + middle + last, first + middle * 2 + last])
     assert a.truncated
-    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what lies between is not read"
+    assert a.probabilities == pytest.approx(b.probabilities, abs=1e-6), "what is between is not read"
     others = student.predict(["It begins badly. " + middle + last, first + middle + "In the end I walked out."])
     assert all(other.score != a.score for other in others)
 
@@ -220,14 +220,14 @@ def test_a_saved_student_holds_safetensors_and_json_only(student: Student, tmp_p
     assert (card["temperature"], card["task"]["label_prefix"]) == (2.0, "predict: ")
 
 
-def test_a_base_model_is_no_student(tiny_t5: Path) -> None:
+def test_a_base_model_is_not_a_student(tiny_t5: Path) -> None:
     with pytest.raises(CotdError, match=r"is not a trained student: it has no cotd\.json"):
         Student.load(tiny_t5)
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./nowhere", "../no/where", "/no/where", "~/nowhere"])
 def test_a_model_that_does_not_exist(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths are told from hub ids: no hub is asked for `./nowhere`."""
+    """Paths are not taken for hub ids: no hub is asked for `./nowhere`."""
     monkeypatch.chdir(tmp_path)
     for use in (Student.load, load_base, model_digest):
         with pytest.raises(CotdError, match=f"model '{source}' does not exist"):
@@ -240,7 +240,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
             use(str(tmp_path))
 
 
-def test_label_words_must_differ_at_their_first_token(student: Student) -> None:
+def test_verbalizers_must_differ_at_their_first_token(student: Student) -> None:
     task = replace(SENTIMENT, verbalizers={"negative": "negative", "positive": "negative not"})
     with pytest.raises(CotdError, match="begins two of the verbalizers negative, negative not with the same token"):
         Student(student.model, student.tokenizer, task, {})

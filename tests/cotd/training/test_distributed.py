@@ -39,8 +39,8 @@ def test_the_workers_shares_of_a_batch_are_the_batch(
     rows = encode_pairs(pairs, tokenizer, 64, 64)
     batch = collate(rows, 0)
     shares = [collate(rows, 0, 2, worker=(rank, workers)) for rank in range(workers)]
-    found = [i for share in shares for part in share["parts"] for i in part["review_ids"]]
-    assert sorted(found) == sorted(i for part in batch["parts"] for i in part["review_ids"])
+    reviewed = [i for share in shares for part in share["parts"] for i in part["review_ids"]]
+    assert sorted(reviewed) == sorted(i for part in batch["parts"] for i in part["review_ids"])
     assert all(torch.equal(share["totals"], batch["totals"]) for share in shares)
     losses = [multi_task_loss(model, part, share["totals"]).item() for share in shares for part in share["parts"]]
     whole = multi_task_loss(model, batch["parts"][0], batch["totals"]).item()
@@ -54,8 +54,6 @@ def test_what_is_sent_together_is_bounded_and_in_order() -> None:
 
 def as_worker(rank: int, port: int, trial: Trial, folder: Path, reviews: pd.DataFrame, annotations: pd.DataFrame) -> None:
     """One of two workers: adds up a gradient, then trains, is stopped at a score, and trains on."""
-    import torch
-
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
@@ -76,10 +74,11 @@ def as_worker(rank: int, port: int, trial: Trial, folder: Path, reviews: pd.Data
         train_trial(trial, TrialFolder(folder), reviews, annotations, on_score=stop)
     seen: list[dict[str, float]] = []
     result = train_trial(trial, TrialFolder(folder), reviews, annotations, on_score=seen.append)
-    assert [point["step"] for point in seen] == [6, 8], "every worker goes on from the checkpoint, and is told each score"
+    assert [point["step"] for point in seen] == [6, 8], "every worker resumes from the checkpoint, and is told each score"
     assert bool(result) == (rank == 0)
 
 
+@pytest.mark.integration
 def test_two_workers_train_the_student_that_one_trains(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
 from cotd.students.base_models import load_base
@@ -47,6 +48,7 @@ def test_what_is_scored_and_kept_may_be_the_average_of_the_weights(
     assert not close(trained[3], averages[3])
 
 
+@pytest.mark.integration
 def test_a_resumed_average_is_the_one_that_was_never_stopped(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
     trial = make_trial(tiny_t5, weight_average=0.9)
     whole, killed = make_folder(tmp_path / "whole"), make_folder(tmp_path / "killed")

@@ -15,7 +15,7 @@ def test_steps_are_relative_to_the_size_of_what_they_change() -> None:
     assert zero.tolist()[0][0] == pytest.approx(-1e-4), "zeros can grow"
 
 
-def test_it_finds_a_minimum_and_decays_what_is_told_to() -> None:
+def test_it_finds_a_minimum_and_decays_what_it_should() -> None:
     torch.manual_seed(0)
     target, x = torch.randn(3), torch.nn.Parameter(torch.randn(3))
     idle = torch.nn.Parameter(torch.ones(3))
@@ -37,7 +37,7 @@ def test_the_trainer_knows_every_optimiser(name: str) -> None:
     assert (custom is not None) == name.startswith("scaled")
 
 
-def test_what_is_loaded_lies_where_the_weights_lie() -> None:
+def test_a_loaded_state_is_on_the_weights_device() -> None:
     """Checkpoints are read onto the processor; a GPU takes no step with a count that is there."""
     vector, matrix = torch.ones(3, requires_grad=True), torch.ones(64, 64, requires_grad=True)
     stepped = ScaledAdamW([vector, matrix])

@@ -7,45 +7,42 @@ from typing import Any
 import pytest
 import torch
 
+from cotd.students.backends.t5 import packed
 from cotd.students.backends.t5.packed import run_block, token_states
 from cotd.training.collate import padded_logits
 
 
 @pytest.mark.parametrize(
-    ("version", "checkpointing", "fewest"), [("v1.0", False, 0), ("v1.1", False, 0), ("v1.1", True, 0), ("v1.0", False, 2**14)]
+    ("version", "checkpointing", "min_scores"),
+    [("v1.0", False, 0), ("v1.1", False, 0), ("v1.1", True, 0), ("v1.0", False, 2**14)],
 )
 def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forward(
-    version: str, checkpointing: bool, fewest: int, monkeypatch: pytest.MonkeyPatch
+    version: str, checkpointing: bool, min_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With as many groups of rows as there are lengths, and with one."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
-    kind = (
-        {"feed_forward_proj": "relu"}
-        if version == "v1.0"
-        else {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-    )
+    gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    kind = {"feed_forward_proj": "relu"} if version == "v1.0" else gated
     model = T5ForConditionalGeneration(T5Config(**shape, **kind, dropout_rate=0.0, decoder_start_token_id=0)).eval()
     computed: list[Any] = []
-    monkeypatch.setattr(
-        "cotd.students.backends.t5.packed.run_block", lambda *given: computed.append(given) or run_block(*given)
-    )
-    monkeypatch.setattr("cotd.students.backends.t5.packed.MIN_SCORES", fewest)
+    monkeypatch.setattr(packed, "run_block", lambda *inputs: computed.append(inputs) or run_block(*inputs))
+    monkeypatch.setattr(packed, "MIN_SCORES", min_scores)
     if checkpointing:
         model.gradient_checkpointing_enable()
     lengths, target_lengths = torch.tensor([40, 38, 5, 1]), torch.tensor([25, 25, 20, 2, 4, 1])
     sources = torch.tensor([0, 3, 1, 2, 3, 3])
     inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
-    found = []
-    for packed in (True, False):
-        model.train(packed)
-        given = (model, inputs, lengths, sources, targets, target_lengths, targets > 9)
-        logits = model.lm_head(token_states(*given)) if packed else padded_logits(*given)
+    results = []
+    for is_packed in (True, False):
+        model.train(is_packed)
+        arguments = (model, inputs, lengths, sources, targets, target_lengths, targets > 9)
+        logits = model.lm_head(token_states(*arguments)) if is_packed else padded_logits(*arguments)
         model.zero_grad()
         logits.square().mean().backward()
-        found.append([logits, *(p.grad.clone() for p in model.parameters())])
-    for packed, padded in zip(*found, strict=True):
-        torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))
+        results.append([logits, *(p.grad.clone() for p in model.parameters())])
+    for ours, padded in zip(*results, strict=True):
+        torch.testing.assert_close(ours, padded, rtol=1e-4, atol=1e-5 * float(padded.abs().max()))
     assert len(computed) == (8 if checkpointing else 4)
