@@ -8,7 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ class Repo:
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """Path → tree entry, of every file and every folder."""
-        found: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name, content in sorted(self.files.items()):
             for parent in Path(name).parents:
                 if str(parent) != ".":
-                    found[str(parent)] = {"type": "directory", "path": str(parent), "oid": "0" * 40, "size": 0}
-            found[name] = {"type": "file", "path": name, "oid": etag(content), "size": len(content)}
-        return found
+                    entries[str(parent)] = {"type": "directory", "path": str(parent), "oid": "0" * 40, "size": 0}
+            entries[name] = {"type": "file", "path": name, "oid": etag(content), "size": len(content)}
+        return entries
 
 
 def etag(content: bytes) -> str:
@@ -52,12 +52,11 @@ def etag(content: bytes) -> str:
 
 @dataclass
 class Hub:
-    """The running server, and what it was asked."""
+    """The repositories of a running server."""
 
     repos: dict[tuple[str, str], Repo]
     uploads: Path  # a model put here, at OWNER/NAME, is on the hub from then on
     url: str = ""
-    requests: list[str] = field(default_factory=list)
 
     def find(self, kind: str, repo_id: str) -> Repo | None:
         folder = self.uploads / repo_id
@@ -96,7 +95,6 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def handle_request(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-            hub.requests.append(f"{self.command} {self.path}")
             url = urlsplit(self.path)
             route = ROUTE.match(unquote(url.path))
             if route is None:
@@ -136,8 +134,8 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 within = {p: e for p, e in entries.items() if not folder or p.startswith(folder + "/")}
                 answer: Any = [e for p, e in within.items() if recursive or str(Path(p).parent) == (folder or ".")]
             elif route["what"] == "paths-info":
-                wanted = json.loads(sent)["paths"] if sent.startswith("{") else parse_qs(sent).get("paths", [])
-                answer = [entries[p] for p in ([wanted] if isinstance(wanted, str) else wanted) if p in entries]
+                paths = json.loads(sent)["paths"] if sent.startswith("{") else parse_qs(sent).get("paths", [])
+                answer = [entries[p] for p in ([paths] if isinstance(paths, str) else paths) if p in entries]
             else:
                 answer = repo.info()
             self.answer(200, json.dumps(answer).encode(), Content_Type="application/json", X_Repo_Commit=repo.commit)

@@ -129,8 +129,8 @@ def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: 
 
 
 def test_texts_are_not_in_memory() -> None:
-    """10 MB of them: what is held of each review is its id, its label and its split."""
-    rows = 10_000
+    """5 MB of them: what is held of each review is its id, its label and its split."""
+    rows = 5_000
 
     def blocks() -> Iterator[pd.DataFrame]:
         for start in range(0, rows, 100):
