@@ -16,6 +16,13 @@ class CotdError(Exception):
 
     Several problems are raised together, one string each, for a user to fix in one go. The command line prints them and
     exits with code 2. Pickles as itself, so it survives a trip through Ray.
+
+    Example:
+        >>> try:
+        ...     cotd.load_config("mine.yaml", ["training.stepz=4"])
+        ... except cotd.CotdError as error:
+        ...     print(error.problems[0])
+        mine.yaml: unknown key 'training.stepz'. Did you mean 'steps'? ...
     """
 
     def __init__(self, *problems: str):

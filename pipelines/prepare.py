@@ -61,6 +61,11 @@ def prepare(config: StudyConfig) -> Prepared:
 
     Raises:
         CotdError: the source does not exist or has no usable rows, or gold labels that the study's methods need are missing.
+
+    Example:
+        >>> prepared = cotd.prepare(study)
+        >>> list(prepared.splits), prepared.path.suffix
+        (['train', 'validation', 'test'], '.parquet')
     """
     return prepare_here(config)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cotd.errors import CotdError
-from cotd.evaluation.metrics import predictions_table, score_predictions
+from cotd.evaluation.metrics import accuracy_table, predictions_table, score_predictions
 from cotd.storage.sync import sync_study
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
@@ -51,6 +51,10 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
 
     Raises:
         CotdError: no finished trial to choose from.
+
+    Example:
+        >>> cotd.promote(study, all_methods=True).champion["method"]
+        'finetune'
     """
     plan = plan_study(config)
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
@@ -115,11 +119,7 @@ def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], cand
 
 def justification(config: StudyConfig, result: dict[str, Any], sentences: list[str]) -> str:
     """The Markdown text of a version's page: what was decided, and its metrics with their intervals."""
-    table = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|"]
-    for split in ("validation", "test"):
-        m = result[split]
-        table.append(f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |")
-    return "\n".join([*(f"{s}\n" for s in sentences), *table, "", f"Study `{config.name}` on `{config.data.source_name}`."])
+    return "\n".join([*(f"{s}\n" for s in sentences), *accuracy_table(result), "", f"Study `{config.name}` on `{config.data.source_name}`."])
 
 
 def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, Any]) -> list[str]:

@@ -20,6 +20,11 @@ def train(config: StudyConfig) -> TrialFolder:
 
     Raises:
         CotdError: bad examples, missing annotations, a base model that does not exist, or a training that fails.
+
+    Example:
+        >>> folder = cotd.train(study)
+        >>> folder.result()["method"]
+        'finetune'
     """
     plan = plan_study(config)
     trial = plan.trials[0]

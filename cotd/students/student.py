@@ -28,6 +28,11 @@ class Prediction:
         score: the label's probability.
         probabilities: label → probability, temperature-scaled; they sum to 1.
         truncated: whether the text was too long for the student, so that part of it was not read.
+
+    Example:
+        >>> prediction = student.predict(["Broke at once."])[0]
+        >>> prediction.score == max(prediction.probabilities.values())
+        True
     """
 
     label: str
@@ -44,6 +49,11 @@ class Student:
         card: the content of `cotd.json`: method, data and teacher provenance, metrics, `temperature`, and what it does:
             `writes_rationales`, `rationale_before_label`, `rationale_as_input` (it needs the teacher's rationale of each text).
         first_tokens: the first token of each label's verbalizer.
+
+    Example:
+        >>> student = cotd.Student.load(folder.student)  # or "models:/cotd-student@champion"
+        >>> student.predict(["Sturdy and light."])[0].label in student.task.labels
+        True
     """
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):

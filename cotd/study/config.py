@@ -100,6 +100,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
 
     Raises:
         CotdError: with every problem found, each naming its key; also those of variants that were not chosen.
+
+    Example:
+        >>> study = cotd.load_config("mine.yaml", ["training.steps=4", "training.eval_every=2"])
+        >>> study.name, study.training.steps
+        ('mine', 4)
     """
     written = read_yaml(path)
     plain, rest = choose_variant(written, overrides or [], str(path))

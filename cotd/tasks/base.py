@@ -24,6 +24,10 @@ class Task:
             (Hsieh et al. 2023, section 3.2; "predict: " and "explain: " in the SC4001 code).
         answer_mark: stands between rationale and label if a student writes both as one target.
         review_mark: stands between a rationale and the review if a student reads both.
+
+    Example:
+        >>> student.task.labels, student.task.parse_label("Pos.")
+        (('negative', 'positive'), 'positive')
     """
 
     name: str

@@ -81,3 +81,9 @@ METHODS = {
         Method("rationale_input_unlabelled", "rationale as input, teacher's labels", "teacher", "own", "input"),
     )
 }
+"""The methods by name.
+
+Example:
+    >>> cotd.METHODS["cot_labelled"].title
+    'labelled CoT distillation'
+"""

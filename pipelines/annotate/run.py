@@ -53,6 +53,11 @@ def annotate(
     Raises:
         CotdError: bad input, before any worker starts; another process annotates this study; the price was declined;
             completions cannot be kept.
+
+    Example:
+        >>> summary = cotd.annotate(cotd.load_config("answered.yaml"))
+        >>> summary["teacher"]["model"]
+        'gpt-3.5-turbo'
     """
     started = time.perf_counter()
     require_lasting(config)

@@ -37,6 +37,11 @@ def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
     Raises:
         CotdError: there is nothing to report yet, neither a finished trial nor annotations; the study's inputs are bad; or
             the study trains or selects on all of the other reviews.
+
+    Example:
+        >>> content = cotd.report(study)
+        >>> content["study"], (study.directory / "report.html").is_file()
+        ('mine', True)
     """
     plan, notes = plan_so_far(config)
     results = read_results(plan, notes)

@@ -56,6 +56,11 @@ def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
 
     Raises:
         CotdError: bad input, before any worker starts.
+
+    Example:
+        >>> outcome = cotd.sweep(study)
+        >>> outcome["trials"], outcome["failed"]
+        (1, {})
     """
     confirm_size(config, yes)
     require_lasting(config)
