@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -29,11 +30,17 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_module(module: str, *arguments: str, **options: Any) -> str:
-    """Runs `tests.benchmarks.MODULE` in a process of its own, which is what is measured; returns its last line of output."""
-    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options)
-    return done.stdout.splitlines()[-1] if done.stdout else ""
+def command(module: str, function: str, **arguments: Any) -> list[str]:
+    """Calls a function of `tests.benchmarks.MODULE` in a process of its own, and prints its result as JSON."""
+    load = f"import json, sys; from tests.benchmarks.{module} import {function}"
+    call = f"print(json.dumps({function}(**json.loads(sys.argv[1])), default=str))"
+    return [sys.executable, "-c", f"{load}; {call}", json.dumps(arguments, default=str)]
+
+
+def call(module: str, function: str, env: dict[str, str] | None = None, **arguments: Any) -> Any:
+    """The result of `command`: what is measured there has a memory and threads of its own."""
+    done = subprocess.run(command(module, function, **arguments), check=True, stdout=subprocess.PIPE, text=True, env=env)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def figure(

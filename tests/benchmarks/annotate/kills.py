@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from cotd.utils.iteration import batched
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
 from tests.benchmarks.annotate.stub import stub_answer, write_study
-from tests.benchmarks.figures import figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import command, figure, is_small, scratch_folder, write
 
 BLOCK = 32
 SECONDS_A_BLOCK = 0.25
@@ -45,21 +44,18 @@ def run(path: str) -> None:
 
 
 def main() -> None:
-    if "--run" in sys.argv:
-        run(sys.argv[-1])
-        return
     small = is_small(__doc__)
     kills, rows = (3, 300) if small else (20, 2000)
     draw = random.Random(0)
     with scratch_folder() as scratch:
         config = write_study(scratch, rows)
-        command = [sys.executable, "-m", "tests.benchmarks.annotate.kills", "--run", str(scratch / "study.yaml")]
+        annotating = command("annotate.kills", "run", path=scratch / "study.yaml")
         log = scratch / "requests.txt"
         log.touch()
         killed = 0
         while killed < kills:
             before = len(log.read_text().splitlines())
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(annotating, stderr=subprocess.DEVNULL)
             while process.poll() is None and len(log.read_text().splitlines()) == before:
                 time.sleep(0.05)  # until it works: a kill while Python starts shows nothing
             time.sleep(draw.uniform(0, 6 * SECONDS_A_BLOCK))
@@ -69,7 +65,7 @@ def main() -> None:
             elif process.returncode == 0:
                 break
             process.wait()
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(annotating, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         table = pd.read_parquet(AnnotationFiles.of(config).annotations)
         usable = table[table["error"].isna() & ~table["gold_conditioned"]]
         asked = Counter(log.read_text().splitlines())

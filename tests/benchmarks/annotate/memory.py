@@ -7,16 +7,15 @@ engine is called in the driver: nothing but the driver's own work is measured.
 from __future__ import annotations
 
 import resource
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+from cotd.study.config import load_config
 from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotate.stub import stub_answer, write_study
-from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, write
+from tests.benchmarks.annotate.stub import stub_answer
+from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
 
 ROWS = {"10k": 10_000, "200k": 200_000}
 
@@ -28,24 +27,16 @@ def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
 
 def peak_megabytes(rows: int) -> float:
     with scratch_folder() as folder:
-        run_module("annotate.memory", "--write", str(rows), str(folder))  # in a process whose memory does not count
-        return float(run_module("annotate.memory", "--run", str(folder / "study.yaml")))
+        call("annotate.stub", "write_study", folder=folder, train=rows)  # in a process whose memory does not count
+        return call("annotate.memory", "run", path=folder / "study.yaml")
 
 
-def run(path: str) -> None:
-    from cotd.study.config import load_config
-
+def run(path: str) -> float:
     annotate(load_config(path), complete)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    if "--write" in sys.argv:
-        write_study(Path(sys.argv[-1]), int(sys.argv[-2]))
-        return
-    if "--run" in sys.argv:
-        run(sys.argv[-1])
-        return
     small = is_small(__doc__)
     peaks = {name: peak_megabytes(rows // 20 if small else rows) for name, rows in ROWS.items()}
     more = peaks["200k"] - peaks["10k"]

@@ -43,10 +43,7 @@ def rows_per_second(nodes: int, rows: int) -> tuple[float, float]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         quiet_ray_data()
         engine = EngineConfig(replicas=nodes, batch_size=32)
-        with (
-            scratch_folder() as scratch,
-            teacher_engine("stub", engine, engine_class=Delayed) as complete,
-        ):
+        with scratch_folder() as scratch, teacher_engine("stub", engine, engine_class=Delayed) as complete:
             list(complete([Request("stub", "1", "Review: warm up", {"max_tokens": 1})]))  # the actors have started
             config = write_study(scratch, rows)
             steady: list[tuple[int, float]] = []  # of each pass: rows after its first batch, and seconds

@@ -17,9 +17,9 @@ from cotd.teachers.store import completion
 WORDS = "a warm funny dull slow film with two leads and an ending that moved bored me to tears from start to end"
 
 
-def write_study(folder: Path, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
+def write_study(folder: Path | str, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
     """A study of `train` generated training reviews, and `held_out` validation and test reviews each."""
-    draw = random.Random(0)
+    folder, draw = Path(folder), random.Random(0)
     splits = ["validation"] * held_out + ["test"] * held_out + ["train"] * train
     rows = []
     for i, split in enumerate(splits):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from pipelines.annotate.engines.in_process import InProcessEngine
 from pipelines.annotate.job import load_job
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import WORKER_ENVIRONMENT
-from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, spread, write
+from tests.benchmarks.figures import call, figure, is_small, scratch_folder, spread, write
 
 TEACHER = "embedded:smollm2-135m-instruct"
 REPEATS = 3
@@ -90,8 +89,8 @@ def warm_up() -> Request:
     return Request(TEACHER, "", "Review: fine", {"max_tokens": 1, "temperature": 0.0})
 
 
-def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
-    """Seconds that `LLM.generate` takes for the passes; in this process."""
+def raw_seconds(file: str) -> float:
+    """Seconds that `LLM.generate` takes for the passes in a file; in this process."""
     from vllm import LLM
 
     from cotd.teachers.config import EngineConfig
@@ -100,7 +99,7 @@ def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
     llm = LLM(model=resolve_model(TEACHER), **engine_arguments(EngineConfig(), use_gpu=False))
     llm.generate([warm_up().prompt], [sampling_parameters(warm_up().sampling)], use_tqdm=False)
     seconds = 0.0
-    for rows in passes:
+    for rows in json.loads(Path(file).read_text()):
         started = time.perf_counter()
         llm.generate([r["prompt"] for r in rows], [sampling_parameters(r["sampling"]) for r in rows], use_tqdm=False)
         seconds += time.perf_counter() - started
@@ -108,9 +107,6 @@ def raw_seconds(passes: list[list[dict[str, Any]]]) -> float:
 
 
 def main() -> None:
-    if "--raw" in sys.argv:
-        print(raw_seconds(json.loads(Path(sys.argv[-1]).read_text())))
-        return
     small = is_small(__doc__)
     ours, asked = [], [[]]
     alone: dict[str, list[float]] = {name: [] for name, _, _ in ALONE}
@@ -144,7 +140,7 @@ def seconds_alone(config: StudyConfig, asked: list[list[Request]], passes: Path,
     variables = (
         inherited | settings | environment(config.teacher.engine, os.cpu_count() or 1) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     )
-    return float(run_module("annotate.throughput", "--raw", str(passes), env=variables))
+    return call("annotate.throughput", "raw_seconds", env=variables, file=passes)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,22 @@ packages are missing is left out, and named. Throughput is in batches of 32, wit
 from __future__ import annotations
 
 import importlib.util
-import json
-from pathlib import Path
+import time
 from typing import Any
 
+import numpy as np
+import psutil
+import torch
+
+from cotd.errors import CotdError
+from cotd.students.student import Student
 from cotd.utils.hardware import multiplies_bfloat16
+from serve.runtimes.parity import check_parity
 from serve.runtimes.registry import RUNTIMES
-from tests.benchmarks.figures import figure, is_small, run_module, write
-from tests.benchmarks.students import CORES, MEANING, review_texts, student_folders
+from tests.benchmarks.figures import call, figure, is_small, write
+from tests.benchmarks.students import BATCH, CORES, MEANING, milliseconds_each, review_texts, student_folders, texts_per_second
+
+COMPARISON_SECONDS = 30.0  # for comparing labels
 
 MEASURES = {
     "median_ms": "ms", "p99_ms": "ms", "texts_per_second": "1/s", "load_seconds": "s", "rss_mb": "MiB", "labels_equal": "",
@@ -33,10 +41,40 @@ def available() -> tuple[list[str], list[str]]:
     return names, left_out
 
 
-def measure(folder: Path, runtime: str, texts: list[str], small: bool) -> dict[str, Any]:
-    what = {"folder": str(folder), "runtime": runtime, "texts": texts, "threads": 1 if small else CORES}
-    what |= {"seconds": 1 if small else 12, "latency_texts": 10 if small else 300}
-    return json.loads(run_module("serve.one_runtime", json.dumps(what)))
+def measure(folder: str, runtime: str, texts: list[str], threads: int, seconds: float, latency_texts: int) -> dict[str, Any]:
+    """Latency, throughput, load time, memory and agreement with `Student.predict`, over the same texts.
+
+    Returns:
+        `median_ms` and `p99_ms` of one text, over `latency_texts` of them; `texts_per_second` in batches of 32;
+        `load_seconds` of the runtime, the student being loaded, without its check; `rss_mb` of the process, in MiB, once
+        warm, with the student as transformers has it; `labels_equal`, a share of `compared` texts; `apart`, the largest
+        difference of a probability; and `refused`, why the endpoint would not take it, or None. A runtime that is very
+        slow here is asked about fewer texts.
+    """
+    torch.set_num_threads(threads)
+    student = Student.load(folder)
+    started = time.perf_counter()
+    made = RUNTIMES[runtime].build(student)
+    measured: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "refused": None}
+    try:
+        check_parity(made, student, RUNTIMES[runtime].tolerance)
+    except CotdError as error:
+        measured["refused"] = str(error)
+    made.label_logits(texts[:1])
+    each = milliseconds_each(lambda text: made.label_logits([text]), texts[:latency_texts], seconds)
+    measured["median_ms"], measured["p99_ms"], measured["latency_texts"] = each
+    measured["texts_per_second"] = texts_per_second(made.label_logits, texts, seconds)
+    measured["rss_mb"] = psutil.Process().memory_info().rss / 2**20
+    compared = max(1, min(len(texts), int(COMPARISON_SECONDS * measured["texts_per_second"]) // BATCH * BATCH))
+    chunks = [texts[start : min(start + BATCH, compared)] for start in range(0, compared, BATCH)]
+    ours = [p for chunk in chunks for p in student.predictions(*made.label_logits(chunk))]
+    expected = student.predict(texts[:compared])
+    measured["compared"] = compared
+    measured["labels_equal"] = float(np.mean([a.label == b.label for a, b in zip(ours, expected, strict=True)]))
+    measured["apart"] = max(
+        abs(a.probabilities[k] - b.probabilities[k]) for a, b in zip(ours, expected, strict=True) for k in a.probabilities
+    )
+    return measured
 
 
 def notes(size: str, name: str, found: dict[str, Any]) -> dict[str, str]:
@@ -68,7 +106,9 @@ def main() -> None:
     figures, tables = [], []
     with student_folders() as folders:
         for size, folder in folders.items():
-            seen = {name: measure(folder, name, texts, small) for name in names}
+            how = {"folder": folder, "texts": texts, "threads": 1 if small else CORES, "seconds": 1 if small else 12}
+            how["latency_texts"] = 10 if small else 300
+            seen = {name: call("serve.runtimes", "measure", runtime=name, **how) for name in names}
             tables.append(table(size, seen))
             for measured, unit in MEASURES.items():
                 for name, found in seen.items():

@@ -13,9 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from cotd.study.config import load_config
+from cotd.training.train import train_trial
 from pipelines.sweep.plan import plan_study
-from tests.benchmarks.figures import figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import command, figure, is_small, scratch_folder, write
 from tests.benchmarks.sweep.study import write_study
 
 FRACTIONS = [0.1, 0.25, 0.5, 1.0]
@@ -23,10 +26,6 @@ FRACTIONS = [0.1, 0.25, 0.5, 1.0]
 
 def loop(path: str) -> None:
     """Trains the study's trials one after another in this process."""
-    import pandas as pd
-
-    from cotd.training.train import train_trial
-
     plan = plan_study(load_config(path))
     reviews = pd.read_parquet(plan.reviews)
     for trial in plan.trials:
@@ -34,11 +33,11 @@ def loop(path: str) -> None:
         train_trial(trial, plan.folder(trial), reviews, None)
 
 
-def timed(folder: Path, seeds: int, steps: int, command: list[str]) -> tuple[float, float, list[float]]:
+def timed(folder: Path, seeds: int, steps: int, training: list[str]) -> tuple[float, float, list[float]]:
     """Seconds of a command that trains all of a fresh study, of its start-up, and of each trial."""
     config = write_study(folder, FRACTIONS, seeds, {"steps": steps, "eval_every": max(1, steps // 3)})
     started = time.time()
-    subprocess.run([*command, str(folder / "study.yaml")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(training, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seconds = time.time() - started
     results = list((config.directory / "trials").glob("*/result.json"))
     assert len(results) == len(FRACTIONS) * seeds, "a trial has failed"
@@ -48,15 +47,12 @@ def timed(folder: Path, seeds: int, steps: int, command: list[str]) -> tuple[flo
 
 
 def main() -> None:
-    if "--loop" in sys.argv:
-        loop(sys.argv[-1])
-        return
     small = is_small(__doc__)
     seeds, steps = (1, 6) if small else (4, 90)
     with scratch_folder() as scratch:
-        sweep = [sys.executable, "-m", "cotd.cli", "sweep"]
+        sweep = [sys.executable, "-m", "cotd.cli", "sweep", str(scratch / "sweep" / "study.yaml")]
         wall, start, each = timed(scratch / "sweep", seeds, steps, sweep)
-        in_loop = [sys.executable, "-m", "tests.benchmarks.sweep.efficiency", "--loop"]
+        in_loop = command("sweep.efficiency", "loop", path=scratch / "loop" / "study.yaml")
         loop_wall, loop_start, loop_each = timed(scratch / "loop", seeds, steps, in_loop)
     note = f"{len(each)} trials of {min(each):.0f} to {max(each):.0f} s, {min(loop_each):.0f} to {max(loop_each):.0f} s in the loop"
     write(

@@ -6,15 +6,12 @@ and is logged to an SQLite MLflow. Ray is up before the clock starts. The driver
 
 from __future__ import annotations
 
-import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import figure, is_small, run_module, scratch_folder, write
+from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
 from tests.benchmarks.sweep.study import write_study
 
 
@@ -39,8 +36,8 @@ def noop_trial(params: dict[str, Any]) -> None:
     tune.report({"step": 3, "validation_accuracy": 0.53})
 
 
-def run(path: str) -> None:
-    """The driver: sweeps, and prints its seconds and its peak memory."""
+def run(path: str) -> dict[str, float]:
+    """The driver: sweeps; its seconds, peak memory and trained trials."""
     import pipelines.sweep.run
     from cotd.study.config import load_config
     from pipelines.cluster.session import ray_session
@@ -52,7 +49,7 @@ def run(path: str) -> None:
         outcome = pipelines.sweep.run.sweep(config)
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, "trained": outcome["trained"]}))
+    return {"seconds": seconds, "peak_mb": peak, "trained": outcome["trained"]}
 
 
 def runs_missing(path: Path) -> int:
@@ -76,15 +73,12 @@ def runs_missing(path: Path) -> int:
 
 
 def main() -> None:
-    if "--run" in sys.argv:
-        run(sys.argv[-1])
-        return
     small = is_small(__doc__)
     trials = 12 if small else 300
     with scratch_folder() as scratch:
         write_study(scratch, [1.0], trials, {"steps": 3, "eval_every": 1})
         path = scratch / "study.yaml"
-        seen = json.loads(run_module("sweep.noop", "--run", str(path), stderr=subprocess.DEVNULL))
+        seen = call("sweep.noop", "run", path=path)
         missing = runs_missing(path)
     note = f"{seen['trained']} trials in {seen['seconds']:.0f} s, MLflow's rows and the workers' start included"
     write(

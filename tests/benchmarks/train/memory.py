@@ -7,15 +7,18 @@ takes more; the baseline is the papers' way of training (`tests.benchmarks.train
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
-import sys
 import time
 from typing import Any
 
+import pandas as pd
 import psutil
 
-from tests.benchmarks.figures import figure, is_small, write
-from tests.benchmarks.train.papers import annotated
+from cotd.training.folder import TrialFolder
+from cotd.training.trainer import StudentTrainer
+from tests.benchmarks.figures import command, figure, is_small, scratch_folder, write
+from tests.benchmarks.train.papers import annotated, encoded, papers_trainer, student, trial
 
 LIMIT_MB = 4096.0
 LARGEST = 512  # of the batches tried
@@ -27,12 +30,31 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def measure(which: str, ours: bool, batch: int, micro_batch_size: int | None, small: bool) -> dict[str, Any]:
+    """Two training steps: `start_mb`, of this process with the student loaded, and `peak_mb`, in MiB."""
+    made = student(which)
+    reviews, annotations = annotated(small)
+    rows = encoded(reviews.split("train"), annotations, made.tokenizer)
+    settings = trial(batch, 2, micro_batch_size=micro_batch_size)
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    longest = sorted((rows[i] for i in range(len(rows))), key=lambda row: -len(row["rationale"][0][1]))
+    batches = (longest * (2 * batch // len(longest) + 1))[: 2 * batch]
+    with scratch_folder() as scratch:
+        if ours:
+            validation = pd.DataFrame({"id": ["v"], "text": ["fine"], "label": ["positive"]})
+            trainer = StudentTrainer(made, rows, validation, settings, TrialFolder(scratch))
+        else:
+            trainer = papers_trainer(made.model, made.tokenizer, rows, settings.training, scratch, 0)
+        trainer.train_dataset = batches
+        trainer._get_train_sampler = lambda *_: None
+        trainer.train()
+    return {"start_mb": start, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
 def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, Any] | None:
-    """What a process of its own took; None where that was more than fits."""
-    what = json.dumps({"which": which, "batch": batch, "small": small, **way})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.train.one_batch", what], stdout=subprocess.PIPE, text=True
-    )
+    """`measure` in a process of its own; None where that took more than fits."""
+    measuring = command("train.memory", "measure", which=which, batch=batch, small=small, **way)
+    process = subprocess.Popen(measuring, stdout=subprocess.PIPE, text=True)
     watched = psutil.Process(process.pid)
     try:
         while process.poll() is None:
@@ -45,7 +67,7 @@ def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, 
         process.kill()
         out, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{what} failed")
+        raise SystemExit(f"{way} failed with a batch of {batch}")
     found = json.loads(out.splitlines()[-1])
     return found if found["peak_mb"] <= LIMIT_MB else None
 
