@@ -19,7 +19,7 @@ from cotd.study.config import load_config
 from pipelines.sweep.plan import Plan, plan_study
 from tests.processes import free_port, running, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = pytest.mark.integration
 
 STUDY = """
 name: page
