@@ -119,7 +119,8 @@ def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], cand
 
 def justification(config: StudyConfig, result: dict[str, Any], sentences: list[str]) -> str:
     """The Markdown text of a version's page: what was decided, and its metrics with their intervals."""
-    return "\n".join([*(f"{s}\n" for s in sentences), *accuracy_table(result), "", f"Study `{config.name}` on `{config.data.source_name}`."])
+    where = f"Study `{config.name}` on `{config.data.source_name}`."
+    return "\n".join([*(f"{s}\n" for s in sentences), *accuracy_table(result), "", where])
 
 
 def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, Any]) -> list[str]:

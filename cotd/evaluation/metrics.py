@@ -98,6 +98,19 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
     return metrics
 
 
+def accuracy_table(metrics: Mapping[str, Any]) -> list[str]:
+    """The lines of a Markdown table of validation and test accuracy, each with its interval.
+
+    Args:
+        metrics: split → the result of `score_predictions`.
+    """
+    lines = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|"]
+    for split in ("validation", "test"):
+        m = metrics[split]
+        lines.append(f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |")
+    return lines
+
+
 def fit_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of held-out labels (Guo et al. 2017).
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from cotd import assets
 from cotd.errors import CotdError
+from cotd.storage.hub import HUB_TIMEOUT
 from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
 CARD = "cotd.json"  # describes a trained student; beside its weights
 HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
-HUB_TIMEOUT = 15.0  # seconds: a hub that accepts connections and never responds would hold a command for minutes
 
 
 def resolve_model(source: str) -> str:

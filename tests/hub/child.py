@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import socket
@@ -44,6 +46,20 @@ def run_check(check: Check, hub: Hub, home: Path) -> dict[str, Any]:
     done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def cotd(*arguments: str) -> dict[str, Any]:
+    """The command line, in this process."""
+    from cotd.cli.app import main
+
+    sys.argv = ["cotd", *arguments]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
 def guard_names() -> list[str]:

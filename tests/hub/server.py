@@ -8,11 +8,13 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.uploads import reply_to_upload
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Repo:
     kind: str  # "models" or "datasets", as in the hub's API
     id: str
     files: dict[str, bytes]
+    private: bool = False
 
     @property
     def commit(self) -> str:
@@ -32,7 +35,7 @@ class Repo:
 
     def info(self) -> dict[str, Any]:
         names = [{"rfilename": name} for name in sorted(self.files)]
-        plain = {"_id": "0" * 24, "id": self.id, "sha": self.commit, "siblings": names, "private": False, "gated": False}
+        plain = {"_id": "0" * 24, "id": self.id, "sha": self.commit, "siblings": names, "private": self.private, "gated": False}
         return plain | {"disabled": False, "downloads": 0, "likes": 0, "tags": [], "lastModified": "2024-01-01T00:00:00.000Z"}
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -57,6 +60,8 @@ class Hub:
     repos: dict[tuple[str, str], Repo]
     uploads: Path  # a model put here, at OWNER/NAME, is on the hub from then on
     url: str = ""
+    large: dict[str, bytes] = field(default_factory=dict)  # uploaded files by SHA-256
+    commits: list[str] = field(default_factory=list)  # repositories, one for each commit pushed
 
     def find(self, kind: str, repo_id: str) -> Repo | None:
         folder = self.uploads / repo_id
@@ -94,8 +99,13 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer(404, json.dumps({"error": code}).encode(), X_Error_Code=code, X_Error_Message=code, **known)
 
         def handle_request(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             url = urlsplit(self.path)
+            if upload := reply_to_upload(hub, unquote(url.path), self.headers.get("Authorization"), body):
+                status, reply = upload
+                self.answer(status, json.dumps(reply).encode(), Content_Type="application/json")
+                return
+            sent = body.decode()
             route = ROUTE.match(unquote(url.path))
             if route is None:
                 self.refuse("EntryNotFound")
@@ -140,7 +150,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 answer = repo.info()
             self.answer(200, json.dumps(answer).encode(), Content_Type="application/json", X_Repo_Commit=repo.commit)
 
-        do_GET = do_HEAD = do_POST = handle_request
+        do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     return Handler
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hub.child import VIEWER, refusal, run_check
+from tests.hub.child import VIEWER, cotd, refusal, run_check
 from tests.hub.repositories import IMDB, MODEL, MODEL_BIN, NOWHERE, STUDENT, digests, t5_weights
 from tests.hub.server import Hub
 
@@ -71,20 +68,6 @@ def train() -> dict[str, Any]:
     shutil.copytree(folder / "student", Path(os.environ["STAND_IN_UPLOADS"]) / STUDENT)
     answer["from_hub"] = refusal(lambda: answer.update(hub=[p.label for p in Student.load(STUDENT).predict(texts)]))
     return answer
-
-
-def cotd(*arguments: str) -> dict[str, Any]:
-    """The command line, in this process."""
-    from cotd.cli.app import main
-
-    sys.argv = ["cotd", *arguments]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
 def find_no_hub() -> dict[str, Any]:
