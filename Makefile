@@ -9,8 +9,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
-# Every file of tests/benchmarks/ that is run by itself.
-BENCHMARKS = $(patsubst tests/benchmarks/%.py,%,$(shell grep -l 'def main' tests/benchmarks/*.py))
+# Every file of tests/benchmarks/ that is run by itself, as annotate.memory.
+BENCHMARKS = $(subst /,.,$(patsubst tests/benchmarks/%.py,%,$(shell grep -rl 'def main' tests/benchmarks)))
 
 .PHONY: help install demo test test-fast test-slow docs bench lint ui lock clean
 
@@ -49,7 +49,7 @@ docs: install ## the documentation, in build/docs; a broken link or reference fa
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "built: build/docs/index.html"
 
-bench: install ## the measurements of tests/benchmarks/; one of them with NAME=annotate_memory, a smoke test with SMALL=--small
+bench: install ## the measurements of tests/benchmarks/; one of them with NAME=annotate.memory, a smoke test with SMALL=--small
 	@for name in $(or $(NAME),$(BENCHMARKS)); do echo "# $$name"; $(BIN)/python -m tests.benchmarks.$$name $(SMALL) || exit 1; done
 
 lint: install ## style, types, and which package may import which

@@ -17,6 +17,7 @@ import pytest
 from pipelines.demo import SHOWN
 from tests.processes import marked
 
+pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parent.parent
 COTD = [sys.executable, "-m", "cotd.cli"]
 METHODS = ["finetune", "cot_labelled"]
