@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 # Every file of tests/benchmarks/ that is run by itself, as annotate.memory.
-BENCHMARKS = $(subst /,.,$(patsubst tests/benchmarks/%.py,%,$(shell grep -rl 'def main' tests/benchmarks)))
+BENCHMARKS = $(subst /,.,$(patsubst tests/benchmarks/%.py,%,$(shell grep -rl --include=*.py 'def main' tests/benchmarks)))
 
 .PHONY: help install demo test test-fast test-slow docs bench lint ui lock clean
 
@@ -30,7 +30,7 @@ $(STAMP): requirements/lock.txt requirements/torch-cpu.txt pyproject.toml
 	@touch $(STAMP)
 	@echo "installed: try $(BIN)/cotd doctor"
 
-demo: install ## the whole main job on real reviews with a real teacher (about a quarter of an hour)
+demo: install ## the whole main job on real reviews with a real teacher (about ten minutes)
 	@$(BIN)/cotd demo
 
 test: install ## unit tests and one end-to-end run of the real path (some twelve minutes on two cores)
