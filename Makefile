@@ -39,7 +39,7 @@ test: install ## unit tests and one end-to-end run of the real path (some twelve
 
 test-fast: install ## unit tests alone, for use while working (under three minutes)
 	@$(BIN)/cotd assets pull t5-mini rotten-tomatoes amazon-sentences
-	@$(BIN)/python -m pytest -m 'not slow and not integration'
+	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
 
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull
