@@ -64,15 +64,15 @@ def push(name: str, kind: Literal["model", "dataset"], write: Callable[[Path], N
             temporary.mkdir()
             write(temporary)
         return f"dry run: nothing was pushed. What would be pushed to {name} is in {folder}."
+    from huggingface_hub.utils import httpx
+
     with tempfile.TemporaryDirectory(prefix="cotd-push-") as place:
         folder = Path(place) / "content"
         folder.mkdir()
         write(folder)
         try:
             url, changed = upload(folder, name, kind, private)
-        except CotdError:
-            raise
-        except Exception as error:
+        except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
             raise explain(error, name) from error
     return f"pushed to {url}" if changed else f"nothing changed: {name} holds the same already ({url})"
 

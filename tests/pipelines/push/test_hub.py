@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from tests.hub.child import VIEWER, cotd, run_check
-from tests.hub.server import Hub
+from tests.hub.server import Hub, Repo
 from tests.hub.uploads import TOKEN
 
 pytestmark = pytest.mark.integration
-PUSHED, LABELLED, PUBLIC = "stand-in/pushed", "stand-in/annotations", "stand-in/public"
+PUSHED, LABELLED, PUBLIC, SHARDED = "stand-in/pushed", "stand-in/annotations", "stand-in/public", "stand-in/sharded"
 TEXTS = ["A warm and funny film.", "A dull and lifeless film, number 7."]
 
 
@@ -36,6 +36,7 @@ def push_both() -> dict[str, Any]:
     answer: dict[str, Any] = {
         "student": [cotd("push", "student", PUSHED, "--private") for _ in range(2)],
         "annotations": [cotd("push", "runs/small", LABELLED) for _ in range(2)],
+        "sharded": cotd("push", "student", SHARDED),
         "again_private": cotd("push", "runs/small", LABELLED, "--private"),
     }
     answer["local"], answer["loaded"] = ([p.label for p in Student.load(s, "cpu").predict(TEXTS)] for s in ("student", PUSHED))
@@ -64,6 +65,8 @@ def find_no_hub() -> dict[str, Any]:
 
 
 def test_what_is_pushed_comes_back(hub: Hub, copied: Path, embedded_student: Path) -> None:
+    old = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}", "NOTES.md": b"mine"}
+    hub.repos["models", SHARDED] = Repo("models", SHARDED, old)
     answer = run_check(push_both, hub, copied)
     for kind in ("student", "annotations"):
         assert [run["code"] for run in answer[kind]] == [0, 0], answer[kind][0]["err"]
@@ -72,6 +75,9 @@ def test_what_is_pushed_comes_back(hub: Hub, copied: Path, embedded_student: Pat
     assert [repo for repo in hub.commits if repo in (PUSHED, LABELLED)] == [PUSHED, LABELLED], "no commit without a change"
     assert answer["loaded"] == answer["local"]
     assert answer["scores"][0] == pytest.approx(answer["scores"][1], abs=1e-6)
+    pushed, sharded = hub.repos["models", PUSHED].files, hub.repos["models", SHARDED].files
+    kept = {".gitattributes": b"", "README.md": b""}
+    assert {**sharded, **kept} == {**pushed, **kept, "NOTES.md": b"mine"}, answer["sharded"]["err"]
     assert hub.repos["models", PUSHED].private
     assert not hub.repos["datasets", LABELLED].private
     stored = pd.read_parquet(pd.io.common.BytesIO(hub.repos["datasets", LABELLED].files["annotations.parquet"]))
