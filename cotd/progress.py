@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False)  # without colours where NO_COLOR is set
+VERBOSE = "COTD_VERBOSE"  # set by `cotd --verbose`, and inherited by the processes that it starts
+
+
+def is_verbose() -> bool:
+    """Whether libraries are to write their own logs, and errors their tracebacks."""
+    return bool(os.environ.get(VERBOSE))
 
 
 def say(line: str = "") -> None:

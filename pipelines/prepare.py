@@ -96,7 +96,7 @@ def inputs_digest(data: DataConfig) -> str | None:
     return digest([FORMAT, data.model_dump(exclude={"noun"}), contents])
 
 
-def read_prepared(folder: Path, inputs: str) -> Prepared | None:
+def read_prepared(folder: Path, inputs: str | None) -> Prepared | None:
     """What an earlier run prepared from the same inputs; None where there is none."""
     try:
         made = read_json(folder / "prepared.json")

@@ -10,6 +10,7 @@ import pandas as pd
 from cotd.errors import CotdError
 from cotd.evaluation.metrics import accuracy_table, predictions_table, score_predictions
 from cotd.storage.sync import sync_study
+from cotd.students.base_models import find_student
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
 from cotd.tasks.registry import get_task
@@ -91,11 +92,36 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     sentences += gold_comparison(finished, trial, result)
     if not is_champion:
         registry.describe(version.version, justification(config, result, sentences))
+    return write_champion(config, holder, moved, sentences)
+
+
+@sync_study
+def promote_version(config: StudyConfig, number: str) -> Promotion:
+    """Moves the alias `champion` to a version of the study's registered model, for example back to an earlier one.
+
+    Raises:
+        CotdError: there is no such version, or its student reads the teacher's rationales.
+    """
+    registry, name = StudyTracker(config).registry, config.tracking.registered_model
+    version, holder = registry.version(number), registry.champion()
+    _, card = find_student(f"models:/{name}/{number}")
+    if card.get("rationale_as_input"):
+        raise CotdError(f"models:/{name}/{number} reads the teacher's rationale, and cannot be served. Name another version.")
+    if holder is not None and str(holder.version) == number:
+        return write_champion(config, holder, False, [f"Version {number} is the champion already."])
+    registry.promote(number)
+    before = f"; it was version {holder.version}" if holder else ""
+    return write_champion(config, version, True, [f"models:/{name}@{CHAMPION} is now version {number}{before}."])
+
+
+def write_champion(config: StudyConfig, holder: Any, moved: bool, sentences: list[str]) -> Promotion:
+    """Writes the version that has the alias to `champion.json`."""
     champion = {
         **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
         "fraction": float(holder.tags.get("fraction", "nan")), "seed": holder.tags.get("seed"), "mlflow_run_id": holder.run_id,
-        "model_uri": f"models:/{name}/{holder.version}", "version": str(holder.version), "moved": moved,
+        "model_uri": f"models:/{config.tracking.registered_model}/{holder.version}", "version": str(holder.version), "moved": moved,
     }  # fmt: skip
+    config.directory.mkdir(parents=True, exist_ok=True)
     write_json(config.directory / "champion.json", champion)
     return Promotion(champion, moved, sentences)
 

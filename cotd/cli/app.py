@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -10,41 +13,57 @@ import typer
 
 from cotd import __version__
 from cotd.errors import CotdError, full_disk
+from cotd.progress import VERBOSE, is_verbose
+from cotd.utils.text import first_line
 
 app = typer.Typer(
     name="cotd",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Chain-of-thought distillation: a teacher annotates reviews, small T5 students learn, the best is served.\n\n"
     "Start with: cotd demo",
 )
 
 
 def main() -> None:
-    """Entry point: bad input ends in a readable message and exit code 2."""
+    """Entry point: bad input ends in a readable message and exit code 2, a fault of the program's in exit code 1."""
     try:
         app()
     except CotdError as error:
+        if is_verbose():
+            traceback.print_exc()
         problems = error.problems
         heading = "error:" if len(problems) == 1 else f"{len(problems)} errors:"
         print(f"{heading} {error}" if len(problems) == 1 else f"{heading}\n{error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not full_disk(error, Path()):
-            raise
-        where = f" to write {error.filename}" if error.filename else ""
-        print(f"error: no space is left on the disk{where}. Free some, and run the same command again.", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == 130:  # Ctrl-C
             print("\nstopped; what was done is kept, and the same command continues from there.", file=sys.stderr)
         raise
+    except Exception as error:
+        if is_verbose():
+            raise
+        if full_disk(error, Path()):
+            where = f" to write {filename}" if (filename := getattr(error, "filename", None)) else ""
+            print(f"error: no space is left on the disk{where}. Free some, and run the same command again.", file=sys.stderr)
+            sys.exit(2)
+        with tempfile.NamedTemporaryFile("w", prefix="cotd-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        print(f"unexpected error: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+        print(f"Its traceback is in {file.name}; `cotd --verbose …` prints it, and what Ray and vLLM log.", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="show Ray's and vLLM's own logs, and the traceback of an error")
+    ] = False,
+) -> None:
+    if verbose:
+        os.environ[VERBOSE] = "1"
     if version:
         print(f"cotd {__version__}")
         raise typer.Exit

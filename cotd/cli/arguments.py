@@ -1,8 +1,12 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands take, and what they print."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
@@ -15,3 +19,26 @@ Overrides = Annotated[
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
 ]
+
+
+def redirect_output(context: typer.Context, as_json: bool) -> bool:
+    """With --json: until the command ends, standard output is for its document alone, whatever a library prints."""
+    context.meta["output"] = sys.stdout
+    if as_json:
+        context.with_resource(contextlib.redirect_stdout(sys.stderr))
+    return as_json
+
+
+Json = Annotated[
+    bool, typer.Option("--json", callback=redirect_output, help="print one JSON document on standard output, and nothing else")
+]
+
+
+def show(context: typer.Context, as_json: bool, document: Any, lines: Iterable[str]) -> None:
+    """Prints a command's result: its document with --json, else its lines."""
+    if as_json:
+        plain = json.loads(json.dumps(document, default=str), parse_constant=lambda name: None)  # JSON has no NaN
+        print(json.dumps(plain, indent=2, ensure_ascii=False), file=context.meta["output"])
+        return
+    for line in lines:
+        print(line, flush=True)

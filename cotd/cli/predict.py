@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import CHAMPION, TrackingUri
+from cotd.cli.arguments import CHAMPION, Json, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
 from cotd.errors import CotdError
 from cotd.storage.tracking_store import default_tracking_uri
@@ -26,6 +26,7 @@ PredictRows = Callable[[list[str]], list[dict[str, Any]]]
 
 @app.command()
 def predict(
+    context: typer.Context,
     texts: Annotated[list[str] | None, typer.Argument(help="reviews; default: standard input, a line each")] = None,
     url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; default: {ENDPOINT}")] = None,
     local: Annotated[
@@ -36,7 +37,7 @@ def predict(
         typer.Option(help=f"for --local and --input: models:/NAME@ALIAS, a folder, or a hub id; default: {CHAMPION}"),
     ] = None,
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    as_json: Json = False,
     input: Annotated[
         str | None,
         typer.Option(help="a .parquet, .csv or .jsonl file to predict: with Ray Data, or with --url by that endpoint"),
@@ -71,27 +72,29 @@ def predict(
     reviews = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
     with contextlib.ExitStack() as stack:
         predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
-        if not print_predictions(reviews, predict_rows, as_json, 4 if rationale else 32):
+        rows = predicted(reviews, predict_rows, 4 if rationale else 32)
+        if (first := next(rows, None)) is None:
             raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
+        rows = itertools.chain([first], rows)
+        show(context, as_json, list(rows) if as_json else [], map(prediction_line, rows))
 
 
-def print_predictions(reviews: Iterator[str], predict_rows: PredictRows, as_json: bool, size: int) -> int:
-    """Prints predictions as soon as each batch of `size` reviews has them; returns how many there were."""
+def predicted(reviews: Iterator[str], predict_rows: PredictRows, size: int) -> Iterator[dict[str, Any]]:
+    """Reviews with their predictions, as soon as each batch of `size` reviews has them."""
     from cotd.progress import say
 
     count = 0
     for batch in batched(reviews, size):
         for review, row in zip(batch, predict_rows(batch), strict=True):
-            if as_json:
-                print(json.dumps({"text": review, **row}, ensure_ascii=False))
-            else:
-                explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
-                print(f"{row['label']:8} {row['score']:6.1%}  {review}{explanation}")
-        sys.stdout.flush()
-        count += len(batch)
-        if not sys.stdout.isatty() and count // 1000 > (count - len(batch)) // 1000:
-            say(f"  {count:,} reviews")
-    return count
+            yield {"text": review, **row}
+            count += 1
+            if count % 1000 == 0 and not sys.stdout.isatty():
+                say(f"  {count:,} reviews")
+
+
+def prediction_line(row: dict[str, Any]) -> str:
+    explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
+    return f"{row['label']:8} {row['score']:6.1%}  {row['text']}{explanation}"
 
 
 def local_student(student: str, rationale: bool, store: str) -> PredictRows:

@@ -9,18 +9,20 @@ from typing import Annotated
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import TrackingUri
+from cotd.cli.arguments import Json, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
 from cotd.storage.tracking_store import default_tracking_uri
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
     source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
     split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
     text: Annotated[str, typer.Option(help="the text column")] = "text",
     label: Annotated[str, typer.Option(help="the label column")] = "label",
+    as_json: Json = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Scores a student against the gold labels of any source; prints JSON.
@@ -33,13 +35,15 @@ def evaluate(
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
     reviews = gold_reviews(source, split, text, label)
     model = Model.load(student)
-    print(json.dumps(score_predictions(predictions_table(model, reviews), model.task.positive), indent=2))
+    scores = score_predictions(predictions_table(model, reviews), model.task.positive)
+    show(context, as_json, scores, [json.dumps(scores, indent=2)])
 
 
 @app.command()
 def check(
+    context: typer.Context,
     student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a test")] = False,
+    as_json: Json = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Behavioural tests of a student, such as names, typos and negation; prints pass rates, and never fails.
@@ -53,10 +57,7 @@ def check(
 
     check_student(student, tracking_uri or default_tracking_uri())
     outcomes = check_behaviour(Model.load(student))
-    for line in (
-        [json.dumps({**asdict(o), "pass_rate": o.pass_rate}) for o in outcomes] if as_json else behaviour_table(outcomes)
-    ):
-        print(line)
+    show(context, as_json, [{**asdict(o), "pass_rate": o.pass_rate} for o in outcomes], behaviour_table(outcomes))
 
 
 @app.command()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import Config, Overrides
+from cotd.cli.arguments import Config, Json, Overrides, show
 
 
 @app.command()
@@ -49,6 +50,7 @@ def prepare(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def annotate(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -60,6 +62,7 @@ def annotate(
         bool,
         typer.Option("--retry-errors", help="ask again about quarantined reviews, refused ones too, and about nothing else"),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Lets the teacher annotate a study's training reviews; completions that are stored are not asked for again.
 
@@ -74,21 +77,22 @@ def annotate(
 
     study = load_config(config, overrides)
     if dry_run:
-        for line in preview(study, rows):
-            print(line)
+        lines = list(preview(study, rows))
+        show(context, as_json, {"preview": lines}, lines)
         return
     summary = run(study, yes=yes, retry_errors=retry_errors)
     files = AnnotationFiles.of(study)
-    for line in summary_lines(summary, files.annotations):
-        print(line)
+    show(context, as_json, summary, summary_lines(summary, files.annotations))
     StudyTracker(study).log_teacher(summary, files.page)
 
 
 @app.command()
 def sweep(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     yes: Annotated[bool, typer.Option("--yes", help="continue however many trials the grid has")] = False,
+    as_json: Json = False,
 ) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
 
@@ -99,11 +103,10 @@ def sweep(
 
     outcome = run(load_config(config, overrides), yes)
     pruned = f"{outcome['pruned']} stopped early, " if outcome["pruned"] else ""
-    print(f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed")
+    lines = [f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed"]
     if best := outcome["best"]:
-        print(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
-    for trial_id, reason in outcome["failed"].items():
-        print(f"  {trial_id}: {reason}")
+        lines.append(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
+    show(context, as_json, outcome, [*lines, *(f"  {trial_id}: {reason}" for trial_id, reason in outcome["failed"].items())])
     if outcome["failed"]:
         raise typer.Exit(1)
 
@@ -126,6 +129,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     on: Annotated[
@@ -134,6 +138,7 @@ def report(
     split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
     text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
     label: Annotated[str, typer.Option(help="with --on: the label column")] = "label",
+    as_json: Json = False,
 ) -> None:
     """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
 
@@ -152,10 +157,28 @@ def report(
 
     study = load_config(config, overrides)
     content = run(study, OtherSource(on, gold_reviews(on, split, text, label)) if on else None)
-    print(terminal(content))
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
-    print(f"written to {where}: {', '.join(files)}")
+    show(context, as_json, content, [terminal(content), f"written to {where}: {', '.join(files)}"])
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    study: Annotated[str, typer.Argument(help="a study's YAML, or its folder, runs/NAME")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Shows what of a study is done, its best student so far, and what to run next, from its files alone.
+
+    Example: cotd status tune_configs/demo.yaml
+    """
+    from pipelines.status import find_study, status_lines, study_status
+
+    status = study_status(find_study(study, overrides or []))
+    named = "CONFIG" if Path(study).is_dir() else " ".join([study, *(overrides or [])])
+    status["next"] = "cotd serve" if status["next"] == "serve" else f"cotd {status['next']} {named}"
+    show(context, as_json, status, status_lines(status))
 
 
 @app.command()
@@ -176,16 +199,25 @@ def compare(
 
 @app.command()
 def promote(
+    context: typer.Context,
     config: Config,
     overrides: Overrides = None,
     all_methods: Annotated[bool, typer.Option(help="choose among all methods, not only distilled ones")] = False,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="make this version the champion instead, for example to roll back")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Registers the best student by validation accuracy, and moves the alias `champion` to it.
 
     Example: cotd promote tune_configs/demo.yaml --all-methods
+
+    Example: cotd promote tune_configs/demo.yaml --to 3
     """
     from cotd.study.config import load_config
     from pipelines.promote import promote as run
+    from pipelines.promote import promote_version
 
-    for sentence in run(load_config(config, overrides), all_methods).sentences:
-        print(sentence)
+    study = load_config(config, overrides)
+    promotion = run(study, all_methods) if to is None else promote_version(study, to)
+    show(context, as_json, vars(promotion), promotion.sentences)

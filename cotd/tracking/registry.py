@@ -39,6 +39,18 @@ class Registry:
                 return None
             raise
 
+    def version(self, number: str) -> Any:
+        """A version of the model.
+
+        Raises:
+            CotdError: there is no such version.
+        """
+        versions = {str(v.version): v for v in self.client.search_model_versions(f"name = '{self.name}'")}
+        if number not in versions:
+            known = ", ".join(sorted(versions, key=int)) or "none; run `cotd promote CONFIG` first"
+            raise CotdError(f"models:/{self.name} has no version '{number}'. Versions: {known}.")
+        return versions[number]
+
     def register(self, run_id: str, tags: dict[str, str]) -> Any:
         """Registers the student of a run as a new version, or finds the version that it is already, with tags."""
         import mlflow

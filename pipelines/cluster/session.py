@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
+from cotd.progress import is_verbose
 from pipelines.cluster.runtime_env import runtime_env
 
 # Every process that Ray or vLLM starts inherits this variable, so that one whose parent has died can be found, too.
@@ -60,15 +61,18 @@ def ray_session(**init: Any) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     environment = runtime_env(address, WORKER_ENVIRONMENT)
+    if verbose := is_verbose():
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "warning")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     mark = os.environ[MARKER] = uuid.uuid4().hex
     previous = install_terminate_handler()
     defaults: dict[str, Any] = {"runtime_env": environment} if environment else {}
-    defaults |= {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    level = logging.INFO if verbose else logging.ERROR
+    defaults |= {"include_dashboard": False, "log_to_driver": verbose, "logging_level": level}
     try:
         try:
-            with silenced_stderr():
+            with contextlib.nullcontext() if verbose else silenced_stderr():
                 ray.init(**{"address": address, **defaults, **init})
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise CotdError(
@@ -162,7 +166,8 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_rich_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if not is_verbose():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def has_gpus() -> bool:

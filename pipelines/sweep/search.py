@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ METRIC = "validation_accuracy"
 
 
 def draw_settings(search: SearchConfig) -> list[dict[str, Any]]:
-    """The training settings of each sample, from Ray Tune's distributions.
+    """The training settings of each sample.
 
     A draw depends on the search's seed, the sample's number and the setting's name alone: any run finds the same samples
     finished, and more samples, or one setting more, leave the others as they are. Numbers are rounded to three digits, so
@@ -31,16 +32,17 @@ def draw_settings(search: SearchConfig) -> list[dict[str, Any]]:
 def draw(distribution: Distribution, seed: list[int], integer: bool) -> Any:
     """A value of a distribution."""
     import numpy as np
-    from ray import tune
 
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     if distribution.choice is not None:
         return distribution.choice[random.randint(len(distribution.choice))]
     if distribution.uniform is not None:
-        value = tune.uniform(*distribution.uniform).sample(random_state=random)
+        low, high = distribution.uniform
+        value = random.uniform(low, high)
     else:
         assert distribution.loguniform is not None
-        value = tune.loguniform(*distribution.loguniform).sample(random_state=random)
+        low, high = distribution.loguniform
+        value = math.exp(random.uniform(math.log(low), math.log(high)))
     return round(value) if integer else float(f"{value:.3g}")
 
 

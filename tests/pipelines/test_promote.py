@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from cotd.errors import CotdError
-from cotd.utils.files import read_json
+from cotd.study.config import StudyConfig, load_config
+from cotd.tracking.runs import StudyTracker
+from cotd.utils.files import read_json, write_json
 from pipelines import promote as package
 from tests.pipelines.report.studies import Study
 
@@ -98,3 +101,40 @@ def test_a_study_with_no_distilled_student_says_so(made: Study, registry: Regist
     made.finish(next(t for t in made.trials if t.method == "finetune"))
     with pytest.raises(CotdError, match=r"no finished distilled trial .* to promote\. Run `cotd sweep CONFIG` first"):
         package.promote(made.config)
+
+
+@pytest.fixture
+def rolled_out(
+    write_study: Callable[..., Path], make_store: Callable[[Path], str], student_folder: Path, tmp_path: Path
+) -> StudyConfig:
+    """A study with three versions in a real registry: the second is the champion, the third reads rationales."""
+    config = load_config(write_study(), [f"tracking.uri={make_store(tmp_path / 'mlflow.db')}"])
+    registry = StudyTracker(config).registry
+    registry.client.create_registered_model(registry.name)
+    for number in (1, 2, 3):
+        copy = shutil.copytree(student_folder, tmp_path / f"student-{number}")
+        write_json(copy / "cotd.json", read_json(copy / "cotd.json") | {"rationale_as_input": number == 3})
+        registry.client.create_model_version(registry.name, copy.as_uri(), tags={"method": "distill"})
+    registry.promote("2")
+    return config
+
+
+def test_rolling_back_moves_the_alias(rolled_out: StudyConfig) -> None:
+    outcome = package.promote_version(rolled_out, "1")
+    assert outcome.moved
+    assert outcome.sentences == ["models:/cotd-student@champion is now version 1; it was version 2."]
+    assert StudyTracker(rolled_out).registry.champion().version == 1  # type: ignore[union-attr]
+    assert read_json(rolled_out.directory / "champion.json")["model_uri"] == "models:/cotd-student/1"
+    again = package.promote_version(rolled_out, "1")
+    assert not again.moved
+    assert again.sentences == ["Version 1 is the champion already."]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [("7", r"models:/cotd-student has no version '7'\. Versions: 1, 2, 3\."), ("3", "reads the teacher's rationale")],
+)
+def test_a_version_that_cannot_serve_is_refused(rolled_out: StudyConfig, number: str, message: str) -> None:
+    with pytest.raises(CotdError, match=message):
+        package.promote_version(rolled_out, number)
+    assert StudyTracker(rolled_out).registry.champion().version == 2  # type: ignore[union-attr]

@@ -48,7 +48,7 @@ def test_standard_input_by_an_endpoint_and_by_a_student(cotd: Run, url: str, stu
     given = "\n".join([*reviews, "", "  "])
     expected = [(p.label, round(p.score, 4)) for p in Student.load(student_folder).predict(reviews)]
     for where in (["--url", url], ["--local", "--student", str(student_folder)]):
-        rows = [json.loads(line) for line in cotd("predict", *where, "--json", given=given)]
+        rows = json.loads("\n".join(cotd("predict", *where, "--json", given=given)))
         assert [row["text"] for row in rows] == reviews
         assert [(row["label"], round(row["score"], 4)) for row in rows] == expected
         (line, why) = cotd("predict", *where, "--rationale", "A warm and funny film.")

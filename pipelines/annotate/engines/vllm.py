@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from cotd.progress import is_verbose
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, completion
 from cotd.utils.hardware import choose_dtype
@@ -40,7 +41,7 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
 def environment(config: EngineConfig, threads: int) -> dict[str, str]:
     """Environment variables of an engine's process that may use `threads` CPUs."""
     variables = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_LEVEL": "INFO" if is_verbose() else "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gb),  # without it vLLM takes 92 % of memory
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # else it leaves a core idle while the rest of the pipeline waits for it
