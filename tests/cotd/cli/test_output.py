@@ -100,7 +100,7 @@ def test_verbose_shows_where_bad_input_was_noticed(cotd: Callable[..., Any]) -> 
 def test_verbose_shows_what_ray_logs(verbose: str) -> None:
     code = (
         "import ray, time; from pipelines.cluster.session import ray_session\n"
-        "with ray_session(num_cpus=1): ray.get(ray.remote(print).remote('from a worker')); time.sleep(1)"
+        "with ray_session(num_cpus=1): ray.get(ray.remote(lambda: print('from a worker')).remote()); time.sleep(1)"
     )
     environment = os.environ | {VERBOSE: verbose}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
