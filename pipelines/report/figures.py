@@ -20,6 +20,7 @@ COLOURS = {
     "cot_joint": "#56B4E9", "cot_joint_unlabelled": "#B8A800", "rationale_input": "#CC79A7",
     "rationale_input_unlabelled": "#A0527E",
 }  # fmt: skip
+OTHER_COLOURS = ("#882255", "#117733", "#332288", "#999933")  # of methods that are added (Paul Tol's muted scheme)
 TEACHER_COLOUR, BASELINE_COLOUR, INK = "#D55E00", "#8A8A8A", "#1b1b1b"
 # Settings of one method, in studies that vary more than method, fraction and size.
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
@@ -55,6 +56,13 @@ def figures_of(content: Content) -> list[Figure]:
     if content["claims"]:
         figures.append(Figure(FILES[2], "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims))
     return figures
+
+
+def colour_of(method: str) -> str | None:
+    """A method's colour; one that is not in COLOURS gets one of OTHER_COLOURS."""
+    if method in COLOURS:
+        return COLOURS[method]
+    return OTHER_COLOURS[[name for name in METHODS if name not in COLOURS].index(method) % len(OTHER_COLOURS)]
 
 
 def rendered(figure: Figure, content: Content) -> tuple[bytes, str]:
@@ -126,7 +134,7 @@ def draw_methods(content: Content) -> Any:
     figure, panel = plt.subplots(figsize=(7, 1.6 + 0.4 * len(groups)), layout="constrained")
     for y, g in enumerate(groups):
         x, bars = percentages([g])
-        panel.errorbar(x, [y], xerr=bars, marker="o", capsize=3, color=COLOURS[g["method"]], linestyle="none")
+        panel.errorbar(x, [y], xerr=bars, marker="o", capsize=3, color=colour_of(g["method"]), linestyle="none")
     draw_references(panel, content, content["bases"], vertical=True)
     panel.set_yticks(range(len(groups)), [variant_of(g) for g in groups])
     panel.set_ylim(-0.6, len(groups) - 0.4)
@@ -176,7 +184,7 @@ def draw_differences(panels: Mapping[str, Rows]) -> Any:
 def draw_difference(panel: Any, y: float, c: dict[str, Any]) -> None:
     difference, low, high = (c[key] * 100 for key in ("difference", "low", "high"))
     bars = [[max(0.0, difference - low)], [max(0.0, high - difference)]]
-    (dots, *_) = panel.errorbar([difference], [y], xerr=bars, marker="o", capsize=3, color=COLOURS[c["method_a"]])
+    (dots, *_) = panel.errorbar([difference], [y], xerr=bars, marker="o", capsize=3, color=colour_of(c["method_a"]))
     if c["verdict"] == "not shown":
         dots.set_markerfacecolor("none")
 
@@ -205,7 +213,7 @@ def draw_lines(panel: Any, groups: list[dict[str, Any]], axis: str, ticks: list[
         y, bars = percentages(points)
         x = np.array([p[axis] for p in points]) * 1.03 ** (number - (len(variants) - 1) / 2)
         panel.errorbar(
-            x, y, yerr=bars, capsize=3, label=name, color=COLOURS[method],
+            x, y, yerr=bars, capsize=3, label=name, color=colour_of(method),
             marker=MARKERS[style % len(MARKERS)], linestyle=STROKES[style % len(STROKES)],
         )  # fmt: skip
     panel.set_xscale("log")

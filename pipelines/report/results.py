@@ -192,7 +192,9 @@ def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float],
         selected = table[table["review_id"].isin(select_fraction(train, fraction)["id"])]
         sums = selected.groupby("gold_conditioned")["tokens"].sum()
         for name in annotated:
-            tokens[name, fraction] = int(sums.get(METHODS[name].rationale == "given_gold", 0))
+            method = METHODS[name]
+            kinds = {False: method.labels == "teacher" or method.rationale == "own", True: method.rationale == "given_gold"}
+            tokens[name, fraction] = sum(int(sums.get(kind, 0)) for kind, is_read in kinds.items() if is_read)
     return tokens
 
 

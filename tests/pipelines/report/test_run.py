@@ -12,6 +12,8 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.study.config import load_config
+from cotd.training.methods import METHODS as ALL_METHODS
+from cotd.training.methods import Method
 from pipelines.report import run as package
 from pipelines.report.figures import figures_of, rendered
 from pipelines.report.run import report
@@ -32,6 +34,16 @@ def test_a_study_of_one_size_or_fraction_gets_the_figures_that_make_sense(study:
         assert png.startswith(b"\x89PNG")
         assert svg.startswith("<svg")
         assert "currentColor" in svg
+
+
+def test_a_method_needs_no_more_than_its_entry_to_be_reported(study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = Method("cot_mixed", "the teacher's labels, gold-conditioned rationales", "teacher", "given_gold")
+    monkeypatch.setitem(ALL_METHODS, added.name, added)
+    made = content(study(method=["distill", "cot_mixed"]).finish_all())
+    for figure in figures_of(made):
+        assert rendered(figure, made)[1].startswith("<svg")
+    tokens = {g["method"]: g["teacher_tokens"] for g in made["groups"] if g["fraction"] == 1.0}
+    assert tokens["cot_mixed"] == 2 * tokens["distill"], "its own labels, and rationales given gold"
 
 
 class Links(HTMLParser):
