@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -40,8 +42,9 @@ def configs() -> None:
     """
     for name, path in shipped_configs().items():
         lines = path.read_text(encoding="utf-8").splitlines()
-        about = " ".join(line.lstrip("# ") for line in lines if line.startswith("#")).partition(". ")[0]
-        print(f"{name:20} {about}")
+        prose = itertools.takewhile(lambda line: re.match(r"# \S", line), lines)  # commands are indented
+        about = " ".join(line.removeprefix("# ") for line in prose)
+        print(f"{name:20} {re.split(r'(?<=[.?]) (?=[A-Z])', about)[0].rstrip('.:')}")
 
 
 @app.command("copy")

@@ -27,6 +27,8 @@ def test_a_shipped_study_is_copied_and_never_overwritten(tmp_path: Path) -> None
     listed = cotd("configs", folder=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert {line.split()[0] for line in listed.stdout.splitlines()} == set(shipped_configs())
+    assert "and what should their weight be?" in listed.stdout, "the first sentence is whole: et al. does not end it"
+    assert "cotd sweep" not in listed.stdout
     assert cotd("copy", "demo", ".", folder=tmp_path).returncode == 0
     assert load_config(tmp_path / "demo.yaml").name == "demo"
     again = cotd("copy", "demo", ".", folder=tmp_path)
