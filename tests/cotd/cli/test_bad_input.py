@@ -73,7 +73,7 @@ def test_several_problems_are_numbered(refused: Refused, write_study: Callable[.
     assert "\n  3. " in error
 
 
-def test_yaml_that_is_no_mapping(refused: Refused, tmp_path: Path) -> None:
+def test_yaml_that_is_not_a_mapping(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- finetune\n- distill\n")
     assert "is not a mapping of keys to values but a list. Start with `name: …`." in refused("sweep", tmp_path / "list.yaml")
 

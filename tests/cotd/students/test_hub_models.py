@@ -130,7 +130,7 @@ def test_a_model_that_is_not_there_is_named(model: dict[str, Any], function: str
     assert "embedded:t5-mini" in refused["message"]
 
 
-def test_a_bare_model_is_no_student(model: dict[str, Any]) -> None:
+def test_a_bare_model_is_not_a_student(model: dict[str, Any]) -> None:
     assert model["bare"]["type"] == "CotdError"
     assert MODEL in model["bare"]["message"]
 

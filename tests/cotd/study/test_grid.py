@@ -52,7 +52,7 @@ def test_what_a_method_does_not_use_makes_no_trials(plan: Plan) -> None:
     assert len([t for t in trials if t.method == "cot_labelled"]) == 8 * 2 * 2 * 2
 
 
-def test_fewer_samples_are_filtered_anew(plan: Plan) -> None:
+def test_fewer_samples_are_filtered_again(plan: Plan) -> None:
     trials = plan(method=["cot_labelled"], fraction=[1.0], size=["tiny"], seed=[0], samples=[1, 3])
     assert {(t.samples, str(t.filters), t.variant) for t in trials} == {
         (None, "None", ""), (1, "['agrees_with_majority']", "samples 1"),

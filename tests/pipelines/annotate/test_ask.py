@@ -14,7 +14,7 @@ from pipelines.annotate.ask import Asker
 from pipelines.annotate.budget import Budget
 
 
-def test_a_row_that_an_engine_loses_is_set_aside_and_asked_again(tmp_path: Path) -> None:
+def test_a_row_that_an_engine_loses_is_quarantined_and_asked_again(tmp_path: Path) -> None:
     asked: list[str] = []
 
     def forgetful(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:

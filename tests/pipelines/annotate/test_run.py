@@ -71,7 +71,7 @@ def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> 
 
 
 @pytest.mark.parametrize("stage", ["label scores", "rationales"])
-def test_a_stopped_run_goes_on_where_it_was(config: StudyConfig, teacher_double: Any, tmp_path: Path, stage: str) -> None:
+def test_a_stopped_run_resumes_where_it_was(config: StudyConfig, teacher_double: Any, tmp_path: Path, stage: str) -> None:
     whole = annotate(elsewhere(config, tmp_path / "whole"), teacher_double.complete)
     every_key = {r.key for r in teacher_double.asked}
 
@@ -122,7 +122,7 @@ def test_failed_answers_are_quarantined_and_asked_again(config: StudyConfig, tea
     assert summary["annotations"]["usable"] == 48
 
 
-def test_answers_of_no_use_are_asked_for_anew_on_demand_only(config: StudyConfig, teacher_double: Any) -> None:
+def test_unusable_completions_are_asked_for_again_on_demand_only(config: StudyConfig, teacher_double: Any) -> None:
     def write(request: Request) -> str:
         tries.append((request.sampling["seed"], request.sampling["temperature"]))
         good = "number 3." not in request.prompt or request.sampling["seed"] == 128
@@ -141,7 +141,7 @@ def test_answers_of_no_use_are_asked_for_anew_on_demand_only(config: StudyConfig
     assert annotate(config, nobody)["digest"] == mended["digest"]
 
 
-def test_a_chain_of_thought_without_a_label_is_asked_for_anew(config: StudyConfig, teacher_double: Any) -> None:
+def test_a_chain_of_thought_without_a_label_is_asked_for_again(config: StudyConfig, teacher_double: Any) -> None:
     def write(request: Request) -> str:
         doubtful = request.sampling["seed"] < 64 and any(
             f"number {n}." in request.prompt for n in (3, 50)
@@ -218,7 +218,7 @@ def test_reviews_without_gold_are_annotated(
     )
 )
 @example(HOSTILE)
-def test_any_text_is_annotated_or_set_aside_and_shifts_no_other(texts: list[str]) -> None:
+def test_any_text_is_annotated_or_quarantined_and_shifts_no_other(texts: list[str]) -> None:
     good = [review_text(i, i % 2 == 0) for i in range(60)]
     rows = pd.DataFrame(
         [(t, "positive", "train") for t in texts]

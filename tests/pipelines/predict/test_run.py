@@ -69,7 +69,7 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
-def test_one_bad_row_costs_no_other() -> None:
+def test_a_bad_row_does_not_affect_other_rows() -> None:
     def predict(texts: list[str]) -> list[dict[str, Any]]:
         if "poison" in texts:
             raise MemoryError

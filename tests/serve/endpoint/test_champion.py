@@ -105,7 +105,7 @@ def test_requests_under_way_end_on_the_student_they_began_with(with_endpoint: An
     ("spoil", "reason"),
     [(spoil_weights, "a probability is not a number"), (other_task, "its labels are bad, good")],
 )
-def test_a_champion_that_is_no_good_is_refused(
+def test_an_unfit_champion_is_refused(
     with_endpoint: Any, registry: Any, student_folder: Path, spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     LOG.setLevel(logging.INFO)

@@ -20,7 +20,7 @@ from serve.settings import Settings
 
 
 @pytest.mark.slow
-def test_only_the_row_that_an_engine_dies_of_is_set_aside() -> None:
+def test_only_the_row_that_kills_an_engine_is_quarantined() -> None:
     class Fragile:
         def __init__(self, arguments: dict[str, Any]):
             self.clean = True
@@ -79,7 +79,7 @@ def test_what_no_node_has_room_for_is_refused_and_not_waited_for() -> None:
             pass
 
 
-def test_the_reason_is_what_lies_behind() -> None:
+def test_the_reason_is_that_of_the_original_error() -> None:
     wrapped = RuntimeError("wrapped")
     wrapped.__cause__ = ValueError("the first\nand more.")
     assert reason_of(wrapped) == "ValueError: the first"

@@ -113,7 +113,9 @@ def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
     assert label_probabilities(in_three, texts) == pytest.approx(label_probabilities(whole, texts), abs=0.001)
 
 
-def test_hostile_texts_break_no_batch_and_shift_no_answer(write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
+def test_hostile_texts_do_not_break_a_batch_or_shift_completions(
+    write_study: Callable[..., Path], review_rows: pd.DataFrame
+) -> None:
     """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
     hostile = pd.DataFrame([(t, "positive", "train") for t in HOSTILE], columns=["text", "label", "split"], dtype=object)
     teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}

@@ -168,7 +168,7 @@ def test_a_teacher_that_refused_everything_is_an_error_again(study: MakeStudy, p
     assert len(server.bodies) == 60
 
 
-def test_an_answer_that_cannot_be_read_costs_no_other(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
+def test_an_unreadable_response_does_not_affect_other_rows(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
     """Whatever else may go wrong with one answer: those beside it are kept."""
     real = pipelines.annotate.engines.api.endpoint.read_completion
 

@@ -27,7 +27,7 @@ def test_a_model_may_be_listed_by_a_longer_name(study: MakeStudy, provider: Prov
 
 
 @pytest.mark.parametrize("key", ["sk-1\nsk-2", "sk-1 sk-2", "sk-é", "sk-\x00"])
-def test_what_is_no_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_malformed_key_is_not_shown(study: MakeStudy, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setattr("os.environ", {**os.environ, "TEACHER_KEY": key})
     with pytest.raises(CotdError, match="TEACHER_KEY does not hold a key: it has a line break, a space") as caught:
         annotate(study(), yes=True)

@@ -18,7 +18,7 @@ from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider
 
 
-def test_a_rate_limit_costs_no_row(study: MakeStudy, provider: Provider) -> None:
+def test_a_rate_limit_loses_no_row(study: MakeStudy, provider: Provider) -> None:
     """The server takes ten requests each half second and asks others to wait; no row is given up, whatever `retries`."""
     server, lock = provider[0], threading.Lock()
     level, at = 10.0, time.monotonic()
