@@ -48,11 +48,13 @@ def predict(
 ) -> None:
     """Predicts the sentiment of reviews.
 
-    Examples:
-      cotd predict "A warm and funny film."
-      cotd predict --local --rationale < reviews.txt
-      cotd predict --input reviews.parquet --output scored.parquet
-      cotd predict --input reviews.parquet --output scored.parquet --url http://127.0.0.1:8000
+    Example: cotd predict "A warm and funny film."
+
+    Example: cotd predict --local --rationale < reviews.txt
+
+    Example: cotd predict --input reviews.parquet --output scored.parquet
+
+    Example: cotd predict --input reviews.parquet --output scored.parquet --url http://127.0.0.1:8000
     """
     loads_student = local or bool(input and not url)
     problems = {

@@ -29,9 +29,9 @@ def push(
 ) -> None:
     """Pushes a student, or a study's annotations, to the hub that HF_ENDPOINT names, with the token HF_TOKEN.
 
-    Examples:
-      cotd push models:/cotd-student@champion my-org/my-student --private
-      cotd push runs/demo my-org/my-annotations --dry-run
+    Example: cotd push models:/cotd-student@champion my-org/my-student --private
+
+    Example: cotd push runs/demo my-org/my-annotations --dry-run
     """
     from cotd.storage.hub import require_hub_name, require_token
 
