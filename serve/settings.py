@@ -56,24 +56,24 @@ def token_digest(token_file: str | Path | None = None) -> str | None:
     Raises:
         CotdError: the file cannot be read, or the token is too short or contains a space.
     """
-    place = f"the file '{token_file}'" if token_file else TOKEN_VARIABLE
+    origin = f"the file '{token_file}'" if token_file else TOKEN_VARIABLE
     if token_file:
         try:
             token = Path(token_file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise CotdError(f"cannot read the token from {place}: {error}. Give a text file: --token-file.") from error
+            raise CotdError(f"cannot read the token from {origin}: {error}. Give a text file: --token-file.") from error
     elif TOKEN_VARIABLE in os.environ:
         token = os.environ[TOKEN_VARIABLE].strip()
     else:
         return None
     if len(token) < SHORTEST_TOKEN or not token.isascii() or len(token.split()) != 1:
         raise CotdError(
-            f"the token in {place} must be one word of at least {SHORTEST_TOKEN} ASCII characters. "
+            f"the token in {origin} must be one word of at least {SHORTEST_TOKEN} ASCII characters. "
             'Make one: python -c "import secrets; print(secrets.token_urlsafe())"'
         )
-    return digest(token)
+    return token_sha256(token)
 
 
-def digest(token: str) -> str:
+def token_sha256(token: str) -> str:
     """A token's SHA-256 in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.endpoint.endpoint import Endpoint
 from serve.http.errors import Refused, unauthorized
 from serve.log import LOG
-from serve.settings import digest
+from serve.settings import token_sha256
 
 REQUEST_ID = "X-Request-ID"
 VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
@@ -110,4 +110,4 @@ def has_token(expected: str | None, headers: Headers) -> bool:
         return True
     scheme, _, token = headers.get("authorization", "").partition(" ")
     # Digests, compared in constant time: timing reveals neither the token nor its length.
-    return scheme.lower() == "bearer" and hmac.compare_digest(digest(token.strip()), expected)
+    return scheme.lower() == "bearer" and hmac.compare_digest(token_sha256(token.strip()), expected)

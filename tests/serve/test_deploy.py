@@ -13,7 +13,7 @@ from ray._common.utils import import_attr
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call_builder
 from ray.serve.schema import ServeDeploySchema
 
-from serve.settings import Settings, digest
+from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 
 FOLDER = Path(__file__).parents[2] / "serve" / "deploy"
@@ -41,7 +41,7 @@ def test_ray_takes_the_config_and_builds_its_application(config: Any, monkeypatc
     (settings,) = bound.init_args
     assert isinstance(settings, Settings)
     assert settings.student == "models:/cotd-student@champion"
-    assert settings.token_sha256 == digest(TOKEN)
+    assert settings.token_sha256 == token_sha256(TOKEN)
     (deployment,) = application.deployments
     assert deployment.name == bound.name, "Serve refuses options for an unknown deployment"
     assert deployment.ray_actor_options.num_cpus == settings.threads

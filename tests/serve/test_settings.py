@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cotd.errors import CotdError
-from serve.settings import TOKEN_VARIABLE, Settings, digest, token_digest
+from serve.settings import TOKEN_VARIABLE, Settings, token_digest, token_sha256
 from tests.serve.conftest import TOKEN
 
 
@@ -16,9 +16,9 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert token_digest() is None
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    assert token_digest() == digest(TOKEN)
+    assert token_digest() == token_sha256(TOKEN)
     (tmp_path / "token").write_text("another-token-in-a-file\n")
-    assert token_digest(tmp_path / "token") == digest("another-token-in-a-file")
+    assert token_digest(tmp_path / "token") == token_sha256("another-token-in-a-file")
 
 
 @pytest.mark.parametrize("token", ["", "short", "two words of a token", "ünïcödé-tökén-öf-sömé-léngth"])

@@ -16,7 +16,7 @@ import pytest
 import serve
 from cotd.students.student import Student
 from serve.endpoint.endpoint import Endpoint
-from serve.settings import Settings, digest
+from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 from tests.serve.http.conftest import Ask, error_of
 
@@ -165,7 +165,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are(ask: Ask) -> None:
 
 def test_the_documentation_has_examples_and_errors(ask: Ask) -> None:
     assert "security" not in ask(path="/openapi.json").text
-    document = ask(path="/openapi.json", token_sha256=digest(TOKEN)).json()
+    document = ask(path="/openapi.json", token_sha256=token_sha256(TOKEN)).json()
     predict = document["paths"]["/v1/predict"]["post"]
     assert set(predict["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
     for status in ("401", "413", "422", "503"):

@@ -14,7 +14,7 @@ import pytest
 
 from serve.endpoint.endpoint import Endpoint
 from serve.log import LOG
-from serve.settings import Settings, digest
+from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 from tests.serve.http.conftest import Ask, error_of
 
@@ -50,7 +50,7 @@ def test_the_token_guards_what_is_worth_guarding(with_endpoint: Any, settings: S
         for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json"):
             assert (await client.get(path)).status_code == 200
 
-    with_endpoint(settings.model_copy(update={"token_sha256": digest(TOKEN)}), use)
+    with_endpoint(settings.model_copy(update={"token_sha256": token_sha256(TOKEN)}), use)
 
 
 @pytest.mark.parametrize(("given", "kept"), [("abc-123", True), ("x" * 200, False), ("a b", False), (None, False)])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.settings import Settings, digest
+from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 
 schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis: pip install schemathesis")
@@ -22,7 +22,7 @@ def test_the_document_is_exact(
     from hypothesis import HealthCheck, Phase, given
     from hypothesis import settings as hypothesis_settings
 
-    url = serve_http(settings.model_copy(update={"token_sha256": digest(token) if token else None}))
+    url = serve_http(settings.model_copy(update={"token_sha256": token_sha256(token) if token else None}))
     document = schemathesis.openapi.from_url(f"{url}openapi.json")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     tried = 0

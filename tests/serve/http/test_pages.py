@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.settings import Settings, digest
+from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 
 pytestmark = pytest.mark.integration
@@ -66,7 +66,7 @@ def test_reviews_are_classified_and_explained_by_keyboard(
 def test_refusals_are_shown_and_a_token_is_requested(
     serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
-    page = open_page(serve_http(settings.model_copy(update={"token_sha256": digest(TOKEN), "max_characters": 20})))
+    page = open_page(serve_http(settings.model_copy(update={"token_sha256": token_sha256(TOKEN), "max_characters": 20})))
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_label("Token").press("Tab")
     page.locator("#model").filter(has_text="version").wait_for()
