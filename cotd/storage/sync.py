@@ -68,12 +68,12 @@ def sync_trial(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str, Any]
             return train(params)
         worker = params.get("worker", 0)
         name = copy_folder(url).name + (f"-{worker}" if worker else "")
-        place = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / name
-        place.mkdir(parents=True, exist_ok=True)
+        copies = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / name
+        copies.mkdir(parents=True, exist_ok=True)
         for part in ("data", "annotations"):
-            with FileLock(place / f".lock-{part}"):  # trials of one machine share them
-                WorkingCopy(f"{url}/{part}", place / part).pull()
-        moved = {key: moved_path(value, params["directory"], place) for key, value in params.items()}
+            with FileLock(copies / f".lock-{part}"):  # trials of one machine share them
+                WorkingCopy(f"{url}/{part}", copies / part).pull()
+        moved = {key: moved_path(value, params["directory"], copies) for key, value in params.items()}
         folder = Path(moved["folder"])
         copy = WorkingCopy(f"{url}/trials/{folder.name}", folder)
         copy.pull()

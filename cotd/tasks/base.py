@@ -1,4 +1,4 @@
-"""A task: its label set, the student's words and prefixes, and where its prompts are. No other module spells a label."""
+"""A task: its label set, verbalizers and prefixes, and where its prompts are. No other module spells a label."""
 
 from __future__ import annotations
 

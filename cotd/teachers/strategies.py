@@ -220,10 +220,10 @@ def rationale_requests(
     """
     golds = gold_labels(teacher, train)
     for n, (i, text), gold in zip(positions[train.numbers], teacher.shown(train), golds, strict=True):
-        own = labels(n)
+        teacher_labels = labels(n)
         for sample in range(teacher.config.samples):
-            for label in dict.fromkeys([*own, gold] if gold else own):
-                kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in own))
+            for label in dict.fromkeys([*teacher_labels, gold] if gold else teacher_labels):
+                kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in teacher_labels))
                 yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample)
     for n, (i, text) in zip(positions[explained.numbers], teacher.shown(explained), strict=True):
         for label in labels(n):

@@ -51,9 +51,11 @@ def collate(
         return [sum(weight for *_, weight in pairs), len(pairs), sum(len(target) for _, target, _ in pairs)]
 
     rank, workers = worker
-    own = rows[rank::workers]
+    worker_rows = rows[rank::workers]
     size = micro_batch_size or len(rows)
-    parts = [pack(own[start : start + size], decoder_start, rationale_prompt) for start in range(0, len(own), size)]
+    parts = [
+        pack(worker_rows[start : start + size], decoder_start, rationale_prompt) for start in range(0, len(worker_rows), size)
+    ]
     return {"totals": torch.tensor([total(kind) for kind in TARGET_KINDS], dtype=torch.float32), "parts": parts}
 
 

@@ -113,7 +113,7 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
     train, test = job.reviews.rows.split("train"), job.reviews.rows.split("test")
     held_out, explained = strategies.calibration_reviews(config, job.reviews), explained_reviews(config, job.reviews)
     parts = strategies.scored_reviews(held_out, test, train, explained)
-    place, size = strategies.positions_of(parts), sum(map(len, parts))
+    positions, size = strategies.positions_of(parts), sum(map(len, parts))
     scores, unscored = np.full(size, np.nan), np.zeros(size, dtype=bool)  # neither has a score nor is unscored: it was refused
     for block in batched(strategies.score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
         known, _, _ = ask.look_up(block, lambda tag, completion: True)
@@ -128,7 +128,7 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
         with contextlib.suppress(CotdError):  # the run says so
             calibration = strategies.calibrate_on(held_out, scores, config, task)
     has_gold = np.zeros(size, dtype=bool)
-    has_gold[place[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
+    has_gold[positions[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
     every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
 
     def labels(n: int) -> list[str]:
@@ -138,7 +138,7 @@ def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
         return [] if np.isnan(scores[n]) else [calibration.label(scores[n], task)[0]]
 
     for (review_id, n, _, _, kinds), request in strategies.rationale_requests(
-        teacher, prompts, train, explained, place, labels
+        teacher, prompts, train, explained, positions, labels
     ):
         certain = kinds != (False,) or len(labels(n)) == 1
         kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"

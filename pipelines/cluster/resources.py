@@ -59,13 +59,15 @@ def needs_by_size(config: StudyConfig, sizes: Sequence[str]) -> dict[str, Needs]
 
 def shortages(size: str, needs: Needs, config: StudyConfig, nodes: Sequence[Bundle]) -> list[str]:
     """Why no trial of a size can ever run; empty where one can."""
-    own = config.resources.sizes.get(size)
+    size_block = config.resources.sizes.get(size)
     process = f"{'each trial' if needs.workers == 1 else f'each of the {needs.workers} workers of a trial'} of size '{size}'"
     problems = []
     for key, name in NAMES.items():
         needed, most = getattr(needs, key), max((node.get(name, 0) for node in nodes), default=0)
         if needed > most:
-            where = f"resources.sizes.{size}.{key}" if own and getattr(own, key) is not None else f"resources.{key}"
+            where = (
+                f"resources.sizes.{size}.{key}" if size_block and getattr(size_block, key) is not None else f"resources.{key}"
+            )
             problems.append(f"{process} asks for {needed:g} {name} ({where}) and no node of Ray has over {most:g}")
     if not problems and not have_room(needs.bundles[:1], nodes):
         problems = [f"{process} asks for {needs.cpus:g} CPU and {needs.gpus:g} GPU, and no node of Ray has both"]

@@ -77,14 +77,14 @@ def plan_study(config: StudyConfig) -> Plan:
         CotdError: bad examples, missing gold labels, missing annotations, a base model that does not exist.
     """
     examples = prepare_here(config)
-    found = check_annotations(config, examples.digest)
+    annotated = check_annotations(config, examples.digest)
     base_digests = {size: model_digest(config.sizes[size]) for size in config.grid.all_values("size")}
     parameters = {size: weight for size in base_digests if (weight := weights_bytes(config.sizes[size]))}
     provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": examples.digest, "rows": examples.counts}}
     annotations, annotations_id, teacher_test = None, None, None
     rationales_file, rationales_id = None, None
-    if found:
-        table, summary = found
+    if annotated:
+        table, summary = annotated
         provenance["teacher"] = {k: summary["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
         annotations_id = annotations_digest(table)
         # A copy by content: annotating again while trials run must not change what they are trained on.
@@ -131,11 +131,11 @@ def check_annotations(config: StudyConfig, examples_digest: str) -> tuple[pd.Dat
         CotdError: they are needed and missing, were made from other inputs, or lack rationales given the gold label.
     """
     needing = [m for m in config.grid.all_values("method") if METHODS[m].needs_annotations]
-    found = read_annotations(config)
-    current = found is not None and found[1].get("inputs") == annotation_inputs(config, examples_digest)
+    annotated = read_annotations(config)
+    current = annotated is not None and annotated[1].get("inputs") == annotation_inputs(config, examples_digest)
     if not needing:
-        return found if current else None
-    if found is None:
+        return annotated if current else None
+    if annotated is None:
         raise CotdError(f"{config.name} has no annotations, which {', '.join(needing)} need. Run `cotd annotate CONFIG` first.")
     if not current:
         raise CotdError(
@@ -143,10 +143,10 @@ def check_annotations(config: StudyConfig, examples_digest: str) -> tuple[pd.Dat
             "Run `cotd annotate CONFIG` again; what is known is not asked again."
         )
     given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]
-    if given_gold and not found[0]["gold_conditioned"].any():
+    if given_gold and not annotated[0]["gold_conditioned"].any():
         column = "name their column in teacher.answers.columns.gold_rationale, " if config.teacher.answers else ""
         raise CotdError(
             f"{', '.join(given_gold)} needs rationales given the gold label, and these annotations have none. "
             f"Set teacher.gold_conditioned: true, {column}and run `cotd annotate CONFIG` again."
         )
-    return found
+    return annotated

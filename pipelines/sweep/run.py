@@ -18,7 +18,7 @@ from cotd.storage.working_copy import copy_of
 from cotd.study.config import StudyConfig
 from cotd.study.grid import MANY_TRIALS
 from cotd.tracking.runs import StudyTracker
-from cotd.training.folder import merit
+from cotd.training.folder import rank
 from cotd.training.trial import Trial
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.cluster.lock import only_one
@@ -31,7 +31,7 @@ from pipelines.sweep.gang_queue import GangQueue
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.search import METRIC, scheduler
 from pipelines.sweep.trial import run_trial, tune_storage
-from pipelines.sweep.watch import TrialWatcher, last_line
+from pipelines.sweep.watch import TrialWatcher, error_line
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
@@ -106,7 +106,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
                     if not config.remote:
                         require_shared(plan.reviews)
                     run_trials(plan, pending, follower)
-            failed = {t.id: last_line(plan.folder(t).error) for t in plan.pending()}
+            failed = {t.id: error_line(plan.folder(t).error) for t in plan.pending()}
             status = "FAILED" if failed else "FINISHED"
         finally:
             with ignore_interrupts():
@@ -126,7 +126,7 @@ def best_done(plan: Plan) -> dict[str, Any] | None:
     done = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
     if not done:
         return None
-    trial, result = max(done, key=lambda entry: (*merit(entry[1]), entry[0].id))
+    trial, result = max(done, key=rank)
     return {"trial_id": trial.id, "title": trial.title, METRIC: result["validation"]["accuracy"]}
 
 
@@ -179,6 +179,6 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
         try:
             tuner.fit()
         finally:  # remove Tune's own state; ours is in the trials' folders
-            files, place = open_remote(config.remote or str(config.directory))
+            files, path = open_remote(config.remote or str(config.directory))
             with contextlib.suppress(OSError):
-                files.rm(f"{place}/tune", recursive=True)
+                files.rm(f"{path}/tune", recursive=True)

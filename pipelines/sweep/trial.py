@@ -26,8 +26,8 @@ def tune_storage(remote: str | None, directory: Path) -> dict[str, Any]:
         return {"storage_path": str(directory)}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    files, place = open_remote(remote)
-    return {"storage_path": place, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
+    files, path = open_remote(remote)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
 
 
 def run_trial(params: dict[str, Any]) -> None:

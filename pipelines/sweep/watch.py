@@ -76,7 +76,7 @@ class TrialWatcher(tune.Callback):
 def failure_reason(trial: Any, folder: TrialFolder) -> str:
     """The last line of a trial's error: from its own traceback, or, where its worker died, from Ray's report."""
     if folder.error.is_file():
-        return last_line(folder.error)
+        return error_line(folder.error)
     try:
         report = Path(trial.error_file).read_text(encoding="utf-8").rpartition("Failure #")[2].strip().splitlines()[1:]
     except (OSError, TypeError):
@@ -94,7 +94,7 @@ def describe_result(result: dict[str, Any]) -> str:
     )
 
 
-def last_line(path: Path) -> str:
+def error_line(path: Path) -> str:
     """The last line of a trial's error file, or that it has none."""
     lines = path.read_text(encoding="utf-8").strip().splitlines() if path.is_file() else []
     return lines[-1] if lines else "stopped before it was done"

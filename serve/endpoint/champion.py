@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class FailedLoad:
-    """A version that could not be loaded, perhaps for a passing reason: a download that broke, a disk that was full.
+    """A version that could not be loaded, perhaps for a temporary reason: a download that broke, a disk that was full.
 
     Attributes:
         attempts: how often it was tried.

@@ -103,8 +103,8 @@ class LabelGraph:
             decoded = self.node("Add", decoded, self.attend(layer, queries, keys, values, padding))
             decoded = self.feed_forward(decoded, feed_forward)
         scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-        words = model.lm_head.weight[self.student.first_tokens] * scale
-        scores = self.product(self.norm(decoded, model.decoder.final_layer_norm), words)  # (B, 1, labels)
+        verbalizers = model.lm_head.weight[self.student.first_tokens] * scale
+        scores = self.product(self.norm(decoded, model.decoder.final_layer_norm), verbalizers)  # (B, 1, labels)
         self.nodes.append(helper.make_node("Squeeze", [scores, self.ints(1)], [OUTPUT]))
 
         inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in INPUTS]

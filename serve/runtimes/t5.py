@@ -42,7 +42,7 @@ class T5LabelScorer(BatchedRuntime):
             self.bias = self.encoder[0][0].SelfAttention.compute_bias(longest, longest, device=model.device)
             self.start = self.embedding[config.decoder_start_token_id]  # (d,)
             scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
-            self.words = model.lm_head.weight[student.first_tokens] * scale  # (labels, d)
+            self.verbalizers = model.lm_head.weight[student.first_tokens] * scale  # (labels, d)
 
     def score(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids and their 0/1 mask → (B, labels)."""
@@ -65,7 +65,7 @@ class T5LabelScorer(BatchedRuntime):
             normed = self.norm(decoded, cross_attention.layer_norm.weight)
             decoded = decoded + self.attend(cross_attention.EncDecAttention, normed, encoded, padding)
             decoded = self.feed_forward(feed_forward, decoded)
-        return F.linear(self.norm(decoded, self.decoder_norm)[:, 0], self.words)
+        return F.linear(self.norm(decoded, self.decoder_norm)[:, 0], self.verbalizers)
 
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Root mean square normalisation."""

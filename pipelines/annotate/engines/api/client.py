@@ -124,7 +124,7 @@ class ApiClient:
             before = usage.tokens
             try:
                 answer = await self.endpoint.ask(request, usage)
-                self._heard()
+                self._note_response()
                 self.endpoint.proven.add(form_of(request))
                 return answer
             except Transient as problem:
@@ -159,7 +159,7 @@ class ApiClient:
     async def _settle(self, request: Request, problem: Exception, usage: Usage) -> Completion | None:
         """What becomes of a request that is not tried again."""
         if isinstance(problem, TeacherRefused):
-            self._heard()
+            self._note_response()
             return self._failed(request, str(problem), usage, REFUSED_REASON)
         if isinstance(problem, Refused):
             # Of a wrong setting it may do better another time.
@@ -202,8 +202,8 @@ class ApiClient:
             self.endpoint.proven.add(form_of(request))
             return True
 
-    def _heard(self) -> None:
-        """The server has answered."""
+    def _note_response(self) -> None:
+        """Records that the server has answered."""
         self._failed_in_a_row = 0
         self._answered_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible endpoint: a request is sent once, and its response becomes a completion or says why it is none."""
+"""One OpenAI-compatible endpoint: a request is sent once, and its response becomes a completion or an error that says why not."""
 
 from __future__ import annotations
 
