@@ -16,7 +16,7 @@ from cotd.study.config import StudyConfig
 from cotd.tasks.registry import get_task
 from cotd.tracking.registry import CHALLENGER, CHAMPION
 from cotd.tracking.runs import StudyTracker
-from cotd.training.folder import merit
+from cotd.training.folder import merit, rank
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.files import write_json
@@ -64,7 +64,9 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     eligible = [(t, r) for t, r in finished if t.method not in readers and (all_methods or METHODS[t.method].distilled)]
     if not eligible:
         kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
-        problem = f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first."
+        problem = (
+            f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first, with the same overrides."
+        )
         raise CotdError(" ".join([problem, *left_out]))
     trial, result = max(eligible, key=rank)
     accuracy, reviews = result["validation"]["accuracy"], result["validation"]["n"]
@@ -124,12 +126,6 @@ def write_champion(config: StudyConfig, holder: Any, moved: bool, sentences: lis
     config.directory.mkdir(parents=True, exist_ok=True)
     write_json(config.directory / "champion.json", champion)
     return Promotion(champion, moved, sentences)
-
-
-def rank(entry: Finished) -> tuple[Any, ...]:
-    """Equal accuracies are common on a few hundred rows: the better ROC-AUC, then the least training data, decides."""
-    trial, result = entry
-    return *merit(result), -trial.fraction, trial.id
 
 
 def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], candidates: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from cotd.errors import CotdError
 from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig, check_config, load_config
 from cotd.study.trials import plan_trials
-from cotd.training.folder import TrialFolder, merit
+from cotd.training.folder import TrialFolder, rank
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.files import read_json
@@ -55,7 +55,7 @@ def study_status(config: StudyConfig) -> Status:
     trials = [(t, TrialFolder(config.directory / "trials" / t.id)) for t in planned(config, prepared, summary)]
     counts = Counter(state_of(config, folder) for _, folder in trials)
     done = [(t, folder) for t, folder in trials if folder.done]
-    best, best_folder = max(done, key=lambda entry: (*merit(entry[1].result()), entry[0].id), default=(None, None))
+    best, best_folder = max(done, key=lambda entry: rank((entry[0], entry[1].result())), default=(None, None))
     last_end = max((folder.period()[1] or 0 for _, folder in done), default=0)
     report, champion = (newer(config.directory / name, last_end) for name in ("report.json", "champion.json"))
     needs_annotations = any(METHODS[m].needs_annotations for m in config.grid.all_values("method"))

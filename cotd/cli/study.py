@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from cotd.cli.app import app
 from cotd.cli.arguments import Config, Json, Overrides, show
+from cotd.errors import CotdError
 
 
 @app.command()
@@ -56,7 +58,9 @@ def annotate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print a few prompts as they are sent, and the price; send nothing")
     ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="prompts of each kind that --dry-run prints")] = 2,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="with --dry-run: how many prompts of each kind, 2 if it is left out")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="continue whatever the estimated price of an endpoint")] = False,
     retry_errors: Annotated[
         bool,
@@ -75,9 +79,11 @@ def annotate(
     from pipelines.annotate.run import annotate as run
     from pipelines.annotate.summary import summary_lines
 
+    if rows is not None and not dry_run:
+        raise CotdError(f"--rows is for --dry-run alone: leave it out. To annotate fewer reviews, give data.train_rows={rows}.")
     study = load_config(config, overrides)
     if dry_run:
-        lines = list(preview(study, rows))
+        lines = list(preview(study, 2 if rows is None else rows))
         show(context, as_json, {"preview": lines}, lines)
         return
     summary = run(study, yes=yes, retry_errors=retry_errors)
@@ -96,7 +102,7 @@ def sweep(
 ) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
 
-    Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded grid.seed=[0]
+    Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded 'grid.seed=[0]'
     """
     from cotd.study.config import load_config
     from pipelines.sweep.run import sweep as run
@@ -117,7 +123,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     The process uses all CPUs and no further workers, whatever `resources` says.
 
-    Example: cotd train tune_configs/demo.yaml grid.method=[finetune] grid.fraction=[0.1]
+    Example: cotd train tune_configs/demo.yaml 'grid.method=[finetune]' 'grid.fraction=[0.1]'
     """
     from cotd.study.config import load_config
     from pipelines.train import train as run
@@ -176,7 +182,7 @@ def status(
     from pipelines.status import find_study, status_lines, study_status
 
     status = study_status(find_study(study, overrides or []))
-    named = "CONFIG" if Path(study).is_dir() else " ".join([study, *(overrides or [])])
+    named = "CONFIG" if Path(study).is_dir() else shlex.join([study, *(overrides or [])])
     status["next"] = "cotd serve" if status["next"] == "serve" else f"cotd {status['next']} {named}"
     show(context, as_json, status, status_lines(status))
 

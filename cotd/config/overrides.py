@@ -21,7 +21,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         shipped = sorted(str(p) for p in Path("tune_configs").rglob("*.yaml"))
         hint = f" Shipped: {', '.join(shipped)}." if shipped else ""
-        raise CotdError(f"no configuration file '{path}'.{hint}")
+        advice = " `cotd configs` lists the studies that ship, and `cotd copy NAME` copies one here."
+        raise CotdError(f"no configuration file '{path}'.{hint or advice}")
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:

@@ -20,7 +20,9 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig)
     samples = max(grid.all_values("samples"), default=0)
     if samples <= teacher.samples:
         return []
-    return [f"grid.samples has {samples}, and the teacher writes {teacher.samples} a review (teacher.samples)"]
+    return [
+        f"grid.samples has {samples}, and the teacher writes {teacher.samples} a review (teacher.samples). Raise teacher.samples"
+    ]
 
 
 def source_problems(imported: ImportedConfig, data: DataConfig) -> list[str]:

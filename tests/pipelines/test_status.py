@@ -16,6 +16,7 @@ from cotd.utils.files import write_json
 from pipelines.annotate.run import annotate
 from pipelines.status import find_study, status_lines, study_status
 from pipelines.sweep.plan import Plan, plan_study
+from pipelines.sweep.run import best_done
 from tests.conftest import FakeTeacher
 
 GRID = {"method": ["finetune", "cot_labelled"], "fraction": [0.5, 1.0], "size": ["tiny"], "seed": [0]}
@@ -88,6 +89,16 @@ def test_other_settings_are_not_done(study: Callable[..., StudyConfig]) -> None:
     assert (status["trials"]["done"], status["trials"]["pending"], status["best"]) == (0, 2, None)
     status = study_status(study("data.train_rows=20", **only))
     assert (status["prepared"], status["trials"]["done"], status["next"]) == (None, 0, "prepare")
+
+
+def test_of_equal_students_the_one_with_the_least_data_is_the_best(study: Callable[..., StudyConfig]) -> None:
+    """As in `cotd promote`."""
+    config = study(grid=GRID | {"method": ["finetune"]})
+    plan = start(config)
+    for number in range(len(plan.trials)):
+        finish(plan, number, 0.6)
+    least = min(plan.trials, key=lambda trial: trial.fraction)
+    assert [status["title"] for status in (study_status(config)["best"], best_done(plan))] == [least.title] * 2
 
 
 def test_samples_that_a_search_gave_up(study: Callable[..., StudyConfig]) -> None:

@@ -83,6 +83,11 @@ def test_a_study_that_is_not_there(refused: Refused, command: str) -> None:
     assert refused(command, "nowhere.yaml").startswith("error: no configuration file 'nowhere.yaml'.")
 
 
+def test_rows_without_a_dry_run(refused: Refused, write_study: Callable[..., Path]) -> None:
+    error = refused("annotate", write_study(), "--rows", "4")
+    assert error == ("error: --rows is for --dry-run alone: leave it out. To annotate fewer reviews, give data.train_rows=4.\n")
+
+
 def test_studies_without_a_report_to_compare(refused: Refused) -> None:
     error = refused("compare", "nowhere", "here/nor", "--output", "s3://runs/comparison")
     assert error.startswith(

@@ -64,6 +64,8 @@ def test_json_is_one_document_whatever_a_library_prints(
     assert json.loads(out)["next"] == f"cotd sweep {study}"
     out, _, _ = cotd("status", study)
     assert out.splitlines()[-1] == f"next: cotd sweep {study}"
+    out, _, _ = cotd("status", study, "grid.seed=[5]")
+    assert out.splitlines()[-1].endswith(f"{study} 'grid.seed=[5]'"), "quoted, as shells read brackets"
 
 
 def test_the_commands_that_scripts_use_have_json() -> None:
