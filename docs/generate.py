@@ -98,5 +98,10 @@ GENERATED: dict[str, Callable[[], str]] = {"configuration": configuration, "comm
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' hook: replaces `<!-- generated: NAME -->` by what NAME gives."""
-    return re.sub(r"<!-- generated: (\w+) -->", lambda match: GENERATED[match.group(1)](), markdown)
+    """MkDocs' hook: replaces `<!-- generated: NAME -->`, and a table up to `<!-- end -->` that follows it, by what NAME gives."""
+    return re.sub(
+        r"<!-- generated: (\w+) -->(?:\n\|.*?<!-- end -->)?",
+        lambda match: GENERATED[match.group(1)](),
+        markdown,
+        flags=re.DOTALL,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -106,6 +107,20 @@ def test_marked_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 first = False
             else:
                 run_here(line, monkeypatch)
+
+
+def test_the_table_of_methods_is_that_of_the_code() -> None:
+    """Who reads the source, and not what `make docs` builds, sees a copy of it."""
+    specification = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    assert specification
+    assert specification.loader
+    generate = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(generate)
+    page = (REPOSITORY / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert f"<!-- generated: methods -->\n{generate.methods()}\n<!-- end -->\n" in page
+    built = generate.on_page_markdown(page)
+    assert built.count(generate.methods()) == 1
+    assert "generated:" not in built
 
 
 def test_some_pages_are_run() -> None:
