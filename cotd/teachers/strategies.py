@@ -58,49 +58,51 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     scores, prompt_tokens = np.full(size, np.nan), np.zeros(size, dtype=np.int32)
     errors: list[str | None] = [None] * size
     unasked = np.zeros(size, dtype=bool)
-    for (_, n), completion in ask(
+    for (_, position), completion in ask(
         lambda: score_requests(teacher, task, prompts, parts), "label scores", lambda tag, completion: True
     ):
         if completion["error"]:
-            errors[n] = sys.intern(completion["error"])  # of millions of equal ones, one is in memory
-            unasked[n] = completion["finish_reason"] == NOT_ASKED
+            errors[position] = sys.intern(completion["error"])  # of millions of equal ones, one is in memory
+            unasked[position] = completion["finish_reason"] == NOT_ASKED
         else:
-            scores[n], prompt_tokens[n] = label_score(completion, task), completion["prompt_tokens"]
+            scores[position], prompt_tokens[position] = label_score(completion, task), completion["prompt_tokens"]
     release_memory()
 
     scored = ~np.isnan(scores)
     calibration = calibrate_on(held_out, scores, teacher.config, task)
 
-    def own_label(n: int) -> tuple[str, float]:
-        return calibration.label(float(scores[n]), task)
+    def own_label(position: int) -> tuple[str, float]:
+        return calibration.label(float(scores[position]), task)
 
-    def own_labels(n: int) -> list[str]:
-        return [own_label(n)[0]] if scored[n] else []
+    def own_labels(position: int) -> list[str]:
+        return [own_label(position)[0]] if scored[position] else []
 
     rows, rationales = annotation_rows(teacher.config, reviews), rationale_rows(explained)
     origin = origin_of(teacher, prompts)
-    for (i, n, sample, label, kinds), completion in ask(
+    for (review_id, position, sample, label, kinds), completion in ask(
         lambda: rationale_requests(teacher, prompts, train, explained, positions, own_labels),
         "rationales",
         lambda tag, completion: explains(teacher, prompts, completion),
     ):
         rationale = written_rationale(teacher, prompts, completion)
         if not kinds and completion["finish_reason"] != NOT_ASKED:
-            rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
-        for by_gold in kinds:
-            probability = None if by_gold else own_label(n)[1]
-            scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[n])
-            rows.add(annotation_row(i, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens))
-    for n, i in zip(positions[train.numbers], train.decode_ids(), strict=True):
-        if not scored[n]:
-            rows.add(annotation_row(i, 0, False, None, None, "", None, origin, error=errors[n]))
-    for n, i in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
-        if not scored[n] and not unasked[n]:
-            rationales.add({"review_id": i, "rationale": ""})
+            rationales.add({"review_id": review_id, "rationale": usable_rationale(rationale, completion)})
+        for by_gold in kinds:  # one completion serves both kinds if the labels are equal
+            probability = None if by_gold else own_label(position)[1]
+            scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[position])
+            rows.add(
+                annotation_row(review_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens)
+            )
+    for position, review_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
+        if not scored[position]:
+            rows.add(annotation_row(review_id, 0, False, None, None, "", None, origin, error=errors[position]))
+    for position, review_id in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
+        if not scored[position] and not unasked[position]:
+            rationales.add({"review_id": review_id, "rationale": ""})
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
-    for k, n in enumerate(positions[test.numbers].tolist()):
-        if scored[n]:
-            labels[k], probabilities[k] = own_label(n)
+    for row, position in enumerate(positions[test.numbers].tolist()):
+        if scored[position]:
+            labels[row], probabilities[row] = own_label(position)
     measured = test_table(test, labels, probabilities, ~unasked[positions[test.numbers]])
     return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
@@ -116,25 +118,25 @@ def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: P
     rationales = rationale_rows(explained)
     is_explained = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     predicted, asked = np.full(len(is_explained), None, dtype=object), np.ones(len(is_explained), dtype=bool)
-    for (i, kind, sample, n), completion in ask(
+    for (review_id, kind, sample, position), completion in ask(
         lambda: thought_requests(teacher, prompts, held_out, train),
         "chains of thought",
         lambda tag, completion: thought_usable(teacher, prompts, task, tag, completion),
     ):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, completion)
-            rows.add(annotation_row(i, sample, True, train.label(n), None, rationale, completion, origin))
+            rows.add(annotation_row(review_id, sample, True, train.label(position), None, rationale, completion, origin))
             continue
         label, rationale = parsed(teacher, prompts, task, completion)
         if kind == "think":
             error = None if label or completion["error"] else "no label of the task in the completion"
-            rows.add(annotation_row(i, sample, False, label, None, rationale, completion, origin, error=error))
+            rows.add(annotation_row(review_id, sample, False, label, None, rationale, completion, origin, error=error))
         elif completion["finish_reason"] == NOT_ASKED:
-            asked[n] = False
+            asked[position] = False
         else:
-            predicted[n] = label
-            if is_explained[n]:
-                rationales.add({"review_id": i, "rationale": usable_rationale(rationale, completion)})
+            predicted[position] = label
+            if is_explained[position]:
+                rationales.add({"review_id": review_id, "rationale": usable_rationale(rationale, completion)})
     measured = test_table(test, predicted[: len(test)], None, asked[: len(test)])
     return TeacherOutput(rows, measured, None, rationales)
 
