@@ -75,6 +75,7 @@ def test_the_weight_of_rationales_may_fall_to_nothing(
     assert any(not torch.equal(value, learnt["constant"][key]) for key, value in learnt["falling"].items())
 
 
+@pytest.mark.integration
 def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_write(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_batch_in_parts_trains_the_same(
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_lambda_zero_trains_what_finetune_trains(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

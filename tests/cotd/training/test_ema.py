@@ -19,6 +19,7 @@ from tests.cotd.training.helpers import (
 )
 
 
+@pytest.mark.integration
 def test_what_is_scored_and_kept_may_be_the_average_of_the_weights(
     tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def make_trial(base: Path, method: str = "cot_unlabelled", **fields: Any) -> Tri
     return replace(Trial(method, 1.0, "tiny", 0, str(base), training, "sentiment", "b", "r", "a"), **fields)
 
 
+@pytest.mark.integration
 def test_a_trial_on_the_cache_is_the_trial_without_it(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

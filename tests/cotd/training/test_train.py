@@ -74,6 +74,7 @@ def test_the_metrics_are_those_of_the_saved_student(trained: Trained, reviews: p
     assert best[result["best_step"]] == max(best.values()) == pytest.approx(sum(right) / 24)
 
 
+@pytest.mark.integration
 def test_a_student_learns_labels_and_rationales(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_student_learns_labels_and_rationales(
     assert dull.startswith("The reviewer finds it dull")
 
 
+@pytest.mark.integration
 def test_what_is_said_at_the_end_of_long_reviews_is_learned_by_those_who_read_it(
     tiny_t5: Path, review_rows: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_what_is_said_at_the_end_of_long_reviews_is_learned_by_those_who_read_it
     assert (student.max_input_tokens, student.tail_tokens) == (32, 24), "it reads as it was trained to"
 
 
+@pytest.mark.integration
 def test_cot_joint_learns_to_reason_and_then_to_answer(
     tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

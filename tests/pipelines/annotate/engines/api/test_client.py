@@ -42,6 +42,7 @@ PASSING = [
 
 
 @pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.integration
 def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault: str) -> None:
     """Every fourth review fails at its first try; in the end nothing is missing and no row has another's answer."""
     server = provider[0]

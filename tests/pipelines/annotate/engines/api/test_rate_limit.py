@@ -18,6 +18,7 @@ from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider
 
 
+@pytest.mark.integration
 def test_a_rate_limit_loses_no_row(study: MakeStudy, provider: Provider) -> None:
     """The server takes ten requests each half second and asks others to wait; no row is given up, whatever `retries`."""
     server, lock = provider[0], threading.Lock()
@@ -64,6 +65,7 @@ def test_a_rate_limit_of_a_day_ends_the_run(study: MakeStudy, provider: Provider
     assert annotate(study(), yes=True)["usage"]["from_store"] == 20
 
 
+@pytest.mark.integration
 def test_tokens_a_minute_are_kept_to(study: MakeStudy, provider: Provider) -> None:
     """A burst, then a steady pace: of 60 requests with 60 tokens each, what is over a burst's worth waits."""
     started = time.monotonic()
