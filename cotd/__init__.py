@@ -18,8 +18,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.prepare import prepare as prepare
-
     from cotd.errors import CotdError as CotdError
     from cotd.students.student import Prediction as Prediction
     from cotd.students.student import Student as Student
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from cotd.tasks.base import Task as Task
     from cotd.training.methods import METHODS as METHODS
     from pipelines.annotate.run import annotate as annotate
+    from pipelines.prepare import prepare as prepare
     from pipelines.promote import promote as promote
     from pipelines.report.run import report as report
     from pipelines.sweep.run import sweep as sweep
