@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fsspec.spec import AbstractFileSystem
 
 from cotd.progress import say
 from cotd.storage.urls import open_remote
+from cotd.utils.background import repeating
 from cotd.utils.files import replacing, write_json
 from cotd.utils.home import home
 from cotd.utils.text import describe_error
@@ -104,26 +104,23 @@ class WorkingCopy:
         Raises:
             Exception: what the last push failed with. Those before it are tried again, less and less often.
         """
-        stop = threading.Event()
+        pause = seconds
 
-        def run() -> None:
-            pause = seconds
-            while not stop.wait(pause):
-                try:
-                    self.push()
-                    pause = seconds
-                except Exception as error:  # noqa: BLE001 - SDKs have errors of their own
-                    if pause == seconds:
-                        say(f"  cannot write to {self.url} ({describe_error(error)}); work continues, and it is tried again")
-                    pause = max(seconds, min(2 * pause, LONGEST_PAUSE))
+        def push() -> float:
+            nonlocal pause
+            try:
+                self.push()
+                pause = seconds
+            except Exception as error:  # noqa: BLE001 - SDKs have errors of their own
+                if pause == seconds:
+                    say(f"  cannot write to {self.url} ({describe_error(error)}); work continues, and it is tried again")
+                pause = max(seconds, min(2 * pause, LONGEST_PAUSE))
+            return pause
 
-        thread = threading.Thread(target=run, name="pushing", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeating(push, seconds, "pushing"):
+                yield
         finally:
-            stop.set()
-            thread.join()
             self.push()
 
     def _put(self, file: Path, target: str) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cotd.utils.background import repeating
 from cotd.utils.jsonl import append_row
 
 if TYPE_CHECKING:
@@ -34,25 +34,19 @@ def sample_load(path: Path, interval: float = INTERVAL) -> Iterator[None]:
     """
     import psutil
 
-    process, stop, began = psutil.Process(), threading.Event(), time.monotonic()
+    process, began = psutil.Process(), time.monotonic()
     process.cpu_percent()  # the first call of either starts the period that the next one measures
     psutil.cpu_percent()
 
-    def write() -> None:
+    def write() -> float:
         with contextlib.suppress(Exception):
             append_row(path, sample(process))
+        return max(interval, SHARE * (time.monotonic() - began))
 
-    def run() -> None:
-        while not stop.wait(max(interval, SHARE * (time.monotonic() - began))):
-            write()
-
-    thread = threading.Thread(target=run, name="sample_load", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(write, interval, "sample_load"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         write()
 
 

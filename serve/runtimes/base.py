@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -24,16 +25,16 @@ class Runtime(Protocol):
         ...
 
 
-class BatchedRuntime:
+class BatchedRuntime(ABC):
     """A runtime of one decoder step; a subclass computes one padded batch."""
 
     def __init__(self, student: Student):
         self.student = student
         self.batch_size = CPU_BATCH if student.model.device.type == "cpu" else None  # a GPU gets all texts at once
 
+    @abstractmethod
     def score(self, ids: Any, mask: Any) -> Any:
         """Tensors of token ids and their 0/1 mask, both (B, T) → a tensor of label logits, (B, labels)."""
-        raise NotImplementedError
 
     def label_logits(self, texts: Sequence[str]) -> tuple[Any, list[bool]]:
         """Logits of the label words, on the CPU: (len(texts), labels), and whether each text was truncated."""

@@ -135,10 +135,10 @@ def test_unusable_completions_are_asked_for_again_on_demand_only(config: StudyCo
     assert tries == [(0, 0.0)] * 24
     assert annotate(config, teacher_double.complete, retry_errors=True)["annotations"]["quarantined"] == short
     assert annotate(config, nobody)["annotations"]["quarantined"] == short
-    mended = annotate(config, teacher_double.complete, retry_errors=True)
+    retried = annotate(config, teacher_double.complete, retry_errors=True)
     assert tries[24:] == [(64, 0.7), (128, 0.7)], "the quarantined row, sampled anew each time, and no other"
-    assert mended["annotations"]["usable"] == 48
-    assert annotate(config, nobody)["digest"] == mended["digest"]
+    assert retried["annotations"]["usable"] == 48
+    assert annotate(config, nobody)["digest"] == retried["digest"]
 
 
 def test_a_chain_of_thought_without_a_label_is_asked_for_again(config: StudyConfig, teacher_double: Any) -> None:

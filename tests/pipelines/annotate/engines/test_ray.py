@@ -24,6 +24,7 @@ from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
 from tests.benchmarks.annotate.stub import StubEngine, write_study
+from tests.processes import marked_processes
 
 BLOCK = 16
 
@@ -37,16 +38,6 @@ class NotedEngine(StubEngine):
         with open(os.environ["KEYS"], "a") as file:
             file.write("".join(f"{key}\n" for key in batch["key"]))
         return super().answer(batch)
-
-
-def started_by(environment: dict[str, str]) -> list[psutil.Process]:
-    """The processes that carry the environment's COTD_TEST_MARK."""
-    processes = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("COTD_TEST_MARK") == environment["COTD_TEST_MARK"]:
-                processes.append(process)
-    return processes
 
 
 def run(config: StudyConfig, engine: type, replicas: int = 1) -> dict[str, Any]:
@@ -89,7 +80,7 @@ def test_a_killed_driver_loses_what_is_in_flight_at_most(tmp_path: Path, embedde
         assert driver.poll() is None, "it was to be killed while it works"
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        for left in started_by(environment):  # Ray's, which no one ends now
+        for left in marked_processes(environment):  # Ray's, which no one ends now
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=120)
