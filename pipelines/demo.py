@@ -51,7 +51,7 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
     if port:
         require_port("127.0.0.1", port)
     started = time.monotonic()
-    stage(started, 1, "embedded assets: teacher, reviews, base model of the students")
+    stage(started, 1, "embedded assets: teacher, examples, base model of the students")
     needed = [config.data.source, config.teacher.model, *(config.sizes[s] for s in config.grid.all_values("size"))]
     embedded = [s for s in needed if isinstance(s, str) and assets.is_embedded(s)]
     if not all(assets.is_ready(assets.get_asset(s)) for s in embedded):
@@ -61,7 +61,7 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
         summary = annotate(config)
         teacher = summary["teacher"]
         if teacher["n"]:
-            say(f"  teacher alone: {teacher['accuracy']:.1%} of {teacher['n']:,} gold test reviews")
+            say(f"  teacher alone: {teacher['accuracy']:.1%} of {teacher['n']:,} gold test examples")
         trials = config.grid.count_all()
         stage(started, 3, f"students: {trials} trials on Ray Tune, tracked in MLflow (about 5 minutes on two cores)")
         if failed := sweep(config)["failed"]:

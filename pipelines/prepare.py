@@ -10,7 +10,6 @@ from typing import Any
 
 from cotd import assets
 from cotd.config.digest import digest
-from cotd.data.config import DataConfig
 from cotd.data.examples import Examples
 from cotd.data.sources import load_examples
 from cotd.data.table import SPLITS
@@ -57,7 +56,7 @@ class Prepared:
 
 @sync_study
 def prepare(config: StudyConfig) -> Prepared:
-    """Loads, checks and writes the study's examples to `data/reviews-DIGEST.parquet`, unless they are there.
+    """Loads, checks and writes the study's examples to `data/examples-DIGEST.parquet`, unless they are there.
 
     Raises:
         CotdError: the source does not exist or has no usable rows, or gold labels that the study's methods need are missing.
@@ -73,16 +72,19 @@ def prepare(config: StudyConfig) -> Prepared:
 def prepare_here(config: StudyConfig) -> Prepared:
     """`prepare` inside a stage, which has synchronised the study's folder."""
     folder = config.directory / "data"
-    inputs = inputs_digest(config.data)
-    prepared = (inputs and read_prepared(folder, inputs)) or write_prepared(load_examples(config.data), folder, inputs)
+    inputs = inputs_digest(config)
+    prepared = (inputs and read_prepared(folder, inputs)) or write_prepared(
+        load_examples(config.data, config.task), folder, inputs
+    )
     if problems := gold_problems(config, prepared.labels):
         warnings = quarantine_warnings(prepared.counts["rows"], prepared.reasons)
         raise CotdError(*problems[:-1], " ".join([problems[-1], *warnings]))
     return prepared
 
 
-def inputs_digest(data: DataConfig) -> str | None:
+def inputs_digest(config: StudyConfig) -> str | None:
     """A digest of all that decides the examples; None for a hub data set, which only loading can tell to be the same."""
+    data = config.data
     sources = [data.source] if isinstance(data.source, str) else list(data.source.values())
     contents: list[Any] = []
     for source in sources:
@@ -93,7 +95,7 @@ def inputs_digest(data: DataConfig) -> str | None:
                 contents.append(hashlib.file_digest(file, "sha256").hexdigest())
         else:
             return None
-    return digest([FORMAT, data.model_dump(exclude={"noun"}), contents])
+    return digest([FORMAT, config.task.to_dict(), data.model_dump(exclude={"noun"}), contents])
 
 
 def read_prepared(folder: Path, inputs: str | None) -> Prepared | None:
@@ -108,7 +110,7 @@ def read_prepared(folder: Path, inputs: str | None) -> Prepared | None:
 
 
 def write_prepared(examples: Examples, folder: Path, inputs: str | None) -> Prepared:
-    path = folder / f"reviews-{examples.digest()}.parquet"
+    path = folder / f"examples-{examples.digest()}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         write_parquet(examples.table, path)

@@ -13,7 +13,6 @@ from cotd.storage.sync import sync_study
 from cotd.students.base_models import find_student
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
-from cotd.tasks.registry import get_task
 from cotd.tracking.registry import CHALLENGER, CHAMPION
 from cotd.tracking.runs import StudyTracker
 from cotd.training.folder import merit, rank
@@ -45,7 +44,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 
     Students that read the teacher's rationales are left out: they cannot predict without them. The test split plays no
-    part. The alias stays where the present champion is better on the same validation reviews.
+    part. The alias stays where the present champion is better on the same validation examples.
 
     Args:
         all_methods: choose among all methods; otherwise among those that a teacher contributes to.
@@ -69,8 +68,8 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
         )
         raise CotdError(" ".join([problem, *left_out]))
     trial, result = max(eligible, key=rank)
-    accuracy, reviews = result["validation"]["accuracy"], result["validation"]["n"]
-    sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {reviews} reviews.", *left_out]
+    accuracy, examples = result["validation"]["accuracy"], result["validation"]["n"]
+    sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {examples} examples.", *left_out]
     tracker = StudyTracker(config)
     registry, name = tracker.registry, config.tracking.registered_model
     holder: Any = registry.champion()
@@ -83,7 +82,7 @@ def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
         sentences.append(f"It is the champion already: version {version.version}.")
     elif holder is not None and (present := validation_accuracy(plan, f"models:/{name}/{holder.version}")) > accuracy:
         sentences.append(
-            f"The present champion, version {holder.version}, has {present:.1%} on the same reviews: it stays. "
+            f"The present champion, version {holder.version}, has {present:.1%} on the same examples: it stays. "
             f"The new student is version {version.version}, models:/{name}@{CHALLENGER}."
         )
         registry.set_challenger(version.version)
@@ -159,8 +158,8 @@ def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, A
 
 
 def validation_accuracy(plan: Plan, model_uri: str) -> float:
-    """A registered student's accuracy on this study's validation reviews."""
-    reviews = pd.read_parquet(plan.reviews)
-    validation = reviews[(reviews["split"] == "validation") & reviews["label"].notna()]
+    """A registered student's accuracy on this study's validation examples."""
+    examples = pd.read_parquet(plan.examples)
+    validation = examples[(examples["split"] == "validation") & examples["label"].notna()]
     table = predictions_table(Student.load(model_uri), validation)
-    return float(score_predictions(table, get_task(plan.config.data.task).positive)["accuracy"])
+    return float(score_predictions(table, plan.config.task)["accuracy"])

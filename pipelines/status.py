@@ -50,7 +50,7 @@ def study_status(config: StudyConfig) -> Status:
         `prepared` (split → examples), `annotated`, `best`, `report` and `champion`, each None if it is not done; `trials` (state →
         number); `next` (the command to run).
     """
-    prepared = read_prepared(config.directory / "data", inputs_digest(config.data))
+    prepared = read_prepared(config.directory / "data", inputs_digest(config))
     summary = current_annotations(config, prepared)
     trials = [(t, TrialFolder(config.directory / "trials" / t.id)) for t in planned(config, prepared, summary)]
     counts = Counter(state_of(config, folder) for _, folder in trials)

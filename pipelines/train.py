@@ -42,6 +42,6 @@ def train(config: StudyConfig) -> TrialFolder:
 
         teacher_test, rationales = read_teacher_test(plan.teacher_test), read_rationales(plan.held_out_rationales)
         train_trial(
-            trial, folder, plan.reviews, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
+            trial, folder, plan.examples, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
         )
     return folder

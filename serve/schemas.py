@@ -29,13 +29,13 @@ ERROR_EXAMPLE: Any = {"error": {"code": "too_many_texts", "message": TOO_MANY, "
 
 
 class PredictRequest(BaseModel):
-    """One or many reviews to classify."""
+    """One or many examples to classify."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": REQUEST_EXAMPLES})
 
     # Stops at the first invalid text: a body of a million numbers would be a million errors.
     texts: Annotated[list[str], FailFast(), WithJsonSchema(TEXTS_SCHEMA, mode="validation")] = Field(
-        min_length=1, description="reviews; a single string counts as a list of one"
+        min_length=1, description="examples; a single string counts as a list of one"
     )
     rationale: StrictBool = Field(False, description="also return the student's own rationale; slower, as it is generated")
     stream: StrictBool = Field(

@@ -35,7 +35,7 @@ class Settings(BaseModel):
     max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")
     poll_seconds: float = Field(10.0, ge=0, description="how often to look whether the alias has moved; 0: never")
     token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself is not passed on")
-    log_texts: bool = Field(False, description="write the reviews themselves to the log")
+    log_texts: bool = Field(False, description="write the examples themselves to the log")
     metrics_folder: str | None = Field(None, description="where replicas of a machine share metrics and note what they serve")
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from cotd.data.sources import load_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import Tag, Tagged, Usable
 from cotd.utils.iteration import batched
+from tests.tasks import SENTIMENT
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
@@ -79,14 +80,14 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str
 
 @pytest.fixture(scope="session")
 def rotten_tomatoes() -> Path:
-    """The folder of the embedded reviews; where they are in place, pulling does nothing."""
+    """The folder of the embedded examples; where they are in place, pulling does nothing."""
     return assets.pull(["rotten-tomatoes"], report=lambda _: None)[-1]
 
 
 @pytest.fixture(scope="session")
-def movie_reviews(rotten_tomatoes: Path) -> Examples:
+def movie_examples(rotten_tomatoes: Path) -> Examples:
     """All embedded movie reviews, with the default splits."""
-    return load_examples(DataConfig(source="embedded:rotten-tomatoes"))
+    return load_examples(DataConfig(source="embedded:rotten-tomatoes"), SENTIMENT)
 
 
 @pytest.fixture(scope="session")
@@ -111,23 +112,23 @@ def tiny_t5(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def review_text(number: int, positive: bool) -> str:
+def example_text(number: int, positive: bool) -> str:
     return f"{'A warm and funny' if positive else 'A dull and lifeless'} film, number {number}."
 
 
 @pytest.fixture(scope="session")
-def review_rows() -> pd.DataFrame:
+def example_rows() -> pd.DataFrame:
     """60 labelled rows with a split column: 24 train, 24 validation, 12 test, half of each positive."""
     splits = ["train"] * 24 + ["validation"] * 24 + ["test"] * 12
-    rows = [(review_text(i, i % 2 == 0), "positive" if i % 2 == 0 else "negative", s) for i, s in enumerate(splits)]
+    rows = [(example_text(i, i % 2 == 0), "positive" if i % 2 == 0 else "negative", s) for i, s in enumerate(splits)]
     return pd.DataFrame(rows, columns=["text", "label", "split"])
 
 
 @pytest.fixture
-def write_study(tmp_path: Path, review_rows: pd.DataFrame) -> Callable[..., Path]:
+def write_study(tmp_path: Path, example_rows: pd.DataFrame) -> Callable[..., Path]:
     """Writes `reviews.csv` and a valid `study.yaml` in `tmp_path`; returns the YAML's path."""
 
-    def write(rows: pd.DataFrame = review_rows, data: dict[str, Any] | None = None, **blocks: Any) -> Path:
+    def write(rows: pd.DataFrame = example_rows, data: dict[str, Any] | None = None, **blocks: Any) -> Path:
         rows.to_csv(tmp_path / "reviews.csv", index=False)
         columns = {"split": "split"} if "split" in rows else {}
         study = {
@@ -163,9 +164,9 @@ class FakeTeacher:
         if self.fails(request.prompt):
             return answer | {"error": "the engine ran out of memory", "finish_reason": None}
         if "allowed_token_ids" in request.sampling:
-            review = request.prompt.rstrip().splitlines()[-2]
+            example = request.prompt.rstrip().splitlines()[-2]
             # Biased by 2 towards positive, as small teachers are: only a calibrated threshold separates the labels.
-            score = (2.5 if "warm" in review else 1.5) + len(review) % 3 / 10
+            score = (2.5 if "warm" in example else 1.5) + len(example) % 3 / 10
             return answer | {"label_logprobs": [-score, 0.0]}
         return answer | {"text": self.write(request), "logprob": -3.0}
 

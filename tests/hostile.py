@@ -1,4 +1,4 @@
-"""Texts that break careless code: what reviews may hold."""
+"""Texts that break careless code: what examples may hold."""
 
 from __future__ import annotations
 

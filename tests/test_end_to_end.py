@@ -83,16 +83,16 @@ def test_report_holds_trials_teacher_champion_and_latency(demo: tuple[Path, str]
 
 def test_annotations_are_the_teachers_own_words(demo: tuple[Path, str]) -> None:
     table = pd.read_parquet(demo[0] / "demo" / "annotations" / "annotations.parquet")
-    assert table["review_id"].nunique() == 24
+    assert table["example_id"].nunique() == 24
     assert set(table["gold_conditioned"]) == {True, False}
     usable = table[table["error"].isna()]
     assert len(usable) >= 40
     assert usable["rationale"].str.split().str.len().min() >= 3
-    assert usable["rationale"].nunique() > 12, "a teacher that says the same of all reviews is none"
+    assert usable["rationale"].nunique() > 12, "a teacher that says the same of all examples is none"
     own = usable[~usable["gold_conditioned"]]
     assert own["label_probability"].between(0.5, 1).all()
     summary = json.loads((demo[0] / "demo" / "annotations" / "summary.json").read_text())
-    assert summary["calibration"]["used"] == "24 validation reviews with their gold labels"
+    assert summary["calibration"]["used"] == "24 validation examples with their gold labels"
 
 
 def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Path, str]) -> None:

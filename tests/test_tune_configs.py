@@ -11,7 +11,6 @@ from cotd.config.digest import digest
 from cotd.data.sources import noun
 from cotd.study.config import StudyConfig, load_config
 from cotd.study.trials import plan_trials
-from cotd.tasks.registry import get_task
 from cotd.teachers.prompts import load_prompts
 from pipelines.sweep.search import draw_settings
 
@@ -39,13 +38,13 @@ def test_study_loads_and_plans(path: Path, variant: str | None) -> None:
     config = load(path, variant)
     digests = {size: f"digest of {size}" for size in config.grid.all_values("size")}
     trials = plan_trials(
-        config, digests, "reviews", "annotations", settings=draw_settings(config.search) if config.search else [{}]
+        config, digests, "examples", "annotations", settings=draw_settings(config.search) if config.search else [{}]
     )
     cells = list(config.grid.all_cells())
     # Each combination is a trial of its own: none says what another does.
     assert len(trials) == len(cells) * (config.search.samples if config.search else 1)
     assert len({t.title for t in trials}) == len(trials)
-    load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
+    load_prompts(config.task, noun(config.data, config.task), config.teacher.prompts)
     assert StudyConfig.model_validate(config.model_dump()) == config, "what is saved is what was run"
 
 
@@ -55,12 +54,12 @@ def test_studies_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("variant", "number"), [("imdb", 4), ("yelp", 4), ("embedded", 3)])
-def test_studies_of_one_variant_share_their_reviews(variant: str, number: int) -> None:
+def test_studies_of_one_variant_share_their_examples(variant: str, number: int) -> None:
     """The teacher is not asked again about what it has annotated for another of them."""
     studies = [load(path, name) for path, name in EVERY if name == variant]
     assert len(studies) == number
     assert len({digest(study.data.model_dump()) for study in studies}) == 1
-    assert len({(study.teacher.model, study.teacher.strategy, study.teacher.max_review_tokens) for study in studies}) == 1
+    assert len({(study.teacher.model, study.teacher.strategy, study.teacher.max_text_tokens) for study in studies}) == 1
 
 
 def test_large_students_are_trained_on_all_data_only() -> None:

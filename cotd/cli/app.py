@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Chain-of-thought distillation: a teacher annotates reviews, small T5 students learn, the best is served.\n\n"
+    help="Chain-of-thought distillation: a teacher annotates examples, small T5 students learn, the best is served.\n\n"
     "Start with: cotd demo",
 )
 

@@ -36,6 +36,6 @@ def check_student(student: str, tracking_uri: str) -> None:
     _, card = find_student(student)
     if card.get("rationale_as_input"):
         raise CotdError(
-            f"'{student}' was trained by '{card.get('method')}': it needs the teacher's rationale with each review. Name a student "
+            f"'{student}' was trained by '{card.get('method')}': it needs the teacher's rationale with each example. Name a student "
             "of another method."
         )

@@ -1,4 +1,4 @@
-"""`cotd predict`: predictions of reviews from arguments, a stream or a file, by an endpoint or a student loaded here."""
+"""`cotd predict`: predictions of examples from arguments, a stream or a file, by an endpoint or a student loaded here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PredictRows = Callable[[list[str]], list[dict[str, Any]]]
 @app.command()
 def predict(
     context: typer.Context,
-    texts: Annotated[list[str] | None, typer.Argument(help="reviews; default: standard input, a line each")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="examples; default: standard input, a line each")] = None,
     url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; default: {ENDPOINT}")] = None,
     local: Annotated[
         bool, typer.Option("--local", help="load the student in this process instead of asking an endpoint")
@@ -46,11 +46,11 @@ def predict(
     text: Annotated[str, typer.Option(help="--input's text column")] = "text",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Predicts the sentiment of reviews.
+    """Predicts the sentiment of examples.
 
     Example: cotd predict "A warm and funny film."
 
-    Example: cotd predict --local --rationale < reviews.txt
+    Example: cotd predict --local --rationale < examples.txt
 
     Example: cotd predict --input reviews.parquet --output scored.parquet
 
@@ -58,7 +58,7 @@ def predict(
     """
     loads_student = local or bool(input and not url)
     problems = {
-        "--input and --output go together, without reviews as arguments": bool(input) != bool(output) or bool(input and texts),
+        "--input and --output go together, without examples as arguments": bool(input) != bool(output) or bool(input and texts),
         "--json is for predictions that are printed: leave it out, the name of --output decides the format": input and as_json,
         "--input loads the student without --local: leave one of them out": input and local,
         "--local uses no endpoint: leave out --url, or --local": url and local,
@@ -71,27 +71,27 @@ def predict(
     if input and output:
         predict_file(input, output, text, rationale, url, model, store)
         return
-    reviews = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
+    examples = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
     with contextlib.ExitStack() as stack:
         predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
-        rows = predicted(reviews, predict_rows, 4 if rationale else 32)
+        rows = predicted(examples, predict_rows, 4 if rationale else 32)
         if (first := next(rows, None)) is None:
-            raise CotdError("no review given: name some as arguments, or give them on standard input, a line each.")
+            raise CotdError("no example given: name some as arguments, or give them on standard input, a line each.")
         rows = itertools.chain([first], rows)
         show(context, as_json, list(rows) if as_json else [], map(prediction_line, rows))
 
 
-def predicted(reviews: Iterator[str], predict_rows: PredictRows, size: int) -> Iterator[dict[str, Any]]:
-    """Reviews with their predictions, as soon as each batch of `size` reviews has them."""
+def predicted(examples: Iterator[str], predict_rows: PredictRows, size: int) -> Iterator[dict[str, Any]]:
+    """Examples with their predictions, as soon as each batch of `size` examples has them."""
     from cotd.progress import say
 
     count = 0
-    for batch in batched(reviews, size):
-        for review, row in zip(batch, predict_rows(batch), strict=True):
-            yield {"text": review, **row}
+    for batch in batched(examples, size):
+        for example, row in zip(batch, predict_rows(batch), strict=True):
+            yield {"text": example, **row}
             count += 1
             if count % 1000 == 0 and not sys.stdout.isatty():
-                say(f"  {count:,} reviews")
+                say(f"  {count:,} examples")
 
 
 def prediction_line(row: dict[str, Any]) -> str:
@@ -108,9 +108,9 @@ def local_student(student: str, rationale: bool, store: str) -> PredictRows:
     if rationale and not model.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
 
-    def predict_rows(reviews: list[str]) -> list[dict[str, Any]]:
-        rationales = model.explain(reviews) if rationale else [None] * len(reviews)
-        predictions = model.predict(reviews)
+    def predict_rows(examples: list[str]) -> list[dict[str, Any]]:
+        rationales = model.explain(examples) if rationale else [None] * len(examples)
+        predictions = model.predict(examples)
         return [{**asdict(p), "rationale": why} for p, why in zip(predictions, rationales, strict=True)]
 
     return predict_rows
@@ -121,7 +121,7 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predi
     from serve.client import Client
 
     client = stack.enter_context(Client(url))
-    return lambda reviews: [p.model_dump() for p in client.predict(reviews, rationale)]
+    return lambda examples: [p.model_dump() for p in client.predict(examples, rationale)]
 
 
 def predict_file(source: str, target: str, text: str, rationale: bool, url: str | None, student: str, store: str) -> None:

@@ -32,7 +32,7 @@ def serve_command(
     token_file: Annotated[
         Path | None, typer.Option(help="clients must send the token in this file; default: COTD_SERVE_TOKEN, else none")
     ] = None,
-    log_texts: Annotated[bool, typer.Option("--log-texts", help="write the reviews themselves to the log")] = False,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="write the examples themselves to the log")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Serves a student over HTTP until Ctrl-C: a page at /, POST /v1/predict, GET /v1/model, /metrics, /healthz, /docs.

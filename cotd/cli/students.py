@@ -29,13 +29,13 @@ def evaluate(
 
     Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
     """
-    from cotd.evaluation.metrics import gold_reviews, predictions_table, require_split, score_predictions
+    from cotd.evaluation.metrics import gold_examples, predictions_table, require_split, score_predictions
     from cotd.students.student import Student as Model
 
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
-    reviews = gold_reviews(source, split, text, label)
     model = Model.load(student)
-    scores = score_predictions(predictions_table(model, reviews), model.task.positive)
+    examples = gold_examples(source, model.task, split, text, label)
+    scores = score_predictions(predictions_table(model, examples), model.task)
     show(context, as_json, scores, [json.dumps(scores, indent=2)])
 
 

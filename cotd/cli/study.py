@@ -20,7 +20,7 @@ def demo(
     overrides: Overrides = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port of the endpoint; 0 for a free one")] = 0,
 ) -> None:
-    """Runs all stages, small and offline: real reviews, a real teacher, a grid of students, the best one served.
+    """Runs all stages, small and offline: real examples, a real teacher, a grid of students, the best one served.
 
     Example: cotd demo
     """
@@ -64,11 +64,11 @@ def annotate(
     yes: Annotated[bool, typer.Option("--yes", help="continue whatever the estimated price of an endpoint")] = False,
     retry_errors: Annotated[
         bool,
-        typer.Option("--retry-errors", help="ask again about quarantined reviews, refused ones too, and about nothing else"),
+        typer.Option("--retry-errors", help="ask again about quarantined examples, refused ones too, and about nothing else"),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Lets the teacher annotate a study's training reviews; completions that are stored are not asked for again.
+    """Lets the teacher annotate a study's training examples; completions that are stored are not asked for again.
 
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
@@ -80,7 +80,9 @@ def annotate(
     from pipelines.annotate.summary import summary_lines
 
     if rows is not None and not dry_run:
-        raise CotdError(f"--rows is for --dry-run alone: leave it out. To annotate fewer reviews, give data.train_rows={rows}.")
+        raise CotdError(
+            f"--rows is for --dry-run alone: leave it out. To annotate fewer examples, give data.train_rows={rows}."
+        )
     study = load_config(config, overrides)
     if dry_run:
         lines = list(preview(study, 2 if rows is None else rows))
@@ -139,7 +141,7 @@ def report(
     config: Config,
     overrides: Overrides = None,
     on: Annotated[
-        str | None, typer.Option(help="score the students on the reviews of another source, named as in cotd evaluate")
+        str | None, typer.Option(help="score the students on the examples of another source, named as in cotd evaluate")
     ] = None,
     split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
     text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
@@ -149,20 +151,20 @@ def report(
     """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
 
     An unfinished study is reported as far as it is done, with what is missing. With --on the report scores the same
-    students on reviews of another kind, and is written to transfer/ in the study's folder.
+    students on examples of another kind, and is written to transfer/ in the study's folder.
 
     Example: cotd report tune_configs/demo.yaml
 
     Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
     """
-    from cotd.evaluation.metrics import gold_reviews
+    from cotd.evaluation.metrics import gold_examples
     from cotd.study.config import load_config
     from pipelines.report.rescoring import OtherSource, transfer_folder
     from pipelines.report.run import report as run
     from pipelines.report.text import terminal
 
     study = load_config(config, overrides)
-    content = run(study, OtherSource(on, gold_reviews(on, split, text, label)) if on else None)
+    content = run(study, OtherSource(on, gold_examples(on, study.task, split, text, label)) if on else None)
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
     show(context, as_json, content, [terminal(content), f"written to {where}: {', '.join(files)}"])

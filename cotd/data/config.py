@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import string
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
-from cotd.errors import CotdError
-from cotd.tasks.registry import get_task
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -18,6 +17,9 @@ class Columns(ConfigModel):
 
     text: str = "text"
     label: str | None = "label"
+    choices: str | None = Field(
+        None, description="the options of each row, for multiple choice: a list, in CSV written as JSON"
+    )
     split: str | None = None
     group: str | None = Field(None, description="rows of one group (a movie, a product) stay in one split")
 
@@ -28,24 +30,46 @@ class DataConfig(ConfigModel):
     source: str | dict[Literal["train", "validation", "test"], str] = Field(
         description="embedded:NAME, a .parquet, .jsonl or .csv file (or one per split), or a hub id"
     )
-    task: str = "sentiment"
+    input: str | None = Field(
+        None, description='the text of an example as a template over columns, in place of columns.text: "{title}: {body}"'
+    )
     columns: Columns = Columns()
-    noun: str | None = Field(None, description="what prompts call a text; null: the source's own word, else 'review'")
+    noun: str | None = Field(None, description="what prompts call a text; null: the source's own word, else the task's noun")
     test_share: Share = 0.2
     validation_share: Share = 0.1
-    train_rows: int | None = Field(None, ge=1, description="use the first n training reviews (null: all)")
+    train_rows: int | None = Field(None, ge=1, description="use the first n training examples (null: all)")
     validation_rows: int | None = Field(None, ge=1)
     test_rows: int | None = Field(None, ge=1)
 
-    @field_validator("task")
+    @field_validator("input")
     @classmethod
-    def known_task(cls, name: str) -> str:
-        try:
-            return get_task(name).name
-        except CotdError as error:
-            raise ValueError(str(error)) from error
+    def names_columns(cls, template: str | None) -> str | None:
+        if template is not None and not template_columns(template):
+            raise ValueError("the template names no column. Write a column's name in braces, as in {title}")
+        return template
+
+    @model_validator(mode="after")
+    def one_text(self) -> DataConfig:
+        if self.input is not None and "text" in self.columns.model_fields_set:
+            raise ValueError("input and columns.text are mutually exclusive: leave out one")
+        return self
 
     @property
     def source_name(self) -> str:
         """The source as one string."""
         return self.source if isinstance(self.source, str) else ", ".join(self.source.values())
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template names, in their order.
+
+    Raises:
+        ValueError: a brace is not closed, or stands for itself and is written once.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"{error}. Write a literal brace twice: {{{{ or }}}}") from error
+    if any(name == "" for _, name, _, _ in parts):
+        raise ValueError("{} names no column. Write a column's name in the braces")
+    return list(dict.fromkeys(name for _, name, _, _ in parts if name))

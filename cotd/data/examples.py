@@ -7,10 +7,13 @@ or "test"). Some 30 bytes of each of a source's rows are in memory; texts are on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,16 +29,36 @@ from cotd.tasks.base import Task
 PROTECTION = {"train": 0, "validation": 1, "test": 2}
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
 CONTRADICTORY = "repeated with different labels"
+# More labels than this fraction that are not the task's mean a wrong mapping; fewer are bad rows.
+MAX_WRONG = 0.05
+MAX_UNKNOWN = 1000  # different labels outside the task that are counted by name
 
 
-def review_id(dataset: str, text: str) -> str:
-    """A stable id: 16 hex digits of the SHA-256 of the dataset's name and the case-folded cleaned text."""
-    return hashlib.sha256(f"{dataset}\n{clean_text(text).casefold()}".encode()).hexdigest()[:16]
+def example_id(dataset: str, text: str, choices: Sequence[str] | None = None) -> str:
+    """A stable id: 16 hex digits of the SHA-256 of the dataset's name, the case-folded cleaned text and the options."""
+    lines = [dataset, clean_text(text).casefold(), *(option.casefold() for option in choices or ())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def unit_interval(key: str) -> float:
     """A number in [0, 1) that depends on `key` alone: the same on every machine, so splits never move."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def parse_choices(value: Any) -> list[str] | None:
+    """A row's own options: a list, or JSON of one, or a mapping whose `text` is one, as on the hub; None if it is not."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    options = [clean_text(str(option)) for option in value]
+    distinct = len({option.casefold() for option in options}) == len(options)
+    return options if len(options) >= 2 and all(options) and distinct else None
 
 
 @dataclass
@@ -47,11 +70,13 @@ class Examples:
             pseudo-random sample, and smaller samples are nested in larger ones.
         quarantined: the rows that cannot be used.
         counts: rows read, repeats dropped, quarantined, kept by split.
+        label_problem: what is wrong if so many labels are not the task's that the mapping must be, or None.
     """
 
     rows: ExampleTable
     quarantined: QuarantinedRows
     counts: dict[str, int] = field(default_factory=dict)
+    label_problem: str | None = None
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -79,9 +104,10 @@ def build_examples(
 
     Args:
         rows: whole or in blocks (at least one), with columns `text`, and optionally `label`, `split`, `group` (texts of one
-            group, a movie's say, never fall into two splits), `problem` (why a row cannot be used) and `line` (such a row as
-            it was). Rows without a split are carved by a hash of their group, or of their text, into test, validation and
-            train. If a source has test rows but no validation rows, validation is carved from its train rows in this way.
+            group, a movie's say, never fall into two splits), `choices` (a row's own options), `problem` (why a row cannot be
+            used) and `line` (such a row as it was). Rows without a split are carved by a hash of their group, or of their
+            text, into test, validation and train. A source with splits that lacks validation or test has it carved from its
+            train rows in this way.
         test_share, validation_share: fractions of the rows to carve.
         spill_dir: a folder on whose disk the texts are kept, see `cotd.data.spill.open_spill_file`.
 
@@ -93,10 +119,11 @@ def build_examples(
     Raises:
         CotdError: no example is left.
     """
-    reader = RowReader(dataset, task, test_share, validation_share, TextFile(spill_dir))
+    reader = RowReader(dataset, task, test_share, validation_share, spill_dir)
     for block in [rows] if isinstance(rows, pd.DataFrame) else rows:
         for part in in_blocks(len(block)):
             reader.add(block.iloc[part])
+    names = reader.names()
     ids, labels, given, carved, low, reasons = reader.columns()
     splits = assign_splits(given, carved, low)
     kept, contradictory = unique_rows(ids, labels, splits, np.flatnonzero(reasons == NONE))
@@ -104,19 +131,19 @@ def build_examples(
     reasons[contradictory] = reader.reason(CONTRADICTORY)
 
     bad = np.flatnonzero(reasons != NONE)
-    quarantined = QuarantinedRows(labels[bad], splits[bad], bad, reasons[bad], reader.texts, task.labels, list(reader.reasons))
+    quarantined = QuarantinedRows(labels[bad], splits[bad], bad, reasons[bad], reader.texts, names, list(reader.reasons))
     if not len(kept):
         why = "; ".join(f"{n} rows: {reason}" for reason, n in quarantined.counts().most_common(3))
         raise CotdError(
-            f"{dataset}: no usable review among {len(ids)} rows{f' ({why})' if why else ''}. "
+            f"{dataset}: no usable example among {len(ids)} rows{f' ({why})' if why else ''}. "
             "Check the file and the column mapping (data.columns)."
         )
     alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
     order = kept[np.lexsort((ranks(ids[kept]), alphabetical[splits[kept]]))]
-    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), reader.texts, task.labels)
+    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), reader.texts, names, reader.choices)
     counts = {"rows": len(ids), "repeats": repeats, "quarantined": len(bad)}
     counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
-    return Examples(table, quarantined, counts)
+    return Examples(table, quarantined, counts, reader.label_problem())
 
 
 class RowReader:
@@ -124,42 +151,77 @@ class RowReader:
 
     Attributes:
         texts: each row's text, cleaned, or its line if the row is bad.
+        choices: each row's own options as JSON; None if the task has the same for all.
         reasons: why rows cannot be used → its code.
     """
 
-    def __init__(self, dataset: str, task: Task, test_share: float, validation_share: float, texts: TextFile):
-        self.dataset, self.task, self.texts = dataset, task, texts
+    def __init__(self, dataset: str, task: Task, test_share: float, validation_share: float, spill_dir: Path | None):
+        self.dataset, self.task, self.texts = dataset, task, TextFile(spill_dir)
+        self.choices = TextFile(spill_dir) if task.needs_choices else None
         self.shares = test_share, validation_share
         self.reasons: dict[str, int] = {}
+        self.labelled = self.wrong = 0
+        self.unknown_labels: Counter[str] = Counter()
+        self._codes: dict[str | None, int] = {None: NONE} | {label: code for code, label in enumerate(task.labels)}
         self._blocks: list[tuple[np.ndarray, ...]] = []
 
     def add(self, rows: pd.DataFrame) -> None:
         """Reads some rows, see `build_examples`."""
         frame = pd.DataFrame({"text": rows["text"]})
-        for column in ("label", "split", "group", "problem", "line"):
+        for column in ("label", "split", "group", "problem", "line", "choices"):
             frame[column] = rows.get(column)
         frame = frame.astype(object).where(frame.notna(), None)
-        raw_texts, raw_labels, given, groups, problems, lines = (list(frame[column]) for column in frame)
+        raw_texts, raw_labels, given, groups, problems, lines, raw_choices = (list(frame[column]) for column in frame)
         texts = [clean_text(t) if isinstance(t, str) else "" for t in raw_texts]
-        ids = [review_id(self.dataset, t) for t in texts]
-        labels = [self.task.parse_label(v) for v in raw_labels]
+        choices = [parse_choices(c) for c in raw_choices] if self.task.needs_choices else [None] * len(texts)
+        ids = [example_id(self.dataset, t, c) for t, c in zip(texts, choices, strict=True)]
+        labels = [self.task.parse(v, c) for v, c in zip(raw_labels, choices, strict=True)]
         reasons = np.full(len(texts), NONE, dtype=np.int32)
         for i, (text, raw, label) in enumerate(zip(texts, raw_labels, labels, strict=True)):
             if not text:
                 reasons[i] = self.reason(problems[i] or text_problem(raw_texts[i]) or "empty text")
-            elif raw is not None and label is None:
-                reasons[i] = self.reason(f"label {str(raw)[:40]!r} is not one of {', '.join(self.task.labels)}")
+            elif self.task.needs_choices and choices[i] is None:
+                reasons[i] = self.reason(
+                    "no options" if raw_choices[i] is None else "its options are not a list of at least two"
+                )
+            elif raw is not None and str(raw).strip():
+                self.labelled += 1
+                if label is None:
+                    self.wrong += 1
+                    self.unknown_labels[str(raw)[:40]] += len(self.unknown_labels) < MAX_UNKNOWN
+                    reasons[i] = self.reason(f"label {str(raw)[:40]!r} is not {self.task.expected(choices[i])}")
+        if self.choices is not None:
+            self.choices.add(json.dumps(c or [], ensure_ascii=False) for c in choices)
         self.texts.add(text if line is None else line for text, line in zip(texts, lines, strict=True))
 
         test, validation = self.shares
         u = np.array([unit_interval(f"split\n{i if g is None else g}") for i, g in zip(ids, groups, strict=True)])
         carved = np.select([u < test, u < test + validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
-        codes = encode(self.task.labels, labels), encode(SPLITS, given)
+        for label in labels:
+            self._codes.setdefault(label, len(self._codes) - 1)
+        codes = np.array([self._codes[label] for label in labels], dtype=np.int32), encode(SPLITS, given).astype(np.int8)
         self._blocks.append((encode_ids(ids), *codes, carved, u < validation, reasons))
 
     def reason(self, text: str) -> int:
         """The code of a reason."""
         return self.reasons.setdefault(text, len(self.reasons))
+
+    def label_problem(self) -> str | None:
+        """What is wrong if so many labels are not the task's that the mapping must be, and not a row here and there; or None."""
+        if self.wrong <= MAX_WRONG * self.labelled:
+            return None
+        shown = ", ".join(f"'{label}' ({n:,} rows)" for label, n in self.unknown_labels.most_common(5))
+        advice = "Name every label in task.labels, with its other spellings, as in {positive: [1, pos]}"
+        if not self.task.labels:
+            advice = "Check data.columns"
+        return (
+            f"{self.dataset}: {self.wrong:,} of {self.labelled:,} labels are not {self.task.expected()}: {shown}. {advice}; "
+            "or name the right column, data.columns.label (null: no gold labels)."
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Every answer, by its code."""
+        return tuple(label for label in self._codes if label is not None)
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """All rows' ids, labels, given splits, carved splits, whether validation is carved from train, and reasons."""
@@ -173,13 +235,17 @@ def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray) -> np.
     Args:
         given: (N,) codes in SPLITS, or NONE.
         carved: (N,) codes to use if no row has a given one.
-        low: (N,) whether a row of train goes to validation if no row is given that.
+        low: (N,) whether a row of train goes to validation if no row is given that, and some are given test.
     """
     if (given == NONE).all():
         return carved
     splits = np.where(given == NONE, np.int8(TRAIN), given)
-    if not (given == VALIDATION).any():
-        splits[(splits == TRAIN) & low] = VALIDATION
+    train = splits == TRAIN
+    lacks_validation, lacks_test = not (given == VALIDATION).any(), not (given == TEST).any()
+    if lacks_test:
+        splits[train & (carved == TEST)] = TEST
+    if lacks_validation:
+        splits[train & ((carved == VALIDATION) if lacks_test else low)] = VALIDATION
     return splits
 
 
@@ -195,7 +261,7 @@ def unique_rows(ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, sound: 
     order = sound[np.lexsort((rank[sound], ids[sound]))]
     starts = np.flatnonzero(np.concatenate([[True], ids[order[1:]] != ids[order[:-1]]]))
     ordered = labels[order]
-    lowest = np.minimum.reduceat(np.where(ordered == NONE, np.int8(127), ordered), starts)
+    lowest = np.minimum.reduceat(np.where(ordered == NONE, np.iinfo(ordered.dtype).max, ordered), starts)
     differ = np.maximum.reduceat(ordered, starts) > lowest
     sizes = np.diff(np.append(starts, len(order)))
     return order[starts[~differ]], order[np.repeat(differ, sizes)]
@@ -212,7 +278,7 @@ def limit_rows(examples: Examples, limits: dict[str, int | None]) -> Examples:
     rows = examples.rows
     parts = [np.flatnonzero(rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
     counts = examples.counts | {f"kept_{name}": len(part) for name, part in zip(SPLITS, parts, strict=True)}
-    return Examples(rows.take(np.concatenate(parts)), examples.quarantined, counts)
+    return replace(examples, rows=rows.take(np.concatenate(parts)), counts=counts)
 
 
 def select_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""Examples in an order, with their texts on disk: some 20 bytes of memory each, however long they are."""
+"""Examples in an order, with their texts on disk: some 30 bytes of memory each, however long they are."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,9 @@ def decode_ids(ids: np.ndarray) -> list[str]:
 
 
 def encode(names: Sequence[str], values: Sequence[str | None]) -> np.ndarray:
-    """(N,) int8 codes, which are positions in `names`, or NONE."""
+    """(N,) int32 codes, which are positions in `names`, or NONE."""
     codes = {None: NONE} | {name: code for code, name in enumerate(names)}
-    return np.array([codes[v] for v in values], dtype=np.int8)
+    return np.array([codes[v] for v in values], dtype=np.int32)
 
 
 def decode(names: Sequence[str], codes: np.ndarray) -> np.ndarray:
@@ -56,10 +57,11 @@ class ExampleTable:
 
     Attributes:
         ids: (N,) uint64, see `encode_ids`, without repeats.
-        labels: (N,) int8, codes in `names`, or NONE.
+        labels: (N,) int32, codes in `names`, or NONE.
         splits: (N,) int8, codes in SPLITS.
         numbers: (N,) positions in `texts`, which may hold others, without repeats.
-        names: the task's labels.
+        names: the task's labels; where it has no fixed ones, every answer that any row has.
+        choices: each row's own options as a JSON list, by the same positions; None if the task has the same for all.
     """
 
     ids: np.ndarray
@@ -68,6 +70,7 @@ class ExampleTable:
     numbers: np.ndarray
     texts: TextFile
     names: tuple[str, ...]
+    choices: TextFile | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,17 +78,23 @@ class ExampleTable:
     def take(self, rows: np.ndarray | slice) -> ExampleTable:
         """The examples at some positions, or where a mask is true, in that order."""
         columns = (self.ids[rows], self.labels[rows], self.splits[rows], self.numbers[rows])
-        return ExampleTable(*columns, self.texts, self.names)
+        return ExampleTable(*columns, self.texts, self.names, self.choices)
 
     def split(self, name: str) -> ExampleTable:
         """The examples of one split."""
         return self.take(self.splits == SPLITS.index(name))
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """The examples with columns `id`, `text`, `label`, `split`, a thousand at a time, at least one block."""
+        """The examples with columns `id`, `text`, `choices` if they have their own, `label`, `split`, a thousand at a time.
+
+        There is at least one block.
+        """
         for block in map(self.take, in_blocks(len(self))):
             columns = {"id": decode_ids(block.ids), "text": self.texts.take(block.numbers)}
-            yield text_frame(columns, label=block.label_names(), split=decode(SPLITS, block.splits))
+            frame = text_frame(columns, label=block.label_names(), split=decode(SPLITS, block.splits))
+            if self.choices is not None:
+                frame.insert(2, "choices", pd.Series(list(block.own_choices()), dtype=object))
+            yield frame
 
     def frame(self) -> pd.DataFrame:
         """All of them in memory."""
@@ -95,6 +104,14 @@ class ExampleTable:
         """(number, id, text) of each example; a thousand are in memory at once."""
         for block in map(self.take, in_blocks(len(self))):
             yield from zip(block.numbers.tolist(), decode_ids(block.ids), self.texts.take(block.numbers), strict=True)
+
+    def own_choices(self) -> Iterator[list[str] | None]:
+        """Each example's own options; None where the task has the same for all."""
+        if self.choices is None:
+            yield from [None] * len(self)
+            return
+        for rows in in_blocks(len(self)):
+            yield from map(json.loads, self.choices.take(self.numbers[rows]))
 
     def decode_ids(self) -> Iterator[str]:
         """Each example's id."""
@@ -125,7 +142,7 @@ class ExampleTable:
     def gold(self, ids: Sequence[str]) -> pd.Series:
         """The gold labels of the examples with these ids, by id; without those that have none."""
         ids = list(dict.fromkeys(ids))
-        labels = np.append(self.labels, np.int8(NONE))[self.positions(ids)]  # position NONE is the last
+        labels = np.append(self.labels, np.int32(NONE))[self.positions(ids)]  # position NONE is the last
         return pd.Series(decode(self.names, labels), index=pd.Index(ids, dtype=object), dtype=object).dropna()
 
     @cached_property

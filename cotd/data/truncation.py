@@ -18,7 +18,7 @@ def tail_length(truncation: Truncation, limit: int) -> int:
     """The number of last tokens that stay of an input that is cut to `limit`.
 
     `head`: only the one that ends the sequence. `head_tail`: three quarters of the limit, as in Sun et al. (2019,
-    section 5.3.1): the verdict of a review is at its end.
+    section 5.3.1): the verdict of an example is at its end.
     """
     return 1 if truncation == "head" else max(1, limit - limit // 4)
 

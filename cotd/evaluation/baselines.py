@@ -20,24 +20,24 @@ def majority(gold: pd.Series) -> dict[str, Any]:
     return {"label": label, **accuracy_metrics((gold == label).to_numpy())}
 
 
-def tfidf_regression(reviews: pd.DataFrame, fraction: float) -> dict[str, Any] | None:
+def tfidf_regression(examples: pd.DataFrame, fraction: float) -> dict[str, Any] | None:
     """Test accuracy of a logistic regression on TF-IDF weights of words and pairs of words, trained on gold labels.
 
-    The baseline of Wang and Manning (2012) without its naive Bayes weights. It sees the same training reviews as a student at
+    The baseline of Wang and Manning (2012) without its naive Bayes weights. It sees the same training examples as a student at
     `fraction`, and its regularisation is selected on validation.
 
     Args:
-        reviews: the Review table, all splits.
+        examples: the Example table, all splits.
 
     Returns:
-        `fraction`, `accuracy`, `ci_low`, `ci_high`, `n`, `train_reviews`, or None if the training reviews have fewer than two
+        `fraction`, `accuracy`, `ci_low`, `ci_high`, `n`, `train_examples`, or None if the training examples have fewer than two
         gold labels.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    labelled = reviews[reviews["label"].notna()]
-    train = select_fraction(reviews[reviews["split"] == "train"], fraction)
+    labelled = examples[examples["label"].notna()]
+    train = select_fraction(examples[examples["split"] == "train"], fraction)
     train = train[train["label"].notna()]
     validation, test = (labelled[labelled["split"] == split] for split in ("validation", "test"))
     if train["label"].nunique() < 2:
@@ -48,4 +48,4 @@ def tfidf_regression(reviews: pd.DataFrame, fraction: float) -> dict[str, Any] |
     models = [LogisticRegression(C=c, max_iter=1000).fit(x, train["label"]) for c in STRENGTHS]
     best = max(models, key=lambda m: float(np.mean(m.predict(x_validation) == validation["label"])))
     correct = best.predict(vectorizer.transform(test["text"])) == test["label"].to_numpy()
-    return {"fraction": fraction, **accuracy_metrics(correct), "train_reviews": len(train)}
+    return {"fraction": fraction, **accuracy_metrics(correct), "train_examples": len(train)}

@@ -12,6 +12,7 @@ from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error
 from cotd.students.student import Student
+from cotd.tasks.base import Task
 
 ALL = "all"
 
@@ -22,8 +23,8 @@ def require_split(split: str) -> None:
         raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
 
 
-def gold_reviews(source: str, split: str = "test", text: str = "text", label: str = "label") -> pd.DataFrame:
-    """A source's reviews with gold labels, of one split or of all, as a Review table.
+def gold_examples(source: str, task: Task, split: str = "test", text: str = "text", label: str = "label") -> pd.DataFrame:
+    """A source's examples with gold labels, of one split or of all, as an example table.
 
     Raises:
         CotdError: there is no such source, column or split, or no gold label in it.
@@ -32,23 +33,23 @@ def gold_reviews(source: str, split: str = "test", text: str = "text", label: st
     from cotd.data.sources import load_examples
 
     require_split(split)
-    every = load_examples(DataConfig(source=source, columns=Columns(text=text, label=label)))
-    reviews = every.table if split == ALL else every.split(split)
-    reviews = reviews[reviews["label"].notna()]
-    if reviews.empty:
+    every = load_examples(DataConfig(source=source, columns=Columns(text=text, label=label)), task)
+    examples = every.table if split == ALL else every.split(split)
+    examples = examples[examples["label"].notna()]
+    if examples.empty:
         where = source if split == ALL else f"the {split} split of {source}"
         raise CotdError(f"there are no gold labels to score against: {where}. Name the label column, or another split.")
-    return reviews
+    return examples
 
 
-def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Predictions for labelled reviews: columns review_id, gold, predicted, probability_LABEL…, truncated.
+def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Predictions for labelled examples: columns example_id, gold, predicted, probability_LABEL…, truncated.
 
     Args:
-        rationales: review id → the teacher's own rationale, for a student that reads them.
+        rationales: example id → the teacher's own rationale, for a student that reads them.
     """
-    predicted = student.predict(list(reviews["text"]), align(reviews, rationales))
-    table = pd.DataFrame({"review_id": reviews["id"].to_list(), "gold": reviews["label"].to_list()})
+    predicted = student.predict(list(examples["text"]), align(examples, rationales))
+    table = pd.DataFrame({"example_id": examples["id"].to_list(), "gold": examples["label"].to_list()})
     table["predicted"] = [p.label for p in predicted]
     for label in student.task.labels:
         table[f"probability_{label}"] = [p.probabilities[label] for p in predicted]
@@ -56,22 +57,21 @@ def predictions_table(student: Student, reviews: pd.DataFrame, rationales: Mappi
     return table
 
 
-def align(reviews: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
-    """The rationale of each review, or None if there are none."""
-    return None if rationales is None else [rationales[i] for i in reviews["id"]]
+def align(examples: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
+    """The rationale of each example, or None if there are none."""
+    return None if rationales is None else [rationales[i] for i in examples["id"]]
 
 
-def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str] | None = None) -> dict[str, Any]:
+def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] | None = None) -> dict[str, Any]:
     """Metrics of a predictions table with gold labels.
 
     Args:
-        positive: the label that ROC-AUC ranks by.
-        teacher: review id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
+        teacher: example id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
 
     Returns:
         accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
         expected_calibration_error, and for each label precision_LABEL (absent if it is never predicted) and recall_LABEL
-        (absent if no review has it); all in [0, 1] but n.
+        (absent if no example has it); all in [0, 1] but n.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
@@ -88,12 +88,13 @@ def score_predictions(table: pd.DataFrame, positive: str, teacher: dict[str, str
         for name, among in (("precision", predicted == label), ("recall", gold == label)):
             if among.any():
                 metrics[f"{name}_{label}"] = float(correct[among].mean())
-    if len(set(gold)) > 1:
+    positive = task.positive_label
+    if positive and len(set(gold)) > 1:
         metrics["roc_auc"] = float(roc_auc_score(gold == positive, table[f"probability_{positive}"]))
     if teacher:
-        shared = table[table["review_id"].isin(list(teacher))]
+        shared = table[table["example_id"].isin(list(teacher))]
         if len(shared):
-            agreed = shared["predicted"].to_numpy() == np.array([teacher[i] for i in shared["review_id"]])
+            agreed = shared["predicted"].to_numpy() == np.array([teacher[i] for i in shared["example_id"]])
             metrics |= {"teacher_agreement": float(agreed.mean()), "n_teacher": len(shared)}
     return metrics
 
@@ -104,7 +105,7 @@ def accuracy_table(metrics: Mapping[str, Any]) -> list[str]:
     Args:
         metrics: split → the result of `score_predictions`.
     """
-    lines = ["| split | accuracy | 95 % interval | reviews |", "|---|---|---|---|"]
+    lines = ["| split | accuracy | 95 % interval | examples |", "|---|---|---|---|"]
     for split in ("validation", "test"):
         m = metrics[split]
         lines.append(f"| {split} | {m['accuracy']:.1%} | [{m['ci_low']:.1%}, {m['ci_high']:.1%}] | {m['n']:,} |")

@@ -37,12 +37,12 @@ def score_rationales(
     """Metrics of a student's rationales.
 
     Args:
-        predicted: the label that the student predicts for each of the same reviews.
+        predicted: the label that the student predicts for each of the same examples.
         teacher: the teacher's rationale of each, "" if it has none.
 
     Returns:
         `n_rationales`; `rationale_states_label`, the fraction that names one label; `rationale_agrees`, the fraction of those
-        that name the predicted one (absent if there are none); `rationale_rouge_l`, the mean over the `n_rouge_l` reviews with
+        that name the predicted one (absent if there are none); `rationale_rouge_l`, the mean over the `n_rouge_l` examples with
         a rationale of the teacher (absent if there are none). All but counts are in [0, 1].
     """
     stated = [stated_label(why, task) for why in written]

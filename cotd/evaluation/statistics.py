@@ -35,7 +35,7 @@ def resampled_accuracies(correct: np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """Each student's accuracy on bootstrap samples of the test rows, the same samples for every student.
 
     Drawing rows for all students at once, and seeds independently of rows (`over_seeds`), is the pigeonhole bootstrap of a
-    table of rows × seeds (Owen 2007): both are samples, of possible reviews and of possible trainings.
+    table of rows × seeds (Owen 2007): both are samples, of possible examples and of possible trainings.
 
     Args:
         correct: booleans of shape (students, rows), at least one row.

@@ -12,6 +12,7 @@ from cotd.data.truncation import Truncation, tail_length, truncate
 from cotd.errors import CotdError
 from cotd.students.base_models import CARD, find_student, load_base, write_model
 from cotd.tasks.base import Task
+from cotd.tasks.registry import parse_task
 from cotd.utils.files import replacing, write_json
 from cotd.utils.iteration import find_sublist
 
@@ -82,7 +83,7 @@ class Student:
         folder, card = find_student(str(source))
         model, tokenizer = load_base(str(folder))
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, Task.from_dict(card["task"]), card)
+        return cls(model, tokenizer, parse_task(card["task"]), card)
 
     def save(self, directory: str | Path) -> None:
         """Writes the student in Hugging Face layout plus `cotd.json`; an existing folder is replaced at the end."""
@@ -279,10 +280,10 @@ def first_tokens(tokenizer: Any, task: Task) -> list[int]:
     Raises:
         CotdError: two verbalizers begin with the same token, so that one decoder step cannot distinguish them.
     """
-    ids = [tokenizer(task.verbalizers[label], add_special_tokens=False)["input_ids"][0] for label in task.labels]
+    ids = [tokenizer(task.verbalize(label), add_special_tokens=False)["input_ids"][0] for label in task.labels]
     if len(set(ids)) < len(ids):
         raise CotdError(
-            f"the tokenizer begins two of the verbalizers {', '.join(task.verbalizers.values())} with the same token. "
+            f"the tokenizer begins two of the verbalizers {', '.join(map(task.verbalize, task.labels))} with the same token. "
             "Choose other verbalizers in the task."
         )
     return ids

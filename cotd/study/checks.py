@@ -21,7 +21,7 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig)
     if samples <= teacher.samples:
         return []
     return [
-        f"grid.samples has {samples}, and the teacher writes {teacher.samples} a review (teacher.samples). Raise teacher.samples"
+        f"grid.samples has {samples}, and the teacher writes {teacher.samples} an example (teacher.samples). Raise teacher.samples"
     ]
 
 

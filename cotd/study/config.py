@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from cotd.config.model import ConfigModel, validate_config
 from cotd.config.overrides import apply_override, read_yaml
@@ -19,6 +19,8 @@ from cotd.study.checks import search_problems, size_problems, teacher_problems
 from cotd.study.grid import GridConfig
 from cotd.study.resources import ResourcesConfig
 from cotd.study.search import SearchConfig
+from cotd.tasks.base import Task
+from cotd.tasks.registry import get_task, parse_task
 from cotd.teachers.config import TeacherConfig
 from cotd.training.config import TrainingConfig
 
@@ -44,6 +46,10 @@ class StudyConfig(ConfigModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     variant: str | None = Field(None, description="which of the file's `variants` this is")
+    task: SerializeAsAny[Task] = Field(
+        default_factory=lambda: get_task("sentiment"),
+        description="a built-in task (sentiment, nli, commonsense_qa, svamp), a task file, or a task: name, kind, labels, …",
+    )
     data: DataConfig
     teacher: TeacherConfig = TeacherConfig()
     sizes: dict[str, str] = Field(
@@ -64,6 +70,14 @@ class StudyConfig(ConfigModel):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def known_task(cls, plain: Any) -> Task:
+        try:
+            return parse_task(plain)
+        except CotdError as error:
+            raise ValueError("; ".join(p.removeprefix("task: ") for p in error.problems)) from error
 
     @field_validator("storage")
     @classmethod

@@ -67,7 +67,7 @@ class Dimensions(ConfigModel):
     size: Sizes | None = None
     seed: Seeds | None = None
     samples: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, min_length=1, description="learn from the first n of the teacher's samples of each review"
+        None, min_length=1, description="learn from the first n of the teacher's samples of each example"
     )
     filters: list[Filters] | None = Field(
         None, min_length=1, description="lists of filters, each in place of teacher.filters; [] is none"

@@ -16,7 +16,7 @@ from cotd.training.trial import MULTITASK_SETTINGS, Trial
 def plan_trials(
     config: StudyConfig,
     base_digests: Mapping[str, str],
-    reviews_digest: str,
+    examples_digest: str,
     annotations_digest: str | None,
     rationales_digest: str | None = None,
     settings: Sequence[dict[str, Any]] = ({},),
@@ -26,7 +26,7 @@ def plan_trials(
 
     Args:
         base_digests: size → content digest of its base model.
-        rationales_digest: of the teacher's rationales of validation and test reviews, for methods that read them.
+        rationales_digest: of the teacher's rationales of validation and test examples, for methods that read them.
         settings: training keys and values of each sample of a search.
         parameters: size → parameters of its base model; if one is missing, sizes count as listed from small to large.
     """
@@ -42,8 +42,8 @@ def plan_trials(
             training = {k: v for k, v in {**cell.training, **drawn}.items() if k not in MULTITASK_SETTINGS or method.multitask}
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
-                training=config.training.model_copy(update=training), task=config.data.task,
-                base_digest=base_digests[cell.size], reviews_digest=reviews_digest, annotations_digest=needed,
+                training=config.training.model_copy(update=training), task=config.task.to_dict(),
+                base_digest=base_digests[cell.size], examples_digest=examples_digest, annotations_digest=needed,
                 samples=samples, filters=filters, overrides=unusual_settings(config, cell, training),
             )  # fmt: skip
             trials.setdefault(trial.id, trial)
@@ -64,7 +64,7 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
 
 
 def samples_written(config: StudyConfig) -> int | None:
-    """How many samples of a review the teacher writes; None for a file, which has as many as it has."""
+    """How many samples of an example the teacher writes; None for a file, which has as many as it has."""
     return None if config.teacher.answers else config.teacher.samples
 
 

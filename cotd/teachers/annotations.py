@@ -1,4 +1,4 @@
-"""The Annotation table: the teacher's labels and rationales of each review."""
+"""The Annotation table: the teacher's labels and rationales of each example."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow as pa
 from cotd.utils.text import sentence_ends
 
 ANNOTATION_COLUMNS = [
-    "review_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
+    "example_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
     "gold_conditioned", "teacher", "revision", "prompt_hash", "prompt_tokens", "output_tokens", "error",
 ]  # fmt: skip
-KEY = ["review_id", "gold_conditioned", "sample"]  # teacher, revision and prompts are the same throughout a table
+KEY = ["example_id", "gold_conditioned", "sample"]  # teacher, revision and prompts are the same throughout a table
 DIGESTED = [*KEY, "label", "rationale", "error"]
 SCHEMA = pa.schema(
     {name: pa.string() for name in ANNOTATION_COLUMNS}
@@ -42,7 +42,7 @@ def tidy_rationale(text: str, finish_reason: str) -> tuple[str, str | None]:
 
 
 def annotation_row(
-    review_id: str,
+    example_id: str,
     sample: int,
     gold_conditioned: bool,
     label: str | None,
@@ -70,7 +70,7 @@ def annotation_row(
     if error is None and rationale is not None:
         rationale, error = tidy_rationale(rationale, completion["finish_reason"])
     return {
-        "review_id": review_id, "sample": sample, "label": label, "label_probability": label_probability,
+        "example_id": example_id, "sample": sample, "label": label, "label_probability": label_probability,
         "rationale": rationale or "", "rationale_logprob": completion["logprob"], "finish_reason": completion["finish_reason"],
         "gold_conditioned": gold_conditioned, **origin,
         "prompt_tokens": completion["prompt_tokens"] + extra_prompt_tokens, "output_tokens": completion["output_tokens"],

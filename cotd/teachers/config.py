@@ -59,7 +59,7 @@ class CalibrationConfig(ConfigModel):
         description="platt: logistic regression on gold validation labels (Platt 1999); prior: a threshold at the quantile of "
         "the scores that makes the positive share `prior`, no gold needed; none: scores as they are",
     )
-    rows: int = Field(300, ge=20, description="validation reviews to calibrate on")
+    rows: int = Field(300, ge=20, description="validation examples to calibrate on")
     prior: float = Field(0.5, gt=0, lt=1, description="assumed share of the positive label, for method prior")
 
 
@@ -87,7 +87,7 @@ class BudgetConfig(ConfigModel):
 class ImportedColumns(ConfigModel):
     """Which columns of an imported file hold what."""
 
-    text: str | None = Field(None, description="the review, by which rows and reviews are joined; null: as data.columns.text")
+    text: str | None = Field(None, description="the example, by which rows and examples are joined; null: as data.columns.text")
     label: str | None = Field(None, description="the label that the model gave without knowing the gold label")
     rationale: str | None = Field(
         None, description="the rationale written with that label; null: none, and students learn from labels alone"
@@ -110,7 +110,7 @@ class ImportedColumns(ConfigModel):
 
 
 class ImportedConfig(ConfigModel):
-    """A file of labels and rationales that a model wrote: a row for a review; several rows of one review are its samples."""
+    """A file of labels and rationales that a model wrote: a row for an example; several rows of one example are its samples."""
 
     source: str | None = Field(None, description="a .parquet, .jsonl or .csv file; null: the file that data.source names")
     columns: ImportedColumns
@@ -123,7 +123,7 @@ class ImportedConfig(ConfigModel):
         return source
 
     def files(self, data: DataConfig) -> list[str]:
-        """The files to read: its own, or those of the reviews."""
+        """The files to read: its own, or those of the examples."""
         if self.source:
             return [self.source]
         files = [data.source] if isinstance(data.source, str) else list(data.source.values())
@@ -146,18 +146,18 @@ class TeacherConfig(ConfigModel):
     )
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
-    samples: int = Field(1, ge=1, le=64, description="rationales a review")
+    samples: int = Field(1, ge=1, le=64, description="rationales an example")
     temperature: float = Field(0.0, ge=0, le=2)
     max_rationale_tokens: int = Field(40, ge=4)
-    max_review_tokens: int = Field(384, ge=16, description="longer reviews are cut before they are shown to the teacher")
+    max_text_tokens: int = Field(384, ge=16, description="longer examples are cut before they are shown to the teacher")
     truncation: Truncation = Field(
         "head_tail",
-        description="which part of a longer review is shown: head, its beginning; head_tail, a quarter of the tokens from the "
-        "beginning and the rest from the end, where a review comes to its verdict",
+        description="which part of a longer example is shown: head, its beginning; head_tail, a quarter of the tokens from the "
+        "beginning and the rest from the end, where an example comes to its verdict",
     )
     gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
     held_out_rationales: bool = Field(
-        False, description="also write own rationales of validation and test reviews: rationale_input reads them"
+        False, description="also write own rationales of validation and test examples: rationale_input reads them"
     )
     seed: int = 0
     filters: Filters = Field(
@@ -186,7 +186,7 @@ class TeacherConfig(ConfigModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the training reviews' annotations: not where and how fast the engine runs, the costs, or the store."""
+        """What decides the training examples' annotations: not where and how fast the engine runs, the costs, or the store."""
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
         if self.answers:
             plain["answers"] = self.answers.columns.model_dump()
@@ -207,7 +207,7 @@ def imported_problems(teacher: TeacherConfig) -> list[str]:
     if "model" not in teacher.model_fields_set:
         problems.append("model is missing: name who wrote the answers, such as model: gpt-3.5-turbo; reports show that name")
     if teacher.samples != 1:
-        problems.append("samples does not apply to `answers`, in which each row of a review is a sample: leave it out")
+        problems.append("samples does not apply to `answers`, in which each row of an example is a sample: leave it out")
     return problems
 
 
@@ -223,9 +223,9 @@ def request_problems(teacher: TeacherConfig) -> list[str]:
         )
     if teacher.samples > 1 and teacher.temperature == 0 and not teacher.answers:
         problems.append("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
-    if teacher.api is None and teacher.max_review_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len:
+    if teacher.api is None and teacher.max_text_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len:
         problems.append(
-            f"max_review_tokens ({teacher.max_review_tokens}) and max_rationale_tokens ({teacher.max_rationale_tokens}) leave no "
+            f"max_text_tokens ({teacher.max_text_tokens}) and max_rationale_tokens ({teacher.max_rationale_tokens}) leave no "
             f"room for the prompt in engine.max_model_len ({teacher.engine.max_model_len}). Raise the last or lower the others"
         )
     return problems

@@ -29,7 +29,7 @@ class FilterContext:
     """What a filter may look at besides the annotations.
 
     Attributes:
-        gold: review id → its gold label, of the training reviews that have one.
+        gold: example id → its gold label, of the training examples that have one.
     """
 
     task: Task
@@ -37,17 +37,17 @@ class FilterContext:
 
 
 def agrees_with_gold(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:
-    """Keeps annotations whose label is the gold label, or whose review has none."""
-    gold = annotations["review_id"].map(context.gold)
+    """Keeps annotations whose label is the gold label, or whose example has none."""
+    gold = annotations["example_id"].map(context.gold)
     return (gold.isna() | (gold == annotations["label"])).to_numpy(dtype=bool)
 
 
 def agrees_with_majority(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:
-    """Keeps the samples whose label most samples of their review have (self-consistency, Wang et al. 2023).
+    """Keeps the samples whose label most samples of their example have (self-consistency, Wang et al. 2023).
 
     Of labels with equally many, the one that was sampled first is the majority.
     """
-    key = ["review_id", "gold_conditioned"]
+    key = ["example_id", "gold_conditioned"]
     if not annotations.duplicated(key).any():
         return np.ones(len(annotations), dtype=bool)
     votes = annotations.groupby([*key, "label"], sort=False)["sample"].agg(["size", "min"]).reset_index()
@@ -65,7 +65,7 @@ def length(
 
 
 def near_duplicates(annotations: pd.DataFrame, context: FilterContext, *, similarity: float = 0.8) -> np.ndarray:
-    """Keeps the first of the rationales that say nearly the same of different reviews.
+    """Keeps the first of the rationales that say nearly the same of different examples.
 
     Rationales that were written given the gold label are compared among themselves.
 
@@ -140,7 +140,7 @@ def name_and_settings(entry: str | dict[str, dict[str, Any]]) -> tuple[str, dict
 
 def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterContext) -> pd.DataFrame:
     """The annotations, quarantined where a filter takes them out."""
-    shown = annotations[["review_id", "sample", "gold_conditioned", "label", "rationale"]]
+    shown = annotations[["example_id", "sample", "gold_conditioned", "label", "rationale"]]
     error = annotations["error"].astype(object)
     for name, settings in map(name_and_settings, filters):
         judged = error.isna() & (shown["rationale"] != "") if name in OF_RATIONALES else error.isna()
@@ -150,7 +150,7 @@ def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterCo
     return annotations.assign(error=error)
 
 
-# Annotations in blocks that hold whole reviews; each call starts from the first block.
+# Annotations in blocks that hold whole examples; each call starts from the first block.
 Blocks = Callable[[], Iterator[pd.DataFrame]]
 
 
@@ -159,7 +159,7 @@ def filtered_blocks(
 ) -> Blocks:
     """`apply_filters` to annotations that do not fit in memory.
 
-    All filters but `near_duplicates` look at a review at a time. For that one the rationales are written to disk, and some
+    All filters but `near_duplicates` look at an example at a time. For that one the rationales are written to disk, and some
     70 bytes each are in memory.
 
     Args:

@@ -1,6 +1,6 @@
 """Imports a file of labels and rationales that a language model wrote as a study's annotations.
 
-A row of the file belongs to the review with its text: after cleaning, in any case.
+A row of the file belongs to the example with its text: after cleaning, in any case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import DataConfig
-from cotd.data.examples import Examples, review_id
+from cotd.data.examples import Examples, example_id
 from cotd.data.files import text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
@@ -30,7 +30,7 @@ from cotd.teachers.output import (
     ImportedRows,
     TeacherOutput,
     annotation_rows,
-    explained_reviews,
+    explained_examples,
     rationale_rows,
     test_table,
     with_vote_shares,
@@ -40,13 +40,13 @@ from cotd.teachers.teacher import Teacher
 
 KEY = "teacher.answers.columns"
 CELLS = ["text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line"]
-NO_REVIEW = "no review of the study has this text"
-NO_GOLD = "the review has no gold label for the rationale"
+NO_EXAMPLE = "no example of the study has this text"
+NO_GOLD = "the example has no gold label for the rationale"
 NOT_GOLD = "the rationale is for a label other than gold"
 # What may surround a label: quotes, brackets, a full stop. Not a minus sign: -1 is not 1.
 PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
 QUARANTINED = pa.schema(
-    {name: pa.string() for name in ("review_id", "file")}
+    {name: pa.string() for name in ("example_id", "file")}
     | {"row": pa.int64()}  # of the file, from 1, without a header
     | {name: pa.string() for name in ("text", "label", "rationale", "reason")}
 )
@@ -96,7 +96,7 @@ def imported_blocks(path: str, data: DataConfig, config: ImportedConfig) -> Iter
 
 
 def check_imported(data: DataConfig, config: ImportedConfig) -> None:
-    """Looks at the beginning of each file, before the reviews are read.
+    """Looks at the beginning of each file, before the examples are read.
 
     Raises:
         CotdError: as `imported_files` and `imported_blocks`.
@@ -118,17 +118,17 @@ def imported_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
     return Teacher(config.model, ", ".join(filter(None, [config.revision, f"answers {digest}"])), config)
 
 
-def read_imported(data: DataConfig, teacher: Teacher, reviews: Examples, task: Task) -> TeacherOutput:
-    """The annotations of training reviews, and the labels of test reviews to score the teacher by.
+def read_imported(data: DataConfig, teacher: Teacher, examples: Examples, task: Task) -> TeacherOutput:
+    """The annotations of training examples, and the labels of test examples to score the teacher by.
 
-    A review's rows are its samples, in the file's order. Labels count in any case and with punctuation around them. Without
-    a column of probabilities, a label's probability is the share of its review's samples that have it.
+    An example's rows are its samples, in the file's order. Labels count in any case and with punctuation around them. Without
+    a column of probabilities, a label's probability is the share of its example's samples that have it.
 
     Raises:
-        CotdError: a file cannot be read; no row is of a review; none is of use for a training review.
+        CotdError: a file cannot be read; no row is of an example; none is of use for a training example.
     """
     assert teacher.config.answers is not None
-    reader = ImportedReader(imported_files(data, teacher.config.answers), data, teacher, reviews, task)
+    reader = ImportedReader(imported_files(data, teacher.config.answers), data, teacher, examples, task)
     for path in reader.files:
         for block in imported_blocks(path, data, teacher.config.answers):
             reader.add(block, path)
@@ -136,25 +136,25 @@ def read_imported(data: DataConfig, teacher: Teacher, reviews: Examples, task: T
 
 
 class ImportedReader:
-    """Joins rows to reviews. Takes some twenty bytes of memory a review, however many rows there are.
+    """Joins rows to examples. Takes some twenty bytes of memory an example, however many rows there are.
 
     Attributes:
         usable: how many annotations without an error there are.
     """
 
-    def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, reviews: Examples, task: Task):
+    def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, examples: Examples, task: Task):
         assert teacher.config.answers is not None
         self.config, self.columns = teacher.config, teacher.config.answers.columns
-        self.files, self.data, self.reviews, self.task = files, data, reviews, task
+        self.files, self.data, self.examples, self.task = files, data, examples, task
         self.dataset = dataset_name(data)
         self.origin = {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": None}
         voting = self.columns.label is not None and self.columns.label_probability is None
-        self.annotations = annotation_rows(self.config, reviews, *([with_vote_shares] if voting else []))
-        table, spill_dir = reviews.rows, reviews.rows.texts.spill_dir
-        explained = explained_reviews(self.config, reviews)
+        self.annotations = annotation_rows(self.config, examples, *([with_vote_shares] if voting else []))
+        table, spill_dir = examples.rows, examples.rows.texts.spill_dir
+        explained = explained_examples(self.config, examples)
         self.is_explained = np.isin(table.numbers, explained.numbers)
         self.rationales = rationale_rows(explained)
-        self.quarantined = SortedRows(QUARANTINED, ["review_id", "file", "row", "reason"], len(table), spill_dir)
+        self.quarantined = SortedRows(QUARANTINED, ["example_id", "file", "row", "reason"], len(table), spill_dir)
         # Of each review: the number of its rows, and the first label among them with its probability.
         self.samples = np.zeros(len(table), dtype=np.int32)
         self.labels = np.full(len(table), NONE, dtype=np.int8)
@@ -176,26 +176,26 @@ class ImportedReader:
         frame = block.reindex(columns=CELLS).astype(object)
         rows = frame.where(frame.notna(), None).to_dict("records")
         texts = [clean_text(cells["text"]) if isinstance(cells["text"], str) else "" for cells in rows]
-        ids = [review_id(self.dataset, text) for text in texts]
-        positions = self.reviews.rows.positions(ids).tolist()
+        ids = [example_id(self.dataset, text) for text in texts]
+        positions = self.examples.rows.positions(ids).tolist()
         for cells, i, text, position in zip(rows, ids, texts, positions, strict=True):
             self._row += 1
             self.rows += 1
             self.first_text = self.first_text or text
             problem = cells["problem"] or text_problem(cells["text"]) or (None if text else "empty text")
             if problem or position == NONE:
-                self._quarantine(i, cells, cells["rationale"], problem or NO_REVIEW)
+                self._quarantine(i, cells, cells["rationale"], problem or NO_EXAMPLE)
                 continue
             self.matched += 1
-            if self.reviews.rows.splits[position] == SPLITS.index("train"):
+            if self.examples.rows.splits[position] == SPLITS.index("train"):
                 self._annotate(i, position, cells)
             else:
                 self._measure(i, position, cells)
             self.samples[position] += 1
 
     def _annotate(self, i: str, position: int, cells: dict[str, Any]) -> None:
-        """Adds the annotations of a training review's row."""
-        sample, gold = int(self.samples[position]), self.reviews.rows.label(position)
+        """Adds the annotations of a training example's row."""
+        sample, gold = int(self.samples[position]), self.examples.rows.label(position)
         label, probability, problem = self._label(cells)
         rows = []
         if self.columns.label:
@@ -216,7 +216,7 @@ class ImportedReader:
             self._quarantine(i, cells, rationale, reason)
 
     def _measure(self, i: str, position: int, cells: dict[str, Any]) -> None:
-        """Keeps the label of a held-out review's row, and its rationale if students read it."""
+        """Keeps the label of a held-out example's row, and its rationale if students read it."""
         if not self.columns.label:
             return
         label, probability, problem = self._label(cells)
@@ -226,7 +226,7 @@ class ImportedReader:
         if self.is_explained[position] and not self.samples[position]:
             rationale, unread = rationale_text(cells["rationale"])
             rationale, untidy = tidy_rationale(rationale, "stop")
-            self.rationales.add({"review_id": i, "rationale": "" if unread or untidy else rationale})
+            self.rationales.add({"example_id": i, "rationale": "" if unread or untidy else rationale})
             problem = problem or unread or untidy
         if problem:
             self._quarantine(i, cells, cells["rationale"], problem)
@@ -254,7 +254,7 @@ class ImportedReader:
     def _quarantine(self, i: str, cells: dict[str, Any], rationale: Any, reason: str) -> None:
         self.reasons[reason] += 1
         text = cells["line"] if cells["problem"] else cells["text"]
-        row = {"review_id": i, "file": self._file, "row": self._row, "reason": reason}
+        row = {"example_id": i, "file": self._file, "row": self._row, "reason": reason}
         shown = {"text": text, "label": cells["label"], "rationale": rationale}
         self.quarantined.add(row | {name: None if cell is None else cell_text(cell) for name, cell in shown.items()})
 
@@ -262,13 +262,13 @@ class ImportedReader:
         """All that was read.
 
         Raises:
-            CotdError: no row is of a review, or none is of use for a training review.
+            CotdError: no row is of an example, or none is of use for a training example.
         """
-        table, files = self.reviews.rows, ", ".join(self.files)
+        table, files = self.examples.rows, ", ".join(self.files)
         if not self.matched:
             raise CotdError(
-                f"{files}: none of its {self.rows:,} rows has the text of a review of {self.dataset}. Rows and reviews are joined "
-                f"by text: the file's begin with {self.first_text[:60]!r}, the reviews with "
+                f"{files}: none of its {self.rows:,} rows has the text of an example of {self.dataset}. Rows and examples are joined "
+                f"by text: the file's begin with {self.first_text[:60]!r}, the examples with "
                 f"{table.texts[int(table.numbers[0])][:60]!r}. Check {KEY}.text ('{self.columns.text or self.data.columns.text}')."
             )
         if not self.usable:
@@ -276,7 +276,7 @@ class ImportedReader:
             labels = ", ".join(repr(label) for label, _ in self.other_labels.most_common(5))
             raise CotdError(
                 f"{files}: students can learn from none of its {self.rows:,} rows: "
-                f"{reasons or 'all are of validation and test reviews'}"
+                f"{reasons or 'all are of validation and test examples'}"
                 + (f"; its labels include {labels}" if labels else "")
                 + f". Check {KEY}."
             )
@@ -286,7 +286,7 @@ class ImportedReader:
         measured = test_table(table.take(test), decode(self.task.labels, self.labels[test]), probabilities, has_label)
         counts = {
             "files": self.files,
-            "rows": self.rows, "matched": self.matched, "reviews": int((self.samples > 0).sum()),
+            "rows": self.rows, "matched": self.matched, "examples": int((self.samples > 0).sum()),
             "samples": int(self.samples[train].max(initial=0)),
             "unanswered_train": int((self.samples[train] == 0).sum()),
             "unanswered_test": int((self.samples[test] == 0).sum()),
@@ -299,9 +299,7 @@ def parse_model_label(value: Any, task: Task) -> str | None:
     """The label that a language model's word stands for, or None: "Positive.", "**negative**" and what data sets write."""
     if not isinstance(value, (str, int, float, np.number)):
         return None
-    words = {word.casefold(): label for label, word in task.verbalizers.items()}
-    word = value.strip(PUNCTUATION) if isinstance(value, str) else value
-    return words.get(str(word).casefold()) or task.parse_label(word)
+    return task.find(value) if isinstance(value, str) else task.parse(value)
 
 
 def rationale_text(cell: Any) -> tuple[str, str | None]:

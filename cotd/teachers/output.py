@@ -1,4 +1,4 @@
-"""What a teacher gives: annotations, rationales of held-out reviews, and its own labels of test reviews."""
+"""What a teacher gives: annotations, rationales of held-out examples, and its own labels of test examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cotd.data.table import NONE, SPLITS, ExampleTable
 from cotd.teachers.annotations import KEY, SCHEMA
 from cotd.teachers.config import TeacherConfig
 
-RATIONALES = pa.schema({"review_id": pa.string(), "rationale": pa.string()})
+RATIONALES = pa.schema({"example_id": pa.string(), "rationale": pa.string()})
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ImportedRows:
     """What became of the rows of an imported file.
 
     Attributes:
-        counts: `files`; `rows`; `matched`, those of a review; `reviews` that have any; `samples`, the most that a training
-            review has; `unanswered_train` and `unanswered_test`, reviews that have none; `quarantined`, reason → rows;
+        counts: `files`; `rows`; `matched`, those of an example; `examples` that have any; `samples`, the most that a training
+            example has; `unanswered_train` and `unanswered_test`, examples that have none; `quarantined`, reason → rows;
             `other_labels`, what stood in place of a label of the task → rows, the ten most common.
         quarantined: the rows that cannot be used, in whole or in part, and why; one with two reasons is there twice.
     """
@@ -39,11 +39,11 @@ class TeacherOutput:
     """What a strategy returns.
 
     Attributes:
-        annotations: of the training reviews, rows of `cotd.teachers.annotations.SCHEMA`.
-        test: the teacher's own labels of the test reviews, see `test_table`.
+        annotations: of the training examples, rows of `cotd.teachers.annotations.SCHEMA`.
+        test: the teacher's own labels of the test examples, see `test_table`.
         calibration: what was fitted on what, or None.
-        held_out: the teacher's own rationales of validation and test reviews with columns review_id and rationale, "" if it
-            gave none; without the reviews that it was not asked about; empty without `held_out_rationales`.
+        held_out: the teacher's own rationales of validation and test examples with columns example_id and rationale, "" if it
+            gave none; without the examples that it was not asked about; empty without `held_out_rationales`.
         imported: what became of the rows of an imported file, if the teacher was not asked.
     """
 
@@ -55,39 +55,39 @@ class TeacherOutput:
 
 
 def annotation_rows(
-    config: TeacherConfig, reviews: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
+    config: TeacherConfig, examples: Examples, finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda block: block
 ) -> SortedRows:
     """Where the annotations of a study go."""
-    expected = int((reviews.rows.splits == SPLITS.index("train")).sum()) * config.samples * (1 + config.gold_conditioned)
-    return SortedRows(SCHEMA, KEY, expected, reviews.rows.texts.spill_dir, finish)
+    expected = int((examples.rows.splits == SPLITS.index("train")).sum()) * config.samples * (1 + config.gold_conditioned)
+    return SortedRows(SCHEMA, KEY, expected, examples.rows.texts.spill_dir, finish)
 
 
 def rationale_rows(explained: ExampleTable) -> SortedRows:
-    """Where the rationales of held-out reviews go."""
-    return SortedRows(RATIONALES, ["review_id"], len(explained), explained.texts.spill_dir)
+    """Where the rationales of held-out examples go."""
+    return SortedRows(RATIONALES, ["example_id"], len(explained), explained.texts.spill_dir)
 
 
 def with_vote_shares(annotations: pd.DataFrame) -> pd.DataFrame:
-    """The annotations of some reviews; `label_probability` is the share of a review's labelled samples that have the label."""
-    votes = annotations.loc[~annotations["gold_conditioned"] & annotations["label"].notna(), ["review_id", "label", "sample"]]
-    same = votes.groupby(["review_id", "label"])["sample"].transform("size")
-    share = same / votes.groupby("review_id")["sample"].transform("size")
+    """The annotations of some examples; `label_probability` is the share of an example's labelled samples that have the label."""
+    votes = annotations.loc[~annotations["gold_conditioned"] & annotations["label"].notna(), ["example_id", "label", "sample"]]
+    same = votes.groupby(["example_id", "label"])["sample"].transform("size")
+    share = same / votes.groupby("example_id")["sample"].transform("size")
     return annotations.assign(label_probability=share.reindex(annotations.index).astype("float64"))
 
 
-def explained_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
-    """The validation and test reviews that the teacher writes a rationale of, with its own label."""
-    rows = reviews.rows
+def explained_examples(config: TeacherConfig, examples: Examples) -> ExampleTable:
+    """The validation and test examples that the teacher writes a rationale of, with its own label."""
+    rows = examples.rows
     return rows.take((rows.splits != SPLITS.index("train")) & (rows.labels != NONE) & config.held_out_rationales)
 
 
 def test_table(test: ExampleTable, labels: np.ndarray, probabilities: np.ndarray | None, asked: np.ndarray) -> pd.DataFrame:
-    """The teacher's own labels beside gold labels, in columns review_id, gold, predicted and label_probability.
+    """The teacher's own labels beside gold labels, in columns example_id, gold, predicted and label_probability.
 
     Args:
         labels: (N,) None if the teacher gave no label of the task, which counts as wrong.
-        probabilities: (N,) of the labels, or None. asked: (N,) booleans; other reviews are left out.
+        probabilities: (N,) of the labels, or None. asked: (N,) booleans; other examples are left out.
     """
-    table = pd.DataFrame({"review_id": list(test.decode_ids()), "gold": test.label_names().tolist()})
+    table = pd.DataFrame({"example_id": list(test.decode_ids()), "gold": test.label_names().tolist()})
     table["predicted"], table["label_probability"] = pd.Series(labels, dtype=object), probabilities
     return table[asked].reset_index(drop=True)

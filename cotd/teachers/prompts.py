@@ -100,7 +100,7 @@ class Prompts:
         """The label that a teacher's word stands for."""
         by_word = {w.lower(): label for label, w in self.label_words.items()}
         word = word.strip().strip(".")
-        return by_word.get(word.lower()) or task.parse_label(word)
+        return by_word.get(word.lower()) or task.find(word)
 
     def chain_of_thought_regex(self, max_characters: int = 400) -> str:
         """What a chain of thought must match: one line of rationale, then one of the label words."""

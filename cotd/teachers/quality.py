@@ -40,43 +40,43 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     if known.any():
         confidence = probability.to_numpy(dtype=float)[known]
         quality |= calibration_quality(confidence, (y_true == y_pred)[known])
-        if len(task.labels) == 2 == len(set(y_true[known])):
+        if task.positive_label and len(set(y_true[known])) == 2:
             from sklearn.metrics import roc_auc_score
 
-            p_positive = np.where(y_pred[known] == task.positive, confidence, 1 - confidence)
-            quality["roc_auc"] = float(roc_auc_score(y_true[known] == task.positive, p_positive))
-        quality["confidence"] = f"the probabilities of {known.sum():,} test reviews' labels"
+            p_positive = np.where(y_pred[known] == task.positive_label, confidence, 1 - confidence)
+            quality["roc_auc"] = float(roc_auc_score(y_true[known] == task.positive_label, p_positive))
+        quality["confidence"] = f"the probabilities of {known.sum():,} test examples' labels"
     return quality
 
 
 class VoteQuality:
-    """How well calibrated the share of samples with a review's commonest label is: for teachers without probabilities."""
+    """How well calibrated the share of samples with an example's commonest label is: for teachers without probabilities."""
 
     def __init__(self) -> None:
         self._shares: list[np.ndarray] = []
         self._correct: list[np.ndarray] = []
 
     def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
-        """Adds all samples of some reviews, not given gold.
+        """Adds all samples of some examples, not given gold.
 
         Args:
-            gold: training review id → gold label, or None.
+            gold: training example id → gold label, or None.
         """
         voting = annotations["label_probability"].notna()
-        votes = annotations.loc[voting, ["review_id", "sample", "label", "label_probability"]]
-        votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("review_id")
-        votes["gold"] = votes["review_id"].map(gold)
+        votes = annotations.loc[voting, ["example_id", "sample", "label", "label_probability"]]
+        votes = votes.sort_values(["label_probability", "sample"], ascending=[False, True]).drop_duplicates("example_id")
+        votes["gold"] = votes["example_id"].map(gold)
         votes = votes[votes["gold"].notna()]
         self._shares.append(votes["label_probability"].to_numpy(dtype=float))
         self._correct.append(votes["label"].to_numpy(dtype=object) == votes["gold"].to_numpy(dtype=object))
 
     def figures(self) -> dict[str, Any]:
-        """As of `calibration_quality`; nothing if no review has a gold label."""
+        """As of `calibration_quality`; nothing if no example has a gold label."""
         shares = np.concatenate([*self._shares, np.empty(0)])
         if not len(shares):
             return {}
         quality = calibration_quality(shares, np.concatenate(self._correct))
-        return quality | {"confidence": f"the shares of samples that agree, of {len(shares):,} training reviews"}
+        return quality | {"confidence": f"the shares of samples that agree, of {len(shares):,} training examples"}
 
 
 def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def kappa_interval(y_true: np.ndarray, y_pred: np.ndarray, draws: int = 1000) ->
 
 
 class RationaleQuality:
-    """The usable rationales: how many, how long, how many name their label, how many nearly repeat another review's.
+    """The usable rationales: how many, how long, how many name their label, how many nearly repeat another example's.
 
     The first COMPARED rationales of a kind (given gold, or not) are compared with one another.
     """
@@ -131,7 +131,7 @@ class RationaleQuality:
         self._compared: dict[bool, list[str]] = {False: [], True: []}
 
     def add(self, annotations: pd.DataFrame) -> None:
-        """Adds the annotations of some reviews."""
+        """Adds the annotations of some examples."""
         for kind, rows in rationales_by_kind(annotations).items():
             self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
         written = annotations["error"].isna() & (annotations["rationale"] != "")

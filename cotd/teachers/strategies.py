@@ -1,7 +1,7 @@
 """How a teacher is asked: score, then explain (weak teachers), or few-shot chain of thought (strong ones).
 
 A strategy sees neither engine nor store: it is given `ask`, which completes requests, and returns the teacher's output.
-Requests are rendered when their turn comes, and texts and rows are on disk: a review takes some 60 bytes of memory.
+Requests are rendered when their turn comes, and texts and rows are on disk: an example takes some 60 bytes of memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cotd.teachers.config import TeacherConfig
 from cotd.teachers.output import (
     TeacherOutput,
     annotation_rows,
-    explained_reviews,
+    explained_examples,
     rationale_rows,
     test_table,
     with_vote_shares,
@@ -34,7 +34,7 @@ from cotd.teachers.store import Completion
 from cotd.teachers.teacher import Teacher
 from cotd.utils.memory import release_memory
 
-# What a strategy gets back with the completion of a request; the review's id comes first.
+# What a strategy gets back with the completion of a request; the example's id comes first.
 Tag = tuple[Any, ...]
 Tagged = tuple[Tag, Request]
 # Whether a completion can be used. One that cannot may be sampled anew (`cotd.teachers.requests.retry_request`).
@@ -46,14 +46,14 @@ Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag
 NOT_ASKED = "not asked"
 
 
-def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
-    """Scores the label words, calibrates the scores on validation reviews, then asks for a rationale given the label.
+def score_then_explain(teacher: Teacher, examples: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
+    """Scores the label words, calibrates the scores on validation examples, then asks for a rationale given the label.
 
     A rationale given the teacher's own label and one given an equal gold label are the same request, and paid for once.
     """
-    train, test = reviews.rows.split("train"), reviews.rows.split("test")
-    held_out, explained = calibration_reviews(teacher.config, reviews), explained_reviews(teacher.config, reviews)
-    parts = scored_reviews(held_out, test, train, explained)
+    train, test = examples.rows.split("train"), examples.rows.split("test")
+    held_out, explained = calibration_examples(teacher.config, examples), explained_examples(teacher.config, examples)
+    parts = scored_examples(held_out, test, train, explained)
     positions, size = positions_of(parts), sum(map(len, parts))
     scores, prompt_tokens = np.full(size, np.nan), np.zeros(size, dtype=np.int32)
     errors: list[str | None] = [None] * size
@@ -77,28 +77,28 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     def own_labels(position: int) -> list[str]:
         return [own_label(position)[0]] if scored[position] else []
 
-    rows, rationales = annotation_rows(teacher.config, reviews), rationale_rows(explained)
+    rows, rationales = annotation_rows(teacher.config, examples), rationale_rows(explained)
     origin = origin_of(teacher, prompts)
-    for (review_id, position, sample, label, kinds), completion in ask(
+    for (example_id, position, sample, label, kinds), completion in ask(
         lambda: rationale_requests(teacher, prompts, train, explained, positions, own_labels),
         "rationales",
         lambda tag, completion: explains(teacher, prompts, completion),
     ):
         rationale = written_rationale(teacher, prompts, completion)
         if not kinds and completion["finish_reason"] != NOT_ASKED:
-            rationales.add({"review_id": review_id, "rationale": usable_rationale(rationale, completion)})
+            rationales.add({"example_id": example_id, "rationale": usable_rationale(rationale, completion)})
         for by_gold in kinds:  # one completion serves both kinds if the labels are equal
             probability = None if by_gold else own_label(position)[1]
             scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[position])
             rows.add(
-                annotation_row(review_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens)
+                annotation_row(example_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens)
             )
-    for position, review_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
+    for position, example_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
         if not scored[position]:
-            rows.add(annotation_row(review_id, 0, False, None, None, "", None, origin, error=errors[position]))
-    for position, review_id in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
+            rows.add(annotation_row(example_id, 0, False, None, None, "", None, origin, error=errors[position]))
+    for position, example_id in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
         if not scored[position] and not unasked[position]:
-            rationales.add({"review_id": review_id, "rationale": ""})
+            rationales.add({"example_id": example_id, "rationale": ""})
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
     for row, position in enumerate(positions[test.numbers].tolist()):
         if scored[position]:
@@ -107,36 +107,36 @@ def score_then_explain(teacher: Teacher, reviews: Examples, task: Task, prompts:
     return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
 
-def chain_of_thought(teacher: Teacher, reviews: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
+def chain_of_thought(teacher: Teacher, examples: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Few-shot chain of thought with structured output; for gold-conditioned rationales, `explain` given gold.
 
     The teacher's labels are taken as they are: `label_probability` is the share of samples that agree.
     """
-    train, test = reviews.rows.split("train"), reviews.rows.split("test")
-    held_out, explained = thought_parts(teacher.config, reviews), explained_reviews(teacher.config, reviews)
-    rows, origin = annotation_rows(teacher.config, reviews, with_vote_shares), origin_of(teacher, prompts)
+    train, test = examples.rows.split("train"), examples.rows.split("test")
+    held_out, explained = thought_parts(teacher.config, examples), explained_examples(teacher.config, examples)
+    rows, origin = annotation_rows(teacher.config, examples, with_vote_shares), origin_of(teacher, prompts)
     rationales = rationale_rows(explained)
     is_explained = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     predicted, asked = np.full(len(is_explained), None, dtype=object), np.ones(len(is_explained), dtype=bool)
-    for (review_id, kind, sample, position), completion in ask(
+    for (example_id, kind, sample, position), completion in ask(
         lambda: thought_requests(teacher, prompts, held_out, train),
         "chains of thought",
         lambda tag, completion: thought_usable(teacher, prompts, task, tag, completion),
     ):
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, completion)
-            rows.add(annotation_row(review_id, sample, True, train.label(position), None, rationale, completion, origin))
+            rows.add(annotation_row(example_id, sample, True, train.label(position), None, rationale, completion, origin))
             continue
         label, rationale = parsed(teacher, prompts, task, completion)
         if kind == "think":
             error = None if label or completion["error"] else "no label of the task in the completion"
-            rows.add(annotation_row(review_id, sample, False, label, None, rationale, completion, origin, error=error))
+            rows.add(annotation_row(example_id, sample, False, label, None, rationale, completion, origin, error=error))
         elif completion["finish_reason"] == NOT_ASKED:
             asked[position] = False
         else:
             predicted[position] = label
             if is_explained[position]:
-                rationales.add({"review_id": review_id, "rationale": usable_rationale(rationale, completion)})
+                rationales.add({"example_id": example_id, "rationale": usable_rationale(rationale, completion)})
     measured = test_table(test, predicted[: len(test)], None, asked[: len(test)])
     return TeacherOutput(rows, measured, None, rationales)
 
@@ -152,39 +152,39 @@ def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
 # --- which requests -------------------------------------------------------------------------------------------------
 
 
-def calibration_reviews(config: TeacherConfig, reviews: Examples) -> ExampleTable:
-    """The validation reviews that the calibration may see.
+def calibration_examples(config: TeacherConfig, examples: Examples) -> ExampleTable:
+    """The validation examples that the calibration may see.
 
     Raises:
-        CotdError: Platt scaling needs gold labels of both kinds, and the reviews lack them.
+        CotdError: Platt scaling needs gold labels of both kinds, and the examples lack them.
     """
-    held_out = reviews.rows.split("validation")
+    held_out = examples.rows.split("validation")
     if config.calibration.method == "platt":
         held_out = held_out.take(held_out.labels != NONE)
         if len(np.unique(held_out.labels[: config.calibration.rows])) < 2:
             raise CotdError(
-                "teacher.calibration.method platt needs validation reviews with gold labels of both kinds. "
+                "teacher.calibration.method platt needs validation examples with gold labels of both kinds. "
                 "Use method: prior, which needs none, or give labels."
             )
     return held_out.take(slice(config.calibration.rows))
 
 
 def calibrate_on(held_out: ExampleTable, scores: np.ndarray, config: TeacherConfig, task: Task) -> Calibration:
-    """The calibration fitted on the first of `scored_reviews`, see `calibrate`."""
-    return calibrate(config.calibration, scores[: len(held_out)], held_out.labels == task.labels.index(task.positive))
+    """The calibration fitted on the first of `scored_examples`, see `calibrate`."""
+    return calibrate(config.calibration, scores[: len(held_out)], held_out.labels == task.labels.index(task.positive_label))
 
 
-def scored_reviews(
+def scored_examples(
     held_out: ExampleTable, test: ExampleTable, train: ExampleTable, explained: ExampleTable
 ) -> list[ExampleTable]:
-    """The reviews to score, each once, in an order that serves a run that is stopped early: calibration, test and training
-    reviews, then other held-out reviews that are explained."""
+    """The examples to score, each once, in an order that serves a run that is stopped early: calibration, test and training
+    examples, then other held-out examples that are explained."""
     others = ~np.isin(explained.numbers, np.concatenate([held_out.numbers, test.numbers]))
     return [held_out, test, train, explained.take(others)]
 
 
 def positions_of(parts: Sequence[ExampleTable]) -> np.ndarray:
-    """Text number → position of its review in the joined parts: a dictionary by id would take forty times the memory."""
+    """Text number → position of its example in the joined parts: a dictionary by id would take forty times the memory."""
     numbers = np.concatenate([part.numbers for part in parts])
     positions = np.full(len(parts[0].texts), NONE, dtype=np.int32)
     positions[numbers] = np.arange(len(numbers))
@@ -192,12 +192,12 @@ def positions_of(parts: Sequence[ExampleTable]) -> np.ndarray:
 
 
 def gold_labels(teacher: Teacher, train: ExampleTable) -> Iterator[str | None]:
-    """Each review's gold label; None if it has none, or no rationale given gold is configured."""
+    """Each example's gold label; None if it has none, or no rationale given gold is configured."""
     return (train.label(n) if teacher.config.gold_conditioned else None for n in range(len(train)))
 
 
 def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[ExampleTable]) -> Iterator[Tagged]:
-    """A label score of each review of the parts; tags are (review id, its position)."""
+    """A label score of each example of the parts; tags are (example id, its position)."""
     for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, parts))):
         yield (i, n), score_request(teacher, task, prompts, text)
 
@@ -210,15 +210,15 @@ def rationale_requests(
     positions: np.ndarray,
     labels: Callable[[int], Sequence[str]],
 ) -> Iterator[Tagged]:
-    """Rationales given the teacher's own label and, of training reviews, given gold.
+    """Rationales given the teacher's own label and, of training examples, given gold.
 
     Args:
-        positions: see `positions_of`. labels: a review's position → the teacher's label, or nothing if it has no score; for an
+        positions: see `positions_of`. labels: an example's position → the teacher's label, or nothing if it has no score; for an
             estimate before the scores are known, all labels that it may turn out to have.
 
     Yields:
-        Requests with the tags (review id, position, sample, label, kinds). `kinds` holds False if the label is the teacher's
-        and True if it is gold; it is empty for held-out reviews.
+        Requests with the tags (example id, position, sample, label, kinds). `kinds` holds False if the label is the teacher's
+        and True if it is gold; it is empty for held-out examples.
     """
     golds = gold_labels(teacher, train)
     for n, (i, text), gold in zip(positions[train.numbers], teacher.shown(train), golds, strict=True):
@@ -232,9 +232,9 @@ def rationale_requests(
             yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0)
 
 
-def thought_parts(config: TeacherConfig, reviews: Examples) -> list[ExampleTable]:
-    """The held-out reviews to think about: test reviews, and the others that are explained."""
-    test, explained = reviews.rows.split("test"), explained_reviews(config, reviews)
+def thought_parts(config: TeacherConfig, examples: Examples) -> list[ExampleTable]:
+    """The held-out examples to think about: test examples, and the others that are explained."""
+    test, explained = examples.rows.split("test"), explained_examples(config, examples)
     return [test, explained.take(~np.isin(explained.numbers, test.numbers))]
 
 
@@ -243,7 +243,7 @@ def thought_requests(
 ) -> Iterator[Tagged]:
     """Chains of thought, and rationales given gold.
 
-    Tags are (review id, kind, sample, position); the kind is "test", "think" or "explain". Test reviews come first, so that a
+    Tags are (example id, kind, sample, position); the kind is "test", "think" or "explain". Test examples come first, so that a
     run that reaches its budget is measured.
     """
     for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
@@ -260,7 +260,7 @@ def thought_requests(
 
 def label_score(completion: Completion, task: Task) -> float:
     """log P(positive word) - log P(the other word) of a completion of `score_request`."""
-    positive = task.labels.index(task.positive)
+    positive = task.labels.index(task.positive_label)
     logprobs = completion["label_logprobs"]
     return float(logprobs[positive] - logprobs[1 - positive])
 
@@ -295,7 +295,7 @@ def explains(teacher: Teacher, prompts: Prompts, completion: Completion) -> bool
 
 
 def thought_usable(teacher: Teacher, prompts: Prompts, task: Task, tag: Tag, completion: Completion) -> bool:
-    """Whether a completion of one of `thought_requests` can be used; of a test review a label is enough."""
+    """Whether a completion of one of `thought_requests` can be used; of a test example a label is enough."""
     if tag[1] == "explain":
         return explains(teacher, prompts, completion)
     label, rationale = parsed(teacher, prompts, task, completion)

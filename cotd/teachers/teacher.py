@@ -25,7 +25,7 @@ from cotd.utils.text import first_line
 
 # Stand for the number of characters that are shown of a text.
 UNKNOWN, WHOLE = -1, -2
-# Stands for the middle of a review of which both ends are shown.
+# Stands for the middle of an example of which both ends are shown.
 OMISSION = " … "
 # Only so many characters for each token of the limit are tokenized: texts of megabytes take long, and few tokens are longer.
 CHARACTERS_A_TOKEN = 64
@@ -84,28 +84,28 @@ class Teacher:
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
-    def shown(self, reviews: ExampleTable) -> Iterator[tuple[str, str]]:
-        """(id, text) of each review, cut so that prompt and completion fit the teacher's context."""
-        lengths = self._shown_lengths(reviews)
-        for number, i, whole in reviews.texts_by_number():
+    def shown(self, examples: ExampleTable) -> Iterator[tuple[str, str]]:
+        """(id, text) of each example, cut so that prompt and completion fit the teacher's context."""
+        lengths = self._shown_lengths(examples)
+        for number, i, whole in examples.texts_by_number():
             text = self.escape(whole)  # before it is cut: what was one token is several now
             if lengths[number, 0] == UNKNOWN:
                 lengths[number] = self._cut(text)
             first, last = lengths[number]
             yield i, text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
 
-    def count_cut(self, reviews: ExampleTable) -> int:
-        """How many of the reviews were too long to be shown whole."""
-        return int((self._shown_lengths(reviews)[reviews.numbers, 0] >= 0).sum())
+    def count_cut(self, examples: ExampleTable) -> int:
+        """How many of the examples were too long to be shown whole."""
+        return int((self._shown_lengths(examples)[examples.numbers, 0] >= 0).sum())
 
-    def _shown_lengths(self, reviews: ExampleTable) -> np.ndarray:
-        if reviews.texts not in self._shown:
-            self._shown[reviews.texts] = np.full((len(reviews.texts), 2), UNKNOWN, dtype=np.int32)
-        return self._shown[reviews.texts]
+    def _shown_lengths(self, examples: ExampleTable) -> np.ndarray:
+        if examples.texts not in self._shown:
+            self._shown[examples.texts] = np.full((len(examples.texts), 2), UNKNOWN, dtype=np.int32)
+        return self._shown[examples.texts]
 
     def _cut(self, text: str) -> tuple[int, int]:
         """How many of a text's first and of its last characters are shown, or WHOLE."""
-        limit = self.config.max_review_tokens
+        limit = self.config.max_text_tokens
         head = len(self.fit(text, limit))
         if head == len(text):
             return WHOLE, WHOLE

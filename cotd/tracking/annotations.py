@@ -15,16 +15,16 @@ LABEL_METRICS = ("kappa", "kappa_low", "kappa_high", "roc_auc", "calibration_err
 
 def annotation_metrics(summary: dict[str, Any]) -> dict[str, float]:
     """Metric name → value; what was not measured is left out."""
-    teacher, annotations, reviews = summary["teacher"], summary["annotations"], summary["reviews"]
+    teacher, annotations, examples = summary["teacher"], summary["annotations"], summary["examples"]
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
     values = {f"teacher_{k}": teacher[k] for k in ("accuracy", "ci_low", "ci_high", "n", "accuracy_on_train")}
     values |= {f"teacher_{k}": labels[k] for k in LABEL_METRICS if k in labels}
     values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
     values |= {f"rationales_words_{k}": words for k, words in rationales.get("words", {}).items()}
-    values |= {f"annotations_{k}": annotations[k] for k in ("rows", "reviews", "usable")}
+    values |= {f"annotations_{k}": annotations[k] for k in ("rows", "examples", "usable")}
     values |= {f"answers_{k}": v for k, v in summary.get("answers", {}).items() if isinstance(v, int)}
     values["annotations_quarantined"] = sum(annotations["quarantined"].values())
-    values |= {f"reviews_{k}": reviews[k] for k in ("quarantined", "cut")}
+    values |= {f"examples_{k}": examples[k] for k in ("quarantined", "cut")}
     for reason, count in list(annotations["quarantined"].items())[:MOST_REASONS]:
         values["quarantined/" + re.sub(r"[^\w.-]+", " ", reason)[:100].strip()] = count
     values["annotation_cost_last_run"] = summary["spent"]["cost"] or None

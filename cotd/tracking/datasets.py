@@ -48,7 +48,7 @@ class StudyDatasets:
         return self._split(trial, "test")
 
     def _split(self, trial: Trial, split: str) -> Any:
-        file = self.shared / f"reviews-{trial.reviews_digest}.parquet"
+        file = self.shared / f"examples-{trial.examples_digest}.parquet"
         part = format_percent(trial.fraction) if split == "train" else ""
         key = (file.name, split, part)
         if key not in self._known and file.is_file():
@@ -59,7 +59,7 @@ class StudyDatasets:
             labels = {str(k): int(v) for k, v in rows["label"].value_counts().items()}
             profile = {"rows": len(rows), "labels": labels, "source": source}
             name = " · ".join(filter(None, [source, split, part]))
-            self._known[key] = self._dataset(rows, file, name, digest([trial.reviews_digest, split, part]), profile)
+            self._known[key] = self._dataset(rows, file, name, digest([trial.examples_digest, split, part]), profile)
         return self._known.get(key)
 
     def _whole(self, file: Path | None, describe: Callable[[pd.DataFrame], tuple[str, dict[str, Any]]]) -> Any:
@@ -75,7 +75,7 @@ class StudyDatasets:
     def _describe_annotations(self, table: pd.DataFrame) -> tuple[str, dict[str, Any]]:
         names = {k: sorted(map(str, table[k].dropna().unique())) for k in ("teacher", "revision", "prompt_hash")}
         return f"annotations of {self.config.data.source_name} by {', '.join(names['teacher'])}", {
-            "usable": int(table["error"].isna().sum()), "reviews": int(table["review_id"].nunique()), **names,
+            "usable": int(table["error"].isna().sum()), "examples": int(table["example_id"].nunique()), **names,
             "strategy": self.config.teacher.strategy, "source": self.config.data.source_name,
         }  # fmt: skip
 
@@ -83,7 +83,7 @@ class StudyDatasets:
         return f"rationales of {self.config.data.source_name}, validation and test, by {self.config.teacher.model}", {}
 
     def _annotation_files(self, identity: str | None) -> tuple[Path | None, Path | None]:
-        """The annotations, and the rationales read beside reviews, whose digest a trial's identity names."""
+        """The annotations, and the rationales read beside examples, whose digest a trial's identity names."""
         for file in sorted(self.shared.glob("annotations-*.parquet")):
             if digest_in(file) == identity:
                 return file, None

@@ -23,7 +23,7 @@ TRIAL_TAG = "cotd.trial_id"
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 METRICS_A_CALL = 1000  # the most that MLflow takes
-RESULT_METRICS = ("train_seconds", "seconds", "train_reviews", "train_pairs", "parameters", "best_step")
+RESULT_METRICS = ("train_seconds", "seconds", "train_examples", "train_pairs", "parameters", "best_step")
 
 
 class StudyTracker:
@@ -124,7 +124,7 @@ class StudyTracker:
     def _create_run(self, trial: Trial, started: int | None) -> str:
         tags = {TRIAL_TAG: trial.id, PARENT_TAG: self.parent_run, "cotd.study": self.config.name, "cotd.kind": "trial"}
         tags |= {"method": trial.method, "size": trial.size, "fraction": f"{trial.fraction:g}", "seed": str(trial.seed)}
-        tags |= {"task": trial.task, "source": self.config.data.source_name}
+        tags |= {"task": trial.task["name"], "source": self.config.data.source_name}
         if METHODS[trial.method].needs_annotations:
             tags["teacher"] = self.config.teacher.model
         run = self.client.create_run(self.experiment_id, started, {**self.context, **tags}, trial.title)
@@ -260,7 +260,7 @@ def describe_study(config: StudyConfig) -> str:
     """The note on a study's run, in Markdown."""
     grid = "\n".join(f"- {key}: {', '.join(map(str, values))}" for key, values in config.grid.model_dump().items() if values)
     return (
-        f"Reviews: `{config.data.source_name}`. Teacher: `{config.teacher.model}`.\n\n{grid}\n\n"
+        f"Examples: `{config.data.source_name}`. Teacher: `{config.teacher.model}`.\n\n{grid}\n\n"
         "Runs are chosen by `best_validation_accuracy`; `test_accuracy` has its 95 % interval in `test_ci_low` and "
         "`test_ci_high`."
     )

@@ -14,17 +14,17 @@ from cotd.training.trial import Trial
 from cotd.utils.text import format_percent
 
 
-def require_both_labels(trial: Trial, task: Task, reviews: int, verbalizers: Sequence[str], validation: pd.DataFrame) -> None:
+def require_both_labels(trial: Trial, task: Task, examples: int, verbalizers: Sequence[str], validation: pd.DataFrame) -> None:
     """Raises a CotdError if a student would learn a single label, or be selected by one: it would always predict it.
 
     Args:
-        reviews: how many it would train on.
+        examples: how many it would train on.
         verbalizers: the distinct verbalizers among their targets.
     """
     problems = []
     if len(verbalizers) < 2:
         problems.append(
-            f"all {reviews} reviews that '{trial.method}' would train on ({format_percent(trial.fraction)} of the "
+            f"all {examples} examples that '{trial.method}' would train on ({format_percent(trial.fraction)} of the "
             f"split) have the label '{verbalizers[0]}'. Raise grid.fraction or data.train_rows, or check data.columns.label."
         )
     if validation["label"].nunique() < 2:
@@ -37,12 +37,12 @@ def require_both_labels(trial: Trial, task: Task, reviews: int, verbalizers: Seq
 
 
 def require_rationales(method: str, splits: Mapping[str, pd.DataFrame], rationales: Mapping[str, str] | None) -> None:
-    """Raises a CotdError if the teacher was not asked about every validation and test review."""
-    missing = {split: int((~reviews["id"].isin(list(rationales or {}))).sum()) for split, reviews in splits.items()}
+    """Raises a CotdError if the teacher was not asked about every validation and test example."""
+    missing = {split: int((~examples["id"].isin(list(rationales or {}))).sum()) for split, examples in splits.items()}
     if any(missing.values()):
-        counts = " and ".join(f"{n} of {len(splits[split])} {split} reviews" for split, n in missing.items() if n)
+        counts = " and ".join(f"{n} of {len(splits[split])} {split} examples" for split, n in missing.items() if n)
         raise CotdError(
-            f"method '{method}' reads the teacher's own rationale with each review, and there is none for {counts}. "
+            f"method '{method}' reads the teacher's own rationale with each example, and there is none for {counts}. "
             "Set teacher.held_out_rationales: true and run `cotd annotate CONFIG` again; what is known is not asked again."
         )
 
@@ -72,9 +72,9 @@ def out_of_memory(trial: Trial, step: int, error: Exception) -> str:
     )
 
 
-def not_a_number(step: int, what: str, review_ids: Sequence[str]) -> str:
+def not_a_number(step: int, what: str, example_ids: Sequence[str]) -> str:
     """What to do if training has diverged."""
-    where = f" on the reviews {', '.join(review_ids)}" if review_ids else ""
+    where = f" on the examples {', '.join(example_ids)}" if example_ids else ""
     return (
         f"{what} is not a number at step {step}{where}. Training has stopped, and the last good checkpoint is kept. Lower "
         "training.learning_rate, raise training.warmup_steps, or set training.precision: float32."

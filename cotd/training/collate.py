@@ -1,4 +1,4 @@
-"""What one training step computes: the pairs of a batch of reviews, packed, and the multi-task loss over them.
+"""What one training step computes: the pairs of a batch of examples, packed, and the multi-task loss over them.
 
 L = L_label + λ L_rationale, both the mean token cross-entropy of the target sequences (Hsieh et al. 2023, equation 3;
 λ is `training.rationale_weight`). Rationale and label as one target have the single loss of that sequence.
@@ -32,14 +32,14 @@ def collate(
     rationale_prompt: Sequence[int] = (),
     worker: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
-    """A batch of reviews in packed parts.
+    """A batch of examples in packed parts.
 
     Args:
         rows: of `EncodedPairs`.
         decoder_start: the token that each decoder input begins with.
-        micro_batch_size: reviews in a part, whose gradients are computed together; all by default.
+        micro_batch_size: examples in a part, whose gradients are computed together; all by default.
         rationale_prompt: what the decoder reads before it writes a rationale, for students with a shared encoder.
-        worker: (rank, number of workers). Each takes every n-th review, so that their lengths are alike, and perhaps none.
+        worker: (rank, number of workers). Each takes every n-th example, so that their lengths are alike, and perhaps none.
 
     Returns:
         `totals` (K, 3): the sum of pair weights, pairs and target tokens of each target kind, over all workers. `parts`: see
@@ -60,15 +60,15 @@ def collate(
 
 
 def pack(rows: Sequence[dict[str, Any]], decoder_start: int, rationale_prompt: Sequence[int]) -> dict[str, Any]:
-    """The pairs of some reviews with sequences one after another, the longest first, without padding.
+    """The pairs of some examples with sequences one after another, the longest first, without padding.
 
     Returns:
-        `review_ids`; `input_ids` (N,) and `input_lengths` (I,) of the distinct inputs; `sources` (P,) the input of each pair;
+        `example_ids`; `input_ids` (N,) and `input_lengths` (I,) of the distinct inputs; `sources` (P,) the input of each pair;
         `decoder_input_ids` (M,); `labels` (M,), IGNORED where nothing is learned; `target_lengths` (P,); `target_kinds` (M,),
         positions in TARGET_KINDS.
     """
     pairs = [(number, *pair) for number, kind in enumerate(TARGET_KINDS) for row in rows for pair in row[kind]]
-    # The samples of a review share their input, which is encoded once.
+    # The samples of an example share their input, which is encoded once.
     inputs = sorted(dict.fromkeys(tuple(source) for _, source, _, _ in pairs), key=len, reverse=True)
     positions = {source: position for position, source in enumerate(inputs)}
     pairs.sort(key=lambda pair: len(pair[2]), reverse=True)
@@ -78,7 +78,7 @@ def pack(rows: Sequence[dict[str, Any]], decoder_start: int, rationale_prompt: S
     labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
     lengths = torch.tensor([len(ids) for ids in decoder_inputs])
     return {
-        "review_ids": [row["review_id"] for row in rows],
+        "example_ids": [row["example_id"] for row in rows],
         "input_ids": torch.tensor(list(chain.from_iterable(inputs))),
         "input_lengths": torch.tensor([len(source) for source in inputs]),
         "sources": torch.tensor([positions[tuple(source)] for _, source, _, _ in pairs]),

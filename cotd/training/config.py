@@ -18,10 +18,10 @@ class TrainingConfig(ConfigModel):
         None, exclude=True, description="a paper's settings (cotd/training/presets.py): sc4001 or hsieh2023; other keys override it"
     )  # fmt: skip
     steps: int = Field(300, ge=1, description="optimiser steps, the same for every fraction, as in the papers")
-    batch_size: int = Field(32, ge=1, description="reviews a step; cot methods add a rationale target for each")
+    batch_size: int = Field(32, ge=1, description="examples a step; cot methods add a rationale target for each")
     micro_batch_size: int | None = Field(
         None, ge=1,
-        description="reviews whose gradients are computed at once (gradient accumulation); less takes less memory, and trains the same",
+        description="examples whose gradients are computed at once (gradient accumulation); less takes less memory, and trains the same",
     )  # fmt: skip
     gradient_checkpointing: bool = Field(
         False, description="compute each layer twice instead of keeping what its gradients need: less memory, more time, same student"
@@ -40,7 +40,7 @@ class TrainingConfig(ConfigModel):
     )
     shared_encoder: bool = Field(
         False,
-        description="cot methods: a review is encoded once for label and rationale, and the decoder is told which to write",
+        description="cot methods: an example is encoded once for label and rationale, and the decoder is told which to write",
     )
     dropout: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -52,9 +52,9 @@ class TrainingConfig(ConfigModel):
     max_input_tokens: int = Field(128, ge=8)
     truncation: Truncation = Field(
         "head_tail",
-        description="what is read of a review of more than max_input_tokens: a quarter of them from its beginning and three "
+        description="what is read of an example of more than max_input_tokens: a quarter of them from its beginning and three "
         "quarters from its end, where the verdict is; or (head) its first ones, as in the papers. Methods that read a rationale "
-        "with the review use head",
+        "with the example use head",
     )
     max_target_tokens: int = Field(64, ge=4)
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -4,8 +4,8 @@ A folder of the cache is named by a digest of all that decides its content, and 
 
     tokens.npy   every distinct input and target, one after another
     pairs.npy    a row a training pair: its kind of target, its weight, where its tokens begin and end
-    reviews.npy  a row a review that has pairs, in the order of the training split
-    about.json   the verbalizers, and how many training reviews there are
+    examples.npy  a row an example that has pairs, in the order of the training split
+    about.json   the verbalizers, and how many training examples there are
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cotd.utils.files import read_json, replacing, write_json
 from cotd.utils.iteration import find_sublist
 
 FORMAT = 1  # raised when the same trial would be encoded otherwise
-ARRAYS = ("tokens", "pairs", "reviews")
+ARRAYS = ("tokens", "pairs", "examples")
 PAIR = np.dtype(
     [
         ("target_kind", "u1"), ("weight", "<f8"), ("verbalizer", "<i2"), ("cut_input", "?"), ("cut_target", "?"),
@@ -43,33 +43,33 @@ PAIR = np.dtype(
 
 @dataclass(frozen=True, eq=False)
 class EncodedPairs(Sequence[dict[str, Any]]):
-    """A sequence of reviews with their encoded pairs; see `__getitem__`.
+    """A sequence of examples with their encoded pairs; see `__getitem__`.
 
     Attributes:
         tokens: (T,) token ids.
-        pairs: (P,) of dtype PAIR, the pairs of a review beside each other.
-        reviews: (R,) with fields `id`, `position` in the training split, `first` of its pairs, and one past the `last`.
+        pairs: (P,) of dtype PAIR, the pairs of an example beside each other.
+        examples: (R,) with fields `id`, `position` in the training split, `first` of its pairs, and one past the `last`.
         verbalizers: what the `verbalizer` of a pair indexes; -1 is none.
-        train_rows: how many training reviews there are, with and without pairs.
+        train_rows: how many training examples there are, with and without pairs.
         rationale_weight: multiplies the weights of rationale pairs.
     """
 
     tokens: np.ndarray
     pairs: np.ndarray
-    reviews: np.ndarray
+    examples: np.ndarray
     verbalizers: list[str]
     train_rows: int
     rationale_weight: float = 1.0
 
     def __len__(self) -> int:
-        return len(self.reviews)
+        return len(self.examples)
 
     def __getitem__(self, index: Any) -> Any:
         """One review: its id, how many inputs and targets were cut, and by target kind its (input, target, weight)s."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        review = self.reviews[index]
-        pairs = self.pairs[review["first"] : review["last"]]
+        example = self.examples[index]
+        pairs = self.pairs[example["first"] : example["last"]]
         row: dict[str, Any] = {kind: [] for kind in TARGET_KINDS}
         for pair in pairs:
             kind = TARGET_KINDS[pair["target_kind"]]
@@ -77,13 +77,13 @@ class EncodedPairs(Sequence[dict[str, Any]]):
             target = self.tokens[pair["target"] : pair["target"] + pair["target_length"]].tolist()
             weight = float(pair["weight"]) * (self.rationale_weight if kind == "rationale" else 1.0)
             row[kind].append((source, target, weight))
-        return {"review_id": str(review["id"]), **count_cut(pairs), **row}
+        return {"example_id": str(example["id"]), **count_cut(pairs), **row}
 
-    def head(self, train_reviews: int) -> EncodedPairs:
-        """The part that belongs to the first so many training reviews."""
-        rows = int(np.searchsorted(self.reviews["position"], train_reviews))
-        last = int(self.reviews["last"][rows - 1]) if rows else 0
-        return replace(self, reviews=self.reviews[:rows], pairs=self.pairs[:last])
+    def head(self, train_examples: int) -> EncodedPairs:
+        """The part that belongs to the first so many training examples."""
+        rows = int(np.searchsorted(self.examples["position"], train_examples))
+        last = int(self.examples["last"][rows - 1]) if rows else 0
+        return replace(self, examples=self.examples[:rows], pairs=self.pairs[:last])
 
     def counts(self) -> dict[str, int]:
         """How many pairs there are, and how many of their inputs and targets were cut to the limits."""
@@ -118,17 +118,17 @@ def encode_pairs(
     tokenizer: Any,
     max_input: int,
     max_target: int,
-    answer_mark: str = Task.answer_mark,
+    answer_mark: str = "Answer:",
     positions: Mapping[str, int] | None = None,
     truncation: Truncation = "head",
 ) -> EncodedPairs:
-    """Training pairs (PAIR_COLUMNS, those of a review beside each other) as token ids, in the same order.
+    """Training pairs (PAIR_COLUMNS, those of an example beside each other) as token ids, in the same order.
 
     Inputs and targets are cut to the limits, their last token staying the end of sequence. Of a joint target the rationale is
     cut, and the label stays.
 
     Args:
-        positions: review id → its position in the training split; by default reviews are numbered as they come.
+        positions: example id → its position in the training split; by default examples are numbered as they come.
         truncation: what stays of an input that is too long; of a target it is the beginning.
     """
     inputs = tokenizer(list(pairs["input"]))["input_ids"]
@@ -163,13 +163,13 @@ def encode_pairs(
             *store("input", pair.input, truncate(source, max_input, tail)),
             *store(pair.target_kind, pair.target, truncate(target, max_target, kept)),
         )  # fmt: skip
-    ids = pairs["review_id"].to_numpy(dtype=str)
+    ids = pairs["example_id"].to_numpy(dtype=str)
     first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.zeros(0, dtype=np.int64)
-    reviews = np.zeros(len(first), dtype=[("id", ids.dtype), ("position", "<i8"), ("first", "<i8"), ("last", "<i8")])
-    reviews["id"], reviews["first"], reviews["last"] = ids[first], first, np.r_[first[1:], len(ids)]
-    reviews["position"] = range(len(first)) if positions is None else [positions[i] for i in ids[first]]
+    examples = np.zeros(len(first), dtype=[("id", ids.dtype), ("position", "<i8"), ("first", "<i8"), ("last", "<i8")])
+    examples["id"], examples["first"], examples["last"] = ids[first], first, np.r_[first[1:], len(ids)]
+    examples["position"] = range(len(first)) if positions is None else [positions[i] for i in ids[first]]
     dtype = np.uint16 if max(tokens, default=0) < 2**16 else np.int32
-    return EncodedPairs(np.array(tokens, dtype=dtype), rows, reviews, list(verbalizers), len(positions or reviews))
+    return EncodedPairs(np.array(tokens, dtype=dtype), rows, examples, list(verbalizers), len(positions or examples))
 
 
 def encode_trial(
@@ -178,7 +178,7 @@ def encode_trial(
     """All that a trial may learn from, whatever its fraction and λ.
 
     Args:
-        train: the training reviews, all of them.
+        train: the training examples, all of them.
 
     Raises:
         CotdError: the method needs gold labels or annotations, and there are none.
@@ -187,7 +187,7 @@ def encode_trial(
         gold = train.set_index("id")["label"].dropna().to_dict()
         annotations = choose_annotations(annotations, trial.samples, trial.filters, task, gold)
     pairs = training_pairs(METHODS[trial.method], train, annotations, task, 1.0, trial.shares_encoder)
-    positions = {review_id: position for position, review_id in enumerate(train["id"])}
+    positions = {example_id: position for position, example_id in enumerate(train["id"])}
     limits = trial.training.max_input_tokens, trial.training.max_target_tokens
     return encode_pairs(pairs, tokenizer, *limits, task.answer_mark, positions, trial.truncation)
 
@@ -199,7 +199,7 @@ def cached_pairs(cache: Path, trial: Trial, tokenizer: Any, task: Task, encode: 
         cache: the folder of the study's shared data.
     """
     identity = {
-        "format": FORMAT, "reviews": trial.reviews_digest, "annotations": trial.annotations_digest, "method": trial.method,
+        "format": FORMAT, "examples": trial.examples_digest, "annotations": trial.annotations_digest, "method": trial.method,
         "samples": trial.samples, "filters": trial.filters, "task": task.to_dict(), "tokenizer": tokenizer_digest(tokenizer, trial),
         "max_input_tokens": trial.training.max_input_tokens, "max_target_tokens": trial.training.max_target_tokens,
         "shared_encoder": trial.shares_encoder, "truncation": trial.truncation,

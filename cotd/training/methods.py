@@ -1,4 +1,4 @@
-"""The training methods: how reviews and annotations become training pairs. A new method is one entry here.
+"""The training methods: how examples and annotations become training pairs. A new method is one entry here.
 
 Sources: Hsieh et al. 2023, "Distilling Step-by-Step!", section 3; the SC4001 report, section 3.
 """
@@ -19,7 +19,7 @@ class Method:
         rationale: which rationale is used: None, the one written "given_gold", or the "own" one that the teacher wrote
             with its own label.
         rationale_as: a "target" of its own, under its own prefix; the first part of a "joint_target" that ends with the
-            label; or an "input" beside the review. A rationale written given gold gives the gold label away, so that it
+            label; or an "input" beside the example. A rationale written given gold gives the gold label away, so that it
             can be a target and never an input.
     """
 

@@ -20,7 +20,7 @@ from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.base import Task
-from cotd.tasks.registry import get_task
+from cotd.tasks.registry import parse_task
 from cotd.training.checks import explain_full_disk, require_both_labels, require_rationales
 from cotd.training.encoding import EncodedPairs, cached_pairs, encode_trial
 from cotd.training.folder import TrialFolder
@@ -29,14 +29,14 @@ from cotd.training.pairs import missing_input
 from cotd.training.trainer import StudentTrainer
 from cotd.training.trial import Trial
 
-# Test reviews whose rationales are written and scored, which takes a decoder step a token; a label takes one in all.
+# Test examples whose rationales are written and scored, which takes a decoder step a token; a label takes one in all.
 RATIONALES_SCORED = 200
 
 
 def train_trial(
     trial: Trial,
     folder: TrialFolder,
-    reviews: pd.DataFrame | Path,
+    examples: pd.DataFrame | Path,
     annotations: pd.DataFrame | Path | None,
     provenance: dict[str, Any] | None = None,
     on_score: Callable[[dict[str, float]], None] | None = None,
@@ -50,13 +50,13 @@ def train_trial(
     torch.distributed group) each calls this, with a folder that shows the same checkpoints; the first one writes.
 
     Args:
-        reviews: the Review table, all splits, or its Parquet file; validation and test need gold labels.
+        examples: the Example table, all splits, or its Parquet file; validation and test need gold labels.
         annotations: the Annotation table, or its file, for methods that need it.
         provenance: what to write into the student's card about data and teacher.
         on_score: called by every worker with each validation score, a dict with `step`, `validation_accuracy` and
             `train_loss`.
-        teacher_test: test review id → the teacher's own label, to report agreement; nothing is trained on it.
-        teacher_rationales: validation or test review id → the teacher's own rationale, "" if it has none: the inputs of a
+        teacher_test: test example id → the teacher's own label, to report agreement; nothing is trained on it.
+        teacher_rationales: validation or test example id → the teacher's own rationale, "" if it has none: the inputs of a
             method that has rationales as inputs, and what other students' rationales are compared with.
         cache: a folder that trials share: encoded pairs are kept in it, and mapped into memory.
 
@@ -68,8 +68,8 @@ def train_trial(
             number, the GPU's memory is exhausted, or the disk is full: the last good checkpoint is kept.
     """
     started = time.perf_counter()
-    task, method = get_task(trial.task), METHODS[trial.method]
-    validation, test = (labelled(read_split(reviews, split)) for split in ("validation", "test"))
+    task, method = parse_task(trial.task), METHODS[trial.method]
+    validation, test = (labelled(read_split(examples, split)) for split in ("validation", "test"))
     inputs = teacher_rationales if method.rationale_as_input else None
     if method.rationale_as_input:
         require_rationales(trial.method, {"validation": validation, "test": test}, teacher_rationales)
@@ -77,7 +77,7 @@ def train_trial(
     torch.manual_seed(trial.seed)
     student = untrained_student(trial, task)
     with explain_full_disk(folder.path):
-        pairs = training_part(trial, student, reviews, annotations, cache)
+        pairs = training_part(trial, student, examples, annotations, cache)
         require_both_labels(trial, task, len(pairs), pairs.used_verbalizers(), validation)
 
         trainer = StudentTrainer(student, pairs, validation, trial, folder, on_score, inputs)
@@ -89,9 +89,9 @@ def train_trial(
 
         logits, _ = student.label_logits(list(validation["text"]), align(validation, inputs))
         student.temperature = fit_temperature(logits.numpy(), validation["label"].map(task.labels.index).to_numpy())
-        validation_metrics = score_predictions(predictions_table(student, validation, inputs), task.positive)
+        validation_metrics = score_predictions(predictions_table(student, validation, inputs), task)
         predictions = predictions_table(student, test, inputs)
-        test_metrics = score_predictions(predictions, task.positive, teacher_test)
+        test_metrics = score_predictions(predictions, task, teacher_test)
         if student.can_explain:
             explained = test.head(RATIONALES_SCORED)
             references = [(teacher_rationales or {}).get(i, "") for i in explained["id"]]
@@ -109,7 +109,7 @@ def train_trial(
         predictions.to_parquet(folder.predictions, index=False)
         result = {
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,
-            "best_step": trainer.state.best_global_step, "steps": trainer.state.global_step, "train_reviews": len(pairs),
+            "best_step": trainer.state.best_global_step, "steps": trainer.state.global_step, "train_examples": len(pairs),
             **pairs.counts(), "parameters": sum(p.numel() for p in student.model.parameters()),
             "temperature": student.temperature, "train_seconds": train_seconds, "seconds": time.perf_counter() - started,
         }  # fmt: skip
@@ -137,9 +137,9 @@ def untrained_student(trial: Trial, task: Task) -> Student:
 
 
 def training_part(
-    trial: Trial, student: Student, reviews: pd.DataFrame | Path, annotations: pd.DataFrame | Path | None, cache: Path | None
+    trial: Trial, student: Student, examples: pd.DataFrame | Path, annotations: pd.DataFrame | Path | None, cache: Path | None
 ) -> EncodedPairs:
-    """The encoded pairs of the trial's fraction of the training reviews.
+    """The encoded pairs of the trial's fraction of the training examples.
 
     Raises:
         CotdError: the method needs gold labels or annotations, and there are none.
@@ -148,23 +148,23 @@ def training_part(
 
     def encode() -> EncodedPairs:
         table = pd.read_parquet(annotations) if isinstance(annotations, Path) else annotations
-        return encode_trial(trial, read_split(reviews, "train"), table, tokenizer, task)
+        return encode_trial(trial, read_split(examples, "train"), table, tokenizer, task)
 
     every = cached_pairs(cache, trial, tokenizer, task, encode) if cache else encode()
     rows = fraction_rows(every.train_rows, trial.fraction)
     part = replace(every.head(rows), rationale_weight=trial.training.rationale_weight)
     if not len(part):
-        raise CotdError(missing_input(METHODS[trial.method], read_split(reviews, "train").head(rows)))
+        raise CotdError(missing_input(METHODS[trial.method], read_split(examples, "train").head(rows)))
     return part
 
 
-def read_split(reviews: pd.DataFrame | Path, split: str) -> pd.DataFrame:
-    """A split of the Review table; only its rows are read from a file."""
-    if isinstance(reviews, Path):
-        return pd.read_parquet(reviews, filters=[("split", "==", split)])
-    return reviews[reviews["split"] == split]
+def read_split(examples: pd.DataFrame | Path, split: str) -> pd.DataFrame:
+    """A split of the Example table; only its rows are read from a file."""
+    if isinstance(examples, Path):
+        return pd.read_parquet(examples, filters=[("split", "==", split)])
+    return examples[examples["split"] == split]
 
 
-def labelled(reviews: pd.DataFrame) -> pd.DataFrame:
-    """The reviews with a gold label."""
-    return reviews[reviews["label"].notna()]
+def labelled(examples: pd.DataFrame) -> pd.DataFrame:
+    """The examples with a gold label."""
+    return examples[examples["label"].notna()]

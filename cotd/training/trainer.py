@@ -32,9 +32,9 @@ class StudentTrainer(Trainer):
     """Trains a student; the loop, the schedule and the checkpoints are transformers'.
 
     Args:
-        validation: labelled reviews, by which the student is selected.
+        validation: labelled examples, by which the student is selected.
         on_score: called with each validation score.
-        rationales: review id → the teacher's rationale, for a student that reads them.
+        rationales: example id → the teacher's rationale, for a student that reads them.
 
     Attributes:
         average: the average of the weights, if that is what is scored and kept.
@@ -100,7 +100,7 @@ class StudentTrainer(Trainer):
             with self.accelerator.autocast():
                 loss = multi_task_loss(self.model, part, inputs["totals"], settings.label_smoothing, rationale_factor)
             if not loss.isfinite():
-                raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["review_ids"]))
+                raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["example_ids"]))
             self.accelerator.backward(loss)
             total += loss.detach()
         sum_gradients(self.model.parameters(), total)

@@ -25,9 +25,9 @@ class Trial:
 
     Attributes:
         model: the base model that `size` names.
-        base_digest, reviews_digest, annotations_digest: content digests of what is trained; the last is None for a
+        base_digest, examples_digest, annotations_digest: content digests of what is trained; the last is None for a
             method that needs no annotations, so that another teacher does not make `finetune` train again.
-        samples, filters: which annotations are used: the first n samples of a review, and these filters in place of those
+        samples, filters: which annotations are used: the first n samples of an example, and these filters in place of those
             applied when the annotations were made; None: the annotations as they were made.
         overrides: the settings that distinguish this trial from others of its method, fraction, size and seed, for display.
     """
@@ -38,9 +38,9 @@ class Trial:
     seed: int
     model: str
     training: TrainingConfig
-    task: str
+    task: dict[str, Any]
     base_digest: str
-    reviews_digest: str
+    examples_digest: str
     annotations_digest: str | None
     samples: int | None = None
     filters: Filters | None = None
@@ -60,12 +60,12 @@ class Trial:
 
     @property
     def shares_encoder(self) -> bool:
-        """Whether a review is encoded once for its label and its rationale."""
+        """Whether an example is encoded once for its label and its rationale."""
         return self.training.shared_encoder and METHODS[self.method].multitask
 
     @property
     def truncation(self) -> Truncation:
-        """How long inputs are cut. A rationale before a review stays whole: only the review's end is cut."""
+        """How long inputs are cut. A rationale before an example stays whole: only the example's end is cut."""
         return "head" if METHODS[self.method].rationale_as_input else self.training.truncation
 
     @property

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 def release_memory() -> None:
-    """Returns what Arrow's and glibc's allocators keep of freed memory: 140 MB after reading 200,000 reviews.
+    """Returns what Arrow's and glibc's allocators keep of freed memory: 140 MB after reading 200,000 examples.
 
     Takes milliseconds. Does not collect cycles, which takes half a second in a process that has imported PyTorch.
     """

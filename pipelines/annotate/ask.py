@@ -48,7 +48,7 @@ class Asker:
 
     Args:
         engine: starts the engine when it is first called.
-        only: ids of the reviews that may be asked about besides requests that failed before; None for all.
+        only: ids of the examples that may be asked about besides requests that failed before; None for all.
         retry: also ask again what was refused for good, and what cannot be used: see `retry_request`.
 
     Attributes:
@@ -124,7 +124,7 @@ class Asker:
         """What becomes of some requests, by their keys.
 
         Args:
-            block: requests, tagged with a review id first.
+            block: requests, tagged with an example id first.
 
         Returns:
             key → completion, of those that are known; of those that are not, and are not to be asked either; and key → how

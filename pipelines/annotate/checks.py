@@ -19,7 +19,7 @@ MANY = 0.05
 
 
 def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: Prompts) -> None:
-    """Raises a CotdError unless the longest review, with the prompt around it and the completion, fits the engine."""
+    """Raises a CotdError unless the longest example, with the prompt around it and the completion, fits the engine."""
     if config.api:
         return  # its context is not known here
     explaining = [explain_request(teacher, prompts, "", label, 0) for label in task.labels]
@@ -29,11 +29,11 @@ def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: 
         requests = [think_request(teacher, prompts, "", 0), *(explaining if config.gold_conditioned else [])]
     around = max(teacher.count(request.prompt) + int(request.sampling["max_tokens"]) for request in requests)
     context = int(config.engine.engine_kwargs.get("max_model_len") or config.engine.max_model_len)
-    if around + config.max_review_tokens > context:
+    if around + config.max_text_tokens > context:
         raise CotdError(
-            f"a review of teacher.max_review_tokens ({config.max_review_tokens}) does not fit teacher.engine.max_model_len "
+            f"an example of teacher.max_text_tokens ({config.max_text_tokens}) does not fit teacher.engine.max_model_len "
             f"({context}): the prompt around it and the completion take up to {around}. Set the former to at most "
-            f"{context - around}, or the latter to at least {around + config.max_review_tokens}."
+            f"{context - around}, or the latter to at least {around + config.max_text_tokens}."
         )
 
 
@@ -72,7 +72,7 @@ def gold_problems(config: StudyConfig, labels: Mapping[str, Mapping[str, int]]) 
             problems.append(f"the {split} split has gold labels of one kind only: {count:,} × {label}. {advice}")
     if not labels["train"]:
         problems += [
-            f"method '{method}' trains on gold labels, and no training review has one. "
+            f"method '{method}' trains on gold labels, and no training example has one. "
             "Name the label column in data.columns.label, or take it out of grid.method."
             for method in gold_methods
         ]

@@ -20,8 +20,8 @@ class AnnotationFiles:
     def __init__(self, directory: Path):
         self.directory = directory
         self.annotations = directory / "annotations.parquet"
-        self.teacher_test = directory / "teacher_test.parquet"  # the teacher's own labels of the test reviews
-        # The teacher's own rationales of validation and test reviews, where `teacher.held_out_rationales` asks for them.
+        self.teacher_test = directory / "teacher_test.parquet"  # the teacher's own labels of the test examples
+        # The teacher's own rationales of validation and test examples, where `teacher.held_out_rationales` asks for them.
         self.held_out_rationales = directory / "held_out_rationales.parquet"
         self.quarantine = directory / "quarantined_reviews.parquet"
         self.quarantined_answers = directory / "quarantined_answers.parquet"  # rows of `teacher.answers`, and why
@@ -42,16 +42,16 @@ def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]]
 
 
 def read_rationales(path: Path | str | None) -> dict[str, str] | None:
-    """Validation or test review id → the teacher's own rationale, "" where it has none; None where there is no file."""
+    """Validation or test example id → the teacher's own rationale, "" where it has none; None where there is no file."""
     if path is None:
         return None
     table = pd.read_parquet(path)
-    return dict(zip(table["review_id"], table["rationale"], strict=True))
+    return dict(zip(table["example_id"], table["rationale"], strict=True))
 
 
 def read_teacher_test(path: Path | str | None) -> dict[str, str] | None:
-    """Test review id → the teacher's own label, of a study's `teacher_test` file; None where there is none."""
+    """Test example id → the teacher's own label, of a study's `teacher_test` file; None where there is none."""
     if path is None:
         return None
     table = pd.read_parquet(path)
-    return table[table["predicted"].notna()].set_index("review_id")["predicted"].to_dict()
+    return table[table["predicted"].notna()].set_index("example_id")["predicted"].to_dict()

@@ -1,4 +1,4 @@
-"""What an annotation run works on: reviews, prompts, teacher and store, loaded and checked before anything starts."""
+"""What an annotation run works on: examples, prompts, teacher and store, loaded and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from cotd.data.table import SPLITS
 from cotd.progress import say
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
-from cotd.tasks.registry import get_task
 from cotd.teachers.imported import check_imported, imported_digest, imported_teacher
 from cotd.teachers.prompts import Prompts, load_prompts
 from cotd.teachers.store import CompletionStore
-from cotd.teachers.strategies import calibration_reviews
+from cotd.teachers.strategies import calibration_examples
 from cotd.teachers.teacher import Teacher, load_teacher
 from cotd.utils.memory import release_memory
 from pipelines.annotate.checks import check_context, gold_problems, quarantine_warnings
@@ -26,7 +25,7 @@ from pipelines.annotate.checks import check_context, gold_problems, quarantine_w
 class Job:
     """What an annotation run works on, checked."""
 
-    reviews: Examples
+    examples: Examples
     task: Task
     prompts: Prompts
     teacher: Teacher
@@ -41,30 +40,30 @@ def load_job(config: StudyConfig) -> Job:
     Gold labels are needed by Platt scaling alone.
 
     Raises:
-        CotdError: bad reviews, prompts, teacher or imported file; no gold labels to calibrate on; no such store; too small a
+        CotdError: bad examples, prompts, teacher or imported file; no gold labels to calibrate on; no such store; too small a
             context.
     """
     if config.teacher.answers:
         check_imported(config.data, config.teacher.answers)
-    reviews = load_examples(config.data, config.directory)
-    inputs = annotation_inputs(config, reviews.digest())
+    examples = load_examples(config.data, config.task, config.directory)
+    inputs = annotation_inputs(config, examples.digest())
     release_memory()
     if config.teacher.strategy == "score_then_explain":
-        calibration_reviews(config.teacher, reviews)
-    task = get_task(config.data.task)
-    prompts = load_prompts(task, noun(config.data), config.teacher.prompts)
+        calibration_examples(config.teacher, examples)
+    task = config.task
+    prompts = load_prompts(task, noun(config.data, config.task), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or completions_place(config))
     if config.teacher.answers:
         teacher = imported_teacher(config.data, config.teacher)
     else:
         teacher = load_teacher(config.teacher)
         check_context(config.teacher, teacher, task, prompts)
-    warnings = quarantine_warnings(reviews.counts["rows"], reviews.quarantined.counts())
-    labels = {split: reviews.rows.split(split).label_counts() for split in SPLITS}
+    warnings = quarantine_warnings(examples.counts["rows"], examples.quarantined.counts())
+    labels = {split: examples.rows.split(split).label_counts() for split in SPLITS}
     warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, labels)]
     for warning in warnings:
         say(f"  warning: {warning}")
-    return Job(reviews, task, prompts, teacher, store, warnings, inputs)
+    return Job(examples, task, prompts, teacher, store, warnings, inputs)
 
 
 def completions_place(config: StudyConfig) -> Path | str:
@@ -73,7 +72,7 @@ def completions_place(config: StudyConfig) -> Path | str:
 
 
 def annotation_inputs(config: StudyConfig, examples_digest: str) -> str:
-    """A digest of all that decides a study's annotations: teacher, prompts and reviews, but not where the engine runs."""
-    prompts = load_prompts(get_task(config.data.task), noun(config.data), config.teacher.prompts)
+    """A digest of all that decides a study's annotations: teacher, prompts and examples, but not where the engine runs."""
+    prompts = load_prompts(config.task, noun(config.data, config.task), config.teacher.prompts)
     imported = [imported_digest(config.data, config.teacher.answers)] if config.teacher.answers else []
     return digest([config.teacher.identity(), prompts.hash, examples_digest, *imported])

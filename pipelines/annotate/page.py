@@ -26,8 +26,10 @@ class DoubtfulRows:
         self._blocks: list[pd.DataFrame] = []
 
     def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
-        """Adds annotations; `gold` holds review id → gold label, of those that have one."""
-        block = annotations.assign(label_gold=annotations["review_id"].map(gold).astype(object), number=range(len(annotations)))
+        """Adds annotations; `gold` holds example id → gold label, of those that have one."""
+        block = annotations.assign(
+            label_gold=annotations["example_id"].map(gold).astype(object), number=range(len(annotations))
+        )
         block["number"] += self.total
         wrong = block["label_gold"].notna() & block["label"].notna() & (block["label_gold"] != block["label"])
         concern = block["error"].notna() * 4.0 + wrong * 2.0 - block["label_probability"].fillna(1.0)
@@ -51,11 +53,11 @@ def annotations_page(
     """The page.
 
     Args:
-        annotations: those to show, with the review's text in a column `text` and its gold label in `label_gold`.
+        annotations: those to show, with the example's text in a column `text` and its gold label in `label_gold`.
         total: the number of all annotations. lines: the summary. reliability: see `cotd.teachers.quality.label_quality`.
     """
     columns = {
-        "id": "review_id", "text": "text", "label": "label", "gold": "label_gold", "probability": "label_probability",
+        "id": "example_id", "text": "text", "label": "label", "gold": "label_gold", "probability": "label_probability",
         "rationale": "rationale", "sample": "sample", "given": "gold_conditioned", "error": "error",
     }  # fmt: skip
     plain = annotations[list(columns.values())].set_axis(list(columns), axis=1).astype(object)
@@ -63,7 +65,7 @@ def annotations_page(
     plain["rationale"] = [r or "" for r in plain["rationale"]]
     content = {
         "study": study, "rows": plain.to_dict("records"), "lines": lines, "reliability": reliability, "total": total,
-        "words": sorted({*task.labels, *task.verbalizers.values()}),
+        "words": sorted({*task.labels, *map(task.verbalize, task.labels)}),
     }  # fmt: skip
     # "<" is written as an escape: no text can end the script element that it is in.
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")

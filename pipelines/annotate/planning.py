@@ -12,7 +12,7 @@ import numpy as np
 from cotd.errors import CotdError
 from cotd.teachers import strategies
 from cotd.teachers.calibration import Calibration
-from cotd.teachers.output import explained_reviews
+from cotd.teachers.output import explained_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
 from cotd.utils.iteration import batched
@@ -21,7 +21,7 @@ from pipelines.annotate.ask import LOOKUP_ROWS, Asker
 from pipelines.annotate.job import Job
 
 THOUGHTS = {
-    "test": "chain of thought of a held-out review",
+    "test": "chain of thought of a held-out example",
     "think": "chain of thought",
     "explain": "rationale given the gold label",
 }
@@ -37,7 +37,7 @@ class Planned:
     """
 
     kind: str
-    review_id: str
+    example_id: str
     request: Request
     usable: Callable[[Completion], bool] = lambda completion: True
     certain: bool = True
@@ -74,7 +74,7 @@ def estimate(planned: Iterable[Planned], ask: Asker) -> Estimate:
     """What a run is going to ask, of the requests that it plans."""
     seen = KeySet()
     requests = from_store = uncertain = prompt_tokens = output_tokens = 0
-    for block in batched((((p.review_id, p), p.request) for p in planned), LOOKUP_ROWS):
+    for block in batched((((p.example_id, p), p.request) for p in planned), LOOKUP_ROWS):
         known, skipped, _ = ask.look_up(block, lambda tag, completion: tag[1].usable(completion))
         needed = [plan for (_, plan), request in block if request.key not in skipped]
         repeated = seen.add([plan.request.key for plan in needed])
@@ -95,51 +95,51 @@ def estimate(planned: Iterable[Planned], ask: Asker) -> Estimate:
 def planned_requests(job: Job, ask: Asker) -> Iterator[Planned]:
     """The requests of a run, as its strategy makes them.
 
-    A scoring teacher explains its own labels, which follow from its scores. Where the store lacks scores, each review's
+    A scoring teacher explains its own labels, which follow from its scores. Where the store lacks scores, each example's
     rationale given its gold label is certain, and one given another label uncertain; without gold there is one, for
     whichever label.
     """
     if job.teacher.config.strategy == "score_then_explain":
         yield from planned_scoring(job, ask)
         return
-    parts = strategies.thought_parts(job.teacher.config, job.reviews)
-    for tag, request in strategies.thought_requests(job.teacher, job.prompts, parts, job.reviews.rows.split("train")):
+    parts = strategies.thought_parts(job.teacher.config, job.examples)
+    for tag, request in strategies.thought_requests(job.teacher, job.prompts, parts, job.examples.rows.split("train")):
         usable = partial(strategies.thought_usable, job.teacher, job.prompts, job.task, tag)
         yield Planned(THOUGHTS[tag[1]], tag[0], request, usable)
 
 
 def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
     teacher, task, prompts, config = job.teacher, job.task, job.prompts, job.teacher.config
-    train, test = job.reviews.rows.split("train"), job.reviews.rows.split("test")
-    held_out, explained = strategies.calibration_reviews(config, job.reviews), explained_reviews(config, job.reviews)
-    parts = strategies.scored_reviews(held_out, test, train, explained)
+    train, test = job.examples.rows.split("train"), job.examples.rows.split("test")
+    held_out, explained = strategies.calibration_examples(config, job.examples), explained_examples(config, job.examples)
+    parts = strategies.scored_examples(held_out, test, train, explained)
     positions, size = strategies.positions_of(parts), sum(map(len, parts))
     scores, unscored = np.full(size, np.nan), np.zeros(size, dtype=bool)  # neither has a score nor is unscored: it was refused
     for block in batched(strategies.score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
         known, _, _ = ask.look_up(block, lambda tag, completion: True)
-        for (review_id, n), request in block:
+        for (example_id, n), request in block:
             if (completion := known.get(request.key)) is None:
                 unscored[n] = True
             elif not completion["error"]:
                 scores[n] = strategies.label_score(completion, task)
-            yield Planned("label score", review_id, request)
+            yield Planned("label score", example_id, request)
     calibration: Calibration | None = None  # not known where a score that it takes is not
     if not unscored[: len(held_out)].any():
         with contextlib.suppress(CotdError):  # the run says so
             calibration = strategies.calibrate_on(held_out, scores, config, task)
     has_gold = np.zeros(size, dtype=bool)
     has_gold[positions[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
-    every_label = [task.positive, *(label for label in task.labels if label != task.positive)]
+    every_label = list(task.labels)
 
     def labels(n: int) -> list[str]:
-        """Those that the teacher may give a review."""
+        """Those that the teacher may give an example."""
         if calibration is None or unscored[n]:
             return every_label if has_gold[n] else every_label[:1]
         return [] if np.isnan(scores[n]) else [calibration.label(scores[n], task)[0]]
 
-    for (review_id, n, _, _, kinds), request in strategies.rationale_requests(
+    for (example_id, n, _, _, kinds), request in strategies.rationale_requests(
         teacher, prompts, train, explained, positions, labels
     ):
         certain = kinds != (False,) or len(labels(n)) == 1
         kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"
-        yield Planned(kind, review_id, request, partial(strategies.explains, teacher, prompts), certain)
+        yield Planned(kind, example_id, request, partial(strategies.explains, teacher, prompts), certain)

@@ -26,7 +26,7 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     job = load_job(config)
     teacher = job.teacher
     if config.teacher.answers:
-        imported = read_imported(config.data, teacher, job.reviews, job.task).imported
+        imported = read_imported(config.data, teacher, job.examples, job.task).imported
         assert imported is not None
         yield from import_lines(imported.counts, None)
         yield f"nothing is asked: the labels and rationales of {teacher.name} are imported, revision {teacher.revision}"
@@ -40,7 +40,7 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
             if shown[plan.kind] <= rows:
                 sampling = json.dumps(plan.request.sampling, ensure_ascii=False)
                 tokens = teacher.count(plan.request.prompt)
-                lines.append(f"--- {plan.kind}, review {plan.review_id}: about {tokens} tokens; {sampling}")
+                lines.append(f"--- {plan.kind}, example {plan.example_id}: about {tokens} tokens; {sampling}")
                 lines.append(plan.request.prompt)
             yield plan
 

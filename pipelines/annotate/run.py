@@ -1,4 +1,4 @@
-"""Reviews → annotations: a strategy asks, the store answers what it knows, the engine the rest; or all of it is imported."""
+"""Examples → annotations: a strategy asks, the store answers what it knows, the engine the rest; or all of it is imported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pipelines.cluster.runtime_env import require_lasting
 def annotate(
     config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
 ) -> dict[str, Any]:
-    """Annotates a study's training reviews, and scores the teacher on those test reviews that have a gold label.
+    """Annotates a study's training examples, and scores the teacher on those test examples that have a gold label.
 
     Whatever the completion store knows is not asked again: a run that was stopped resumes where it was, and a finished one
     does nothing.
@@ -43,7 +43,7 @@ def annotate(
     Args:
         complete: answers requests; the configured engine or endpoint unless given.
         yes: accept an endpoint's price without a question.
-        retry_errors: ask only about quarantined reviews and requests that failed, also those refused for good and those
+        retry_errors: ask only about quarantined examples and requests that failed, also those refused for good and those
             whose completions cannot be used, which are sampled anew.
 
     Returns:
@@ -82,13 +82,13 @@ def annotate(
         kept = "the other run's completions are kept and will not be asked for again."
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", kept))
         if config.teacher.answers:
-            output = read_imported(config.data, job.teacher, job.reviews, job.task)
+            output = read_imported(config.data, job.teacher, job.examples, job.task)
         else:
-            output = STRATEGIES[config.teacher.strategy](job.teacher, job.reviews, job.task, job.prompts, ask)
+            output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.task, job.prompts, ask)
     release_memory()
-    if budget.reached and job.reviews.rows.split("test").label_counts() and not output.test["gold"].notna().any():
+    if budget.reached and job.examples.rows.split("test").label_counts() and not output.test["gold"].notna().any():
         raise CotdError(
-            f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test review. Raise it, or lower "
+            f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test example. Raise it, or lower "
             "data.test_rows; what is done is kept."
         )
     return write_output(config, job, output, ask, started)
@@ -96,16 +96,16 @@ def annotate(
 
 def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Asker, started: float) -> dict[str, Any]:
     """Filters the annotations and writes all files of a run, the summary last; returns the summary."""
-    files, rows = AnnotationFiles.of(config), job.reviews.rows
+    files, rows = AnnotationFiles.of(config), job.examples.rows
 
     def context(block: pd.DataFrame) -> FilterContext:
-        return FilterContext(job.task, rows.gold(block["review_id"]))
+        return FilterContext(job.task, rows.gold(block["example_id"]))
 
     samples = output.imported.counts["samples"] if output.imported else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
     with parquet_writer(files.annotations, SCHEMA) as write:
         for block in filtered_blocks(output.annotations.blocks, config.teacher.filters, context, config.directory)():
-            gold = rows.gold(block["review_id"])
+            gold = rows.gold(block["example_id"])
             tally.add(block, gold)
             doubtful.add(block, gold)
             write(block)
@@ -117,9 +117,9 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
         write_blocks(output.imported.quarantined.blocks(), files.quarantined_answers, QUARANTINED)
     if config.teacher.held_out_rationales:
         write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
-    write_blocks(job.reviews.quarantined.blocks(), files.quarantine, QUARANTINE)
+    write_blocks(job.examples.quarantined.blocks(), files.quarantine, QUARANTINE)
     shown = doubtful.rows()
-    shown["text"] = rows.texts.take(rows.numbers[rows.positions(shown["review_id"])])
+    shown["text"] = rows.texts.take(rows.numbers[rows.positions(shown["example_id"])])
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
     write_text(files.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))
@@ -128,7 +128,7 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
 
 
 def quarantined_ids(study: str, files: AnnotationFiles) -> set[str]:
-    """The reviews that the study's last run has no usable annotation, or no label, for.
+    """The examples that the study's last run has no usable annotation, or no label, for.
 
     Raises:
         CotdError: there was no run yet.
@@ -136,8 +136,8 @@ def quarantined_ids(study: str, files: AnnotationFiles) -> set[str]:
     if not files.summary.is_file():
         raise CotdError(f"{study} has no annotations yet, so none failed. Run `cotd annotate CONFIG` without --retry-errors.")
     test = pd.read_parquet(files.teacher_test)
-    ids = set(test[test["predicted"].isna()]["review_id"])
-    for block in read_blocks(files.annotations, ["review_id", "error"]):
+    ids = set(test[test["predicted"].isna()]["example_id"])
+    for block in read_blocks(files.annotations, ["example_id", "error"]):
         failed = block["error"].notna() & ~block["error"].fillna("").str.startswith((FILTERED, "not asked"))
-        ids |= set(block[failed]["review_id"])
+        ids |= set(block[failed]["example_id"])
     return ids

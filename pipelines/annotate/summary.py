@@ -22,27 +22,27 @@ from pipelines.annotate.job import Job
 
 
 class Tally:
-    """What is counted of annotations, some reviews at a time.
+    """What is counted of annotations, some examples at a time.
 
     Args:
-        votes: whether to count how far the samples of a review agree.
+        votes: whether to count how far the samples of an example agree.
     """
 
     def __init__(self, task: Task, votes: bool):
-        self.rows = self.reviews = self.judged = self.correct = 0
+        self.rows = self.examples = self.judged = self.correct = 0
         self.errors: Counter[str | None] = Counter()  # None counts the usable ones
         self.votes = VoteQuality() if votes else None
         self.rationales, self.digest = RationaleQuality(task), AnnotationsDigest()
 
     def add(self, annotations: pd.DataFrame, gold: pd.Series) -> None:
-        """Adds all annotations of some reviews, in the order of their ids; `gold` holds review id → gold label."""
+        """Adds all annotations of some examples, in the order of their ids; `gold` holds example id → gold label."""
         self.rows += len(annotations)
-        self.reviews += annotations["review_id"].nunique()
+        self.examples += annotations["example_id"].nunique()
         error = annotations["error"].astype(object)
         self.errors.update(error.where(error.notna(), None))
         labelled = annotations[~annotations["gold_conditioned"]]
         first = labelled[(labelled["sample"] == 0) & labelled["label"].notna()]
-        expected = first["review_id"].map(gold)
+        expected = first["example_id"].map(gold)
         self.judged += int(expected.notna().sum())
         self.correct += int((first["label"] == expected).sum())
         if self.votes:
@@ -62,7 +62,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
     filters = dict.fromkeys(name_and_settings(entry)[0] for entry in config.teacher.filters)
     held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
     return {
-        "study": config.name, "reviews": job.reviews.counts | {"cut": job.teacher.count_cut(job.reviews.rows)},
+        "study": config.name, "examples": job.examples.counts | {"cut": job.teacher.count_cut(job.examples.rows)},
         "warnings": job.warnings + store_warnings(job.store),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
@@ -70,10 +70,10 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         },
         "calibration": output.calibration,
         "annotations": {
-            "rows": tally.rows, "reviews": tally.reviews, "usable": tally.errors[None],
+            "rows": tally.rows, "examples": tally.examples, "usable": tally.errors[None],
             "quarantined": {reason: count for reason, count in tally.errors.most_common() if reason is not None},
         },
-        "held_out_rationales": {"reviews": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
+        "held_out_rationales": {"examples": sum(map(len, held_out)), "usable": int(sum(map(sum, held_out)))},
         "filters": {name: tally.errors[FILTERED + name] for name in filters},
         "quality": {"labels": labels, "rationales": tally.rationales.figures()},
         "inputs": job.inputs, "usage": dict(ask.usage), "spent": spent(ask), "seconds": seconds, "digest": str(tally.digest),
@@ -104,25 +104,25 @@ def spent(ask: Asker) -> dict[str, Any]:
 def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     """A summary in readable lines."""
     counts, teacher, spent = summary["annotations"], summary["teacher"], summary["spent"]
-    yield f"{counts['usable']:,} usable annotations of {counts['reviews']:,} reviews: {path}"
+    yield f"{counts['usable']:,} usable annotations of {counts['examples']:,} examples: {path}"
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
     imported = summary.get("answers")
     if imported:
         yield from import_lines(imported, path.with_name("quarantined_answers.parquet"))
-    if (held_out := summary["held_out_rationales"])["reviews"]:
-        yield f"{held_out['usable']:,} usable rationales of {held_out['reviews']:,} validation and test reviews"
-    if cut := summary["reviews"]["cut"]:
-        yield f"{cut:,} reviews were longer than teacher.max_review_tokens, and cut"
+    if (held_out := summary["held_out_rationales"])["examples"]:
+        yield f"{held_out['usable']:,} usable rationales of {held_out['examples']:,} validation and test examples"
+    if cut := summary["examples"]["cut"]:
+        yield f"{cut:,} examples were longer than teacher.max_text_tokens, and cut"
     if summary["calibration"]:
         yield f"calibrated on {summary['calibration']['used']}"
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
     if teacher["accuracy"] is None:
-        yield "teacher: not measured, as no test review has a gold label"
+        yield "teacher: not measured, as no test example has a gold label"
     else:
         interval = f"[{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
-        parts = [f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test reviews"]
+        parts = [f"teacher: {teacher['accuracy']:.1%} {interval} of {teacher['n']:,} test examples"]
         if "kappa" in labels:
             parts.append(f"kappa {labels['kappa']:.2f} [{labels['kappa_low']:.2f}, {labels['kappa_high']:.2f}]")
         if "roc_auc" in labels:
@@ -157,7 +157,7 @@ def import_lines(counts: dict[str, Any], quarantine: Path | None) -> Iterator[st
         quarantine: where those that are quarantined can be read; None where they were not written.
     """
     files = ", ".join(counts["files"])
-    yield f"{counts['matched']:,} of {counts['rows']:,} rows of {files} are about {counts['reviews']:,} reviews"
+    yield f"{counts['matched']:,} of {counts['rows']:,} rows of {files} are about {counts['examples']:,} examples"
     if counts["quarantined"]:
         yield "rows quarantined, of all splits" + (f", in {quarantine}:" if quarantine else ":")
     for reason, count in counts["quarantined"].items():
@@ -166,4 +166,4 @@ def import_lines(counts: dict[str, Any], quarantine: Path | None) -> Iterator[st
         yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in other.items())
     for split, name in (("train", "training"), ("test", "test")):
         if missing := counts[f"unanswered_{split}"]:
-            yield f"{missing:,} {name} reviews have no row"
+            yield f"{missing:,} {name} examples have no row"

@@ -18,7 +18,7 @@ from pipelines.annotate.files import AnnotationFiles
 
 FILE = "annotations.parquet"
 COLUMNS = {
-    "review_id": "identifies the text; a text has one row for each sample and kind of rationale",
+    "example_id": "identifies the text; a text has one row for each sample and kind of rationale",
     "text": "the text",
     "gold_label": "the label of the source; null if it has none",
     "sample": "number of the sample, from 0",
@@ -80,12 +80,14 @@ def write_annotations(files: AnnotationFiles, texts: pd.DataFrame, path: Path) -
     schema = pa.schema([SCHEMA.field(c) if c in SCHEMA.names else pa.field(c, pa.string()) for c in COLUMNS])
     with parquet_writer(path, schema) as write_rows:
         for block in read_blocks(files.annotations, ANNOTATION_COLUMNS):
-            if unknown := int((~block["review_id"].isin(texts.index)).sum()):
+            if unknown := int((~block["example_id"].isin(texts.index)).sum()):
                 raise CotdError(
                     f"{unknown:,} annotations in {files.annotations} are of texts that are not among the study's examples. "
                     "Run `cotd annotate CONFIG` again; what is known is not asked again."
                 )
-            block = block.assign(text=block["review_id"].map(texts["text"]), gold_label=block["review_id"].map(texts["label"]))
+            block = block.assign(
+                text=block["example_id"].map(texts["text"]), gold_label=block["example_id"].map(texts["label"])
+            )
             write_rows(block.assign(**{column: block[column].map(without_places) for column in PLACES})[list(COLUMNS)])
 
 
@@ -106,7 +108,7 @@ def dataset_card(summary: dict[str, Any], name: str) -> str:
     shown = {k.replace("_", " "): f"{v:.4g}" for k, v in figures if k.startswith(("teacher_", "rationales_"))}
     return "\n".join([
         "---", front_matter, "---", "", f"# {name.partition('/')[2]}", "",
-        f"Labels and rationales that a teacher, `{cell(without_places(teacher['model']))}`, gave to {counts['reviews']:,} training "
+        f"Labels and rationales that a teacher, `{cell(without_places(teacher['model']))}`, gave to {counts['examples']:,} training "
         f"texts, by the strategy `{teacher['strategy']}`. Written by `cotd annotate` for the study '{summary['study']}'.{measured}",
         "", "**The terms of the texts' source and of the teacher apply to this data set. Read both before you use or share it.**", "",
         "## Columns", "", "| column | |", "|---|---|", *(f"| `{column}` | {about} |" for column, about in COLUMNS.items()), "",

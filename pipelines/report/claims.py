@@ -57,7 +57,7 @@ def compare_sizes(results: Results, groups: list[Group]) -> list[dict[str, Any]]
 
 
 def compare_with_teacher(results: Results, groups: list[Group]) -> list[dict[str, Any]]:
-    """Every group against the teacher's labels of the same test reviews; corrected together, apart from the methods."""
+    """Every group against the teacher's labels of the same test examples; corrected together, apart from the methods."""
     if results.teacher_correct is None or not groups:
         return []
     annotated = ~np.isnan(results.teacher_correct)
@@ -138,7 +138,7 @@ def least_to_reach(groups: list[Group], teacher_comparisons: list[dict[str, Any]
 
     Returns:
         `method`, `setting`, `size`, `parameters`, `fraction` (None where no fraction reaches it), and of that fraction, or
-        of the best: `at`, `reviews`, `accuracy`, `difference`, `low`, `high`, `verdict` (whether it beats the teacher).
+        of the best: `at`, `examples`, `accuracy`, `difference`, `low`, `high`, `verdict` (whether it beats the teacher).
         By parameters, then by method.
     """
     curves: dict[tuple[str, str], Pairs] = {}
@@ -151,7 +151,7 @@ def least_to_reach(groups: list[Group], teacher_comparisons: list[dict[str, Any]
         least.append(
             {
                 **{key: group[key] for key in ("method", "setting", "size", "parameters", "accuracy")},
-                "fraction": group["fraction"] if reached else None, "at": group["fraction"], "reviews": group["train_reviews"],
+                "fraction": group["fraction"] if reached else None, "at": group["fraction"], "examples": group["train_examples"],
                 **{key: c[key] for key in ("difference", "low", "high", "verdict")},
             }
         )  # fmt: skip

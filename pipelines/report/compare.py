@@ -19,15 +19,15 @@ from pipelines.report.results import Content
 from pipelines.report.text import COMPARISON_HEADER, comparison_cells, table
 
 FIGURE, TEXT = "comparison.png", "comparison.md"
-HEADER = ["study", *COMPARISON_HEADER[:3], "setting", "reviews", "without", "with", *COMPARISON_HEADER[3:]]
+HEADER = ["study", *COMPARISON_HEADER[:3], "setting", "examples", "without", "with", *COMPARISON_HEADER[3:]]
 # By whose labels both learn from: the method with rationales, and the same without.
 PAIRS: dict[str, tuple[str, str]] = {
     METHODS[c.worse].labels: (c.better, c.worse) for c in CLAIMS if not c.less_data and not METHODS[c.worse].rationale
 }
 NOTE = (
-    "Accuracy in % of test reviews against gold labels, the mean over seeds, with 95 % intervals. Of two numbers of reviews the "
-    "first is without rationales: not every review has one. Tests are corrected (Holm) within each study, not over studies; "
-    "nothing is pooled, as studies may share students and reviews. *Detectable* is the difference that one test would have "
+    "Accuracy in % of test examples against gold labels, the mean over seeds, with 95 % intervals. Of two numbers of examples the "
+    "first is without rationales: not every example has one. Tests are corrected (Holm) within each study, not over studies; "
+    "nothing is pooled, as studies may share students and examples. *Detectable* is the difference that one test would have "
     "found with 80 % power."
 )
 
@@ -51,9 +51,9 @@ class Difference:
     def cells(self) -> list[str]:
         """A row under HEADER."""
         with_rationales, without = self.groups
-        reviews = " / ".join(dict.fromkeys(f"{g['train_reviews']:,}" for g in (without, with_rationales)))
+        examples = " / ".join(dict.fromkeys(f"{g['train_examples']:,}" for g in (without, with_rationales)))
         shared = comparison_cells(self.comparison)
-        mine = [setting_of(self.comparison), reviews, accuracy(without), accuracy(with_rationales)]
+        mine = [setting_of(self.comparison), examples, accuracy(without), accuracy(with_rationales)]
         return [self.study, *shared[:3], *mine, *shared[3:]]
 
 

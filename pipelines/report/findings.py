@@ -30,7 +30,7 @@ VERDICTS = {"holds": "holds for", "opposite": "is contradicted for", "not shown"
 
 def findings(content: Content) -> list[str]:
     """The sentences, the papers' claims first."""
-    comparisons, sizes, rows = content["comparisons"], content["size_comparisons"], content["test_reviews"]
+    comparisons, sizes, rows = content["comparisons"], content["size_comparisons"], content["test_examples"]
     sentences = [
         f"**{claim['title']}** {verdicts([comparisons[i] for i in claim['comparisons']])}. [{claim['source']}]"
         for claim in content["claims"]
@@ -90,7 +90,7 @@ def power_sentences(comparisons: Comparisons, kind: str, rows: int) -> list[str]
     """How the tests were corrected, and how small a difference they could have found.
 
     Args:
-        kind: what is compared, "methods" or "sizes". rows: test reviews.
+        kind: what is compared, "methods" or "sizes". rows: test examples.
     """
     if not comparisons:
         return []
@@ -102,12 +102,12 @@ def power_sentences(comparisons: Comparisons, kind: str, rows: int) -> list[str]
         ranges = ([c[key] * 100 for c in differing] for key in ("detectable", "detectable_holm"))
         one, strictest = (span(f"{min(values):.1f}", f"{max(values):.1f}") for values in ranges)
         power = (
-            f"With {rows:,} test reviews, and {kind} that disagree as often as these, one test alone finds a difference of {one} "
+            f"With {rows:,} test examples, and {kind} that disagree as often as these, one test alone finds a difference of {one} "
             f"points with {format_percent(POWER)} power, and the strictest of the corrected tests one of {strictest}: smaller "
             "differences may exist."
         )
     else:
-        power = f"The {kind} agree on all {rows:,} test reviews: more are needed to distinguish them."
+        power = f"The {kind} agree on all {rows:,} test examples: more are needed to distinguish them."
     sentences = [f"{tested} {power}"]
     if all(c["seeds_a"] == c["seeds_b"] == 1 for c in comparisons):
         sentences.append(
@@ -131,7 +131,7 @@ def student_sentences(content: Content) -> list[str]:
         sentences.append(f"Students of {names} read the teacher's rationale of each review: they cannot be used without it.")
     best = max(without_readers(content["groups"]), key=lambda g: g["accuracy"])
     always = content["majority"]
-    advice = "more reviews, more steps or a pretrained student are needed"
+    advice = "more examples, more steps or a pretrained student are needed"
     rivals = [(always, f"always predicting {always['label']} ({percentage(always['accuracy'])}): {advice}")]
     for base in (b for b in content["bases"] if b["size"] == best["size"]):
         advice = "what it knows comes from its pretraining"
@@ -149,10 +149,10 @@ def teacher_sentences(content: Content) -> list[str]:
     if not teacher:
         return []
     if not content["least_to_reach_teacher"]:
-        return [f"Teacher: {accuracy(teacher)} of {teacher['n']:,} test reviews."]
+        return [f"Teacher: {accuracy(teacher)} of {teacher['n']:,} test examples."]
     least = without_readers(content["least_to_reach_teacher"])
     reached = [r for r in least if r["fraction"] is not None]
-    name = f"its teacher, {accuracy(teacher)} on the same {teacher['n']:,} reviews"
+    name = f"its teacher, {accuracy(teacher)} on the same {teacher['n']:,} examples"
     if not reached:
         nearest = max(least, key=lambda r: r["difference"])
         significant = "not significant" if nearest["verdict"] == "not shown" else "significant"
@@ -170,7 +170,7 @@ def teacher_sentences(content: Content) -> list[str]:
 
 def reaching(r: dict[str, Any]) -> str:
     return (
-        f"{variant_of(r)}, {size_title(r)}, at {format_percent(r['fraction'])} ({r['reviews']:,} reviews), "
+        f"{variant_of(r)}, {size_title(r)}, at {format_percent(r['fraction'])} ({r['examples']:,} examples), "
         f"{percentage(r['accuracy'])}, {points(r)} points, {'' if r['verdict'] == 'holds' else 'not '}significantly above it"
     )
 

@@ -1,7 +1,7 @@
 """What the papers published: accuracies to compare a study's own with, and the claims that a study can test.
 
 Accuracies are those of the SC4001 report, "Chain-of-Thought (CoT) Distillation", section 6, in per cent, of one training run
-each. Its two methods that learn the teacher's labels were scored against the teacher's labels of the test reviews, not against
+each. Its two methods that learn the teacher's labels were scored against the teacher's labels of the test examples, not against
 gold: those figures measure agreement with the teacher, and compare only loosely with a study's own, which are against gold.
 """
 

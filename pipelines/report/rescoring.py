@@ -1,4 +1,4 @@
-"""Students scored for a report alone: on another source's reviews, and base models as they are before training."""
+"""Students scored for a report alone: on another source's examples, and base models as they are before training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from cotd.storage.working_copy import copy_of
 from cotd.students.base_models import CARD, model_digest, resolve_model
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
-from cotd.tasks.registry import get_task
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 from cotd.utils.files import read_json
@@ -27,47 +26,46 @@ from cotd.utils.parquet import write_parquet
 from pipelines.report.results import Results, correctness, stack
 from pipelines.sweep.plan import Plan
 
-BATCH = 512  # reviews between two steps of the progress bar
+BATCH = 512  # examples between two steps of the progress bar
 
 
 @dataclass(frozen=True)
 class OtherSource:
-    """Reviews of another source, with gold labels, to score a study's students on."""
+    """Examples of another source, with gold labels, to score a study's students on."""
 
     name: str
-    reviews: pd.DataFrame
+    examples: pd.DataFrame
 
 
 def transfer_folder(config: StudyConfig, source: str) -> Path:
-    """Where the report on another source's reviews is written, in the study's folder."""
+    """Where the report on another source's examples is written, in the study's folder."""
     return config.directory / "transfer" / re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")
 
 
-def unseen_reviews(plan: Plan, reviews: pd.DataFrame) -> pd.DataFrame:
-    """The reviews without those that the study trains or selects on, by their normalised text."""
-    study = pd.read_parquet(plan.reviews, columns=["text", "split"])
+def unseen_examples(plan: Plan, examples: pd.DataFrame) -> pd.DataFrame:
+    """The examples without those that the study trains or selects on, by their normalised text."""
+    study = pd.read_parquet(plan.examples, columns=["text", "split"])
     seen = {clean_text(text).casefold() for text in study[study["split"] != "test"]["text"]}
-    return reviews[[clean_text(text).casefold() not in seen for text in reviews["text"]]].reset_index(drop=True)
+    return examples[[clean_text(text).casefold() not in seen for text in examples["text"]]].reset_index(drop=True)
 
 
-def transfer_results(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Path) -> Results:
-    """The results with each student scored on other reviews in place of the study's own, which have no teacher.
+def transfer_results(plan: Plan, results: Results, examples: pd.DataFrame, folder: Path) -> Results:
+    """The results with each student scored on other examples in place of the study's own, which have no teacher.
 
     Predictions are kept in `folder`, a file a trial: what was scored is not scored again.
 
     Args:
-        reviews: those of the other source, with gold labels, as a Review table.
+        examples: those of the other source, with gold labels, as an example table.
     """
-    gold = reviews.set_index("id")["label"]
-    positive = get_task(plan.config.data.task).positive
+    gold = examples.set_index("id")["label"]
     readers = [t["method"] for t in results.trials if METHODS[t["method"]].rationale_as_input]
     trials = [t for t in results.trials if t["method"] not in readers]
     entries, rows = [], []
-    with track(f"scoring {len(trials)} students on other reviews", len(trials), "students") as advance:
+    with track(f"scoring {len(trials)} students on other examples", len(trials), "students") as advance:
         for trial in trials:
             path = folder / "predictions" / f"{trial['trial_id']}.parquet"
-            table = kept_predictions(path, reviews, partial(load_student, plan, trial["trial_id"]))
-            scores = score_predictions(table, positive)
+            table = kept_predictions(path, examples, partial(load_student, plan, trial["trial_id"]))
+            scores = score_predictions(table, plan.config.task)
             metrics = {key: scores[key] for key in ("accuracy", "ci_low", "ci_high", "macro_f1")}
             entries.append({**trial, **metrics, "n_test": scores["n"], "teacher_agreement": None})
             rows.append(correctness(path, gold))
@@ -76,55 +74,58 @@ def transfer_results(plan: Plan, results: Results, reviews: pd.DataFrame, folder
     if readers:
         methods = ", ".join(dict.fromkeys(readers))
         notes.append(
-            f"Students of {methods} are left out: they read the teacher's rationales, which these reviews do not have."
+            f"Students of {methods} are left out: they read the teacher's rationales, which these examples do not have."
         )
     return replace(results, gold=gold, trials=entries, correct=stack(rows, gold), teacher_correct=None, notes=notes)
 
 
-def base_scores(plan: Plan, results: Results, reviews: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
+def base_scores(plan: Plan, results: Results, examples: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """What the base models of the finished trials score before training, if their pretraining taught the labels.
 
     The difference from its base is what a student's training gave. A base without a student's card cannot label yet.
 
     Args:
-        reviews: those of `results`, with gold labels, as a Review table.
+        examples: those of `results`, with gold labels, as an example table.
         folder: where predictions are kept.
 
     Returns:
         `size`, `model`, `accuracy`, `ci_low`, `ci_high` and `n` of each such size.
     """
-    task = plan.config.data.task
+    task = plan.config.task
     bases = []
     for size, model in {t["size"]: t["model"] for t in results.trials}.items():
         card = Path(resolve_model(model)) / CARD
-        if not card.is_file() or read_json(card)["task"]["name"] != task:
+        if not card.is_file() or (read_json(card)["task"]["name"], read_json(card)["task"]["labels"]) != (
+            task.name,
+            list(task.labels),
+        ):
             continue
         training = [t.training for t in plan.trials if t.size == size]
         same_input = len({(t.max_input_tokens, t.truncation) for t in training}) == 1
         settings = training[0] if same_input else plan.config.training
         suffix = "" if settings.truncation == "head" else f"-{settings.truncation}"
         path = folder / f"base-{model_digest(model)}-{settings.max_input_tokens}{suffix}.parquet"
-        table = kept_predictions(path, reviews, partial(load_base, model, settings), f"scoring {model} before training")
-        scores = score_predictions(table, get_task(task).positive)
+        table = kept_predictions(path, examples, partial(load_base, model, settings), f"scoring {model} before training")
+        scores = score_predictions(table, task)
         bases.append({"size": size, "model": model, **{k: scores[k] for k in ("accuracy", "ci_low", "ci_high", "n")}})
     return bases
 
 
-def kept_predictions(path: Path, reviews: pd.DataFrame, load: Callable[[], Student], title: str | None = None) -> pd.DataFrame:
-    """A student's predictions of reviews with gold labels, from `path` if it holds those of exactly these reviews.
+def kept_predictions(path: Path, examples: pd.DataFrame, load: Callable[[], Student], title: str | None = None) -> pd.DataFrame:
+    """A student's predictions of examples with gold labels, from `path` if it holds those of exactly these examples.
 
     Args:
         title: of a progress bar; None for none.
     """
     try:
-        correctness(path, reviews.set_index("id")["label"])
+        correctness(path, examples.set_index("id")["label"])
     except (OSError, ValueError, KeyError):
         path.parent.mkdir(parents=True, exist_ok=True)
         student = load()
         parts = []
-        with track(title, len(reviews), "reviews") if title else nullcontext(lambda n: None) as advance:
-            for start in range(0, len(reviews), BATCH):
-                parts.append(predictions_table(student, reviews.iloc[start : start + BATCH]))
+        with track(title, len(examples), "examples") if title else nullcontext(lambda n: None) as advance:
+            for start in range(0, len(examples), BATCH):
+                parts.append(predictions_table(student, examples.iloc[start : start + BATCH]))
                 advance(len(parts[-1]))
         write_parquet(pd.concat(parts, ignore_index=True), path)
     return pd.read_parquet(path)

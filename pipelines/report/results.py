@@ -34,14 +34,14 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """A study's finished trials, all on the same test reviews.
+    """A study's finished trials, all on the same test examples.
 
     Attributes:
-        gold: test review id → gold label.
+        gold: test example id → gold label.
         trials: one entry a finished trial, as in `report.json`, by size, method and fraction.
-        correct: booleans of shape (trials, test reviews), in the order of `trials` and `gold`.
+        correct: booleans of shape (trials, test examples), in the order of `trials` and `gold`.
         teacher_correct: 1.0 where the teacher's label is right, 0.0 where it is wrong or missing, NaN where the teacher did not
-            get the review; None without annotations.
+            get the example; None without annotations.
         missing: trials that are not done, each with its `title`, `state` and `why`.
         notes: what else is missing, a sentence each.
         given_up: how many samples a search pruned; they are not missing.
@@ -85,9 +85,9 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
     Raises:
         CotdError: nothing is done, and there is no teacher to report either.
     """
-    reviews = pd.read_parquet(plan.reviews)
-    gold = labelled_test(reviews).set_index("id")["label"]
-    tokens = teacher_tokens(plan, reviews)
+    examples = pd.read_parquet(plan.examples)
+    gold = labelled_test(examples).set_index("id")["label"]
+    tokens = teacher_tokens(plan, examples)
     sizes, methods = list(plan.config.sizes), list(METHODS)
     trials, rows, missing, given_up = [], [], [], 0
     order = [(sizes.index(t.size), methods.index(t.method), t.variant, t.fraction, t.seed) for t in plan.trials]
@@ -116,13 +116,13 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
     return Results(gold, trials, stack(rows, gold), teacher_correct, missing, notes, given_up)
 
 
-def labelled_test(reviews: pd.DataFrame) -> pd.DataFrame:
-    """The test reviews that have gold labels."""
-    return reviews[(reviews["split"] == "test") & reviews["label"].notna()]
+def labelled_test(examples: pd.DataFrame) -> pd.DataFrame:
+    """The test examples that have gold labels."""
+    return examples[(examples["split"] == "test") & examples["label"].notna()]
 
 
 def stack(rows: list[np.ndarray], gold: pd.Series) -> np.ndarray:
-    """The rows as one array of shape (trials, test reviews), also where there is none."""
+    """The rows as one array of shape (trials, test examples), also where there is none."""
     return np.stack(rows) if rows else np.empty((0, len(gold)), dtype=bool)
 
 
@@ -135,22 +135,24 @@ def trial_entry(trial: Trial, folder: TrialFolder, tokens: int | None) -> dict[s
         "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "settings": settings,
         "accuracy": test["accuracy"], "ci_low": test["ci_low"], "ci_high": test["ci_high"], "n_test": test["n"],
         "validation_accuracy": result["validation"]["accuracy"], "macro_f1": test["macro_f1"],
-        "teacher_agreement": test.get("teacher_agreement"), "train_reviews": result["train_reviews"],
+        "teacher_agreement": test.get("teacher_agreement"), "train_examples": result["train_examples"],
         "train_seconds": round(result["train_seconds"], 1), "parameters": result["parameters"], "model": trial.model,
         "teacher_tokens": tokens, "trial_id": trial.id, "mlflow_run_id": None,
     }  # fmt: skip
 
 
 def correctness(predictions: Path, gold: pd.Series) -> np.ndarray:
-    """Whether each test review was predicted right, in the order of `gold`.
+    """Whether each test example was predicted right, in the order of `gold`.
 
     Raises:
-        ValueError: the predictions are of other reviews.
+        ValueError: the predictions are of other examples.
     """
-    table = pd.read_parquet(predictions, columns=["review_id", "predicted"])
-    predicted = dict(zip(table["review_id"], table["predicted"], strict=True))
+    table = pd.read_parquet(predictions, columns=["example_id", "predicted"])
+    predicted = dict(zip(table["example_id"], table["predicted"], strict=True))
     if predicted.keys() != set(gold.index):
-        raise ValueError(f"predictions.parquet has {len(predicted)} reviews that are not the study's {len(gold)} test reviews")
+        raise ValueError(
+            f"predictions.parquet has {len(predicted)} examples that are not the study's {len(gold)} test examples"
+        )
     return np.array([predicted[i] == label for i, label in gold.items()])
 
 
@@ -168,12 +170,12 @@ def teacher_correctness(plan: Plan, gold: pd.Series) -> np.ndarray | None:
     """`Results.teacher_correct`."""
     if plan.teacher_test is None or not plan.teacher_test.is_file():
         return None
-    labels = pd.read_parquet(plan.teacher_test).drop_duplicates("review_id").set_index("review_id")["predicted"]
+    labels = pd.read_parquet(plan.teacher_test).drop_duplicates("example_id").set_index("example_id")["predicted"]
     correct = (labels.reindex(gold.index) == gold).fillna(False).to_numpy(dtype=float)
     return np.where(gold.index.isin(labels.index), correct, np.nan)
 
 
-def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float], int | None]:
+def teacher_tokens(plan: Plan, examples: pd.DataFrame) -> dict[tuple[str, float], int | None]:
     """(method, fraction) → input and output tokens of the annotations that such a student learns from.
 
     They were spent once for all sizes and seeds, and for all methods that read the same annotations. None where they are not
@@ -186,10 +188,10 @@ def teacher_tokens(plan: Plan, reviews: pd.DataFrame) -> dict[tuple[str, float],
         return {(t.method, t.fraction): None for t in plan.trials if t.method in annotated}
     table = pd.read_parquet(plan.annotations)
     table = table.assign(tokens=table["prompt_tokens"] + table["output_tokens"])
-    train = reviews[reviews["split"] == "train"]
+    train = examples[examples["split"] == "train"]
     tokens: dict[tuple[str, float], int | None] = {}
     for fraction in {t.fraction for t in plan.trials}:
-        selected = table[table["review_id"].isin(select_fraction(train, fraction)["id"])]
+        selected = table[table["example_id"].isin(select_fraction(train, fraction)["id"])]
         sums = selected.groupby("gold_conditioned")["tokens"].sum()
         for name in annotated:
             method = METHODS[name]
@@ -239,7 +241,7 @@ def group_trials(results: Results) -> list[Group]:
                 "accuracy": accuracy, "ci_low": low, "ci_high": high,
                 **{key: float(trials[key].mean()) for key in ("macro_f1", "validation_accuracy")},
                 "teacher_agreement": None if np.isnan(agreement) else float(agreement),
-                **{key: first[key] for key in ("settings", "train_reviews", "parameters", "model", "teacher_tokens")},
+                **{key: first[key] for key in ("settings", "train_examples", "parameters", "model", "teacher_tokens")},
                 "train_seconds": round(float(trials["train_seconds"].mean()), 1), "trials": indices,
             }
         )  # fmt: skip
@@ -247,18 +249,18 @@ def group_trials(results: Results) -> list[Group]:
 
 
 def linear_baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | None = None) -> list[dict[str, Any]]:
-    """`tfidf_regression` at each fraction; on the study's own test reviews it is computed once, and kept in its folder.
+    """`tfidf_regression` at each fraction; on the study's own test examples it is computed once, and kept in its folder.
 
     Args:
-        tested: other reviews to test on.
+        tested: other examples to test on.
     """
-    reviews = pd.read_parquet(plan.reviews)
+    examples = pd.read_parquet(plan.examples)
     if tested is not None:
-        reviews = pd.concat([reviews[reviews["split"] != "test"], tested.assign(split="test")], ignore_index=True)
-        return [baseline for f in fractions if (baseline := tfidf_regression(reviews, f))]
-    path = plan.reviews.with_name(plan.reviews.name.replace("reviews-", "tfidf-")).with_suffix(".json")
+        examples = pd.concat([examples[examples["split"] != "test"], tested.assign(split="test")], ignore_index=True)
+        return [baseline for f in fractions if (baseline := tfidf_regression(examples, f))]
+    path = plan.examples.with_name(plan.examples.name.replace("examples-", "tfidf-")).with_suffix(".json")
     known = read_json(path) if path.is_file() else {}
     if missing := [f for f in fractions if str(f) not in known]:
-        known |= {str(f): tfidf_regression(reviews, f) for f in missing}
+        known |= {str(f): tfidf_regression(examples, f) for f in missing}
         write_json(path, known)
     return [known[str(f)] for f in fractions if known[str(f)]]

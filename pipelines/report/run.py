@@ -17,7 +17,7 @@ from pipelines.annotate.files import read_annotations
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.page import report_page
-from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_reviews
+from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_examples
 from pipelines.report.results import Content, Results, group_trials, labelled_test, linear_baselines, plan_so_far, read_results
 from pipelines.report.text import markdown
 from pipelines.sweep.plan import Plan
@@ -28,7 +28,7 @@ def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
     """Writes the report of a study, finished or not.
 
     Args:
-        other: score the students on its reviews in place of the study's own test reviews; the report is then written to a
+        other: score the students on its examples in place of the study's own test examples; the report is then written to a
             folder of its own, `transfer/SOURCE` in the study's.
 
     Returns:
@@ -36,7 +36,7 @@ def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
 
     Raises:
         CotdError: there is nothing to report yet, neither a finished trial nor annotations; the study's inputs are bad; or
-            the study trains or selects on all of the other reviews.
+            the study trains or selects on all of the other examples.
 
     Example:
         >>> content = cotd.report(study)
@@ -75,7 +75,7 @@ def study_content(plan: Plan, results: Results) -> Content:
     config = plan.config
     annotations = read_annotations(config) if plan.annotations else None
     summary = annotations[1] if annotations else None
-    test = labelled_test(pd.read_parquet(plan.reviews))
+    test = labelled_test(pd.read_parquet(plan.examples))
     later = [config.directory / name for name in ("champion.json", "serving.json")]  # stages that may not have run yet
     return {
         **common_content(results),
@@ -91,19 +91,19 @@ def study_content(plan: Plan, results: Results) -> Content:
 
 
 def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: Path) -> Content:
-    """The same for another source's reviews, which have no teacher and no endpoint."""
-    reviews = unseen_reviews(plan, other.reviews)
-    if reviews.empty:
-        raise CotdError(f"{other.name}: {plan.config.name} trains or selects on all its reviews. Score on another source.")
-    rescored = transfer_results(plan, results, reviews, folder)
+    """The same for another source's examples, which have no teacher and no endpoint."""
+    examples = unseen_examples(plan, other.examples)
+    if examples.empty:
+        raise CotdError(f"{other.name}: {plan.config.name} trains or selects on all its examples. Score on another source.")
+    rescored = transfer_results(plan, results, examples, folder)
     return {
         **common_content(rescored),
         "study": plan.config.name,
         "source": other.name,
         "trained_on": plan.config.data.source_name,
-        "left_out": len(other.reviews) - len(reviews),
-        "tfidf": linear_baselines(plan, fractions_of(results), reviews),
-        "bases": base_scores(plan, rescored, reviews, folder / "predictions"),
+        "left_out": len(other.examples) - len(examples),
+        "tfidf": linear_baselines(plan, fractions_of(results), examples),
+        "bases": base_scores(plan, rescored, examples, folder / "predictions"),
         **dict.fromkeys(("teacher", "annotation", "champion", "serving")),
     }
 
@@ -113,12 +113,12 @@ def fractions_of(results: Results) -> list[float]:
 
 
 def common_content(results: Results) -> Content:
-    """What follows from which students were right about which reviews."""
+    """What follows from which students were right about which examples."""
     groups = group_trials(results)
     comparisons = compare_methods(results, groups)
     teacher_comparisons = compare_with_teacher(results, groups)
     return {
-        "test_reviews": len(results.gold),
+        "test_examples": len(results.gold),
         "trials": results.trials,
         "missing": results.missing,
         "missing_trials": [m["title"] for m in results.missing],

@@ -27,7 +27,7 @@ SCORED_BY_TEACHER = (
     "those figures measure agreement with the teacher. Its figures are of one training run each, without intervals."
 )
 REACHING = (
-    "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test reviews (the question of "
+    "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test examples (the question of "
     "Hsieh et al. 2023, *Outperforming LLMs using minimum model size and least training data*)."
 )
 REACHING_HEADER = [
@@ -35,7 +35,7 @@ REACHING_HEADER = [
 ]  # fmt: skip
 COMPARISON_HEADER = ["verdict", "size", "data", "difference, points", "p (Holm)", "p", "detectable"]
 COSTS_HEADER = [
-    "method", "size (parameters)", "data", "seeds", "reviews", "training, s", "teacher's tokens", "validation", "test", "macro F1",
+    "method", "size (parameters)", "data", "seeds", "examples", "training, s", "teacher's tokens", "validation", "test", "macro F1",
     "agrees with the teacher",
 ]  # fmt: skip
 COSTS_NOTE = (
@@ -43,14 +43,14 @@ COSTS_NOTE = (
     "teacher's tokens, input and output, are those of the annotations that the method learns from: they are spent once for all "
     "sizes and seeds, and methods that learn from the same annotations share them; a completion that serves both kinds of rationale "
     "is requested once, and counted for each. `distill` learns from the labels alone, and counts the whole completion. "
-    "Agreement with the teacher's labels of the test reviews is not accuracy."
+    "Agreement with the teacher's labels of the test examples is not accuracy."
 )
 METHOD_NOTES = """\
-- **Intervals** have 95 % confidence: Wilson's for one seed; for several, percentiles of 2,000 bootstrap samples of test reviews \
-and of seeds (Owen 2007, the pigeonhole bootstrap). Those of differences draw the same reviews for both sides. With few seeds \
+- **Intervals** have 95 % confidence: Wilson's for one seed; for several, percentiles of 2,000 bootstrap samples of test examples \
+and of seeds (Owen 2007, the pigeonhole bootstrap). Those of differences draw the same examples for both sides. With few seeds \
 they are somewhat too narrow, as any bootstrap of few values is.
-- **Tests** are paired by test review and two-sided. Where both sides have one seed: McNemar's exact test (1947). Otherwise a \
-permutation test of each review's correctness averaged over seeds, which flips the signs of the differences at random \
+- **Tests** are paired by test example and two-sided. Where both sides have one seed: McNemar's exact test (1947). Otherwise a \
+permutation test of each example's correctness averaged over seeds, which flips the signs of the differences at random \
 {draws:,} times, from a fixed seed (Fisher 1935; Yeh 2000; Phipson and Smyth 2010 for the p-value); `report.json` also has \
 McNemar's test of each single seed, uncorrected (`by_seed`).
 - **Correction**: Holm's (1979), over all comparisons of methods, over all of sizes, and over all with the teacher, each of \
@@ -59,7 +59,7 @@ these by itself.
 reflects the seeds, does not contain zero.
 - **Detectable**, in points: the smallest difference that one uncorrected test at 5 % finds with 80 % power, given how often \
 the two disagree (Connor 1987).
-- **Test reviews** are used for no choice: models and the champion are selected on validation."""
+- **Test examples** are used for no choice: models and the champion are selected on validation."""
 
 
 def markdown(content: Content) -> str:
@@ -73,7 +73,7 @@ def markdown(content: Content) -> str:
         lines += section(content)
     lines += ["## How this was computed", "", *METHOD_NOTES.format(draws=content["draws"]).splitlines()]
     if any(METHODS[g["method"]].rationale_as_input for g in content["groups"]):
-        lines.append("- Students that read rationales were given the teacher's own rationale of each test review.")
+        lines.append("- Students that read rationales were given the teacher's own rationale of each test example.")
     return "\n".join(lines) + "\n"
 
 
@@ -85,7 +85,7 @@ def terminal(content: Content) -> str:
 
 def heading(content: Content) -> list[str]:
     planned = len(content["trials"]) + len(content["missing"])
-    data, count = f"`{content['source']}`", f"{content['test_reviews']:,} test reviews"
+    data, count = f"`{content['source']}`", f"{content['test_examples']:,} test examples"
     if is_transfer(content):
         data = f"trained on `{content['trained_on']}`, tested on {data}"
         count += f", without {n:,} that the study trains or selects on" if (n := content["left_out"]) else ""
@@ -158,7 +158,7 @@ def published_tables(content: Content) -> list[str]:
     tables = [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
     if not datasets or not tables:
         return []
-    other = "" if len(datasets) == 1 else " They are of other reviews and of another teacher's, and show the scale only."
+    other = "" if len(datasets) == 1 else " They are of other examples and of another teacher's, and show the scale only."
     intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in datasets)}.{other}"
     return ["## Compared with the papers", "", intro, "", *tables, SCORED_BY_TEACHER, ""]
 
@@ -253,7 +253,7 @@ def reaching_table(content: Content) -> list[str]:
     significant = {"holds": "above", "opposite": "below", "not shown": "no"}
     rows = []
     for r in content["least_to_reach_teacher"]:
-        least = f"{format_percent(r['at'])} ({r['reviews']:,} reviews)"
+        least = f"{format_percent(r['at'])} ({r['examples']:,} examples)"
         least = f"none; best at {format_percent(r['at'])}" if r["fraction"] is None else least
         cells = [percentage(r["accuracy"]), points(r), significant[r["verdict"]]]
         rows.append([f"`{variant_of(r)}`", size_title(r), least, *cells])
@@ -265,7 +265,7 @@ def costs_table(content: Content) -> list[str]:
         return []
     rows = [
         [
-            f"`{variant_of(g)}`", size_title(g), format_percent(g["fraction"]), str(g["seeds"]), f"{g['train_reviews']:,}",
+            f"`{variant_of(g)}`", size_title(g), format_percent(g["fraction"]), str(g["seeds"]), f"{g['train_examples']:,}",
             f"{g['train_seconds']:,.0f}", tokens(g["teacher_tokens"]), percentage(g["validation_accuracy"]),
             percentage(g["accuracy"]), f"{g['macro_f1']:.3f}",
             "" if g["teacher_agreement"] is None else percentage(g["teacher_agreement"]),
@@ -276,7 +276,7 @@ def costs_table(content: Content) -> list[str]:
     if cost := content["annotation"]:
         price = "" if cost["cost"] is None else f", at a cost of {cost['cost']:,.4f}"
         lines += [
-            f"The last run of `cotd annotate` needed {cost['requests']:,} completions, those of the test reviews included: "
+            f"The last run of `cotd annotate` needed {cost['requests']:,} completions, those of the test examples included: "
             f"{cost['from_store']:,} were in the store, and the rest took {cost['prompt_tokens']:,} input and "
             f"{cost['output_tokens']:,} output tokens{price}.", "",
         ]  # fmt: skip

@@ -37,7 +37,7 @@ class Plan:
 
     config: StudyConfig
     trials: list[Trial]
-    reviews: Path
+    examples: Path
     annotations: Path | None
     teacher_test: Path | None
     provenance: dict[str, Any]
@@ -47,7 +47,7 @@ class Plan:
     @property
     def cache(self) -> Path:
         """The folder of what trials compute once for all of them."""
-        return self.reviews.parent
+        return self.examples.parent
 
     def cost(self, trial: Trial) -> float:
         return trial.cost(self.parameters.get(trial.size, 1.0))
@@ -94,7 +94,7 @@ def plan_study(config: StudyConfig) -> Plan:
             rationales_id = digest(rationales)
             rationales_file = write_once(
                 examples.path.with_name(f"held-out-rationales-{rationales_id}.parquet"),
-                pd.DataFrame(rationales.items(), columns=["review_id", "rationale"]),
+                pd.DataFrame(rationales.items(), columns=["example_id", "rationale"]),
             )
     settings = draw_settings(config.search) if config.search else [{}]
     trials = plan_trials(config, base_digests, examples.digest, annotations_id, rationales_id, settings, parameters)
@@ -139,7 +139,7 @@ def check_annotations(config: StudyConfig, examples_digest: str) -> tuple[pd.Dat
         raise CotdError(f"{config.name} has no annotations, which {', '.join(needing)} need. Run `cotd annotate CONFIG` first.")
     if not current:
         raise CotdError(
-            f"{config.name}'s annotations were made for other reviews, another teacher, other prompts or other settings. "
+            f"{config.name}'s annotations were made for other examples, another teacher, other prompts or other settings. "
             "Run `cotd annotate CONFIG` again; what is known is not asked again."
         )
     given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]

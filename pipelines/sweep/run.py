@@ -104,7 +104,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
             if pending:
                 with ray_session():
                     if not config.remote:
-                        require_shared(plan.reviews)
+                        require_shared(plan.examples)
                     run_trials(plan, pending, follower)
             failed = {t.id: error_line(plan.folder(t).error) for t in plan.pending()}
             status = "FAILED" if failed else "FINISHED"
@@ -154,7 +154,7 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
                 "storage": config.remote,
                 "directory": str(config.directory),
                 "folder": tune.grid_search(list(needs)),
-                "reviews": plan.reviews,
+                "examples": plan.examples,
                 "annotations": plan.annotations,
                 "teacher_test": plan.teacher_test,
                 "held_out_rationales": plan.held_out_rationales,

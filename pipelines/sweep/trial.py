@@ -61,7 +61,7 @@ def train_here(params: dict[str, Any]) -> None:
     try:
         with sample_load(folder.system_metrics) if first else contextlib.nullcontext():
             result = train_trial(
-                folder.trial(), folder, params["reviews"], params["annotations"], params["provenance"], report,
+                folder.trial(), folder, params["examples"], params["annotations"], params["provenance"], report,
                 read_teacher_test(params["teacher_test"]), read_rationales(params["held_out_rationales"]), params["cache"],
             )  # fmt: skip
     except Exception:

@@ -54,7 +54,7 @@ class Served:
 
     @property
     def licences(self) -> dict[str, str]:
-        """Source → licence, of the reviews, the teacher and the base model that the student comes from."""
+        """Source → licence, of the examples, the teacher and the base model that the student comes from."""
         card = self.student.card
         sources = [card.get("base"), (card.get("data") or {}).get("source"), (card.get("teacher") or {}).get("model")]
         return {source: licence_of(source) for source in sources if isinstance(source, str)}

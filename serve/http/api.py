@@ -24,7 +24,7 @@ from serve.http.pages import DOCS, page_response
 from serve.log import LOG
 from serve.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
 
-DESCRIPTION = "Sentiment of reviews, from a student distilled from a large language model."
+DESCRIPTION = "Sentiment of examples, from a student distilled from a large language model."
 JSON_LINES = "application/x-ndjson"
 SHOWN_LIMITS = ("max_texts", "max_characters", "max_body_bytes", "max_queued_texts")
 
@@ -62,7 +62,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         },
     )
     async def predict(body: PredictRequest, request: Request) -> Any:
-        """Classifies one or many reviews; with `"rationale": true` the student also explains.
+        """Classifies one or many examples; with `"rationale": true` the student also explains.
 
         With `"stream": true` the response is JSON lines: the predictions, then `{"index", "rationale"}` with the next piece of
         a text's rationale. A stream that fails ends with a line `{"error"}`, which has the shape of all errors.

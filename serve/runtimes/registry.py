@@ -97,7 +97,7 @@ def make_runtime(name: str, student: Student) -> Runtime:
     kind, method = RUNTIMES[name], student.card.get("method")
     if student.rationale_as_input:
         raise Unfit(
-            f"this student was trained by '{method}': it reads the teacher's rationale beside each review, "
+            f"this student was trained by '{method}': it reads the teacher's rationale beside each example, "
             "and cannot be served. Serve a student of another method."
         )
     if student.rationale_before_label and kind.label_only:

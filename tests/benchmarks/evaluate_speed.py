@@ -1,7 +1,7 @@
-"""Labels of 1,000 reviews: one decoder step over the label words against `generate`: `python -m tests.benchmarks.evaluate_speed`.
+"""Labels of 1,000 examples: one decoder step over the label words against `generate`: `python -m tests.benchmarks.evaluate_speed`.
 
-Ten minutes. `Student.predict` is what scores validation and test; the baseline writes the label out, greedily, a review at a
-time and in padded batches of 32. In process, by turns; of one at a time, a quarter of the reviews.
+Ten minutes. `Student.predict` is what scores validation and test; the baseline writes the label out, greedily, an example at a
+time and in padded batches of 32. In process, by turns; of one at a time, a quarter of the examples.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from tests.benchmarks.figures import figure, is_small, write
-from tests.benchmarks.students import BATCH, review_texts
+from tests.benchmarks.students import BATCH, example_texts
 from tests.benchmarks.train.papers import student
+from tests.tasks import SENTIMENT
 
 REPEATS = 3
 LABEL_TOKENS = 3  # of the longest label, with its end
@@ -46,7 +46,7 @@ def rate(work: Callable[[list[str]], Any], texts: list[str]) -> float:
 
 def main() -> None:
     small = is_small(__doc__)
-    texts = review_texts(64 if small else 1000)
+    texts = example_texts(64 if small else 1000)
     figures = []
     for which in ("embedded", "60m"):
         made = student(which)
@@ -66,7 +66,7 @@ def main() -> None:
         for name in list(ways)[:-1]:
             base = (name, statistics.median(found[name]))
             label = "one" if name.endswith("a time") else "batched"
-            figures.append(figure(f"{which}_against_{label}", ours, "reviews/s", base, len(found[name])))
+            figures.append(figure(f"{which}_against_{label}", ours, "examples/s", base, len(found[name])))
     write("evaluate_speed", figures, small)
 
 

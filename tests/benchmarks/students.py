@@ -16,15 +16,15 @@ from cotd.data.config import DataConfig
 from cotd.data.sources import load_examples
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from tests.benchmarks.figures import scratch_folder
+from tests.tasks import SENTIMENT
 
 EMBEDDED = "embedded:t5-mini"
 CORES = os.cpu_count() or 1
 BATCH = 32
 # What the labels of the students of `student_folders` are worth, for comparisons of runtimes by their labels.
 MEANING = {
-    "embedded": "the embedded base, which has learned labels of reviews in its pretraining",
+    "embedded": "the embedded base, which has learned labels of examples in its pretraining",
     "60m": "random weights, whose labels mean nothing: only speed counts here",
 }
 
@@ -52,9 +52,9 @@ def t5_small() -> Any:
     return T5ForConditionalGeneration(config)
 
 
-def review_texts(count: int = 500) -> list[str]:
+def example_texts(count: int = 500) -> list[str]:
     """Test sentences of Rotten Tomatoes: 18 words each, about 32 tokens."""
-    return list(load_examples(DataConfig(source="embedded:rotten-tomatoes")).split("test")["text"].head(count))
+    return list(load_examples(DataConfig(source="embedded:rotten-tomatoes"), SENTIMENT).split("test")["text"].head(count))
 
 
 def milliseconds_each(work: Callable[[str], Any], texts: list[str], seconds: float = 60) -> tuple[float, float, int]:

@@ -26,7 +26,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-def made_up_reviews(seed: int, n: int) -> list[tuple[str, int]]:
+def made_up_examples(seed: int, n: int) -> list[tuple[str, int]]:
     """`n` different sentences and their labels, the negative ones first, as IMDb is sorted on the hub."""
     words = {
         0: ["dull", "clumsy", "tiresome", "lifeless", "shallow", "noisy"],
@@ -59,8 +59,8 @@ def parquet(rows: list[tuple[str, int]], names: list[str]) -> bytes:
 
 def imdb() -> Repo:
     """Laid out as stanfordnlp/imdb: sorted by label, an unlabelled split, a card that says which file is what."""
-    splits = {"train": made_up_reviews(1, 60), "test": made_up_reviews(2, 20)}
-    splits["unsupervised"] = [(text, -1) for text, _ in made_up_reviews(3, 10)]
+    splits = {"train": made_up_examples(1, 60), "test": made_up_examples(2, 20)}
+    splits["unsupervised"] = [(text, -1) for text, _ in made_up_examples(3, 10)]
     card = ["---", "configs:", "- config_name: plain_text", "  default: true", "  data_files:"]
     card += [line for s in splits for line in (f"  - split: {s}", f"    path: data/{s}-*")] + ["---", "# Stand-in", ""]
     files = {f"data/{s}-00000-of-00001.parquet": parquet(rows, ["neg", "pos"]) for s, rows in splits.items()}
@@ -69,7 +69,7 @@ def imdb() -> Repo:
 
 def yelp() -> Repo:
     """Labels 0 and 1 that are *named* "1" and "2", as fancyzhx/yelp_polarity's are; no card, no validation split."""
-    splits = {"train": made_up_reviews(4, 30), "test": made_up_reviews(5, 12)}
+    splits = {"train": made_up_examples(4, 30), "test": made_up_examples(5, 12)}
     files = {f"data/{s}-00000-of-00001.parquet": parquet(rows, ["1", "2"]) for s, rows in splits.items()}
     return Repo("datasets", YELP, files)
 
@@ -78,7 +78,7 @@ def sentencepiece_model() -> bytes:
     """A unigram model with T5's special pieces; the label words are frequent enough to become pieces."""
     import sentencepiece
 
-    texts = [text.replace("<br />", " ") for text, _ in made_up_reviews(1, 60)]
+    texts = [text.replace("<br />", " ") for text, _ in made_up_examples(1, 60)]
     lines = [f"{prefix}: {text}" for prefix in ("predict", "explain") for text in texts] + ["negative", "positive"] * 20
     sink = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -10,7 +10,7 @@ import pytest
 import cotd.teachers.teacher
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 LOAD_ONCE = functools.cache(cotd.teachers.teacher.load_tokenizer)
 

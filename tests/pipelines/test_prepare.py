@@ -32,34 +32,34 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_examples_are_written_once_for_the_same_source(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, loads: list[str]
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, loads: list[str]
 ) -> None:
     rows = pd.concat(
-        [review_rows, pd.DataFrame([("", "positive", "train"), ("Odd.", "7", "train")], columns=review_rows.columns)]
+        [example_rows, pd.DataFrame([("", "positive", "train"), ("Odd.", "7", "train")], columns=example_rows.columns)]
     )
     config = load_config(write_study(rows))
     first = prepare(config)
     written = first.path.stat().st_mtime_ns
     assert prepare(config) == first
-    assert plan_study(config).reviews == first.path
+    assert plan_study(config).examples == first.path
     assert len(loads) == 1
     assert first.path.stat().st_mtime_ns == written
-    expected = load_examples(config.data)
+    expected = load_examples(config.data, config.task)
     pd.testing.assert_frame_equal(pd.read_parquet(first.path).fillna(""), expected.table.fillna(""), check_dtype=False)
-    assert first.path.name == f"reviews-{expected.digest()}.parquet"
+    assert first.path.name == f"examples-{expected.digest()}.parquet"
     assert (first.digest, first.counts) == (expected.digest(), expected.counts)
     assert first.splits == {"train": 24, "validation": 24, "test": 12}
     assert (first.quarantined, first.reasons) == (2, expected.quarantined.counts())
 
 
 def test_another_source_or_other_settings_make_other_examples(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, loads: list[str]
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, loads: list[str]
 ) -> None:
     config = load_config(write_study())
     first = prepare(config)
     smaller = prepare(load_config(write_study(), ["data.train_rows=8"]))
     assert (smaller.splits["train"], first.splits["train"]) == (8, 24)
-    write_study(review_rows.assign(text=review_rows["text"] + " Indeed."))
+    write_study(example_rows.assign(text=example_rows["text"] + " Indeed."))
     assert prepare(config).digest != first.digest
     assert len(loads) == 3
     prepare(config).path.unlink()
@@ -67,19 +67,19 @@ def test_another_source_or_other_settings_make_other_examples(
 
 
 def test_examples_that_the_methods_cannot_use_are_refused_each_time(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame
+    write_study: Callable[..., Path], example_rows: pd.DataFrame
 ) -> None:
-    path = write_study(review_rows.assign(label=review_rows["label"].where(review_rows["split"] != "train")))
+    path = write_study(example_rows.assign(label=example_rows["label"].where(example_rows["split"] != "train")))
     for _ in range(2):
-        with pytest.raises(CotdError, match="method 'finetune' trains on gold labels, and no training review has one"):
+        with pytest.raises(CotdError, match="method 'finetune' trains on gold labels, and no training example has one"):
             prepare(load_config(path))
     assert prepare(load_config(path, ["grid.method=[distill]"])).labels["train"] == {}
 
 
 def test_the_command_says_where_the_examples_are_and_what_is_quarantined(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame
+    write_study: Callable[..., Path], example_rows: pd.DataFrame
 ) -> None:
-    rows = pd.concat([review_rows, pd.DataFrame([("Odd.", "7", "train")], columns=review_rows.columns)])
+    rows = pd.concat([example_rows, pd.DataFrame([("Odd.", "7", "train")], columns=example_rows.columns)])
     path = write_study(rows)
     result = CliRunner().invoke(app, ["prepare", str(path)])
     assert result.exit_code == 0, result.output

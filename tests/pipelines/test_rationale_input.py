@@ -36,19 +36,21 @@ def without(config: StudyConfig) -> StudyConfig:
 
 def test_held_out_rationales_are_asked_for_and_change_nothing_else(config: StudyConfig, teacher_double: Any) -> None:
     plain = annotate(without(config), teacher_double.complete)
-    with pytest.raises(CotdError, match=r"'rationale_input' reads .* none for 24 of 24 validation reviews and 12 of 12 test"):
+    with pytest.raises(CotdError, match=r"'rationale_input' reads .* none for 24 of 24 validation examples and 12 of 12 test"):
         plan_study(config)
     before, asked = read_annotations(config), len(teacher_double.asked)
     teacher_double.write = lambda request: " No." if "number 24." in request.prompt else " The words are telling."
     summary = annotate(config, teacher_double.complete)
-    assert len(teacher_double.asked) - asked == 36, "24 validation and 12 test reviews, whose labels were known"
+    assert len(teacher_double.asked) - asked == 36, "24 validation and 12 test examples, whose labels were known"
     assert before is not None
     assert summary["digest"] == plain["digest"]
-    assert "35 usable rationales of 36 validation and test reviews" in list(summary_lines(summary, Path("annotations.parquet")))
+    assert "35 usable rationales of 36 validation and test examples" in list(
+        summary_lines(summary, Path("annotations.parquet"))
+    )
     rationales = read_rationales(AnnotationFiles.of(config).held_out_rationales)
     assert rationales is not None
     assert len(rationales) == 36
-    # One that is too short to be a rationale is left out, and its review is not.
+    # One that is too short to be a rationale is left out, and its example is not.
     assert sorted(rationales.values()) == ["", *["The words are telling."] * 35]
     trials = plan_study(config).trials
     annotate(without(config), teacher_double.complete)
@@ -65,8 +67,8 @@ def test_a_student_that_reads_rationales_is_trained_and_neither_promoted_nor_ser
     (trial,) = (t for t in plan.trials if t.method == "rationale_input")
     folder = plan.folder(trial)
     folder.write_trial(trial, config.model_dump())
-    reviews, annotations = pd.read_parquet(plan.reviews), pd.read_parquet(plan.annotations)  # type: ignore[arg-type]
-    result = train_trial(trial, folder, reviews, annotations, teacher_rationales=read_rationales(plan.held_out_rationales))
+    examples, annotations = pd.read_parquet(plan.examples), pd.read_parquet(plan.annotations)  # type: ignore[arg-type]
+    result = train_trial(trial, folder, examples, annotations, teacher_rationales=read_rationales(plan.held_out_rationales))
     assert result["test"]["n"] == 12
     with pytest.raises(
         CotdError, match=r"no finished distilled trial .*Students of rationale_input read the teacher's rationale"

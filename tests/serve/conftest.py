@@ -16,11 +16,11 @@ import pytest
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from serve.endpoint.endpoint import Endpoint
 from serve.endpoint.metrics import FOLDER_VARIABLE
 from serve.http.api import build_api
 from serve.settings import Settings
+from tests.tasks import SENTIMENT
 
 NAME = "cotd-student"
 TOKEN = "a-token-long-enough"

@@ -44,12 +44,12 @@ def cotd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_standard_input_by_an_endpoint_and_by_a_student(cotd: Run, url: str, student_folder: Path) -> None:
-    reviews = [f"review number {i}" for i in range(40)]
-    given = "\n".join([*reviews, "", "  "])
-    expected = [(p.label, round(p.score, 4)) for p in Student.load(student_folder).predict(reviews)]
+    examples = [f"example number {i}" for i in range(40)]
+    given = "\n".join([*examples, "", "  "])
+    expected = [(p.label, round(p.score, 4)) for p in Student.load(student_folder).predict(examples)]
     for where in (["--url", url], ["--local", "--student", str(student_folder)]):
         rows = json.loads("\n".join(cotd("predict", *where, "--json", given=given)))
-        assert [row["text"] for row in rows] == reviews
+        assert [row["text"] for row in rows] == examples
         assert [(row["label"], round(row["score"], 4)) for row in rows] == expected
         (line, why) = cotd("predict", *where, "--rationale", "A warm and funny film.")
         assert re.fullmatch(r"(positive|negative) +[\d.]+%  A warm and funny film\.", line)
@@ -57,11 +57,11 @@ def test_standard_input_by_an_endpoint_and_by_a_student(cotd: Run, url: str, stu
 
 
 def test_a_file_by_an_endpoint(cotd: Run, url: str, tmp_path: Path) -> None:
-    pd.DataFrame({"review": ["fine"] * 20 + ["x" * 200, ""]}).to_csv(tmp_path / "in.csv", index=False)
-    files = ["--input", str(tmp_path / "in.csv"), "--text", "review"]
+    pd.DataFrame({"example": ["fine"] * 20 + ["x" * 200, ""]}).to_csv(tmp_path / "in.csv", index=False)
+    files = ["--input", str(tmp_path / "in.csv"), "--text", "example"]
     cotd("predict", *files, "--output", str(tmp_path / "out.parquet"), "--url", url)
     out = pd.read_parquet(tmp_path / "out.parquet")
-    assert list(out) == ["review", "predicted_label", "predicted_score", "predicted_truncated"]
+    assert list(out) == ["example", "predicted_label", "predicted_score", "predicted_truncated"]
     assert len(out) == 20
     quarantined = pd.read_parquet(tmp_path / "out.quarantine.parquet")
     assert "the limit is 100" in quarantined["quarantine_reason"][0]

@@ -70,8 +70,8 @@ def main() -> None:
         usable = table[table["error"].isna() & ~table["gold_conditioned"]]
         asked = Counter(log.read_text().splitlines())
         twice = sum(n - 1 for n in asked.values())
-        lost = rows - usable["review_id"].nunique()
-        key = ["review_id", "gold_conditioned", "sample"]
+        lost = rows - usable["example_id"].nunique()
+        key = ["example_id", "gold_conditioned", "sample"]
         note = f"{twice} of {len(asked):,} requests were paid twice: {twice / max(killed, 1):.1f} a kill, a block is {BLOCK}"
         figures = [
             figure("kills", killed, "kills", note=note),

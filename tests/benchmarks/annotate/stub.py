@@ -1,4 +1,4 @@
-"""What the benchmarks of annotation share: a study of many generated reviews, and an engine that waits instead of computing."""
+"""What the benchmarks of annotation share: a study of many generated examples, and an engine that waits instead of computing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = "a warm funny dull slow film with two leads and an ending that moved bor
 
 
 def write_study(folder: Path | str, train: int, held_out: int = 100, **teacher: Any) -> StudyConfig:
-    """A study of `train` generated training reviews, and `held_out` validation and test reviews each."""
+    """A study of `train` generated training examples, and `held_out` validation and test examples each."""
     folder, draw = Path(folder), random.Random(0)
     splits = ["validation"] * held_out + ["test"] * held_out + ["train"] * train
     rows = []

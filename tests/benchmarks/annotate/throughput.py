@@ -1,6 +1,6 @@
 """Rows a second of annotation over those of vLLM alone: `python -m tests.benchmarks.annotate.throughput`; twenty minutes.
 
-Both answer the same label-score requests, on at least 1,000 embedded reviews, then the same requests for a rationale of
+Both answer the same label-score requests, on at least 1,000 embedded examples, then the same requests for a rationale of
 some of them; the engine's start does not count, and nothing of what else starts meanwhile. The baseline is `LLM.generate`
 on all prompts at once, in a process of its own, with the same engine arguments: as a user starts it, and again with what
 workers here have the C library set to. All take turns.
@@ -37,7 +37,7 @@ STARTED = "COTD_BENCH_STARTED"  # names the file in which the engine notes when 
 
 
 def study(folder: str, small: bool) -> StudyConfig:
-    """1,000 reviews are scored, 200 of them explained."""
+    """1,000 examples are scored, 200 of them explained."""
     train, validation, test = (20, 40, 20) if small else (200, 300, 500)
     rows = {"train_rows": train, "validation_rows": validation, "test_rows": test}
     plain = {

@@ -13,13 +13,13 @@ from cotd.students.student import Student
 from serve.runtimes.registry import AUTO, make_runtime
 from tests.benchmarks.figures import figure, is_small, write
 from tests.benchmarks.serve.servers import endpoint, load, usual_alternative
-from tests.benchmarks.students import CORES, milliseconds_each, review_texts, student_folders
+from tests.benchmarks.students import CORES, example_texts, milliseconds_each, student_folders
 
 
 def main() -> None:
     small = is_small(__doc__)
     seconds = 1 if small else 30
-    texts = review_texts()
+    texts = example_texts()
     some = texts[: 20 if small else 500]
     torch.set_num_threads(CORES)
     figures = []

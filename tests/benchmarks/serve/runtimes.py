@@ -20,7 +20,7 @@ from cotd.utils.hardware import multiplies_bfloat16
 from serve.runtimes.parity import check_parity
 from serve.runtimes.registry import RUNTIMES
 from tests.benchmarks.figures import call, figure, is_small, write
-from tests.benchmarks.students import BATCH, CORES, MEANING, milliseconds_each, review_texts, student_folders, texts_per_second
+from tests.benchmarks.students import BATCH, CORES, MEANING, example_texts, milliseconds_each, student_folders, texts_per_second
 
 COMPARISON_SECONDS = 30.0  # for comparing labels
 
@@ -101,7 +101,7 @@ def table(size: str, seen: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     small = is_small(__doc__)
-    texts = review_texts(64 if small else 500)
+    texts = example_texts(64 if small else 500)
     names, left_out = available()
     figures, tables = [], []
     with student_folders() as folders:

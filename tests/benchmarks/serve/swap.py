@@ -20,7 +20,7 @@ import mlflow
 from cotd.storage.tracking_store import use_tracking
 from tests.benchmarks.figures import figure, is_small, scratch_folder, write
 from tests.benchmarks.serve.servers import descendants, endpoint, finish_load, load, metrics, start_load, summarise
-from tests.benchmarks.students import review_texts, student_folders
+from tests.benchmarks.students import example_texts, student_folders
 from tests.processes import command_line
 
 NAME = "cotd-student"
@@ -49,7 +49,7 @@ def wait_until(what: str, seconds: float, holds: Callable[[], bool]) -> None:
 
 def measure(folder: Path, scratch: Path, swaps: int, kills: int, seconds: float) -> dict[str, Any]:
     """The load generator's outcome of swaps, then of kills, of an endpoint of one student."""
-    texts = review_texts()
+    texts = example_texts()
     uri = f"sqlite:///{scratch / 'mlflow.db'}"
     use_tracking(uri)
     client = mlflow.MlflowClient(uri, uri)

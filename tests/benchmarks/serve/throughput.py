@@ -16,7 +16,7 @@ from cotd.students.student import Student
 from serve.runtimes.registry import AUTO, make_runtime
 from tests.benchmarks.figures import figure, is_small, write
 from tests.benchmarks.serve.servers import endpoint, load, metrics, usual_alternative
-from tests.benchmarks.students import BATCH, CORES, review_texts, student_folders, texts_per_second
+from tests.benchmarks.students import BATCH, CORES, example_texts, student_folders, texts_per_second
 
 CLIENTS = (1, 8, 32, 128)
 SUMS = {
@@ -62,7 +62,7 @@ def in_process(folder: Any, texts: list[str], seconds: float) -> dict[str, float
 def main() -> None:
     small = is_small(__doc__)
     seconds = 1 if small else 20
-    texts = review_texts()
+    texts = example_texts()
     figures = []
     began = time.perf_counter()
     with student_folders() as folders:

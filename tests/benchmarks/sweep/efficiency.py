@@ -27,10 +27,10 @@ FRACTIONS = [0.1, 0.25, 0.5, 1.0]
 def loop(path: str) -> None:
     """Trains the study's trials one after another in this process."""
     plan = plan_study(load_config(path))
-    reviews = pd.read_parquet(plan.reviews)
+    examples = pd.read_parquet(plan.examples)
     for trial in plan.trials:
         plan.folder(trial).write_trial(trial, plan.config.model_dump())
-        train_trial(trial, plan.folder(trial), reviews, None)
+        train_trial(trial, plan.folder(trial), examples, None)
 
 
 def timed(folder: Path, seeds: int, steps: int, training: list[str]) -> tuple[float, float, list[float]]:

@@ -1,4 +1,4 @@
-"""What the benchmarks of sweeps share: a study of gold finetuning on the embedded reviews."""
+"""What the benchmarks of sweeps share: a study of gold finetuning on the embedded examples."""
 
 from __future__ import annotations
 

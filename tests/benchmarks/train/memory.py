@@ -1,6 +1,6 @@
 """The largest batch that fits into 4 GiB: `python -m tests.benchmarks.train.memory`; ten minutes.
 
-A student of T5-small's size, trained on the reviews with the longest rationales, float32. Batches double until a process
+A student of T5-small's size, trained on the examples with the longest rationales, float32. Batches double until a process
 takes more; the baseline is the papers' way of training (`tests.benchmarks.train.papers`).
 """
 
@@ -33,8 +33,8 @@ WAYS: dict[str, dict[str, Any]] = {
 def measure(which: str, ours: bool, batch: int, micro_batch_size: int | None, small: bool) -> dict[str, Any]:
     """Two training steps: `start_mb`, of this process with the student loaded, and `peak_mb`, in MiB."""
     made = student(which)
-    reviews, annotations = annotated(small)
-    rows = encoded(reviews.split("train"), annotations, made.tokenizer)
+    examples, annotations = annotated(small)
+    rows = encoded(examples.split("train"), annotations, made.tokenizer)
     settings = trial(batch, 2, micro_batch_size=micro_batch_size)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     longest = sorted((rows[i] for i in range(len(rows))), key=lambda row: -len(row["rationale"][0][1]))
@@ -88,7 +88,7 @@ def main() -> None:
         against = None if name == base else (base, float(fits[base][0]))
         more = " or more" if batch == largest else ""
         note = f"{which}{more}; {found['peak_mb']:,.0f} MiB at most, {found['start_mb']:,.0f} before"
-        figures.append(figure(f"batch, {name}", batch, "reviews", against, note=note))
+        figures.append(figure(f"batch, {name}", batch, "examples", against, note=note))
     write("train_memory", figures, small)
 
 

@@ -16,13 +16,13 @@ from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig, check_config
-from cotd.tasks.registry import SENTIMENT
 from cotd.training.config import TrainingConfig
 from cotd.training.encoding import EncodedPairs, encode_pairs
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.trial import Trial
 from tests.benchmarks.students import EMBEDDED, t5_small
+from tests.tasks import SENTIMENT
 
 METHOD = "cot_unlabelled"
 # Read again by the next run, so that the teacher is asked once.
@@ -30,7 +30,7 @@ STUDY = Path("runs") / "bench" / "training"
 
 
 def study(small: bool) -> StudyConfig:
-    """384 training reviews with the embedded teacher's label and rationale of each."""
+    """384 training examples with the embedded teacher's label and rationale of each."""
     train, validation, test = (48, 40, 20) if small else (384, 128, 20)
     plain = {
         "name": "small" if small else "bench",
@@ -43,7 +43,7 @@ def study(small: bool) -> StudyConfig:
 
 
 def annotated(small: bool) -> tuple[Examples, pd.DataFrame]:
-    """The reviews, and what the teacher says of the training reviews; asks what it has not been asked."""
+    """The examples, and what the teacher says of the training examples; asks what it has not been asked."""
     from pipelines.annotate.files import read_annotations
     from pipelines.annotate.run import annotate
 
@@ -51,7 +51,7 @@ def annotated(small: bool) -> tuple[Examples, pd.DataFrame]:
     annotate(config)
     found = read_annotations(config)
     assert found is not None
-    return load_examples(config.data), found[0]
+    return load_examples(config.data, config.task), found[0]
 
 
 def base(which: str) -> tuple[Any, Any]:
@@ -73,8 +73,8 @@ def trial(batch_size: int, steps: int, seed: int = 0, **training: Any) -> Trial:
     return Trial(METHOD, 1.0, "tiny", seed, EMBEDDED, TrainingConfig(**settings), "sentiment", "b", "r", "a")
 
 
-def encoded(reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any, shared_encoder: bool = False) -> EncodedPairs:
-    pairs = training_pairs(METHODS[METHOD], reviews, annotations, SENTIMENT, 1.0, shared_encoder)
+def encoded(examples: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any, shared_encoder: bool = False) -> EncodedPairs:
+    pairs = training_pairs(METHODS[METHOD], examples, annotations, SENTIMENT, 1.0, shared_encoder)
     return encode_pairs(pairs, tokenizer, 128, 64, SENTIMENT.answer_mark)
 
 

@@ -2,8 +2,8 @@
 
 The baseline is Seq2SeqTrainer with two forward passes over padded batches in float32 (`tests.benchmarks.train.papers`). Ours
 train in float32 too and, where that is what `precision: auto` chooses, in bfloat16. All train the same students on the
-same reviews with the teacher's rationales, by turns, in one process; the first step of each run does not count. All are
-then asked, in float32, for the same loss on held-out reviews.
+same examples with the teacher's rationales, by turns, in one process; the first step of each run does not count. All are
+then asked, in float32, for the same loss on held-out examples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.benchmarks.train.papers import annotated, encoded, papers_trainer, st
 
 REPEATS = 3
 BATCHES = {"60m": (8, 32), "embedded": (8, 32)}
-REVIEWS_A_RUN = {"60m": 160, "embedded": 640}
+EXAMPLES_A_RUN = {"60m": 160, "embedded": 640}
 # What the others are compared with.
 PAPERS = "papers"
 
@@ -75,7 +75,7 @@ def held_out_loss(made: Student, rows: list[dict[str, Any]]) -> float:
 def run(
     which: str, way: Way | None, batch: int, rows: EncodedPairs, held_out: list[dict[str, Any]], steps: int, seed: int
 ) -> tuple[float, float]:
-    """(reviews a second, held-out loss) of one run; of the papers' way without a `way`."""
+    """(examples a second, held-out loss) of one run; of the papers' way without a `way`."""
     torch.manual_seed(seed)
     made = student(which, shared_encoder=way is not None and way.shared_encoder)
     settings = trial(batch, steps, seed, precision=way.precision if way else "float32")
@@ -92,14 +92,14 @@ def run(
 
 def main() -> None:
     small = is_small(__doc__)
-    reviews, annotations = annotated(small)
-    tokenizer, train = student("embedded").tokenizer, reviews.split("train")
+    examples, annotations = annotated(small)
+    tokenizer, train = student("embedded").tokenizer, examples.split("train")
     pairs = {shared: encoded(train, annotations, tokenizer, shared) for shared in (False, True)}
     cut, ours = len(pairs[False]) * 5 // 6, ways()
     figures = []
     for which, batches in BATCHES.items():
         for batch in batches:
-            steps = 3 if small else max(5, REVIEWS_A_RUN[which] // batch)
+            steps = 3 if small else max(5, EXAMPLES_A_RUN[which] // batch)
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in (PAPERS, *ours)}
             for repeat in range(1 if small else REPEATS):
                 for name in found:
@@ -111,9 +111,9 @@ def main() -> None:
             theirs = [loss for _, loss in found[PAPERS]]
             for name in ours:
                 losses = [loss for _, loss in found[name]]
-                note = f"after {steps * batch:,} reviews held-out losses of {spread(losses)}, theirs of {spread(theirs)}"
+                note = f"after {steps * batch:,} examples held-out losses of {spread(losses)}, theirs of {spread(theirs)}"
                 speed = statistics.median(speed for speed, _ in found[name])
-                figures.append(figure(f"{which}_batch_{batch}_{name}", speed, "reviews/s", base, len(losses), note))
+                figures.append(figure(f"{which}_batch_{batch}_{name}", speed, "examples/s", base, len(losses), note))
     write("train_speed", figures, small)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cotd import assets
 from cotd.errors import CotdError
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 
 def test_unknown_asset_names_the_nearest() -> None:

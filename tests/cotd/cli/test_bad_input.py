@@ -85,7 +85,9 @@ def test_a_study_that_is_not_there(refused: Refused, command: str) -> None:
 
 def test_rows_without_a_dry_run(refused: Refused, write_study: Callable[..., Path]) -> None:
     error = refused("annotate", write_study(), "--rows", "4")
-    assert error == ("error: --rows is for --dry-run alone: leave it out. To annotate fewer reviews, give data.train_rows=4.\n")
+    assert error == (
+        "error: --rows is for --dry-run alone: leave it out. To annotate fewer examples, give data.train_rows=4.\n"
+    )
 
 
 def test_studies_without_a_report_to_compare(refused: Refused) -> None:
@@ -95,33 +97,33 @@ def test_studies_without_a_report_to_compare(refused: Refused) -> None:
     )
 
 
-def test_an_empty_data_set(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
-    error = refused("annotate", write_study(review_rows[:0]))
-    assert "reviews.csv: no usable review among 0 rows" in error
+def test_an_empty_data_set(refused: Refused, write_study: Callable[..., Path], example_rows: pd.DataFrame) -> None:
+    error = refused("annotate", write_study(example_rows[:0]))
+    assert "reviews.csv: no usable example among 0 rows" in error
     assert "Check the file and the column mapping (data.columns)." in error
 
 
-def test_training_reviews_without_labels_for_finetune(
-    refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame
+def test_training_examples_without_labels_for_finetune(
+    refused: Refused, write_study: Callable[..., Path], example_rows: pd.DataFrame
 ) -> None:
-    rows = review_rows.assign(label=review_rows["label"].where(review_rows["split"] != "train", None))
+    rows = example_rows.assign(label=example_rows["label"].where(example_rows["split"] != "train", None))
     error = refused("train", write_study(rows))
-    assert "method 'finetune' trains on gold labels, and no training review has one." in error
+    assert "method 'finetune' trains on gold labels, and no training example has one." in error
     assert "data.columns.label, or take it out of grid.method." in error
 
 
-def test_a_data_set_without_any_label(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
-    path = write_study(review_rows.drop(columns="label"))
+def test_a_data_set_without_any_label(refused: Refused, write_study: Callable[..., Path], example_rows: pd.DataFrame) -> None:
+    path = write_study(example_rows.drop(columns="label"))
     error = refused("annotate", path)
-    assert "method platt needs validation reviews with gold labels of both kinds. Use method: prior" in error
+    assert "method platt needs validation examples with gold labels of both kinds. Use method: prior" in error
     error = refused("train", path)
     assert error.startswith("3 errors:")
     for message in ("the validation split has no gold label", "the test split has no gold label", "method 'finetune'"):
         assert message in error
 
 
-def test_a_split_of_one_label(refused: Refused, write_study: Callable[..., Path], review_rows: pd.DataFrame) -> None:
-    rows = review_rows[(review_rows["split"] == "test") | (review_rows["label"] == "negative")]
+def test_a_split_of_one_label(refused: Refused, write_study: Callable[..., Path], example_rows: pd.DataFrame) -> None:
+    rows = example_rows[(example_rows["split"] == "test") | (example_rows["label"] == "negative")]
     error = refused("train", write_study(rows))
     assert error.startswith("2 errors:")
     for split in ("train", "validation"):
@@ -183,7 +185,7 @@ def test_predicting_without_an_endpoint(refused: Refused, listener: socket.socke
 
 def test_predicting_nothing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n  \n"))
-    assert "no review given: name some as arguments, or give them on standard input" in refused("predict")
+    assert "no example given: name some as arguments, or give them on standard input" in refused("predict")
 
 
 @pytest.mark.parametrize(

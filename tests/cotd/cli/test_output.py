@@ -124,13 +124,13 @@ def test_the_shell_completes_commands() -> None:
     assert ran.stdout.split() == ["promote"]
 
 
-def test_evaluate_prints_json_either_way(cotd: Callable[..., Any], tiny_t5: Path, tmp_path: Path, review_rows: Any) -> None:
+def test_evaluate_prints_json_either_way(cotd: Callable[..., Any], tiny_t5: Path, tmp_path: Path, example_rows: Any) -> None:
     from cotd.students.base_models import load_base
-    from cotd.tasks.registry import SENTIMENT
+    from tests.tasks import SENTIMENT
 
     model, tokenizer = load_base(str(tiny_t5))
     Student(model, tokenizer, SENTIMENT, {"method": "finetune", "max_input_tokens": 64}).save(tmp_path / "student")
-    review_rows.to_csv(tmp_path / "reviews.csv", index=False)
+    example_rows.to_csv(tmp_path / "reviews.csv", index=False)
     arguments = ["evaluate", tmp_path / "student", tmp_path / "reviews.csv", "--split", "all"]
     plain, as_json = (cotd(*arguments, *options)[0] for options in ([], ["--json"]))
     assert json.loads(plain) == json.loads(as_json)

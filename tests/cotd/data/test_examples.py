@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from cotd.data import table as table_module
 from cotd.data.cleaning import clean_text
-from cotd.data.examples import CONTRADICTORY, PROTECTION, Examples, build_examples, limit_rows, review_id, select_fraction
+from cotd.data.examples import CONTRADICTORY, PROTECTION, Examples, build_examples, example_id, limit_rows, select_fraction
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 # A few texts in many spellings, so that repeats are common.
 SPELLINGS = ["{}", " {}  ", "{}<br />", "{}\n", "{}\x00"]
@@ -47,7 +47,7 @@ def build(rows: list[dict[str, Any]] | pd.DataFrame, **options: Any) -> Examples
     try:
         return build_examples(pd.DataFrame(rows), "test", SENTIMENT, **options)
     except CotdError as error:
-        if "no usable review" not in str(error):
+        if "no usable example" not in str(error):
             raise
         reject()
 
@@ -58,28 +58,28 @@ def key(text: str) -> str:
 
 @given(many_rows)
 def test_every_row_is_accounted_for_and_no_text_is_there_twice(rows: list[dict[str, Any]]) -> None:
-    reviews = build(rows)
-    counts = reviews.counts
+    examples = build(rows)
+    counts = examples.counts
     assert counts["rows"] == len(rows)
     assert counts["rows"] == counts["repeats"] + counts["quarantined"] + sum(counts[f"kept_{s}"] for s in SPLITS)
-    assert counts["quarantined"] == len(reviews.quarantined)
-    assert sum(counts[f"kept_{s}"] for s in SPLITS) == len(reviews.table) == sum(len(reviews.split(s)) for s in SPLITS)
-    assert reviews.table["text"].map(key).is_unique
-    assert reviews.table["id"].is_unique
-    assert set(reviews.table["label"]) <= {*SENTIMENT.labels, None}
-    assert reviews.quarantined.frame()["reason"].notna().all()
+    assert counts["quarantined"] == len(examples.quarantined)
+    assert sum(counts[f"kept_{s}"] for s in SPLITS) == len(examples.table) == sum(len(examples.split(s)) for s in SPLITS)
+    assert examples.table["text"].map(key).is_unique
+    assert examples.table["id"].is_unique
+    assert set(examples.table["label"]) <= {*SENTIMENT.labels, None}
+    assert examples.quarantined.frame()["reason"].notna().all()
 
 
 @given(many_rows)
 def test_contradictory_repeats_are_quarantined_and_never_kept(rows: list[dict[str, Any]]) -> None:
-    reviews = build(rows)
+    examples = build(rows)
     labels = defaultdict(set)
     for r in rows:
-        if r["text"] and (label := SENTIMENT.parse_label(r["label"])):
+        if r["text"] and (label := SENTIMENT.parse(r["label"])):
             labels[key(r["text"])].add(label)
     contradictory = {text for text, found in labels.items() if text and len(found) > 1}
-    assert not contradictory & set(reviews.table["text"].map(key))
-    bad = reviews.quarantined.frame()
+    assert not contradictory & set(examples.table["text"].map(key))
+    bad = examples.quarantined.frame()
     assert set(bad.loc[bad["reason"] == CONTRADICTORY, "text"].map(key)) == contradictory
 
 
@@ -95,13 +95,13 @@ def test_the_order_of_rows_does_not_matter(rows: list[dict[str, Any]], shuffler:
 
 @given(st.lists(split_row, min_size=1, max_size=25))
 def test_a_text_in_two_splits_stays_in_the_most_protected_one(rows: list[dict[str, Any]]) -> None:
-    rows = [*rows, {"text": "there is a validation split", "label": None, "split": "validation"}]
+    rows = [*rows, *({"text": f"there is a {s} split", "label": None, "split": s} for s in ("validation", "test"))]
     given_splits = defaultdict(set)
     for r in rows:
-        if SENTIMENT.parse_label(r["label"]) or pd.isna(r["label"]):  # a row with a bad label counts for nothing
+        if SENTIMENT.parse(r["label"]) or pd.isna(r["label"]):  # a row with a bad label counts for nothing
             given_splits[key(r["text"])].add(r["split"])
-    for review in build(rows).table.itertuples():
-        assert review.split == max(given_splits[key(review.text)], key=PROTECTION.__getitem__)
+    for example in build(rows).table.itertuples():
+        assert example.split == max(given_splits[key(example.text)], key=PROTECTION.__getitem__)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=1, max_size=60), st.sampled_from([None, "train"]))
@@ -109,13 +109,13 @@ def test_no_group_is_in_two_splits(rows: list[tuple[int, int]], split: str | Non
     """Whether all splits are carved, or validation is carved from given training rows."""
     table = [{"text": f"group {g} text {t}", "label": "1", "group": g, "split": split} for g, t in rows]
     table += [{"text": "of the test", "label": "1", "group": None, "split": "test"}] if split else []
-    reviews = build(table, test_share=0.3, validation_share=0.3).table
-    reviews = reviews[reviews["text"] != "of the test"]
-    assert reviews.groupby(reviews["text"].str.split().str[1])["split"].nunique().max() == 1
+    examples = build(table, test_share=0.3, validation_share=0.3).table
+    examples = examples[examples["text"] != "of the test"]
+    assert examples.groupby(examples["text"].str.split().str[1])["split"].nunique().max() == 1
 
 
 @given(many_rows, st.integers(1, 5), st.integers(1, 5))
-def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: int, read_at_once: int) -> None:
+def test_rows_in_blocks_give_the_same_examples(rows: list[dict[str, Any]], size: int, read_at_once: int) -> None:
     whole = build(rows)
     frame = pd.DataFrame(rows)
     blocks = (frame.iloc[start : start + size] for start in range(0, len(frame), size))
@@ -129,7 +129,7 @@ def test_rows_in_blocks_give_the_same_reviews(rows: list[dict[str, Any]], size: 
 
 
 def test_texts_are_not_in_memory() -> None:
-    """5 MB of them: what is held of each review is its id, its label and its split."""
+    """5 MB of them: what is held of each example is its id, its label and its split."""
     rows = 5_000
 
     def blocks() -> Iterator[pd.DataFrame]:
@@ -138,34 +138,37 @@ def test_texts_are_not_in_memory() -> None:
 
     tracemalloc.start()
     try:
-        reviews = build_examples(blocks(), "many", SENTIMENT)
+        examples = build_examples(blocks(), "many", SENTIMENT)
         held, peak = tracemalloc.get_traced_memory()
-        assert len(reviews.rows) == rows
+        assert len(examples.rows) == rows
     finally:
         tracemalloc.stop()
     assert held < 100 * rows
     assert peak < 300 * rows
-    (first,) = reviews.rows.take(slice(1)).blocks()
+    (first,) = examples.rows.take(slice(1)).blocks()
     assert len(first["text"][0]) > 1000
 
 
 def test_shares_are_met() -> None:
-    reviews = build([{"text": f"review {i}", "label": i % 2} for i in range(5000)], test_share=0.2, validation_share=0.1)
-    assert reviews.counts["kept_test"] == pytest.approx(1000, abs=100)
-    assert reviews.counts["kept_validation"] == pytest.approx(500, abs=75)
+    examples = build([{"text": f"example {i}", "label": i % 2} for i in range(5000)], test_share=0.2, validation_share=0.1)
+    assert examples.counts["kept_test"] == pytest.approx(1000, abs=100)
+    assert examples.counts["kept_validation"] == pytest.approx(500, abs=75)
 
 
 def test_ids_stay_what_they_are() -> None:
     """Annotations, trial ids and splits hang on them: a changed id throws away every user's finished work."""
-    assert review_id("imdb", "A warm <br/>film &amp; more.") == review_id("imdb", "a WARM film  & more.") == "c77ba6e3abede808"
-    assert review_id("yelp", "A warm film & more.") != review_id("imdb", "A warm film & more.")
+    assert (
+        example_id("imdb", "A warm <br/>film &amp; more.") == example_id("imdb", "a WARM film  & more.") == "c77ba6e3abede808"
+    )
+    assert example_id("yelp", "A warm film & more.") != example_id("imdb", "A warm film & more.")
 
 
 def test_a_labelled_copy_wins_over_an_unlabelled_one() -> None:
     rows = [{"text": "fine", "label": label, "split": "train"} for label in (None, "positive", None)]
-    reviews = build([*rows, {"text": "other", "label": "1", "split": "validation"}])
-    assert reviews.split("train")["label"].to_list() == ["positive"]
-    assert reviews.counts["repeats"] == 2
+    others = [{"text": f"the {split}", "label": "1", "split": split} for split in ("validation", "test")]
+    examples = build([*rows, *others])
+    assert examples.split("train")["label"].to_list() == ["positive"]
+    assert examples.counts["repeats"] == 2
 
 
 def test_html_and_white_space_go() -> None:
@@ -173,35 +176,35 @@ def test_html_and_white_space_go() -> None:
 
 
 def test_the_quarantine_says_why() -> None:
-    reviews = build([{"text": "fine", "label": "positive"}, {"text": " <br> ", "label": "1"}, {"text": "so-so", "label": "3"}])
-    assert reviews.quarantined.frame()["reason"].to_list() == ["empty text", "label '3' is not one of negative, positive"]
+    examples = build([{"text": "fine", "label": "positive"}, {"text": " <br> ", "label": "1"}, {"text": "so-so", "label": "3"}])
+    assert examples.quarantined.frame()["reason"].to_list() == ["empty text", "label '3' is not one of negative, positive"]
 
 
 @pytest.mark.parametrize("rows", [[], [("", "1")], [("fine", "five stars"), ("bad", "one star")]])
 def test_nothing_usable_is_an_error_that_says_why(rows: list[tuple[str, str]]) -> None:
-    with pytest.raises(CotdError, match=r"no usable review among .* rows.*data\.columns") as caught:
+    with pytest.raises(CotdError, match=r"no usable example among .* rows.*data\.columns") as caught:
         build_examples(pd.DataFrame(rows, columns=["text", "label"]), "mine.csv", SENTIMENT)
     assert not rows or "empty text" in str(caught.value) or "five stars" in str(caught.value)
 
 
 def test_limits_take_nested_samples() -> None:
-    reviews = build([{"text": f"review {i}", "label": i % 2} for i in range(500)])
-    small = limit_rows(reviews, {"train": 10, "validation": 5})
-    large = limit_rows(reviews, {"train": 100, "validation": None})
+    examples = build([{"text": f"example {i}", "label": i % 2} for i in range(500)])
+    small = limit_rows(examples, {"train": 10, "validation": 5})
+    large = limit_rows(examples, {"train": 100, "validation": None})
     assert small.split("train")["id"].to_list() == large.split("train")["id"].to_list()[:10]
     assert (small.counts["kept_train"], small.counts["kept_validation"]) == (10, 5)
-    assert small.counts["kept_test"] == len(small.split("test")) == len(reviews.split("test"))
+    assert small.counts["kept_test"] == len(small.split("test")) == len(examples.split("test"))
 
 
 def test_the_digest_changes_with_a_label_and_a_split() -> None:
-    rows = [{"text": f"review {i}", "label": "positive", "split": s} for i, s in enumerate(SPLITS * 3)]
+    rows = [{"text": f"example {i}", "label": "positive", "split": s} for i, s in enumerate(SPLITS * 3)]
     digest = build(rows).digest()
     assert build([{**rows[0], "label": "negative"}, *rows[1:]]).digest() != digest
     assert build([{**rows[0], "split": "test"}, *rows[1:]]).digest() != digest
 
 
-def test_fractions_are_nested_and_sized(movie_reviews: Examples) -> None:
-    train = movie_reviews.split("train")
+def test_fractions_are_nested_and_sized(movie_examples: Examples) -> None:
+    train = movie_examples.split("train")
     parts = [select_fraction(train, f)["id"].to_list() for f in (0.01, 0.1, 0.5, 1.0)]
     assert [len(p) for p in parts] == [round(len(train) * f) for f in (0.01, 0.1, 0.5, 1.0)]
     for small, large in itertools.pairwise(parts):

@@ -18,6 +18,7 @@ from cotd.data.files import NOT_AN_OBJECT, PROBLEM, read_csv, read_json_lines
 from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.utils.jsonl import parse_row
+from tests.tasks import SENTIMENT
 
 cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -51,12 +52,12 @@ def test_bad_json_lines_change_no_other(drawn: list[dict[str, Any] | str]) -> No
     assert [row for row in plain if row] == [row for row in good if row]
 
 
-def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, review_rows: pd.DataFrame) -> None:
-    review_rows.to_csv(tmp_path / "mine.csv", index=False)
+def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    example_rows.to_csv(tmp_path / "mine.csv", index=False)
     with (tmp_path / "mine.csv").open("ab") as file:
         file.write(b"So good, so long,positive,train\nOnly a text\n")
         file.write(b"Caf\xe9 society,positive,train\n" + b"x" * 200_000 + b",1,test\n")
-    lines = [json.dumps(row) for row in review_rows.to_dict("records")]
+    lines = [json.dumps(row) for row in example_rows.to_dict("records")]
     lines[3:3] = [
         '{"text": "cut of',
         "[1, 2]",
@@ -68,8 +69,8 @@ def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, review_row
         "\n".join(lines).encode() + b'\n{"text": "Caf\xe9 society", "label": 1, "split": "train"}'
     )
     columns = Columns(split="split")
-    from_csv = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=columns))
-    from_json = load_examples(DataConfig(source=str(tmp_path / "mine.jsonl"), columns=columns))
+    from_csv = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=columns), SENTIMENT)
+    from_json = load_examples(DataConfig(source=str(tmp_path / "mine.jsonl"), columns=columns), SENTIMENT)
     assert from_csv.quarantined.frame()[["text", "reason"]].values.tolist() == [
         ["So good, so long,positive,train", "4 cells, but the header has 3"],
         ["Only a text", "1 cells, but the header has 3"],
@@ -77,8 +78,8 @@ def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, review_row
     bad = from_json.quarantined.frame()
     assert bad["reason"].tolist() == [NOT_AN_OBJECT] * 3 + ["the text is a int, not a string", "no text"]
     assert bad["text"].str[:15].tolist() == ['{"text": "cut o', "[1, 2]", "[" * 15, "", ""]
-    assert set(from_csv.table["text"]) == {*review_rows["text"], "Caf\ufffd society", "x" * 200_000}
-    assert set(from_json.table["text"]) == {*review_rows["text"], "Caf\ufffd society"}
+    assert set(from_csv.table["text"]) == {*example_rows["text"], "Caf\ufffd society", "x" * 200_000}
+    assert set(from_json.table["text"]) == {*example_rows["text"], "Caf\ufffd society"}
 
 
 @pytest.mark.parametrize(
@@ -92,11 +93,11 @@ def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, review_row
 def test_files_that_are_bad_as_a_whole(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "mine.csv").write_bytes(content)
     with pytest.raises(CotdError, match=message):
-        load_examples(DataConfig(source=str(tmp_path / "mine.csv")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", "{not json"), ("a.parquet", "PAR0"), ("a.csv", "")])
 def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(CotdError, match=f"cannot read '.*{name}'"):
-        load_examples(DataConfig(source=str(tmp_path / name)))
+        load_examples(DataConfig(source=str(tmp_path / name)), SENTIMENT)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.hub.child import VIEWER, refusal, run_check
-from tests.hub.repositories import IMDB, NOWHERE, YELP, made_up_reviews
+from tests.hub.repositories import IMDB, NOWHERE, YELP, made_up_examples
 from tests.hub.server import Hub
+from tests.tasks import SENTIMENT
 
 pytestmark = pytest.mark.integration
 
@@ -21,11 +22,11 @@ def load_data() -> dict[str, Any]:
 
     answer: dict[str, Any] = {}
     for source in (IMDB, YELP):
-        reviews = load_examples(DataConfig(source=source))
-        table = reviews.table.to_dict("records")
-        answer[source] = {"table": table, "counts": reviews.counts, "digest": reviews.digest()}
-    answer["again"] = load_examples(DataConfig(source=IMDB)).digest()
-    answer["missing"] = refusal(lambda: load_examples(DataConfig(source=NOWHERE)))
+        examples = load_examples(DataConfig(source=source), SENTIMENT)
+        table = examples.table.to_dict("records")
+        answer[source] = {"table": table, "counts": examples.counts, "digest": examples.digest()}
+    answer["again"] = load_examples(DataConfig(source=IMDB), SENTIMENT).digest()
+    answer["missing"] = refusal(lambda: load_examples(DataConfig(source=NOWHERE), SENTIMENT))
     return answer
 
 
@@ -36,7 +37,7 @@ def find_no_hub() -> dict[str, Any]:
 
     pauses: list[float] = []
     time.sleep, started = pauses.append, time.monotonic()
-    refused = refusal(lambda: load_examples(DataConfig(source=IMDB)))
+    refused = refusal(lambda: load_examples(DataConfig(source=IMDB), SENTIMENT))
     return {**refused, "seconds": time.monotonic() - started + sum(pauses)}
 
 
@@ -53,10 +54,10 @@ def kept(table: list[dict[str, Any]], *splits: str) -> set[tuple[str, str]]:
     return {(row["text"], row["label"]) for row in table if row["split"] in splits}
 
 
-def test_imdb_gives_a_review_table(data: dict[str, Any]) -> None:
+def test_imdb_gives_an_example_table(data: dict[str, Any]) -> None:
     table, counts = data[IMDB]["table"], data[IMDB]["counts"]
-    assert kept(table, "test") == clean(made_up_reviews(2, 20))
-    assert kept(table, "train", "validation") == clean(made_up_reviews(1, 60))
+    assert kept(table, "test") == clean(made_up_examples(2, 20))
+    assert kept(table, "train", "validation") == clean(made_up_examples(1, 60))
     assert counts["rows"] == 80, "the unsupervised split is left out"
     assert counts["quarantined"] == counts["repeats"] == 0
     assert len(kept(table, "validation")) == counts["kept_validation"] > 0, "validation is carved from train"
@@ -64,8 +65,8 @@ def test_imdb_gives_a_review_table(data: dict[str, Any]) -> None:
 
 
 def test_labels_are_read_as_numbers_whatever_their_names(data: dict[str, Any]) -> None:
-    assert kept(data[YELP]["table"], "test") == clean(made_up_reviews(5, 12))
-    assert kept(data[YELP]["table"], "train", "validation") == clean(made_up_reviews(4, 30))
+    assert kept(data[YELP]["table"], "test") == clean(made_up_examples(5, 12))
+    assert kept(data[YELP]["table"], "train", "validation") == clean(made_up_examples(4, 30))
 
 
 def test_a_data_set_that_is_not_there_is_named(data: dict[str, Any]) -> None:

@@ -12,21 +12,22 @@ import pytest
 
 from cotd.data import files
 from cotd.data.config import Columns, DataConfig
-from cotd.data.examples import PROTECTION, Examples, review_id
+from cotd.data.examples import PROTECTION, Examples, example_id
 from cotd.data.sources import load_examples, noun
 from cotd.errors import CotdError
+from tests.tasks import SENTIMENT
 
 WHOLE = pa.schema({"text": pa.string(), "label": pa.string(), "movie": pa.int64(), "extra": pa.int64()})
 
 
-def test_embedded_reviews_leak_neither_text_nor_movie(movie_reviews: Examples, rotten_tomatoes: Path) -> None:
-    reviews = movie_reviews.table
-    assert len(reviews) > 12_000
-    assert reviews["text"].str.casefold().is_unique
+def test_embedded_examples_leak_neither_text_nor_movie(movie_examples: Examples, rotten_tomatoes: Path) -> None:
+    examples = movie_examples.table
+    assert len(examples) > 12_000
+    assert examples["text"].str.casefold().is_unique
 
     raw = pd.read_parquet(rotten_tomatoes / "reviews.parquet")
-    raw["id"] = [review_id("embedded:rotten-tomatoes", t) for t in raw["text"]]
-    rows = raw.merge(reviews[["id", "split"]], on="id", validate="many_to_one")
+    raw["id"] = [example_id("embedded:rotten-tomatoes", t) for t in raw["text"]]
+    rows = raw.merge(examples[["id", "split"]], on="id", validate="many_to_one")
     assert len(rows) == len(raw)
     shared = rows.groupby("id")["group"].transform("nunique") > 1
     home = rows[~shared].groupby("group")["split"].agg(["nunique", "first"])
@@ -40,18 +41,18 @@ def test_embedded_reviews_leak_neither_text_nor_movie(movie_reviews: Examples, r
 
 def test_a_demo_sized_part_is_balanced(rotten_tomatoes: Path) -> None:
     data = DataConfig(source="embedded:rotten-tomatoes", train_rows=1000, validation_rows=300, test_rows=1000)
-    reviews = load_examples(data)
-    assert [len(reviews.split(s)) for s in ("train", "validation", "test")] == [1000, 300, 1000]
-    assert reviews.table.groupby("split")["label"].agg(lambda s: (s == "positive").mean()).between(0.4, 0.65).all()
-    assert noun(data) == "movie review"
+    examples = load_examples(data, SENTIMENT)
+    assert [len(examples.split(s)) for s in ("train", "validation", "test")] == [1000, 300, 1000]
+    assert examples.table.groupby("split")["label"].agg(lambda s: (s == "positive").mean()).between(0.4, 0.65).all()
+    assert noun(data, SENTIMENT) == "movie review"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_local_files_give_the_same_reviews(tmp_path: Path, review_rows: pd.DataFrame, suffix: str) -> None:
+def test_local_files_give_the_same_examples(tmp_path: Path, example_rows: pd.DataFrame, suffix: str) -> None:
     awkward = ['He said "no", twice,\nand left. {x}', "NA", "007", "Ünïcode 🎬 — fine"]
     extra = pd.DataFrame([(t, "1", "train") for t in awkward], columns=["text", "label", "split"])
-    frame = pd.concat([review_rows, extra]).rename(columns={"text": "body", "label": "stars", "split": "part"})
-    path = tmp_path / f"reviews.{suffix}"
+    frame = pd.concat([example_rows, extra]).rename(columns={"text": "body", "label": "stars", "split": "part"})
+    path = tmp_path / f"examples.{suffix}"
     if suffix == "csv":
         frame.to_csv(path, index=False)
     elif suffix == "jsonl":
@@ -59,20 +60,20 @@ def test_local_files_give_the_same_reviews(tmp_path: Path, review_rows: pd.DataF
     else:
         frame.to_parquet(path)
     columns = Columns(text="body", label="stars", split="part")
-    reviews = load_examples(DataConfig(source=str(path), columns=columns))
-    found = set(reviews.table[["text", "label", "split"]].itertuples(index=False, name=None))
-    expected = set(review_rows.itertuples(index=False, name=None))
+    examples = load_examples(DataConfig(source=str(path), columns=columns), SENTIMENT)
+    found = set(examples.table[["text", "label", "split"]].itertuples(index=False, name=None))
+    expected = set(example_rows.itertuples(index=False, name=None))
     assert found == expected | {(" ".join(t.split()), "positive", "train") for t in awkward}
-    assert not len(reviews.quarantined)
+    assert not len(examples.quarantined)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_reading_in_blocks_changes_nothing(
-    tmp_path: Path, review_rows: pd.DataFrame, suffix: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, example_rows: pd.DataFrame, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even if a column lacks a value late in the file, for which pandas would take its integers for floats."""
-    frame = review_rows.drop(columns="split").assign(movie=[i % 7 for i in range(59)] + [None], extra=1)
-    path = tmp_path / f"reviews.{suffix}"
+    frame = example_rows.drop(columns="split").assign(movie=[i % 7 for i in range(59)] + [None], extra=1)
+    path = tmp_path / f"examples.{suffix}"
     if suffix == "csv":
         frame.to_csv(path, index=False)
     elif suffix == "jsonl":
@@ -80,10 +81,10 @@ def test_reading_in_blocks_changes_nothing(
     else:
         pq.write_table(pa.table({c: pa.array(frame[c], from_pandas=True) for c in frame}).cast(WHOLE), path, row_group_size=7)
     data = DataConfig(source=str(path), columns=Columns(group="movie"), test_share=0.3, validation_share=0.3)
-    whole = load_examples(data)
+    whole = load_examples(data, SENTIMENT)
     for size in (1, 7):
         monkeypatch.setattr(files, "BLOCK", size)
-        again = load_examples(data)
+        again = load_examples(data, SENTIMENT)
         pd.testing.assert_frame_equal(again.table, whole.table)
         assert again.digest() == whole.digest()
 
@@ -94,49 +95,49 @@ def test_a_column_that_few_lines_have_is_there(tmp_path: Path, monkeypatch: pyte
     rows[70]["movie"] = "a"
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataConfig(source=str(tmp_path / "mine.jsonl"), columns=Columns(group="movie"))
-    assert load_examples(data).table["label"].value_counts().to_dict() == {"positive": 48}
+    assert load_examples(data, SENTIMENT).table["label"].value_counts().to_dict() == {"positive": 48}
     with pytest.raises(CotdError, match=r"no column 'film' .*it has: text, label, movie\."):
-        load_examples(data.model_copy(update={"columns": Columns(group="film")}))
+        load_examples(data.model_copy(update={"columns": Columns(group="film")}), SENTIMENT)
 
 
-def test_a_moved_file_keeps_its_ids(tmp_path: Path, review_rows: pd.DataFrame) -> None:
+def test_a_moved_file_keeps_its_ids(tmp_path: Path, example_rows: pd.DataFrame) -> None:
     ids = []
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
-        review_rows.to_csv(tmp_path / folder / "mine.csv", index=False)
+        example_rows.to_csv(tmp_path / folder / "mine.csv", index=False)
         data = DataConfig(source=str(tmp_path / folder / "mine.csv"), columns=Columns(split="split"))
-        ids.append(load_examples(data).table["id"].to_list())
+        ids.append(load_examples(data, SENTIMENT).table["id"].to_list())
     assert ids[0] == ids[1]
 
 
-def test_a_file_for_each_split(tmp_path: Path, review_rows: pd.DataFrame) -> None:
+def test_a_file_for_each_split(tmp_path: Path, example_rows: pd.DataFrame) -> None:
     sources = {}
-    for split, rows in review_rows.groupby("split"):
+    for split, rows in example_rows.groupby("split"):
         sources[split] = str(tmp_path / f"{split}.csv")
         rows[["text", "label"]].to_csv(sources[split], index=False)
-    reviews = load_examples(DataConfig(source=sources))
-    assert reviews.table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
+    examples = load_examples(DataConfig(source=sources), SENTIMENT)
+    assert examples.table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
 
 
 def test_a_group_column_keeps_groups_together(tmp_path: Path) -> None:
     rows = pd.DataFrame({"text": [f"text {i}" for i in range(400)], "label": 1, "product": [f"p{i % 40}" for i in range(400)]})
     rows.to_csv(tmp_path / "mine.csv", index=False)
-    table = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(group="product"))).table
+    table = load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(group="product")), SENTIMENT).table
     product = table["text"].str.split().str[1].astype(int) % 40
     assert table.groupby(product)["split"].nunique().max() == 1
 
 
-def test_unlabelled_rows_are_reviews_too(tmp_path: Path) -> None:
+def test_unlabelled_rows_are_examples_too(tmp_path: Path) -> None:
     pd.DataFrame({"text": [f"text {i}" for i in range(100)]}).to_csv(tmp_path / "mine.csv", index=False)
-    reviews = load_examples(DataConfig(source=str(tmp_path / "mine.csv")))
-    assert len(reviews.table) == 100
-    assert reviews.table["label"].isna().all()
+    examples = load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
+    assert len(examples.table) == 100
+    assert examples.table["label"].isna().all()
 
 
 def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
     pd.DataFrame({"body": ["fine"], "stars": [1]}).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError) as caught:
-        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(text="bodi", label="star")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(text="bodi", label="star")), SENTIMENT)
     first, second = caught.value.problems
     assert "no column 'bodi' (data.columns.text)" in first
     assert "it has: body, stars." in first
@@ -150,21 +151,21 @@ def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
         ("nowhere.csv", "no file 'nowhere.csv' .looked in"),
         ("rotten-tomatoes", "is not embedded:NAME.*Did you mean 'embedded:rotten-tomatoes'"),
         ("embedded:rotten-tomatos", "Did you mean 'rotten-tomatoes'"),
-        ("embedded:t5-mini", "is a student, not reviews. Embedded reviews: embedded:rotten-tomatoes"),
+        ("embedded:t5-mini", "is a student, not examples. Embedded examples: embedded:rotten-tomatoes"),
     ],
 )
 def test_sources_that_do_not_exist(source: str, message: str) -> None:
     with pytest.raises(CotdError, match=message):
-        load_examples(DataConfig(source=source))
+        load_examples(DataConfig(source=source), SENTIMENT)
 
 
-def test_an_unknown_split_name_is_refused(tmp_path: Path, review_rows: pd.DataFrame) -> None:
-    review_rows.assign(split="holdout").to_csv(tmp_path / "mine.csv", index=False)
+def test_an_unknown_split_name_is_refused(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    example_rows.assign(split="holdout").to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError, match="split 'holdout' is not train, validation or test"):
-        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(split="split")))
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(split="split")), SENTIMENT)
 
 
 def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["fine"], "label": [1]}).to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(CotdError, match=r"no review in split .*Give more rows"):
-        load_examples(DataConfig(source=str(tmp_path / "mine.csv")))
+    with pytest.raises(CotdError, match=r"no example in split .*Give more rows"):
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from cotd.evaluation.checklist import check_behaviour, contract, load_checklist,
 from cotd.students.base_models import load_base
 from cotd.students.student import Prediction, Student
 from cotd.tasks.base import Task
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 CHECKLIST = load_checklist(SENTIMENT)
 TEXTS = CHECKLIST["texts"]
@@ -74,7 +73,7 @@ def test_texts_are_changed_and_still_readable() -> None:
 
 def test_another_task_has_no_such_tests() -> None:
     with pytest.raises(CotdError, match="the task 'topic' of this student has no behavioural tests"):
-        check_behaviour(Ruled(lambda text: 0.9, replace(SENTIMENT, name="topic")))  # type: ignore[arg-type]
+        check_behaviour(Ruled(lambda text: 0.9, SENTIMENT.model_copy(update={"name": "topic"})))  # type: ignore[arg-type]
 
 
 def test_the_command_prints_a_table(

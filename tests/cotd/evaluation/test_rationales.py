@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cotd.evaluation.rationales import rouge_l, score_rationales, stated_label
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cotd.evaluation.statistics import (
     resampled_accuracies,
     sign_flip_test,
 )
+from tests.tasks import SENTIMENT
 
 
 def test_wilson_interval_of_a_textbook_case() -> None:
@@ -130,15 +131,15 @@ def test_expected_calibration_error_by_hand() -> None:
 def test_metrics_of_a_small_table() -> None:
     table = pd.DataFrame(
         [("a", "positive", "positive", 0.9), ("b", "positive", "negative", 0.4), ("c", "negative", "negative", 0.3)],
-        columns=["review_id", "gold", "predicted", "probability_positive"],
+        columns=["example_id", "gold", "predicted", "probability_positive"],
     )
     table["probability_negative"] = 1 - table["probability_positive"]
-    metrics = score_predictions(table, "positive", teacher={"a": "negative", "b": "negative", "elsewhere": "positive"})
+    metrics = score_predictions(table, SENTIMENT, teacher={"a": "negative", "b": "negative", "elsewhere": "positive"})
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["ci_low"] < 2 / 3 < metrics["ci_high"]
     assert metrics["macro_f1"] == pytest.approx(2 / 3)
     assert metrics["roc_auc"] == 1.0
     assert (metrics["teacher_agreement"], metrics["n_teacher"]) == (0.5, 2)
-    one_class = score_predictions(table[table["gold"] == "positive"], "positive")
+    one_class = score_predictions(table[table["gold"] == "positive"], SENTIMENT)
     assert "roc_auc" not in one_class
     assert one_class["n"] == 2

@@ -18,12 +18,12 @@ def test_a_trial_works_on_a_copy_of_its_own_and_continues_elsewhere(tmp_path: Pa
     write(tmp_path / "bucket" / "study", driver)
     params = {
         "storage": url, "directory": "/drivers/copy", "folder": "/drivers/copy/trials/t1",
-        "reviews": "/drivers/copy/data/reviews.parquet", "threads": 1, "annotations": None,
+        "examples": "/drivers/copy/data/reviews.parquet", "threads": 1, "annotations": None,
     }  # fmt: skip
 
     @sync_trial
     def killed(params: dict) -> None:  # type: ignore[type-arg]
-        assert Path(params["reviews"]).read_bytes() == b"rows"
+        assert Path(params["examples"]).read_bytes() == b"rows"
         write(Path(params["folder"]), {"checkpoints/checkpoint-2/trainer_state.json": b"2", "metrics.jsonl": b"1\n"})
         raise RuntimeError("out of memory")
 

@@ -24,7 +24,7 @@ def use_model() -> dict[str, Any]:
     """Loads the base model in all ways, trains it, loads the student; everything in one child, to import torch once."""
     from cotd.students.base_models import load_base, model_digest
     from cotd.students.student import Student, first_tokens
-    from cotd.tasks.registry import SENTIMENT
+    from tests.tasks import SENTIMENT
 
     loaded = {}
     for source in (MODEL, MODEL_BIN):
@@ -59,9 +59,9 @@ def train() -> dict[str, Any]:
     answer = {"runs": runs, "result": json.loads((folder / "result.json").read_text())}
     student = Student.load(folder / "student", device="cpu")
     kept = pd.read_parquet(folder / "predictions.parquet")
-    reviews = pd.read_parquet(next(Path("runs/hub/data").glob("reviews-*.parquet"))).set_index("id")
-    texts = list(reviews.loc[kept["review_id"], "text"])
-    answer["train_reviews"] = int((reviews["split"] == "train").sum())
+    examples = pd.read_parquet(next(Path("runs/hub/data").glob("examples-*.parquet"))).set_index("id")
+    texts = list(examples.loc[kept["example_id"], "text"])
+    answer["train_examples"] = int((examples["split"] == "train").sum())
     answer |= {"kept": list(kept["probability_positive"]), "labels": list(kept["predicted"])}
     answer |= {"base": student.card["base"], "predicted": [p.label for p in student.predict(texts)]}
     answer["reloaded"] = [p.probabilities["positive"] for p in student.predict(texts)]
@@ -135,10 +135,10 @@ def test_a_bare_model_is_not_a_student(model: dict[str, Any]) -> None:
     assert MODEL in model["bare"]["message"]
 
 
-def test_train_on_the_hub_s_reviews_and_model(model: dict[str, Any]) -> None:
+def test_train_on_the_hub_s_examples_and_model(model: dict[str, Any]) -> None:
     assert model["runs"]["trained"]["code"] == 0, model["runs"]["trained"]["err"]
     result = model["result"]
-    assert (result["steps"], result["train_reviews"], result["test"]["n"]) == (6, model["train_reviews"], 20)
+    assert (result["steps"], result["train_examples"], result["test"]["n"]) == (6, model["train_examples"], 20)
     assert result["parameters"] == sum(array.size for array in t5_weights().values())
     assert model["base"] == MODEL
 

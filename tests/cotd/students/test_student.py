@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from cotd.data.truncation import Truncation, tail_length, truncate
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base, model_digest
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
+from tests.tasks import SENTIMENT
 
 TEXTS = [
     "A warm and funny film.",
@@ -216,7 +215,7 @@ def test_a_saved_student_holds_safetensors_and_json_only(student: Student, tmp_p
     student.save(tmp_path / "student")
     assert {p.suffix for p in (tmp_path / "student").rglob("*") if p.is_file()} <= {".safetensors", ".json", ".txt", ".model"}
     card = json.loads((tmp_path / "student" / "cotd.json").read_text())
-    assert card["task"]["verbalizers"] == {"negative": "negative", "positive": "positive"}
+    assert card["task"] == SENTIMENT.to_dict()
     assert (card["temperature"], card["task"]["label_prefix"]) == (2.0, "predict: ")
 
 
@@ -241,7 +240,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_verbalizers_must_differ_at_their_first_token(student: Student) -> None:
-    task = replace(SENTIMENT, verbalizers={"negative": "negative", "positive": "negative not"})
+    task = SENTIMENT.model_copy(update={"verbalizers": {"negative": "negative", "positive": "negative not"}})
     with pytest.raises(CotdError, match="begins two of the verbalizers negative, negative not with the same token"):
         Student(student.model, student.tokenizer, task, {})
 

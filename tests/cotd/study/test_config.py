@@ -63,7 +63,7 @@ def test_fractions_outside_the_range(write_study: Callable[..., Path], fraction:
         ("grid.method=[]", "grid.method"),
         ("training.preset=sc401", "training: unknown preset 'sc401'; known: sc4001, hsieh2023. Did you mean 'sc4001'?"),
         ("training.preset=[1]", "training: unknown preset"),
-        ("data.task=emotion", "unknown task 'emotion'; known: sentiment"),
+        ("task=emotion", "unknown task 'emotion'; known: "),
         ("teacher.samples=4", "samples > 1 needs temperature > 0"),
         ("teacher.strategy=reason", "'score_then_explain', 'chain_of_thought' or 'read_answers'"),
         ("name=a/b", "name: "),

@@ -77,7 +77,7 @@ def test_an_arm_says_what_is_not_as_most_of_the_grid_has_it(plan: Plan) -> None:
         ({"training": {"dropout": []}}, "dropout needs a list of values"),
         ({"training": {"preset": ["sc4001"]}}, "'preset' cannot vary"),
         ({"samples": [0]}, "grid.samples.0: Input should be greater than or equal to 1"),
-        ({"samples": [4]}, "grid.samples has 4, and the teacher writes 3 a review (teacher.samples)"),
+        ({"samples": [4]}, "grid.samples has 4, and the teacher writes 3 an example (teacher.samples)"),
         ({"filters": [["agrees_with_gould"]]}, "unknown filter 'agrees_with_gould'"),
         ({"exclude": [{"sise": "tiny"}]}, "unknown key 'grid.exclude.0.sise'. Did you mean 'size'?"),
         ({"exclude": [{"method": "distil"}]}, "unknown method 'distil'"),

@@ -16,10 +16,10 @@ def plan(write_study: Callable[..., Path]) -> Callable[..., dict[tuple[str, floa
     """(method, fraction) → trial id, for a study with overrides and digests."""
 
     def make(
-        *overrides: str, base: str = "b", reviews: str = "r", annotations: str | None = "a"
+        *overrides: str, base: str = "b", examples: str = "r", annotations: str | None = "a"
     ) -> dict[tuple[str, float], str]:
         config = load_config(write_study(), [GRID, *overrides])
-        trials = plan_trials(config, dict.fromkeys(config.grid.size, base), reviews, annotations)
+        trials = plan_trials(config, dict.fromkeys(config.grid.size, base), examples, annotations)
         return {(t.method, t.fraction): t.id for t in trials}
 
     return make
@@ -70,7 +70,7 @@ def test_an_id_changes_with_what_is_trained_on(plan: Ids) -> None:
     before = set(plan().values())
     assert len(before) == 4
     assert not set(plan(base="other").values()) & before
-    assert not set(plan(reviews="other").values()) & before
+    assert not set(plan(examples="other").values()) & before
 
 
 def test_another_teacher_does_not_make_finetune_train_again(plan: Ids) -> None:

@@ -15,9 +15,9 @@ KEYS = st.tuples(st.integers(0, 3).map(lambda n: f"{n:016x}"), st.integers(0, 12
 def rows_of(drawn):
     """Annotation rows of drawn (key, label, text) triples."""
     rows = []
-    for (review, sample, by_gold), label, text in drawn:
+    for (example, sample, by_gold), label, text in drawn:
         completion = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 5, "output_tokens": 3, "error": None}
-        rows.append(annotation_row(review, sample, by_gold, label, None, text, completion, ORIGIN))
+        rows.append(annotation_row(example, sample, by_gold, label, None, text, completion, ORIGIN))
     return rows
 
 
@@ -42,7 +42,7 @@ def test_a_table_and_its_digest_do_not_depend_on_the_order_of_completions(drawn,
     pd.testing.assert_frame_equal(table, again)
     assert list(table.columns) == ANNOTATION_COLUMNS
     assert list(zip(*(table[c] for c in KEY), strict=True)) == sorted(
-        (r["review_id"], r["gold_conditioned"], r["sample"]) for r in rows
+        (r["example_id"], r["gold_conditioned"], r["sample"]) for r in rows
     )
     assert annotations_digest(table) == annotations_digest(table.sample(frac=1, random_state=0))
 

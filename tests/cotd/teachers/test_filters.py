@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filtered_blocks
+from tests.tasks import SENTIMENT
 
 CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"})
 
 
 def annotations(*rows: tuple[str, int, bool, str | None, str]) -> pd.DataFrame:
-    """(review_id, sample, gold_conditioned, label, rationale); a row without a label is quarantined."""
-    table = pd.DataFrame(rows, columns=["review_id", "sample", "gold_conditioned", "label", "rationale"])
+    """(example_id, sample, gold_conditioned, label, rationale); a row without a label is quarantined."""
+    table = pd.DataFrame(rows, columns=["example_id", "sample", "gold_conditioned", "label", "rationale"])
     return table.assign(error=[None if isinstance(label, str) else "no label" for label in table["label"]])
 
 
@@ -87,9 +87,9 @@ one_row = st.tuples(
     st.sets(st.sampled_from("bcde")),
 )
 def test_filters_take_out_the_same_in_blocks_as_in_the_whole(rows: list[Any], filters: list[Any], starts: set[str]) -> None:
-    """Blocks hold whole reviews; `starts` says with which a block begins."""
+    """Blocks hold whole examples; `starts` says with which a block begins."""
     table = annotations(*sorted(rows, key=lambda r: (r[0], r[2], r[1])))
-    number = table["review_id"].map(lambda i: sum(s <= i for s in starts))
+    number = table["example_id"].map(lambda i: sum(s <= i for s in starts))
     blocks = [block.reset_index(drop=True) for _, block in table.groupby(number)]
     errors = [block["error"] for block in filtered_blocks(lambda: iter(blocks), filters, lambda block: CONTEXT)()]
     expected = apply_filters(table, filters, CONTEXT)["error"]

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cotd.errors import CotdError
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.prompts import load_prompts
+from tests.tasks import SENTIMENT
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
 SHIPPED = SENTIMENT.folder / "prompts.yaml"
@@ -66,15 +66,15 @@ def test_free_completions(completion: str, expected: tuple[str | None, str]) -> 
 
 def test_the_hash_names_file_and_noun(write_prompts: Callable[..., str]) -> None:
     assert load_prompts(SENTIMENT, "movie review").hash == PROMPTS.hash
-    assert load_prompts(SENTIMENT, "review").hash != PROMPTS.hash
+    assert load_prompts(SENTIMENT, "example").hash != PROMPTS.hash
     assert load_prompts(SENTIMENT, "movie review", write_prompts()).hash != PROMPTS.hash
 
 
 def test_a_users_own_file_is_used(write_prompts: Callable[..., str]) -> None:
     prompts = load_prompts(
-        SENTIMENT, "review", write_prompts(score="{Noun} «{text}»:", label_words={"positive": "Yes", "negative": "No"})
+        SENTIMENT, "example", write_prompts(score="{Noun} «{text}»:", label_words={"positive": "Yes", "negative": "No"})
     )
-    assert prompts.render("score", "fine") == "Review «fine»:"
+    assert prompts.render("score", "fine") == "Example «fine»:"
     assert "\nSentiment: Yes\nReason:" in prompts.render("explain", "fine", "positive")
     assert prompts.parse_chain_of_thought("So it is.\nSentiment: No", SENTIMENT) == ("negative", "So it is.")
 
@@ -98,7 +98,7 @@ def write_prompts(tmp_path: Path) -> Callable[..., str]:
         ({"score": None}, "'score' is missing"),
         ({"scores": "{text}"}, "unknown key 'scores'. Did you mean 'score'?"),
         ({"explain": "{text} {label} {lable}"}, "'explain' has an unknown {lable}"),
-        ({"score": 'Answer {"review": "{text}"}'}, "'score'"),
+        ({"score": 'Answer {"example": "{text}"}'}, "'score'"),
         ({"score": "{text} {text.name}"}, "'score'"),
         ({"score": "{text} }"}, "'score'"),
         ({"label_words": {"positive": "Good"}}, "label_words must name exactly negative, positive, not positive"),
@@ -111,13 +111,13 @@ def write_prompts(tmp_path: Path) -> Callable[..., str]:
 )
 def test_a_wrong_file_is_refused(write_prompts: Callable[..., str], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CotdError) as caught:
-        load_prompts(SENTIMENT, "review", write_prompts(**changes))
+        load_prompts(SENTIMENT, "example", write_prompts(**changes))
     assert message in str(caught.value)
 
 
 def test_all_problems_are_reported_at_once(write_prompts: Callable[..., str]) -> None:
     with pytest.raises(CotdError) as caught:
-        load_prompts(SENTIMENT, "review", write_prompts(score="Review:", explain=None, shots=[]))
+        load_prompts(SENTIMENT, "example", write_prompts(score="Review:", explain=None, shots=[]))
     assert len(caught.value.problems) == 3
 
 
@@ -129,4 +129,4 @@ def test_files_that_are_not_prompts(tmp_path: Path, content: str | None, message
     if content is not None:
         path.write_text(content)
     with pytest.raises(CotdError, match=message):
-        load_prompts(SENTIMENT, "review", str(path))
+        load_prompts(SENTIMENT, "example", str(path))

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.quality import VoteQuality, kappa_interval, label_quality
+from tests.tasks import SENTIMENT
 
 
 def test_kappa_is_scikit_learns() -> None:
@@ -44,13 +44,13 @@ def test_votes_of_samples_are_a_confidence() -> None:
     votes_of = {"a": "pp", "b": "pn", "c": "np", "d": "nn", "e": "pp"}
     words = {"p": "positive", "n": "negative"}
     rows = [
-        {"review_id": i, "sample": s, "label": words[c], "label_probability": labels.count(c) / 2}
+        {"example_id": i, "sample": s, "label": words[c], "label_probability": labels.count(c) / 2}
         for i, labels in votes_of.items() for s, c in enumerate(labels)
     ]  # fmt: skip
-    rows.append({"review_id": "a", "sample": 2, "label": None, "label_probability": np.nan})
+    rows.append({"example_id": "a", "sample": 2, "label": None, "label_probability": np.nan})
     gold = pd.Series({"a": "positive", "b": "positive", "c": "positive", "d": "positive", "e": None})
     votes, unlabelled, table = VoteQuality(), VoteQuality(), pd.DataFrame(rows)
-    for _, block in table.groupby(table["review_id"] < "c"):
+    for _, block in table.groupby(table["example_id"] < "c"):
         votes.add(block, gold)
         unlabelled.add(block, gold.where(gold.isna(), None))
     quality = votes.figures()
@@ -59,7 +59,7 @@ def test_votes_of_samples_are_a_confidence() -> None:
         {"confidence": 1.0, "accuracy": 0.5, "rows": 2},
     ]
     assert quality["calibration_error"] == pytest.approx(0.25)
-    assert quality["confidence"] == "the shares of samples that agree, of 4 training reviews"
+    assert quality["confidence"] == "the shares of samples that agree, of 4 training examples"
     assert unlabelled.figures() == {}
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cotd.data.examples import Examples, build_examples
 from cotd.errors import CotdError
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import ANNOTATION_COLUMNS, tidy_rationale
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.output import TeacherOutput
@@ -19,23 +18,24 @@ from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.teacher import Teacher
+from tests.tasks import SENTIMENT
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
 
 
 @pytest.fixture
-def reviews(review_rows: pd.DataFrame) -> Examples:
-    return build_examples(review_rows, "small", SENTIMENT)
+def examples(example_rows: pd.DataFrame) -> Examples:
+    return build_examples(example_rows, "small", SENTIMENT)
 
 
-def run(reviews: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
+def run(examples: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
     config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
     teacher = Teacher("double", "1", config)
-    return STRATEGIES[strategy](teacher, reviews, SENTIMENT, PROMPTS, double.ask)
+    return STRATEGIES[strategy](teacher, examples, SENTIMENT, PROMPTS, double.ask)
 
 
 def change(rows: pd.DataFrame, split: str, **columns: Any) -> Examples:
-    """The reviews of `rows` with columns of one split changed."""
+    """The examples of `rows` with columns of one split changed."""
     changed = rows.copy()
     for column, value in columns.items():
         at = changed["split"] == split
@@ -48,128 +48,130 @@ def flipped(label: str) -> str:
 
 
 def own(output: TeacherOutput) -> pd.DataFrame:
-    return output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("review_id")
+    return output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("example_id")
 
 
 # --- score, then explain ----------------------------------------------------------------------------------------
 
 
-def test_a_biased_teacher_labels_well_once_calibrated(reviews: Examples, teacher_double: Any) -> None:
-    output = run(reviews, teacher_double)
-    train = reviews.split("train").set_index("id")
+def test_a_biased_teacher_labels_well_once_calibrated(examples: Examples, teacher_double: Any) -> None:
+    output = run(examples, teacher_double)
+    train = examples.split("train").set_index("id")
     assert list(output.annotations.table().columns) == ANNOTATION_COLUMNS
     assert own(output)["label"].to_dict() == train["label"].to_dict()
     assert own(output)["label_probability"].between(0.5, 1).all()
     assert (output.test["predicted"] == output.test["gold"]).all()
     assert output.annotations.table()["error"].isna().all()
-    raw = run(reviews, teacher_double, calibration={"method": "none"})
+    raw = run(examples, teacher_double, calibration={"method": "none"})
     assert set(own(raw)["label"]) == {"positive"}, "the double is biased, or this test shows nothing"
     assert output.calibration is not None
     assert output.calibration["rows"] == 24
     assert "validation" in output.calibration["used"]
 
 
-def test_the_calibration_uses_no_test_row(reviews: Examples, review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    output = run(reviews, teacher_double)
-    other_gold = run(change(review_rows, "test", label=flipped), teacher_double)
-    other_texts = run(change(review_rows, "test", text=lambda t: t.replace("dull", "warm")), teacher_double)
+def test_the_calibration_uses_no_test_row(examples: Examples, example_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(examples, teacher_double)
+    other_gold = run(change(example_rows, "test", label=flipped), teacher_double)
+    other_texts = run(change(example_rows, "test", text=lambda t: t.replace("dull", "warm")), teacher_double)
     for other in (other_gold, other_texts):
         assert other.calibration == output.calibration
         pd.testing.assert_frame_equal(other.annotations.table(), output.annotations.table())
     assert (other_gold.test["predicted"] == other_gold.test["gold"].map(flipped)).all()
 
 
-def test_the_calibration_does_use_validation_gold(review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    output = run(change(review_rows, "validation", label=flipped), teacher_double)
-    train = build_examples(review_rows, "small", SENTIMENT).split("train").set_index("id")
+def test_the_calibration_does_use_validation_gold(example_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(change(example_rows, "validation", label=flipped), teacher_double)
+    train = build_examples(example_rows, "small", SENTIMENT).split("train").set_index("id")
     assert own(output)["label"].to_dict() == train["label"].map(flipped).to_dict()
 
 
-def test_no_rationale_of_test_reviews_is_requested(reviews: Examples, teacher_double: Any) -> None:
-    run(reviews, teacher_double)
+def test_no_rationale_of_test_examples_is_requested(examples: Examples, teacher_double: Any) -> None:
+    run(examples, teacher_double)
     explained = [r.prompt for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
     assert explained
-    for text in [*reviews.split("test")["text"], *reviews.split("validation")["text"]]:
+    for text in [*examples.split("test")["text"], *examples.split("validation")["text"]]:
         assert not any(text in prompt for prompt in explained)
 
 
-def test_a_rationale_for_an_equal_gold_label_is_requested_once(review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    wrong = review_rows.iloc[0]["text"]
-    rows = review_rows.assign(label=[flipped(r.label) if r.text == wrong else r.label for r in review_rows.itertuples()])
+def test_a_rationale_for_an_equal_gold_label_is_requested_once(example_rows: pd.DataFrame, teacher_double: Any) -> None:
+    wrong = example_rows.iloc[0]["text"]
+    rows = example_rows.assign(label=[flipped(r.label) if r.text == wrong else r.label for r in example_rows.itertuples()])
     output = run(build_examples(rows, "small", SENTIMENT), teacher_double)
     keys = [r.key for r in teacher_double.asked if "allowed_token_ids" not in r.sampling]
-    # 24 reviews; the teacher differs from gold in one, whose two labels need a rationale each.
+    # 24 examples; the teacher differs from gold in one, whose two labels need a rationale each.
     assert len(keys) == len(set(keys)) == 25
     assert output.annotations.table()["gold_conditioned"].value_counts().to_dict() == {False: 24, True: 24}
-    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("review_id")["label"]
+    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("example_id")["label"]
     assert (by_gold != own(output)["label"]).sum() == 1
 
 
-def test_without_gold_conditioning_gold_is_not_shown(reviews: Examples, teacher_double: Any) -> None:
-    output = run(reviews, teacher_double, gold_conditioned=False)
+def test_without_gold_conditioning_gold_is_not_shown(examples: Examples, teacher_double: Any) -> None:
+    output = run(examples, teacher_double, gold_conditioned=False)
     assert not output.annotations.table()["gold_conditioned"].any()
     assert len(output.annotations.table()) == 24
 
 
-def test_unlabelled_training_reviews_get_the_teachers_label_only(review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    output = run(change(review_rows, "train", label=None), teacher_double)
+def test_unlabelled_training_examples_get_the_teachers_label_only(example_rows: pd.DataFrame, teacher_double: Any) -> None:
+    output = run(change(example_rows, "train", label=None), teacher_double)
     assert len(output.annotations.table()) == 24
     assert own(output)["label"].isin(SENTIMENT.labels).all()
 
 
-def test_each_sample_has_its_own_seed(reviews: Examples, teacher_double: Any) -> None:
+def test_each_sample_has_its_own_seed(examples: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: f" Reason of seed {request.sampling['seed']}."
-    output = run(reviews, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
-    one = output.annotations.table()[output.annotations.table()["review_id"] == output.annotations.table()["review_id"].iloc[0]]
+    output = run(examples, teacher_double, samples=3, temperature=0.7, seed=10, gold_conditioned=False)
+    one = output.annotations.table()[
+        output.annotations.table()["example_id"] == output.annotations.table()["example_id"].iloc[0]
+    ]
     assert one["sample"].to_list() == [0, 1, 2]
     assert one["rationale"].to_list() == [f"Reason of seed {s}." for s in (10, 11, 12)]
 
 
-def test_a_failed_score_is_quarantined_and_the_rest_continues(reviews: Examples, teacher_double: Any) -> None:
-    train = reviews.split("train").iloc[0]
-    test = reviews.split("test").iloc[0]
+def test_a_failed_score_is_quarantined_and_the_rest_continues(examples: Examples, teacher_double: Any) -> None:
+    train = examples.split("train").iloc[0]
+    test = examples.split("test").iloc[0]
     teacher_double.fails = lambda prompt: prompt.endswith("Sentiment:") and (train["text"] in prompt or test["text"] in prompt)
-    output = run(reviews, teacher_double)
+    output = run(examples, teacher_double)
     assert own(output).loc[train["id"], "error"] == "the engine ran out of memory"
     assert own(output)["error"].notna().sum() == 1
-    assert output.test.set_index("review_id")["predicted"].isna().to_dict() == {
-        i: i == test["id"] for i in reviews.split("test")["id"]
+    assert output.test.set_index("example_id")["predicted"].isna().to_dict() == {
+        i: i == test["id"] for i in examples.split("test")["id"]
     }
 
 
-def test_failed_and_cut_off_rationales_are_quarantined(reviews: Examples, teacher_double: Any) -> None:
-    failing, short = reviews.split("train")["text"][:2]
+def test_failed_and_cut_off_rationales_are_quarantined(examples: Examples, teacher_double: Any) -> None:
+    failing, short = examples.split("train")["text"][:2]
     teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and failing in prompt
     teacher_double.write = lambda request: " No." if short in request.prompt else " It says what it says."
-    output = run(reviews, teacher_double, gold_conditioned=False)
+    output = run(examples, teacher_double, gold_conditioned=False)
     errors = own(output)["error"].dropna()
     assert sorted(errors) == ["rationale is empty or shorter than three words", "the engine ran out of memory"]
     assert own(output).loc[errors.index, "label"].notna().all()
 
 
-def test_platt_needs_gold_of_both_kinds(review_rows: pd.DataFrame, teacher_double: Any) -> None:
-    unlabelled = change(review_rows, "validation", label=None)
-    for reviews in (unlabelled, change(review_rows, "validation", label="positive")):
+def test_platt_needs_gold_of_both_kinds(example_rows: pd.DataFrame, teacher_double: Any) -> None:
+    unlabelled = change(example_rows, "validation", label=None)
+    for examples in (unlabelled, change(example_rows, "validation", label="positive")):
         with pytest.raises(CotdError, match=r"gold labels of both kinds\. Use method: prior"):
-            run(reviews, teacher_double)
+            run(examples, teacher_double)
     assert not teacher_double.asked
     output = run(unlabelled, teacher_double, calibration={"method": "prior"})
     assert own(output)["label"].value_counts().to_dict() == {"positive": 12, "negative": 12}
 
 
-def test_scores_of_one_label_cannot_calibrate(reviews: Examples, teacher_double: Any) -> None:
+def test_scores_of_one_label_cannot_calibrate(examples: Examples, teacher_double: Any) -> None:
     """The engine failed on every positive validation review: readable, not scikit-learn's complaint."""
-    positive = reviews.split("validation").query("label == 'positive'")["text"]
+    positive = examples.split("validation").query("label == 'positive'")["text"]
     teacher_double.fails = lambda prompt: any(text in prompt for text in positive)
     with pytest.raises(CotdError, match="calibrat"):
-        run(reviews, teacher_double)
+        run(examples, teacher_double)
 
 
 # --- few-shot chain of thought ----------------------------------------------------------------------------------
 
 
 def reason(request: Request) -> str:
-    """Right completions of both kinds of prompt, except for review 2, of which no label is named."""
+    """Right completions of both kinds of prompt, except for example 2, of which no label is named."""
     if request.prompt.endswith("Reason:"):
         return " Because it says so itself."
     review = request.prompt.splitlines()[-2]
@@ -178,10 +180,10 @@ def reason(request: Request) -> str:
     return f" The words are telling.\nSentiment: {'Positive' if 'warm' in review else 'Negative'}"
 
 
-def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_double: Any) -> None:
+def test_chain_of_thought_parses_label_and_rationale(examples: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
-    output = run(reviews, teacher_double, "chain_of_thought")
-    train = reviews.split("train").set_index("id")
+    output = run(examples, teacher_double, "chain_of_thought")
+    train = examples.split("train").set_index("id")
     odd = train.index[train["text"].str.contains("number 2.", regex=False)][0]
     usable = own(output).drop(odd)
     assert usable["label"].to_dict() == train["label"].drop(odd).to_dict()
@@ -189,51 +191,53 @@ def test_chain_of_thought_parses_label_and_rationale(reviews: Examples, teacher_
     assert set(usable["label_probability"]) == {1.0}
     assert usable["error"].isna().all()
     assert own(output).loc[odd, "error"] == "no label of the task in the completion"
-    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("review_id")
+    by_gold = output.annotations.table()[output.annotations.table()["gold_conditioned"]].set_index("example_id")
     assert by_gold["label"].to_dict() == train["label"].to_dict()
     assert set(by_gold["rationale"]) == {"Because it says so itself."}
     assert (output.test["predicted"] == output.test["gold"]).all()
     assert output.calibration is None
 
 
-def test_chain_of_thought_keeps_held_out_rationales_if_configured(reviews: Examples, teacher_double: Any) -> None:
+def test_chain_of_thought_keeps_held_out_rationales_if_configured(examples: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
-    plain = run(reviews, teacher_double, "chain_of_thought")
+    plain = run(examples, teacher_double, "chain_of_thought")
     assert plain.held_out.table().empty
-    output = run(reviews, teacher_double, "chain_of_thought", held_out_rationales=True)
-    held_out = reviews.table[reviews.table["split"] != "train"]
-    assert output.held_out.table().set_index("review_id")["rationale"].to_dict() == dict.fromkeys(
+    output = run(examples, teacher_double, "chain_of_thought", held_out_rationales=True)
+    held_out = examples.table[examples.table["split"] != "train"]
+    assert output.held_out.table().set_index("example_id")["rationale"].to_dict() == dict.fromkeys(
         held_out["id"], "The words are telling."
     )
     pd.testing.assert_frame_equal(output.annotations.table(), plain.annotations.table())
     pd.testing.assert_frame_equal(output.test, plain.test)
 
 
-def test_chains_of_thought_are_held_to_the_format(reviews: Examples, teacher_double: Any) -> None:
+def test_chains_of_thought_are_held_to_the_format(examples: Examples, teacher_double: Any) -> None:
     teacher_double.write = reason
-    run(reviews, teacher_double, "chain_of_thought")
+    run(examples, teacher_double, "chain_of_thought")
     assert all("regex" in r.sampling["structured_outputs"] for r in teacher_double.asked)
 
 
-def test_unparsable_completions_of_test_reviews_stay_without_a_label(reviews: Examples, teacher_double: Any) -> None:
+def test_unparsable_completions_of_test_examples_stay_without_a_label(examples: Examples, teacher_double: Any) -> None:
     teacher_double.write = lambda request: " I cannot decide."
-    output = run(reviews, teacher_double, "chain_of_thought")
+    output = run(examples, teacher_double, "chain_of_thought")
     assert output.test["predicted"].isna().all()
     assert own(output)["label"].isna().all()
     assert own(output)["error"].notna().all()
 
 
-def test_samples_vote(reviews: Examples, teacher_double: Any) -> None:
+def test_samples_vote(examples: Examples, teacher_double: Any) -> None:
     votes = {0: "Positive", 1: "Positive", 2: "Negative", 3: "who knows"}
     teacher_double.write = lambda request: f" So it seems to me.\nSentiment: {votes[request.sampling['seed']]}"
-    output = run(reviews, teacher_double, "chain_of_thought", samples=4, temperature=0.7, gold_conditioned=False)
-    one = output.annotations.table()[output.annotations.table()["review_id"] == output.annotations.table()["review_id"].iloc[0]]
+    output = run(examples, teacher_double, "chain_of_thought", samples=4, temperature=0.7, gold_conditioned=False)
+    one = output.annotations.table()[
+        output.annotations.table()["example_id"] == output.annotations.table()["example_id"].iloc[0]
+    ]
     assert one["label"].fillna("").to_list() == ["positive", "positive", "negative", ""]
     assert one["label_probability"][:3].to_list() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
     benchmark = [
         r
         for r in teacher_double.asked
-        if r.prompt.splitlines()[-2].removeprefix("Review: ") in set(reviews.split("test")["text"])
+        if r.prompt.splitlines()[-2].removeprefix("Review: ") in set(examples.split("test")["text"])
     ]
     assert {r.sampling["temperature"] for r in benchmark} == {0.0}
 

@@ -1,4 +1,4 @@
-"""A teacher's tokenizer: what is shown of a long review, and what no review may contain."""
+"""A teacher's tokenizer: what is shown of a long example, and what no example may contain."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from cotd.data.examples import build_examples
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.teacher import Teacher, load_teacher
+from tests.tasks import SENTIMENT
 
 
 @pytest.mark.parametrize("model", ["embedded", "length"])
@@ -32,14 +32,14 @@ def test_texts_are_cut_between_sentences(model: str) -> None:
     assert fit("A short one", 100) == fit_end("A short one", 100) == "A short one"
 
 
-def test_both_ends_of_a_long_review_are_shown() -> None:
+def test_both_ends_of_a_long_example_are_shown() -> None:
     limit = 60
     middle = " ".join(f"Sentence number {i} is here." for i in range(50))
     texts = [f"It begins well. {middle} It ends badly.", "It is short."]
-    reviews = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
-    teacher = load_teacher(TeacherConfig(max_review_tokens=limit, truncation="head_tail"))
+    examples = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
+    teacher = load_teacher(TeacherConfig(max_text_tokens=limit, truncation="head_tail"))
     for _ in range(2):  # the second time it is remembered
-        shown = {text[:9]: text for _, text in teacher.shown(reviews)}
+        shown = {text[:9]: text for _, text in teacher.shown(examples)}
         assert shown["It is sho"] == "It is short."
         beginning, omission, end = shown["It begins"].partition(" … ")
         assert beginning.startswith("It begins well.")
@@ -48,14 +48,14 @@ def test_both_ends_of_a_long_review_are_shown() -> None:
         assert end.endswith("It ends badly.")
         assert teacher.count(beginning) <= limit // 4 < teacher.count(end)
         assert limit // 2 <= teacher.count(shown["It begins"]) <= limit
-    assert teacher.count_cut(reviews) == 1
+    assert teacher.count_cut(examples) == 1
 
 
 def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
     """Taken apart, a special token is several: the limit is that of what is shown."""
-    teacher = load_teacher(TeacherConfig(max_review_tokens=100))
+    teacher = load_teacher(TeacherConfig(max_text_tokens=100))
     text = "<|im_end|>" * 90
-    reviews = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
-    ((_, shown),) = teacher.shown(reviews)
+    examples = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
+    ((_, shown),) = teacher.shown(examples)
     assert 0 < teacher.count(shown) <= 100
-    assert teacher.count_cut(reviews) == 1
+    assert teacher.count_cut(examples) == 1

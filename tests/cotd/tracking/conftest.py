@@ -19,10 +19,10 @@ TRAINING = {"optimizer": "adamw", "steps": 4, "batch_size": 8, "eval_every": 2, 
 
 
 @pytest.fixture(scope="session")
-def study(tiny_t5: Path, review_rows: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Plan]:
+def study(tiny_t5: Path, example_rows: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Plan]:
     """Two trials of gold finetuning, trained as a sweep's worker trains them, and not in MLflow yet."""
     folder = tmp_path_factory.mktemp("study")
-    review_rows.to_csv(folder / "reviews.csv", index=False)
+    example_rows.to_csv(folder / "reviews.csv", index=False)
     plain = {
         "name": "small", "data": {"source": str(folder / "reviews.csv"), "columns": {"split": "split"}},
         "grid": {"method": ["finetune"], "fraction": [0.5, 1.0], "size": ["mine"], "seed": [1]}, "sizes": {"mine": str(tiny_t5)},
@@ -35,7 +35,7 @@ def study(tiny_t5: Path, review_rows: pd.DataFrame, tmp_path_factory: pytest.Tem
         place = plan.folder(trial)
         place.write_trial(trial, config.model_dump())
         with sample_load(place.system_metrics, interval=0.05):
-            train_trial(trial, place, pd.read_parquet(plan.reviews), None, plan.provenance)
+            train_trial(trial, place, pd.read_parquet(plan.examples), None, plan.provenance)
     return config, plan
 
 

@@ -12,8 +12,8 @@ from cotd.tracking.runs import StudyTracker
 
 SUMMARY: dict[str, Any] = {
     "teacher": {"model": "m", "accuracy": 0.8, "ci_low": 0.7, "ci_high": 0.9, "n": 100, "accuracy_on_train": 0.75},
-    "reviews": {"rows": 60, "quarantined": 2, "cut": 1},
-    "annotations": {"rows": 50, "reviews": 40, "usable": 47, "quarantined": {"filtered: length": 2, "no {label}: 100 %\n": 1}},
+    "examples": {"rows": 60, "quarantined": 2, "cut": 1},
+    "annotations": {"rows": 50, "examples": 40, "usable": 47, "quarantined": {"filtered: length": 2, "no {label}: 100 %\n": 1}},
     "quality": {
         "labels": {
             "rows": 100, "kappa": 0.6, "kappa_low": 0.5, "kappa_high": 0.7, "roc_auc": 0.9, "calibration_error": 0.1,
@@ -45,7 +45,7 @@ def test_the_studys_run_has_the_teachers_quality(
     expected = {
         "teacher_accuracy": 0.8, "teacher_kappa": 0.6, "teacher_roc_auc": 0.9, "teacher_calibration_error": 0.1,
         "rationales_words_p50": 9.0,
-        "annotations_usable": 47, "annotations_quarantined": 3, "reviews_quarantined": 2, "reviews_cut": 1,
+        "annotations_usable": 47, "annotations_quarantined": 3, "examples_quarantined": 2, "examples_cut": 1,
         "quarantined/filtered length": 2, "quarantined/no label 100": 1,
     }  # fmt: skip
     assert {k: run.data.metrics.get(k) for k in expected} == expected

@@ -1,4 +1,4 @@
-"""Two dozen reviews, their annotations, and a finished trial."""
+"""Two dozen examples, their annotations, and a finished trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from cotd.data.examples import build_examples
 from cotd.data.spill import SortedRows
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import KEY, SCHEMA, annotation_row
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
@@ -19,31 +18,32 @@ from tests.cotd.training.helpers import (
     make_folder,
     make_trial,
 )
+from tests.tasks import SENTIMENT
 
 
 @pytest.fixture(scope="module")
-def reviews(review_rows: pd.DataFrame) -> pd.DataFrame:
-    return build_examples(review_rows, "small", SENTIMENT).table
+def examples(example_rows: pd.DataFrame) -> pd.DataFrame:
+    return build_examples(example_rows, "small", SENTIMENT).table
 
 
 @pytest.fixture(scope="module")
-def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
+def annotations(examples: pd.DataFrame) -> pd.DataFrame:
     """Right labels, and rationales of different lengths."""
     origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
     done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
     rows = SortedRows(SCHEMA, KEY)
-    for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
-        why = f"The reviewer finds it {'warm' if review.label == 'positive' else 'dull'}{' indeed' * (number % 3)}."
+    for number, example in enumerate(examples[examples["split"] == "train"].itertuples()):
+        why = f"The reviewer finds it {'warm' if example.label == 'positive' else 'dull'}{' indeed' * (number % 3)}."
         for by_gold in (False, True):
-            rows.add(annotation_row(review.id, 0, by_gold, review.label, None, why, done, origin))
+            rows.add(annotation_row(example.id, 0, by_gold, example.label, None, why, done, origin))
     return rows.table()
 
 
 @pytest.fixture(scope="module")
 def trained(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Trial, TrialFolder, dict[str, Any]]:
     """A finished trial, trained with dropout and in bfloat16, its folder and its result."""
     trial = make_trial(tiny_t5, "cot_unlabelled", dropout=0.1, precision="bfloat16")
     folder = make_folder(tmp_path_factory.mktemp("trials") / trial.id)
-    return trial, folder, train_trial(trial, folder, reviews, annotations, {"teacher": {"model": "double"}})
+    return trial, folder, train_trial(trial, folder, examples, annotations, {"teacher": {"model": "double"}})

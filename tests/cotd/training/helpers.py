@@ -27,9 +27,9 @@ SETTINGS = {
     "dropout": 0.0,
 }
 
-# Predictions of test reviews, for what does not look at them.
+# Predictions of test examples, for what does not look at them.
 SCORED = {
-    "review_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive", "negative"],
+    "example_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive", "negative"],
     "probability_positive": [0.9, 0.1], "probability_negative": [0.1, 0.9], "truncated": [False, False],
 }  # fmt: skip
 
@@ -70,7 +70,7 @@ def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame, prompt: Sequen
 
 
 def train_killed_and_resumed(
-    killed_at: int, trial: Trial, folder: TrialFolder, reviews: pd.DataFrame, annotations: pd.DataFrame | None
+    killed_at: int, trial: Trial, folder: TrialFolder, examples: pd.DataFrame, annotations: pd.DataFrame | None
 ) -> list[float]:
     """Stops a trial as it scores a step, trains it again, and returns the steps that the second attempt scored."""
 
@@ -79,17 +79,17 @@ def train_killed_and_resumed(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_trial(trial, folder, reviews, annotations, on_score=kill)
+        train_trial(trial, folder, examples, annotations, on_score=kill)
     assert not folder.done
     resumed: list[float] = []
-    train_trial(trial, folder, reviews, annotations, on_score=lambda point: resumed.append(point["step"]))
+    train_trial(trial, folder, examples, annotations, on_score=lambda point: resumed.append(point["step"]))
     return resumed
 
 
 @contextmanager
-def scripted_scores(reviews: pd.DataFrame, right: Sequence[int]) -> Iterator[list[dict[str, torch.Tensor]]]:
-    """Each validation score in turn has so many of the 24 reviews right; gives the weights that were scored so far."""
-    gold = list(reviews.loc[reviews["split"] == "validation", "label"])
+def scripted_scores(examples: pd.DataFrame, right: Sequence[int]) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """Each validation score in turn has so many of the 24 examples right; gives the weights that were scored so far."""
+    gold = list(examples.loc[examples["split"] == "validation", "label"])
     other = {"positive": "negative", "negative": "positive"}
     weights: list[dict[str, torch.Tensor]] = []
 

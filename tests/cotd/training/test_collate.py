@@ -11,7 +11,6 @@ import torch
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from cotd.training.collate import collate, multi_task_loss
 from cotd.training.encoding import encode_pairs
 from cotd.training.methods import METHODS
@@ -23,6 +22,7 @@ from tests.cotd.training.helpers import (
     make_trial,
     parameters,
 )
+from tests.tasks import SENTIMENT
 
 
 def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, micro_batch_size: int | None) -> float:
@@ -33,11 +33,11 @@ def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, micro_batch_size: i
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 @pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
 def test_the_loss_is_label_plus_lambda_rationale(
-    weight: float, micro_batch_size: int | None, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame
+    weight: float, micro_batch_size: int | None, tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame
 ) -> None:
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
-    train = reviews[reviews["split"] == "train"].head(5)
+    train = examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, weight)
     label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == t]) for t in ("label", "rationale"))
     assert loss_of(model, pairs, tokenizer, micro_batch_size) == pytest.approx(label + weight * rationale, rel=1e-5)
@@ -49,7 +49,7 @@ def test_the_loss_is_label_plus_lambda_rationale(
 
 
 def test_the_weight_of_rationales_may_fall_to_nothing(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     settings = {"steps": 4, "eval_every": 4, "precision": "float32", "learning_rate": 1e-2, "rationale_weight": 2.0}
     falling = make_trial(tiny_t5, "cot_labelled", **settings, rationale_schedule="linear")
@@ -60,7 +60,7 @@ def test_the_weight_of_rationales_may_fall_to_nothing(
 
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
-    pairs = training_pairs(METHODS["cot_labelled"], reviews[reviews["split"] == "train"].head(5), annotations, SENTIMENT, 2.0)
+    pairs = training_pairs(METHODS["cot_labelled"], examples[examples["split"] == "train"].head(5), annotations, SENTIMENT, 2.0)
     batch = collate(encode_pairs(pairs, tokenizer, 64, 64), 0)
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
     rationale = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "rationale"])
@@ -70,18 +70,18 @@ def test_the_weight_of_rationales_may_fall_to_nothing(
     learnt = {}
     for name, trial in {"falling": falling, "constant": constant}.items():
         folder = make_folder(tmp_path / name)
-        train_trial(trial, folder, reviews, annotations)
+        train_trial(trial, folder, examples, annotations)
         learnt[name] = parameters(folder)
     assert any(not torch.equal(value, learnt["constant"][key]) for key, value in learnt["falling"].items())
 
 
 @pytest.mark.integration
-def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_write(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+def test_a_shared_encoder_reads_an_example_once_and_the_decoder_is_told_what_to_write(
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
-    train = reviews[reviews["split"] == "train"].head(5)
+    train = examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 2.0, shared_encoder=True)
     asked = tokenizer(SENTIMENT.rationale_prefix, add_special_tokens=False)["input_ids"]
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
@@ -95,7 +95,7 @@ def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_wr
     trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, shared_encoder=True)
     assert trial.id != apart.id
     assert make_trial(tiny_t5, shared_encoder=True).id == make_trial(tiny_t5).id, "finetune has nothing to share"
-    train_trial(trial, folder, reviews, annotations)
+    train_trial(trial, folder, examples, annotations)
     student, heard = Student.load(folder.student, device="cpu"), []
     text = train["text"].iloc[0]
     (written,) = student.explain([text])
@@ -105,7 +105,7 @@ def test_a_shared_encoder_reads_a_review_once_and_the_decoder_is_told_what_to_wr
 
 
 def test_a_batch_in_parts_trains_the_same(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     exact = {"precision": "float32"}  # sums of bfloat16 gradients differ
     whole = make_trial(tiny_t5, "cot_labelled", **exact)
@@ -113,7 +113,7 @@ def test_a_batch_in_parts_trains_the_same(
     assert whole.id == parts.id
     folders = [make_folder(tmp_path / name) for name in ("whole", "parts")]
     for trial, folder in zip((whole, parts), folders, strict=True):
-        train_trial(trial, folder, reviews, annotations)
+        train_trial(trial, folder, examples, annotations)
     expected = parameters(folders[0])
     for name, value in parameters(folders[1]).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
@@ -121,15 +121,15 @@ def test_a_batch_in_parts_trains_the_same(
 
 @pytest.mark.integration
 def test_lambda_zero_trains_what_finetune_trains(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     folders = {name: make_folder(tmp_path / name) for name in ("finetune", "zero", "half")}
     # Both methods round alike up to the order of their sums, which processors without AVX-512 have otherwise; larger steps would
     # have Adam magnify that.
     steps = {"steps": 50, "eval_every": 50, "precision": "float32", "max_target_tokens": 16, "learning_rate": 5e-4}
-    train_trial(make_trial(tiny_t5, **steps), folders["finetune"], reviews, None)
-    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0), folders["zero"], reviews, annotations)
-    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0.5), folders["half"], reviews, annotations)
+    train_trial(make_trial(tiny_t5, **steps), folders["finetune"], examples, None)
+    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0), folders["zero"], examples, annotations)
+    train_trial(make_trial(tiny_t5, "cot_labelled", **steps, rationale_weight=0.5), folders["half"], examples, annotations)
     expected, half, base = parameters(folders["finetune"]), parameters(folders["half"]), load_base(str(tiny_t5))[0]
     for name, value in parameters(folders["zero"]).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cotd.students.base_models import load_base
-from cotd.tasks.registry import SENTIMENT
 from cotd.training.collate import collate, multi_task_loss
 from cotd.training.distributed import BUCKET_SIZE, buckets, sum_gradients
 from cotd.training.encoding import encode_pairs
@@ -23,24 +22,25 @@ from cotd.training.train import train_trial
 from cotd.training.trial import Trial
 from tests.cotd.training.helpers import make_folder, make_trial, parameters, timeless
 from tests.processes import free_port
+from tests.tasks import SENTIMENT
 
-# 24 reviews: the second batch of each epoch is a single one, of which the second worker has nothing.
+# 24 examples: the second batch of each epoch is a single one, of which the second worker has nothing.
 SETTINGS = {"batch_size": 23, "learning_rate": 1e-3, "precision": "float32"}
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
 def test_the_workers_shares_of_a_batch_are_the_batch(
-    workers: int, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame
+    workers: int, tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame
 ) -> None:
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
-    train = reviews[reviews["split"] == "train"].head(5)
+    train = examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 0.5)
     rows = encode_pairs(pairs, tokenizer, 64, 64)
     batch = collate(rows, 0)
     shares = [collate(rows, 0, 2, worker=(rank, workers)) for rank in range(workers)]
-    reviewed = [i for share in shares for part in share["parts"] for i in part["review_ids"]]
-    assert sorted(reviewed) == sorted(i for part in batch["parts"] for i in part["review_ids"])
+    reviewed = [i for share in shares for part in share["parts"] for i in part["example_ids"]]
+    assert sorted(reviewed) == sorted(i for part in batch["parts"] for i in part["example_ids"])
     assert all(torch.equal(share["totals"], batch["totals"]) for share in shares)
     losses = [multi_task_loss(model, part, share["totals"]).item() for share in shares for part in share["parts"]]
     whole = multi_task_loss(model, batch["parts"][0], batch["totals"]).item()
@@ -52,7 +52,7 @@ def test_what_is_sent_together_is_bounded_and_in_order() -> None:
     assert [[t.numel() for t in bucket] for bucket in buckets(tensors)] == [[3, BUCKET_SIZE - 3], [1], [BUCKET_SIZE + 1], [2]]
 
 
-def as_worker(rank: int, port: int, trial: Trial, folder: Path, reviews: pd.DataFrame, annotations: pd.DataFrame) -> None:
+def as_worker(rank: int, port: int, trial: Trial, folder: Path, examples: pd.DataFrame, annotations: pd.DataFrame) -> None:
     """One of two workers: adds up a gradient, then trains, is stopped at a score, and trains on."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
@@ -71,22 +71,22 @@ def as_worker(rank: int, port: int, trial: Trial, folder: Path, reviews: pd.Data
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_trial(trial, TrialFolder(folder), reviews, annotations, on_score=stop)
+        train_trial(trial, TrialFolder(folder), examples, annotations, on_score=stop)
     seen: list[dict[str, float]] = []
-    result = train_trial(trial, TrialFolder(folder), reviews, annotations, on_score=seen.append)
+    result = train_trial(trial, TrialFolder(folder), examples, annotations, on_score=seen.append)
     assert [point["step"] for point in seen] == [6, 8], "every worker resumes from the checkpoint, and is told each score"
     assert bool(result) == (rank == 0)
 
 
 @pytest.mark.integration
 def test_two_workers_train_the_student_that_one_trains(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     trial = make_trial(tiny_t5, "cot_labelled", **SETTINGS, weight_average=0.9)
     folders = [make_folder(tmp_path / name) for name in ("one", "two")]
-    result = train_trial(trial, folders[0], reviews, annotations)
+    result = train_trial(trial, folders[0], examples, annotations)
     port, context = free_port(), multiprocessing.get_context("spawn")
-    arguments = (port, trial, folders[1].path, reviews, annotations)
+    arguments = (port, trial, folders[1].path, examples, annotations)
     workers = [context.Process(target=as_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()

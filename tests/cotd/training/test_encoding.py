@@ -17,7 +17,6 @@ from cotd.data.spill import SortedRows
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import KEY, SCHEMA, annotation_row
 from cotd.training.config import TrainingConfig
 from cotd.training.encoding import EncodedPairs, cached_pairs, encode_pairs, encode_trial
@@ -26,21 +25,22 @@ from cotd.training.methods import METHODS
 from cotd.training.pairs import TARGET_KINDS, training_pairs
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
+from tests.tasks import SENTIMENT
 
 
 @pytest.fixture(scope="module")
-def annotations(reviews: pd.DataFrame) -> pd.DataFrame:
-    """Three samples a review, the third with another label; one review's were filtered out, one's went wrong."""
+def annotations(examples: pd.DataFrame) -> pd.DataFrame:
+    """Three samples an example, the third with another label; one example's were filtered out, one's went wrong."""
     origin = {"teacher": "double", "revision": "1", "prompt_hash": "p"}
     done = {"finish_reason": "stop", "logprob": -1.0, "prompt_tokens": 1, "output_tokens": 1}
     rows = SortedRows(SCHEMA, KEY)
-    for number, review in enumerate(reviews[reviews["split"] == "train"].itertuples()):
+    for number, example in enumerate(examples[examples["split"] == "train"].itertuples()):
         for sample in range(3):
-            label = review.label if sample < 2 else {"positive": "negative", "negative": "positive"}[review.label]
+            label = example.label if sample < 2 else {"positive": "negative", "negative": "positive"}[example.label]
             error = {0: "filtered: length", 1: "the engine ran out of memory"}.get(number)
             why = f"The reviewer says so, for the {sample + 1}. time."
             for by_gold in (False, True):
-                rows.add(annotation_row(review.id, sample, by_gold, label, None, why, done, origin, error=error))
+                rows.add(annotation_row(example.id, sample, by_gold, label, None, why, done, origin, error=error))
     return rows.table()
 
 
@@ -51,16 +51,16 @@ def make_trial(base: Path, method: str = "cot_unlabelled", **fields: Any) -> Tri
 
 @pytest.mark.integration
 def test_a_trial_on_the_cache_is_the_trial_without_it(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
-    reviews.to_parquet(tmp_path / "reviews.parquet")
+    examples.to_parquet(tmp_path / "reviews.parquet")
     annotations.to_parquet(tmp_path / "annotations.parquet")
     trial = make_trial(tiny_t5, fraction=0.5)
     folders = {name: TrialFolder(tmp_path / name) for name in ("alone", "first", "second")}
     for folder in folders.values():
         folder.path.mkdir()
     cache = tmp_path / "data"
-    results = [train_trial(trial, folders["alone"], reviews, annotations)]
+    results = [train_trial(trial, folders["alone"], examples, annotations)]
     results.append(
         train_trial(trial, folders["first"], tmp_path / "reviews.parquet", tmp_path / "annotations.parquet", cache=cache)
     )
@@ -77,10 +77,10 @@ def test_a_trial_on_the_cache_is_the_trial_without_it(
 @pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 1.0])
 def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
-    method: str, fraction: float, tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+    method: str, fraction: float, tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     tokenizer = load_base(str(tiny_t5))[1]
-    train = reviews[reviews["split"] == "train"]
+    train = examples[examples["split"] == "train"]
     trial = make_trial(tiny_t5, method)
     part = select_fraction(train, fraction)
     mapped = cached_pairs(
@@ -99,31 +99,31 @@ def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     assert longest <= 16
 
 
-def rationales(trial: Trial, reviews: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any) -> list[int]:
-    """How many rationales each review is learned with."""
-    train = reviews[reviews["split"] == "train"]
+def rationales(trial: Trial, examples: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any) -> list[int]:
+    """How many rationales each example is learned with."""
+    train = examples[examples["split"] == "train"]
     return [len(row["rationale"]) for row in encode_trial(trial, train, annotations, tokenizer, SENTIMENT)]
 
 
-def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame) -> None:
+def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame) -> None:
     tokenizer = load_base(str(tiny_t5))[1]
 
     def count(**fields: Any) -> list[int]:
-        return rationales(make_trial(tiny_t5, **fields), reviews, annotations, tokenizer)
+        return rationales(make_trial(tiny_t5, **fields), examples, annotations, tokenizer)
 
-    assert count() == [2] * 22, "the third sample has another label; two reviews are quarantined"
+    assert count() == [2] * 22, "the third sample has another label; two examples are quarantined"
     assert count(samples=1) == [1] * 22
     assert count(filters=[]) == [2] * 23, "what a filter took out is back, what went wrong is not"
     assert count(samples=1, filters=[]) == [1] * 23
-    with pytest.raises(CotdError, match="none is usable for these 24 training reviews"):
+    with pytest.raises(CotdError, match="none is usable for these 24 training examples"):
         count(filters=[{"length": {"min_words": 50}}])
     identities = [make_trial(tiny_t5, **f).id for f in ({}, {"samples": 1}, {"filters": []}, {"samples": 1, "filters": []})]
     assert len(set(identities)) == 4
 
 
-def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, reviews: pd.DataFrame, tmp_path: Path) -> None:
+def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, examples: pd.DataFrame, tmp_path: Path) -> None:
     tokenizer = load_base(str(tiny_t5))[1]
-    train = reviews[reviews["split"] == "train"]
+    train = examples[examples["split"] == "train"]
     whole = tokenizer(["predict: " + t for t in train["text"]])["input_ids"]
     assert min(map(len, whole)) > 8
     found = {}
@@ -138,10 +138,10 @@ def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, reviews: pd.DataF
 
 
 def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
-    tiny_t5: Path, reviews: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_base(str(tiny_t5))[1]
-    train = reviews[reviews["split"] == "train"]
+    train = examples[examples["split"] == "train"]
     trial = make_trial(tiny_t5)
 
     def encode() -> EncodedPairs:
@@ -161,7 +161,7 @@ def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
     _, tokenizer = load_base(str(tiny_t5))
     pairs = pd.DataFrame([("r", "predict: " + "film " * 50, "warm " * 50, "label", 1.0)])
-    pairs.columns = ["review_id", "input", "target", "target_kind", "weight"]
+    pairs.columns = ["example_id", "input", "target", "target_kind", "weight"]
     ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
     assert (len(source), len(target)) == (16, 8)
     assert source[-1] == target[-1] == tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""What each method trains on, on three reviews that can be checked by hand."""
+"""What each method trains on, on three examples that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import pandas as pd
 import pytest
 
 from cotd.errors import CotdError
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.annotations import ANNOTATION_COLUMNS
 from cotd.training.methods import METHODS, Method
 from cotd.training.pairs import training_pairs
+from tests.tasks import SENTIMENT
 
-REVIEWS = pd.DataFrame(
+EXAMPLES = pd.DataFrame(
     [("r1", "Lovely.", "positive", "train"), ("r2", "Dire.", "negative", "train"), ("r3", "Fine.", "positive", "train")],
     columns=["id", "text", "label", "split"],
 )
 
 
 def annotations(*rows: tuple[str, int, bool, str | None, str, str | None]) -> pd.DataFrame:
-    """Annotations of (review_id, sample, gold_conditioned, label, rationale, error)."""
-    columns = ["review_id", "sample", "gold_conditioned", "label", "rationale", "error"]
+    """Annotations of (example_id, sample, gold_conditioned, label, rationale, error)."""
+    columns = ["example_id", "sample", "gold_conditioned", "label", "rationale", "error"]
     return pd.DataFrame(rows, columns=columns).reindex(columns=ANNOTATION_COLUMNS)
 
 
@@ -36,9 +36,9 @@ ANNOTATIONS = annotations(
 )
 
 
-def pairs(method: str, reviews: pd.DataFrame = REVIEWS, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
-    made = training_pairs(METHODS[method], reviews, table, SENTIMENT, 0.5)
-    assert list(made.columns) == ["review_id", "input", "target", "target_kind", "weight"]
+def pairs(method: str, examples: pd.DataFrame = EXAMPLES, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
+    made = training_pairs(METHODS[method], examples, table, SENTIMENT, 0.5)
+    assert list(made.columns) == ["example_id", "input", "target", "target_kind", "weight"]
     return list(made.itertuples(index=False, name=None))
 
 
@@ -108,20 +108,20 @@ NEEDING = [name for name in METHODS if name != "finetune"]
 
 
 @pytest.mark.parametrize("method", NEEDING)
-def test_a_review_without_annotation_is_dropped(method: str) -> None:
-    table = ANNOTATIONS[ANNOTATIONS["review_id"] != "r1"]
+def test_an_example_without_annotation_is_dropped(method: str) -> None:
+    table = ANNOTATIONS[ANNOTATIONS["example_id"] != "r1"]
     assert {row[0] for row in pairs(method, table=table)} == {row[0] for row in pairs(method)} - {"r1"}
 
 
-def test_a_review_without_gold_is_dropped_where_gold_is_the_target() -> None:
-    reviews = REVIEWS.assign(label=["positive", None, "positive"])
-    assert {row[0] for row in pairs("finetune", reviews)} == {"r1", "r3"}
-    assert {row[0] for row in pairs("distill", reviews)} == {"r1", "r2"}
+def test_an_example_without_gold_is_dropped_where_gold_is_the_target() -> None:
+    examples = EXAMPLES.assign(label=["positive", None, "positive"])
+    assert {row[0] for row in pairs("finetune", examples)} == {"r1", "r3"}
+    assert {row[0] for row in pairs("distill", examples)} == {"r1", "r2"}
 
 
-def test_unlabelled_reviews_read_back_from_parquet_are_dropped_too(tmp_path: Path) -> None:
-    """A trial reads its reviews from Parquet, where a missing label comes back as pandas' NaN."""
-    REVIEWS.assign(label=["positive", None, "positive"]).to_parquet(tmp_path / "reviews.parquet")
+def test_unlabelled_examples_read_back_from_parquet_are_dropped_too(tmp_path: Path) -> None:
+    """A trial reads its examples from Parquet, where a missing label comes back as pandas' NaN."""
+    EXAMPLES.assign(label=["positive", None, "positive"]).to_parquet(tmp_path / "reviews.parquet")
     assert {row[0] for row in pairs("finetune", pd.read_parquet(tmp_path / "reviews.parquet"))} == {"r1", "r3"}
 
 
@@ -142,7 +142,7 @@ def test_several_samples_give_one_label_pair_and_a_rationale_pair_each() -> None
 @pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])
 def test_no_gold_at_all_is_an_error(method: str) -> None:
     with pytest.raises(CotdError, match=rf"'{method}' trains on gold labels.*data\.columns\.label"):
-        pairs(method, REVIEWS.assign(label=None))
+        pairs(method, EXAMPLES.assign(label=None))
 
 
 @pytest.mark.parametrize("method", NEEDING)

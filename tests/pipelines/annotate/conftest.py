@@ -14,7 +14,7 @@ from tests.pipelines.annotate.fault_server import KEY, FaultServer, MakeStudy, P
 
 @pytest.fixture
 def config(write_study: Callable[..., Path], embedded_student: Path) -> StudyConfig:
-    """60 reviews: 24 to annotate, 24 to calibrate on, 12 to test the teacher on. The embedded teacher's tokenizer is used."""
+    """60 examples: 24 to annotate, 24 to calibrate on, 12 to test the teacher on. The embedded teacher's tokenizer is used."""
     return load_config(write_study(teacher={"calibration": {"rows": 24}}))
 
 
@@ -36,7 +36,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def study(write_study: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch) -> MakeStudy:
-    """A study of 60 reviews whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
+    """A study of 60 examples whose teacher is the provider: 12 test, 24 train, each of these also given gold."""
     monkeypatch.setenv("TEACHER_KEY", KEY)
 
     def make(*overrides: str) -> StudyConfig:

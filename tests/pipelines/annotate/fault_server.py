@@ -104,12 +104,12 @@ def number_of(prompt: str) -> str:
     return prompt.rpartition("number ")[2].partition(".")[0]
 
 
-def review_of(prompt: str) -> str:
+def example_of(prompt: str) -> str:
     return prompt.rstrip().rpartition("eview: ")[2]
 
 
 def answer_in_json(prompt: str) -> str:
-    label = "Positive" if "warm" in review_of(prompt) else "Negative"
+    label = "Positive" if "warm" in example_of(prompt) else "Negative"
     return json.dumps({"rationale": "The reviewer says what the film is like.", "label": label})
 
 
@@ -156,8 +156,8 @@ class Handler(BaseHTTPRequestHandler):
             choice["text"] = text
             if "logprobs" in body and self.faults.logprobs:
                 # As biased as tests/conftest.py's FakeTeacher is.
-                review = review_of(prompt)
-                score = (2.5 if "warm" in review else 1.5) + len(review) % 3 / 10
+                example = example_of(prompt)
+                score = (2.5 if "warm" in example else 1.5) + len(example) % 3 / 10
                 choice["logprobs"] = {"top_logprobs": [{" Positive": -0.1, " Neg": -0.1 - score, " the": -9.0}]}
         return {"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 10}}
 

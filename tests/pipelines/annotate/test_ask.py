@@ -24,7 +24,7 @@ def test_a_row_that_an_engine_loses_is_quarantined_and_asked_again(tmp_path: Pat
         yield answers if len(taken) == 1 else answers[:-1]
 
     def requests() -> Iterator[Tagged]:
-        return (((str(i),), Request("double", "1", f"review {i}", {"max_tokens": 1})) for i in range(4))
+        return (((str(i),), Request("double", "1", f"example {i}", {"max_tokens": 1})) for i in range(4))
 
     def run() -> dict[str, str | None]:
         ask = Asker(CompletionStore(tmp_path), lambda: forgetful, Budget(BudgetConfig(max_tokens=1000), len))
@@ -32,4 +32,4 @@ def test_a_row_that_an_engine_loses_is_quarantined_and_asked_again(tmp_path: Pat
 
     assert run() == {"0": None, "1": None, "2": None, "3": "the engine gave no answer"}
     assert run() == dict.fromkeys("0123")
-    assert asked == ["review 0", "review 1", "review 2", "review 3", "review 3"]
+    assert asked == ["example 0", "example 1", "example 2", "example 3", "example 3"]

@@ -62,7 +62,7 @@ def test_a_budget_stops_the_run_and_keeps_what_is_done(study: MakeStudy, provide
 
 @pytest.mark.parametrize("fault", ["prose", "malformed", "hang"])
 def test_a_budget_holds_where_answers_are_paid_and_useless(study: MakeStudy, provider: Provider, fault: str) -> None:
-    """Every second training review's answers are no use; what the server has written stays within the limit."""
+    """Every second training example's answers are no use; what the server has written stays within the limit."""
     server = provider[0]
     server.fault = lambda prompt, tries: fault if int(number_of(prompt)) % 2 and int(number_of(prompt)) < 24 else None
     quick = ["teacher.api.timeout_seconds=0.7"] if fault == "hang" else []
@@ -75,7 +75,7 @@ def test_a_budget_holds_where_answers_are_paid_and_useless(study: MakeStudy, pro
         assert spent == len(server.bodies) * 60
 
 
-def test_a_budget_too_small_for_the_test_reviews(study: MakeStudy, provider: Provider) -> None:
+def test_a_budget_too_small_for_the_test_examples(study: MakeStudy, provider: Provider) -> None:
     with pytest.raises(CotdError, match=r"teacher\.budget\.max_tokens 20 was reached before the teacher was measured"):
         annotate(study("teacher.budget.max_tokens=20"), yes=True)
     assert not provider[0].bodies

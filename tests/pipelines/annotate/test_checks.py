@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,30 +18,23 @@ from tests.pipelines.annotate.doubles import nobody
 
 def test_a_prompt_too_long_for_the_context_is_refused_before_anything_starts(write_study: Callable[..., Path]) -> None:
     engine = {"max_model_len": 256}
-    path = write_study(teacher={"calibration": {"rows": 24}, "max_review_tokens": 200, "engine": engine})
+    path = write_study(teacher={"calibration": {"rows": 24}, "max_text_tokens": 200, "engine": engine})
     with pytest.raises(
-        CotdError, match=r"a review of teacher.max_review_tokens \(200\) does not fit .*\(256\).* at least (\d+)"
+        CotdError, match=r"an example of teacher.max_text_tokens \(200\) does not fit .*\(256\).* at least (\d+)"
     ) as error:
         annotate(load_config(path), nobody)
     enough = str(error.value).rpartition("at least ")[2].rstrip(".")
     load_job(load_config(path, [f"teacher.engine.max_model_len={enough}"]))
 
 
-def test_a_column_of_stars_is_warned_of(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
-) -> None:
-    stars = review_rows.assign(
+def test_a_column_of_stars_is_refused(write_study: Callable[..., Path], example_rows: pd.DataFrame) -> None:
+    stars = example_rows.assign(
         label=[
             str(1 + i % 5) if s == "train" else label
-            for i, (label, s) in enumerate(zip(review_rows["label"], review_rows["split"], strict=True))
+            for i, (label, s) in enumerate(zip(example_rows["label"], example_rows["split"], strict=True))
         ]
     )
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
-    with pytest.raises(CotdError, match=r"the train split has gold labels of one kind only: 5 × positive.* Stars or scores"):
+    with pytest.raises(CotdError, match=r"19 of 60 labels are not one of negative, positive: '2' \(5 rows\).*task\.labels"):
         prepare_examples(config)
-    config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}), ["grid.method=[distill]"])
-    summary = annotate(config, teacher_double.complete)
-    (warning,) = summary["warnings"]
-    assert warning.startswith("19 of 60 rows are quarantined: ")
-    assert "label '5' is not one of negative, positive" in warning
     assert "Stars or scores have to be mapped to labels first" in warning

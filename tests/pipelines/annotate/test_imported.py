@@ -13,7 +13,6 @@ import pytest
 from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
-from cotd.tasks.registry import SENTIMENT
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from pipelines.annotate.files import AnnotationFiles, read_annotations
@@ -21,20 +20,21 @@ from pipelines.annotate.preview import preview
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from pipelines.sweep.plan import check_annotations
+from tests.tasks import SENTIMENT
 
 GRID = {"method": ["distill", "cot_labelled", "cot_unlabelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
 COLUMNS = {"label": "said", "rationale": "why", "gold_rationale": "told"}
 
 
 @pytest.fixture
-def answered(review_rows: pd.DataFrame) -> pd.DataFrame:
-    """The 60 reviews with a model's answers beside them: right but for the first test review, and one of another word."""
-    said = [label.capitalize() + "." for label in review_rows["label"]]
+def answered(example_rows: pd.DataFrame) -> pd.DataFrame:
+    """The 60 examples with a model's answers beside them: right but for the first test example, and one of another word."""
+    said = [label.capitalize() + "." for label in example_rows["label"]]
     said[3], said[48] = "Mixed feelings", "Negative"
     why = [f"The reviewer calls number {i} what it is." for i in range(60)]
     why[5] = ""
-    told = [f"It is {label}, as its words say." for label in review_rows["label"]]
-    return review_rows.assign(said=said, why=why, told=told, sure=[0.9] * 60)
+    told = [f"It is {label}, as its words say." for label in example_rows["label"]]
+    return example_rows.assign(said=said, why=why, told=told, sure=[0.9] * 60)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def beside(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: P
     return make
 
 
-def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answered: pd.DataFrame) -> None:
+def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], answered: pd.DataFrame) -> None:
     teacher = {"model": "gpt-3.5-turbo", "answers": {"columns": COLUMNS | {"label_probability": "sure"}}}
     config = load_config(write_study(answered, teacher=teacher, grid=GRID))
     summary = annotate(config)
@@ -62,15 +62,15 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     assert summary["quality"]["labels"]["calibration_error"] == pytest.approx(abs(0.9 - 11 / 12))
     other = "the label is not one of negative, positive"
     short = "rationale is empty or shorter than three words"
-    assert summary["annotations"] == {"rows": 48, "reviews": 24, "usable": 46, "quarantined": {other: 1, short: 1}}
+    assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 46, "quarantined": {other: 1, short: 1}}
     assert summary["answers"]["other_labels"] == {"Mixed feelings": 1}
     assert summary["usage"] == {}
     assert AnnotationFiles.of(config).page.is_file()
     # Students learn from them as from any others.
-    reviews = load_examples(config.data)
-    assert check_annotations(config, reviews.digest()) is not None
+    examples = load_examples(config.data, config.task)
+    assert check_annotations(config, examples.digest()) is not None
     pairs = {
-        name: training_pairs(METHODS[name], reviews.split("train"), table, SENTIMENT, 0.5)["target_kind"]
+        name: training_pairs(METHODS[name], examples.split("train"), table, SENTIMENT, 0.5)["target_kind"]
         .value_counts()
         .to_dict()
         for name in GRID["method"]
@@ -80,35 +80,35 @@ def test_columns_of_the_reviews_own_file(write_study: Callable[..., Path], answe
     }  # fmt: skip
 
 
-def test_a_csv_of_answers_about_some_reviews(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> None:
     some = answered.iloc[[*range(10), 0, 0, 48, 49, 50]].assign(text=lambda table: "  " + table["text"].str.upper() + "<br>")
-    some.loc[2, "text"] = "A text that is no review."
+    some.loc[2, "text"] = "A text that is no example."
     file = tmp_path / "answers.csv"
-    some[["text", "said", "why"]].rename(columns={"text": "review"}).to_csv(file, index=False)
+    some[["text", "said", "why"]].rename(columns={"text": "example"}).to_csv(file, index=False)
     teacher = {
         "model": "gpt-4",
-        "answers": {"source": str(file), "columns": {"text": "review", "label": "said", "rationale": "why"}},
+        "answers": {"source": str(file), "columns": {"text": "example", "label": "said", "rationale": "why"}},
     }
     config = load_config(write_study(teacher=teacher, grid=GRID | {"method": ["distill"]}))
     summary = annotate(config)
     table = pd.read_parquet(AnnotationFiles.of(config).annotations)
-    three = table[table["review_id"].isin(table[table["sample"] == 2]["review_id"])]
+    three = table[table["example_id"].isin(table[table["sample"] == 2]["example_id"])]
     assert list(three["sample"]) == [0, 1, 2]
     assert list(three["label_probability"]) == [1.0] * 3, "the share of samples that agree"
     assert len(table) == 11
     counts = summary["answers"]
-    assert (counts["rows"], counts["matched"], counts["reviews"], counts["samples"]) == (15, 14, 12, 3)
+    assert (counts["rows"], counts["matched"], counts["examples"], counts["samples"]) == (15, 14, 12, 3)
     assert (counts["unanswered_train"], counts["unanswered_test"]) == (15, 9)
     assert (summary["teacher"]["n"], summary["teacher"]["accuracy"]) == (3, 2 / 3), "of those that the file has"
     aside = pd.read_parquet(AnnotationFiles.of(config).quarantined_answers).sort_values("row")
     assert list(aside["row"]) == [3, 4, 6]
-    assert aside["reason"].iloc[0] == "no review of the study has this text"
+    assert aside["reason"].iloc[0] == "no example of the study has this text"
     assert list(aside["label"]) == ["Positive.", "Mixed feelings", "Negative."]
     lines = "\n".join(summary_lines(summary, AnnotationFiles.of(config).annotations))
     for line in (
         "14 of 15 rows of ",
         "1 × 'Mixed feelings'",
-        "15 training reviews have no row",
+        "15 training examples have no row",
         "quarantined_answers.parquet",
     ):
         assert line in lines
@@ -119,11 +119,11 @@ def test_a_csv_of_answers_about_some_reviews(write_study: Callable[..., Path], a
 def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
     config = beside()
     first = annotate(config)
-    reviews = load_examples(config.data)
-    assert check_annotations(config, reviews.digest()) is not None
+    examples = load_examples(config.data, config.task)
+    assert check_annotations(config, examples.digest()) is not None
     beside(answered.assign(why="It is what it is, says another model."))
     with pytest.raises(CotdError, match=r"Run `cotd annotate CONFIG` again"):
-        check_annotations(config, reviews.digest())
+        check_annotations(config, examples.digest())
     assert annotate(config)["digest"] != first["digest"]
     beside(answered.sample(frac=1.0, random_state=0))
     assert annotate(config)["digest"] == first["digest"], "in whatever order its rows are"
@@ -137,12 +137,12 @@ def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfi
     without = beside(answered, {"label": "said", "rationale": "why"})
     annotate(without)
     with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.answers\.columns\.gold_rationale"):
-        check_annotations(without, load_examples(without.data).digest())
+        check_annotations(without, load_examples(without.data, without.task).digest())
 
 
 def test_rationales_given_gold_alone(beside: Callable[..., StudyConfig]) -> None:
     summary = annotate(beside(columns={"gold_rationale": "told"}))
-    assert summary["annotations"] == {"rows": 24, "reviews": 24, "usable": 24, "quarantined": {}}
+    assert summary["annotations"] == {"rows": 24, "examples": 24, "usable": 24, "quarantined": {}}
     assert summary["teacher"]["accuracy"] is None
 
 
@@ -156,12 +156,12 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     config = beside(columns={"label": "said"}, overrides=["grid.method=[distill]", judging])
     summary = annotate(config)
     assert summary["annotations"] == {
-        "rows": 24, "reviews": 24, "usable": 23, "quarantined": {"the label is not one of negative, positive": 1}
+        "rows": 24, "examples": 24, "usable": 23, "quarantined": {"the label is not one of negative, positive": 1}
     }  # fmt: skip
     assert (summary["teacher"]["accuracy"], summary["quality"]["rationales"]) == (11 / 12, {"rows": 0})
     assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
-    table, _ = check_annotations(config, load_examples(config.data).digest()) or (pd.DataFrame(), None)
-    train = load_examples(config.data).table.query("split == 'train'")
+    table, _ = check_annotations(config, load_examples(config.data, config.task).digest()) or (pd.DataFrame(), None)
+    train = load_examples(config.data, config.task).table.query("split == 'train'")
     pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
     assert set(pairs["target_kind"]) == {"label"}
     assert len(pairs) == 23
@@ -174,7 +174,7 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     [
         ({}, COLUMNS | {"label": "sad"}, r"no column 'sad' \(teacher\.answers\.columns\.label\); it has: text, label, .* 'said'"),
         ({}, COLUMNS | {"label": "x", "rationale": "y"}, r"(?s)no column 'x' .*no column 'y'"),
-        ({"text": "something else"}, COLUMNS, r"none of its 60 rows has the text of a review of reviews\.csv.*'something else'"),
+        ({"text": "something else"}, COLUMNS, r"none of its 60 rows has the text of an example of reviews\.csv.*'something else'"),
         ({"said": "42"}, {"label": "said", "rationale": "why"}, r"learn from none of its 60 rows: .*its labels include '42'"),
         ({"why": None}, {"label": "said", "rationale": "why"}, r"learn from none of its 60 rows: .* shorter than three words"),
     ],
@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
         (["teacher.answers.columns.lable=x"], "unknown key 'teacher.answers.columns.lable'. Did you mean 'label'?"),
         (["teacher.answers.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl, .csv"),
         (["teacher.strategy=chain_of_thought"], "`answers` and strategy chain_of_thought are mutually exclusive"),
-        (["teacher.samples=3"], "each row of a review is a sample"),
+        (["teacher.samples=3"], "each row of an example is a sample"),
         (["teacher={answers: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the answers"),
         (["teacher.answers.source=null", "data.source=a/b"], "teacher.answers.source is missing: data.source 'a/b' is not a file"),
         (["teacher.answers.source=null", "teacher.answers.columns.label=label"], "would be scored on its own labels"),

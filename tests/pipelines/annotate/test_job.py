@@ -1,4 +1,4 @@
-"""What a run works on, and what makes it another: its store, the teacher's weights, how reviews are cut."""
+"""What a run works on, and what makes it another: its store, the teacher's weights, how examples are cut."""
 
 from __future__ import annotations
 
@@ -69,32 +69,32 @@ def test_weights_loaded_otherwise_are_another_teacher(
     assert again["inputs"] != plain["inputs"]
 
 
-def test_how_reviews_are_cut_makes_other_annotations(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+def test_how_examples_are_cut_makes_other_annotations(
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any
 ) -> None:
     rows = pd.DataFrame([("A warm film. " * 200, "positive", "train")], columns=["text", "label", "split"])
-    path = write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}})
-    assert annotate(load_config(path), teacher_double.complete)["reviews"]["cut"] == 1
+    path = write_study(pd.concat([example_rows, rows]), teacher={"calibration": {"rows": 24}})
+    assert annotate(load_config(path), teacher_double.complete)["examples"]["cut"] == 1
     head = load_config(path, ["teacher.truncation=head", "grid.method=[distill]"])
     with pytest.raises(CotdError, match="made for other"):
-        check_annotations(head, load_job(head).reviews.digest())
+        check_annotations(head, load_job(head).examples.digest())
 
 
 @pytest.mark.parametrize("truncation", ["head", "head_tail"])
-def test_a_long_review_is_cut_to_the_teachers_limit(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, truncation: str
+def test_a_long_example_is_cut_to_the_teachers_limit(
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any, truncation: str
 ) -> None:
     long = pd.DataFrame([("warm " * 500 + "THE END", "positive", "train")], columns=["text", "label", "split"])
-    settings = {"calibration": {"rows": 24}, "max_review_tokens": 50, "truncation": truncation}
-    annotate(load_config(write_study(pd.concat([review_rows, long]), teacher=settings)), teacher_double.complete)
+    settings = {"calibration": {"rows": 24}, "max_text_tokens": 50, "truncation": truncation}
+    annotate(load_config(write_study(pd.concat([example_rows, long]), teacher=settings)), teacher_double.complete)
     (shown,) = {p for p in prompts(teacher_double) if p.count("warm") > 20 and p.endswith("Sentiment:")}
     assert 40 <= shown.count("warm") <= 50
     assert ("THE END" in shown) == (truncation == "head_tail")
 
 
-def test_cut_reviews_are_counted(write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any) -> None:
+def test_cut_examples_are_counted(write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any) -> None:
     long = pd.DataFrame(
         [(f"{'A warm film. ' * 8000} {i}", "positive", "train") for i in range(3)], columns=["text", "label", "split"]
     )
-    config = load_config(write_study(pd.concat([review_rows, long]), teacher={"calibration": {"rows": 24}}))
-    assert annotate(config, teacher_double.complete)["reviews"]["cut"] == 3
+    config = load_config(write_study(pd.concat([example_rows, long]), teacher={"calibration": {"rows": 24}}))
+    assert annotate(config, teacher_double.complete)["examples"]["cut"] == 3

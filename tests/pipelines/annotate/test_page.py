@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from cotd.study.config import load_config
-from cotd.tasks.registry import SENTIMENT
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.page import DoubtfulRows, annotations_page
 from pipelines.annotate.run import annotate
+from tests.tasks import SENTIMENT
 
 EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\"> A positive film"
 
@@ -22,10 +22,10 @@ EVIL = "</script><script>document.title = 'broken'</script><img src=x onerror=\"
 def shown() -> tuple[pd.DataFrame, int]:
     """(annotations to show, how many there are) of 60 right ones, one wrong, one doubtful, one quarantined."""
     texts = [f"film number {i}" for i in range(60)] + [EVIL, "So-so.", "Meh."]
-    reviews = pd.DataFrame({"id": [f"r{i}" for i in range(63)], "text": texts, "label": "positive", "split": "train"})
+    examples = pd.DataFrame({"id": [f"r{i}" for i in range(63)], "text": texts, "label": "positive", "split": "train"})
     annotations = pd.DataFrame(
         {
-            "review_id": reviews["id"], "sample": 0, "label": "positive", "label_probability": 0.9,
+            "example_id": examples["id"], "sample": 0, "label": "positive", "label_probability": 0.9,
             "rationale": "The reviewer is positively charmed.", "gold_conditioned": False, "error": None,
         }
     )  # fmt: skip
@@ -33,11 +33,11 @@ def shown() -> tuple[pd.DataFrame, int]:
     annotations.loc[61, "label_probability"] = 0.55
     annotations["error"] = annotations["error"].astype(object)
     annotations.loc[62, "error"] = "rationale is empty or shorter than three words"
-    rows, gold = DoubtfulRows(), reviews.set_index("id")["label"]
+    rows, gold = DoubtfulRows(), examples.set_index("id")["label"]
     for start in (0, 20, 40, 60):
         rows.add(annotations[start : start + 20], gold)
     first = rows.rows()
-    return first.assign(text=first["review_id"].map(reviews.set_index("id")["text"])), rows.total
+    return first.assign(text=first["example_id"].map(examples.set_index("id")["text"])), rows.total
 
 
 @pytest.mark.integration
@@ -78,12 +78,12 @@ def test_of_many_annotations_the_doubtful_are_on_the_page(monkeypatch: pytest.Mo
 
 
 def test_the_page_shows_the_doubtful_first_and_cannot_be_broken(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any
 ) -> None:
     evil = "</script><script>alert(1)</script> <!-- A warm film"
     rows = pd.DataFrame([(evil, "negative", "train")], columns=["text", "label", "split"])
     teacher_double.fails = lambda prompt: prompt.endswith("Reason:") and "number 3." in prompt
-    config = load_config(write_study(pd.concat([review_rows, rows]), teacher={"calibration": {"rows": 24}}))
+    config = load_config(write_study(pd.concat([example_rows, rows]), teacher={"calibration": {"rows": 24}}))
     annotate(config, teacher_double.complete)
     page = AnnotationFiles.of(config).page.read_text(encoding="utf-8")
     before, _, after = page.partition('<script type="application/json" id="data">')

@@ -28,11 +28,11 @@ def test_a_dry_run_shows_the_prompts_that_are_sent(config: StudyConfig, teacher_
 
 @pytest.mark.parametrize("gold_conditioned", [True, False])
 def test_an_estimate_goes_by_the_labels_that_the_scores_give(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, gold_conditioned: bool
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any, gold_conditioned: bool
 ) -> None:
-    """Three training reviews' gold is not what the teacher says; once the scores are known so is what it will explain."""
-    wrong = review_rows["text"].str.contains("number [135]\\.")
-    rows = review_rows.assign(label=review_rows["label"].mask(wrong, "positive"))
+    """Three training examples' gold is not what the teacher says; once the scores are known so is what it will explain."""
+    wrong = example_rows["text"].str.contains("number [135]\\.")
+    rows = example_rows.assign(label=example_rows["label"].mask(wrong, "positive"))
     config = load_config(
         write_study(rows, teacher={"calibration": {"rows": 24}, "gold_conditioned": gold_conditioned}),
         ["grid.method=[distill]"],

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cotd.data.examples import build_examples, review_id
+from cotd.data.examples import build_examples, example_id
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import BudgetConfig, TeacherConfig
 from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request
@@ -28,9 +27,10 @@ from pipelines.annotate.budget import Budget
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
-from tests.conftest import FakeTeacher, review_text
+from tests.conftest import FakeTeacher, example_text
 from tests.hostile import HOSTILE
 from tests.pipelines.annotate.doubles import nobody, prompts
+from tests.tasks import SENTIMENT
 
 
 def elsewhere(config: StudyConfig, folder: Path) -> StudyConfig:
@@ -45,13 +45,13 @@ def test_a_run_leaves_annotations_and_a_summary(config: StudyConfig, teacher_dou
     assert again == json.loads(files.summary.read_text()) == json.loads(json.dumps(summary))
     assert len(table) == 48
     assert table["error"].isna().all()
-    assert summary["reviews"] == {
+    assert summary["examples"] == {
         "rows": 60, "repeats": 0, "quarantined": 0, "kept_train": 24, "kept_validation": 24, "kept_test": 12, "cut": 0
     }  # fmt: skip
-    assert summary["annotations"] == {"rows": 48, "reviews": 24, "usable": 48, "quarantined": {}}
+    assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 48, "quarantined": {}}
     assert (summary["teacher"]["accuracy"], summary["teacher"]["n"]) == (1.0, 12)
     assert summary["teacher"]["ci_low"] < 1.0 == summary["teacher"]["ci_high"]
-    assert "24 validation reviews" in summary["calibration"]["used"]
+    assert "24 validation examples" in summary["calibration"]["used"]
     # 60 scores and 24 rationales: the teacher agrees with gold, so that a rationale given gold is the same request.
     assert summary["usage"]["requests"] == len(teacher_double.asked) == len({r.key for r in teacher_double.asked}) == 84
     assert summary["usage"]["prompt_tokens"] == 84 * 5
@@ -145,7 +145,7 @@ def test_a_chain_of_thought_without_a_label_is_asked_for_again(config: StudyConf
     def write(request: Request) -> str:
         doubtful = request.sampling["seed"] < 64 and any(
             f"number {n}." in request.prompt for n in (3, 50)
-        )  # 50 is a test review
+        )  # 50 is a test example
         return " Hard to say what it is like." + ("" if doubtful else "\nSentiment: Positive")
 
     teacher_double.write = write
@@ -160,7 +160,9 @@ def test_a_chain_of_thought_without_a_label_is_asked_for_again(config: StudyConf
     assert summary["teacher"]["accuracy"] > first["teacher"]["accuracy"]
 
 
-def test_more_reviews_cost_only_what_is_new(config: StudyConfig, teacher_double: Any, write_study: Callable[..., Path]) -> None:
+def test_more_examples_cost_only_what_is_new(
+    config: StudyConfig, teacher_double: Any, write_study: Callable[..., Path]
+) -> None:
     small = load_config(write_study(teacher={"calibration": {"rows": 24}}), ["data.train_rows=10"])
     annotate(small, teacher_double.complete)
     asked = len(teacher_double.asked)
@@ -187,26 +189,26 @@ def test_two_commands_do_not_annotate_one_study_at_once(config: StudyConfig, tea
 
 
 @pytest.mark.parametrize("strategy", ["score_then_explain", "chain_of_thought"])
-def test_reviews_without_gold_are_annotated(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any, strategy: str
+def test_examples_without_gold_are_annotated(
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any, strategy: str
 ) -> None:
     said = {True: "Positive", False: "Negative"}
     teacher_double.write = lambda r: f" The words are telling.\nSentiment: {said['warm' in r.prompt.rpartition('eview: ')[2]]}"
     teacher = {"strategy": strategy, "calibration": {"method": "prior", "rows": 24}}
-    config = load_config(write_study(review_rows.drop(columns="label"), teacher=teacher))
+    config = load_config(write_study(example_rows.drop(columns="label"), teacher=teacher))
     summary = annotate(config, teacher_double.complete)
-    assert summary["annotations"] == {"rows": 24, "reviews": 24, "usable": 24, "quarantined": {}}
+    assert summary["annotations"] == {"rows": 24, "examples": 24, "usable": 24, "quarantined": {}}
     assert [summary["teacher"][k] for k in ("accuracy", "ci_low", "n", "accuracy_on_train")] == [None, None, 0, None]
     assert summary["quality"]["labels"] == {"rows": 0}
     table = (read_annotations(config) or (pd.DataFrame(),))[0]
-    gold = {review_id("reviews.csv", r.text): r.label for r in review_rows.itertuples()}
-    assert (table["label"] == table["review_id"].map(gold)).all()
-    assert "teacher: not measured, as no test review has a gold label" in list(summary_lines(summary, Path("a.parquet")))
+    gold = {example_id("reviews.csv", r.text): r.label for r in example_rows.itertuples()}
+    assert (table["label"] == table["example_id"].map(gold)).all()
+    assert "teacher: not measured, as no test example has a gold label" in list(summary_lines(summary, Path("a.parquet")))
     assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
     assert "Annotations" in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
 
 
-# --- what reviews may hold ------------------------------------------------------------------------------------------
+# --- what examples may hold ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=10)
@@ -219,28 +221,28 @@ def test_reviews_without_gold_are_annotated(
 )
 @example(HOSTILE)
 def test_any_text_is_annotated_or_quarantined_and_shifts_no_other(texts: list[str]) -> None:
-    good = [review_text(i, i % 2 == 0) for i in range(60)]
+    good = [example_text(i, i % 2 == 0) for i in range(60)]
     rows = pd.DataFrame(
         [(t, "positive", "train") for t in texts]
         + [(t, "positive" if i % 2 == 0 else "negative", ["train", "validation", "test"][i % 3]) for i, t in enumerate(good)],
         columns=["text", "label", "split"],
         dtype=object,
     )  # fmt: skip
-    reviews = build_examples(rows, "hostile", SENTIMENT)
-    assert len(reviews.table) + len(reviews.quarantined) + reviews.counts["repeats"] == len(rows)
+    examples = build_examples(rows, "hostile", SENTIMENT)
+    assert len(examples.table) + len(examples.quarantined) + examples.counts["repeats"] == len(rows)
     double = FakeTeacher()
     config = TeacherConfig()
     teacher = Teacher("double", "1", config)
     with tempfile.TemporaryDirectory() as folder:
         store = CompletionStore(Path(folder))
         ask = Asker(store, lambda: double.complete, Budget(BudgetConfig(), len))
-        output = STRATEGIES["score_then_explain"](teacher, reviews, SENTIMENT, load_prompts(SENTIMENT, "review"), ask)
+        output = STRATEGIES["score_then_explain"](teacher, examples, SENTIMENT, load_prompts(SENTIMENT, "example"), ask)
         assert ask.usage["failed"] == 0
-    train = reviews.split("train")
-    assert set(output.annotations.table()["review_id"]) == set(train["id"])
-    own = output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("review_id")["label"]
-    for review in train[train["text"].isin(good)].itertuples():
-        assert own[review.id] == review.label
+    train = examples.split("train")
+    assert set(output.annotations.table()["example_id"]) == set(train["id"])
+    own = output.annotations.table()[~output.annotations.table()["gold_conditioned"]].set_index("example_id")["label"]
+    for row in train[train["text"].isin(good)].itertuples():
+        assert own[row.id] == row.label
     for request in double.asked:
         request.prompt.encode()
         assert "\x00" not in request.prompt

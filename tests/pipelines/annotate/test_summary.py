@@ -9,32 +9,32 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cotd.data.examples import review_id
+from cotd.data.examples import example_id
 from cotd.study.config import StudyConfig, load_config
-from cotd.tasks.registry import SENTIMENT
 from cotd.teachers.config import TeacherConfig
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
+from tests.tasks import SENTIMENT
 
 
 def test_bad_rows_are_named_in_the_summary(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame, teacher_double: Any
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any
 ) -> None:
     bad = pd.DataFrame(
-        [("So-so.", "mixed", "train"), (review_rows["text"][0], "negative", "train"), (review_rows["text"][2], "1", "train")],
+        [("So-so.", "mixed", "train"), (example_rows["text"][0], "negative", "train"), (example_rows["text"][2], "1", "train")],
         columns=["text", "label", "split"],
     )
-    config = load_config(write_study(pd.concat([review_rows, bad]), teacher={"calibration": {"rows": 24}}))
+    config = load_config(write_study(pd.concat([example_rows, bad]), teacher={"calibration": {"rows": 24}}))
     summary = annotate(config, teacher_double.complete)
-    assert (summary["reviews"]["rows"], summary["reviews"]["repeats"], summary["reviews"]["quarantined"]) == (63, 1, 3)
+    assert (summary["examples"]["rows"], summary["examples"]["repeats"], summary["examples"]["quarantined"]) == (63, 1, 3)
     quarantine = pd.read_parquet(AnnotationFiles.of(config).quarantine)
     assert sorted(quarantine["reason"]) == [
         "label 'mixed' is not one of negative, positive", "repeated with different labels", "repeated with different labels"
     ]  # fmt: skip
-    assert summary["annotations"]["reviews"] == 23
+    assert summary["annotations"]["examples"] == 23
 
 
 def test_samples_for_another_label_than_the_majoritys_are_filtered(config: StudyConfig, teacher_double: Any) -> None:
@@ -46,23 +46,23 @@ def test_samples_for_another_label_than_the_majoritys_are_filtered(config: Study
         sampled = config.model_copy(update={"teacher": TeacherConfig(**settings, filters=filters)})
         summary = annotate(sampled, teacher_double.complete)
         assert summary["filters"] == ({"agrees_with_majority": 24} if filters else {})
-        # Two thirds of the samples say positive of each review, and half of the reviews are.
+        # Two thirds of the samples say positive of each example, and half of the examples are.
         assert summary["quality"]["labels"]["reliability"] == [
             {"confidence": pytest.approx(2 / 3), "accuracy": 0.5, "rows": 24}
         ]
-        assert "of the shares of samples that agree, of 24 training reviews" in "".join(
+        assert "of the shares of samples that agree, of 24 training examples" in "".join(
             summary_lines(summary, Path("a.parquet"))
         )
-        reviews = pd.read_csv(config.data.source).assign(id=lambda t: [review_id("reviews.csv", x) for x in t["text"]])
+        examples = pd.read_csv(config.data.source).assign(id=lambda t: [example_id("reviews.csv", x) for x in t["text"]])
         table = (read_annotations(sampled) or (None,))[0]
-        pairs = training_pairs(METHODS["cot_unlabelled"], reviews[reviews["split"] == "train"], table, SENTIMENT, 0.5)
+        pairs = training_pairs(METHODS["cot_unlabelled"], examples[examples["split"] == "train"], table, SENTIMENT, 0.5)
         seeds = {t.split()[1] for t in pairs[pairs["target_kind"] == "rationale"]["target"]}
         assert set(pairs[pairs["target_kind"] == "label"]["target"]) == ({"positive"} if filters else {"negative"})
         assert seeds == ({"1", "2"} if filters else {"0"})
 
 
 def test_the_summary_says_how_good_the_annotations_are(config: StudyConfig, teacher_double: Any) -> None:
-    teacher_double.write = lambda r: " A positive review, says " + "abcdefgh"[hash(r.key) % 8] + " whom it moved."
+    teacher_double.write = lambda r: " A positive example, says " + "abcdefgh"[hash(r.key) % 8] + " whom it moved."
     quality = annotate(config, teacher_double.complete)["quality"]
     assert quality["labels"]["confusion"] == {
         "negative": {"negative": 6, "positive": 0},

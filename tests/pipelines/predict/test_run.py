@@ -1,4 +1,4 @@
-"""A file of reviews to a file of predictions: Ray once, for real; the rest on tables."""
+"""A file of examples to a file of predictions: Ray once, for real; the rest on tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from cotd.cli.app import main
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from pipelines.cluster.session import ray_session
 from pipelines.predict.files import LINE, row_writer
 from pipelines.predict.run import RowRefused, predict_file, predict_file_with, require_columns, require_output, with_predictions
+from tests.tasks import SENTIMENT
 
 
 @pytest.mark.integration
@@ -26,12 +26,12 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     frame = pd.DataFrame(
         {
             "id": range(count),
-            "review": [f"number {i} of a warm and funny film" for i in range(count)],
+            "example": [f"number {i} of a warm and funny film" for i in range(count)],
             "stars": [{"of": 5, "given": i % 5} for i in range(count)],
             "when": pd.Timestamp("2024-02-29", tz="UTC"),
         }
     )
-    frame.loc[[3, 300], "review"] = [None, "  "]
+    frame.loc[[3, 300], "example"] = [None, "  "]
     folder = tmp_path / "kind=film"  # no column, whatever it looks like
     folder.mkdir()
     frame.to_parquet(folder / "in.parquet")
@@ -43,14 +43,14 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     with ray_session(num_cpus=1):
-        summary = predict_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "review")
+        summary = predict_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "example")
         second = predict_file(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), str(student_folder), None)
 
     out, aside = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(tmp_path / "out.quarantine.parquet")
     kept = frame.drop([3, 300]).reset_index(drop=True)
     pd.testing.assert_frame_equal(out[list(frame)], kept, check_dtype=False)
     assert list(out) == [*frame, "predicted_label", "predicted_score", "predicted_truncated"]
-    expected = Student.load(student_folder, device="cpu").predict(list(kept["review"]))
+    expected = Student.load(student_folder, device="cpu").predict(list(kept["example"]))
     assert out["predicted_score"].tolist() == pytest.approx([p.score for p in expected], abs=1e-4)
     assert aside[["id", "quarantine_reason"]].values.tolist() == [[3, "no text"], [300, "empty text"]]
     assert sum(summary.labels.values()) == count - 2
@@ -84,8 +84,8 @@ def test_a_bad_row_does_not_affect_other_rows() -> None:
 def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
     """As `predict_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
     source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
-    frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "review": [f"review {i}" for i in range(600)]})
-    frame.loc[300, "review"] = "poison"
+    frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "example": [f"example {i}" for i in range(600)]})
+    frame.loc[300, "example"] = "poison"
     {"parquet": frame.to_parquet, "csv": lambda p: frame.to_csv(p, index=False),
      "jsonl": lambda p: frame.to_json(p, orient="records", lines=True)}[kind](source)  # fmt: skip
     asked = []
@@ -96,7 +96,7 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
             raise RowRefused("too long for the endpoint")
         return [{"label": "positive", "score": 0.9, "truncated": False, "rationale": None} for _ in texts]
 
-    summary = predict_file_with(predict, str(source), str(target), "review")
+    summary = predict_file_with(predict, str(source), str(target), "example")
     read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str),
             "jsonl": lambda p: pd.read_json(p, lines=True, dtype=False)}[kind]  # fmt: skip
     out, aside = read(target), read(tmp_path / f"out.quarantine.{kind}")
@@ -109,7 +109,7 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
         raise CotdError("no answer")
 
     with pytest.raises(CotdError, match="no answer"):
-        predict_file_with(gone, str(source), str(target), "review")
+        predict_file_with(gone, str(source), str(target), "example")
     assert len(read(target)) == 599, "the file that was there stays"
 
 

@@ -63,7 +63,7 @@ def test_annotations_of_other_examples_are_refused(
     annotated: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    examples = next((annotated.directory / "data").glob("reviews-*.parquet"))
+    examples = next((annotated.directory / "data").glob("examples-*.parquet"))
     pd.read_parquet(examples).iloc[4:].to_parquet(examples)
     with pytest.raises(CotdError, match=r"8 annotations in .* are of texts that are not among the study's examples"):
         push_annotations(annotated.directory, "me/mine", dry_run=True)

@@ -24,10 +24,10 @@ METHODS = ["finetune", "distill", "cot_labelled", "cot_unlabelled"]
 
 
 class Study:
-    """A study of `N` test reviews, half of each label, whose trials' right answers a test chooses.
+    """A study of `N` test examples, half of each label, whose trials' right answers a test chooses.
 
     Attributes:
-        accuracy: (method, fraction, size) → share of the test reviews that such a student gets right.
+        accuracy: (method, fraction, size) → share of the test examples that such a student gets right.
         teacher: the share that the teacher gets right, or None for no annotations.
     """
 
@@ -39,13 +39,13 @@ class Study:
         self.trials = plan_trials(self.config, digests, "r", "a")
         shared = self.config.directory / "data"
         shared.mkdir(parents=True)
-        self.reviews = shared / "reviews-r.parquet"
+        self.examples = shared / "examples-r.parquet"
         self.ids = [f"r{i:03}" for i in range(N)]
         self.gold = np.where(np.arange(N) % 2 == 0, "positive", "negative")
         train = pd.DataFrame({"id": [f"t{i}" for i in range(20)], "text": "A film.", "label": ["positive", "negative"] * 10})
         test = pd.DataFrame({"id": self.ids, "text": "A film.", "label": self.gold})
         pd.concat([train.assign(split="train"), train.assign(split="validation"), test.assign(split="test")]).to_parquet(
-            self.reviews
+            self.examples
         )
 
     def plan(self) -> Plan:
@@ -55,9 +55,9 @@ class Study:
             self.predictions(self.right(self.teacher, 99)).to_parquet(teacher_test)
             annotations = self.config.directory / "data" / "annotations-a.parquet"
             rows = [(f"t{i}", given, 90, 10) for i in range(20) for given in (False, True)]
-            columns = ["review_id", "gold_conditioned", "prompt_tokens", "output_tokens"]
+            columns = ["example_id", "gold_conditioned", "prompt_tokens", "output_tokens"]
             pd.DataFrame(rows, columns=columns).to_parquet(annotations)
-        return Plan(self.config, self.trials, self.reviews, annotations, teacher_test, {})
+        return Plan(self.config, self.trials, self.examples, annotations, teacher_test, {})
 
     def right(self, share: float, seed: int) -> np.ndarray:
         """Which rows are right: those of the better share hold those of the lesser, but for 3 % that change with the seed."""
@@ -67,13 +67,13 @@ class Study:
 
     def predictions(self, right: np.ndarray) -> pd.DataFrame:
         wrong = np.where(self.gold == "positive", "negative", "positive")
-        table = pd.DataFrame({"review_id": self.ids, "gold": self.gold, "predicted": np.where(right, self.gold, wrong)})
+        table = pd.DataFrame({"example_id": self.ids, "gold": self.gold, "predicted": np.where(right, self.gold, wrong)})
         # Files need not agree on the order of rows: pairs are made by id.
         return table.sample(frac=1, random_state=1)
 
     def finish(self, trial: Trial) -> None:
         """Leaves what a trained trial leaves."""
-        folder = Plan(self.config, self.trials, self.reviews, None, None, {}).folder(trial)
+        folder = Plan(self.config, self.trials, self.examples, None, None, {}).folder(trial)
         folder.write_trial(trial, self.config.model_dump())
         seed = [trial.seed, round(100 * trial.fraction), *map(ord, trial.method + trial.size)]
         right = self.right(
@@ -86,7 +86,7 @@ class Study:
         }  # fmt: skip
         folder.write_result(
             {
-                "validation": metrics, "test": metrics, "train_reviews": round(20 * trial.fraction), "train_seconds": 10.0,
+                "validation": metrics, "test": metrics, "train_examples": round(20 * trial.fraction), "train_seconds": 10.0,
                 "seconds": 12.0, "parameters": PARAMETERS[trial.size], "train_pairs": 20, "best_step": 1,
             }
         )  # fmt: skip

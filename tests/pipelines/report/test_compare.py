@@ -52,7 +52,7 @@ def test_each_difference_is_listed_with_its_study(folders: list[str], tmp_path: 
         header, _, *cells = rows
         assert [r[0] for r in cells] == ["films"] * 2 + ["films, on kettles.csv"] * 2
         assert [r[header.index("data")] for r in cells] == ["10 %", "100 %"] * 2
-        assert [r[header.index("reviews")] for r in cells] == ["2", "20"] * 2
+        assert [r[header.index("examples")] for r in cells] == ["2", "20"] * 2
         assert [r[header.index("verdict")] for r in cells] == ["not shown"] * 2 + [verdict] * 2
         last = dict(zip(header, cells[-1], strict=True))
         assert last["without"].startswith(without)

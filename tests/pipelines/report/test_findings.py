@@ -31,7 +31,7 @@ def test_a_claim_that_holds_one_that_does_not_and_one_that_is_contradicted(study
     assert sentence(report, "cot_joint_unlabelled beats finetune").startswith(
         "cot_joint_unlabelled beats finetune for tiny at 100 %: +30.0 ["
     )
-    power = sentence(report, "15 comparisons of methods were tested, with Holm's correction at 5 %. With 200 test reviews")
+    power = sentence(report, "15 comparisons of methods were tested, with Holm's correction at 5 %. With 200 test examples")
     assert "points with 80 % power" in power
 
 
@@ -65,8 +65,8 @@ def test_the_students_that_reach_the_teacher_are_named(study: Make, teacher: flo
     made.accuracy = lambda method, fraction, size: accuracy.get((size, fraction), 0.6) - 0.1 * (method == "distill")
     report = content(made.finish_all())
     if teacher == 0.8:
-        assert "finetune, tiny (8 M), at 100 % (20 reviews), 82.0 %" in sentence(report, "The smallest student that reaches")
-        assert "finetune, small (60 M), at 10 % (2 reviews), 85.0 %" in sentence(report, "The least data that reach it")
+        assert "finetune, tiny (8 M), at 100 % (20 examples), 82.0 %" in sentence(report, "The smallest student that reaches")
+        assert "finetune, small (60 M), at 10 % (2 examples), 85.0 %" in sentence(report, "The least data that reach it")
     else:
         line = sentence(report, "No student reaches its teacher, 95.0 %")
         assert "the nearest, finetune at 100 % (small), differs by −5.0 [" in line
@@ -83,7 +83,7 @@ def test_a_student_that_needs_the_teacher_is_never_the_answer(study: Make) -> No
 
 def test_a_student_no_better_than_a_linear_model(study: Make) -> None:
     report = content(study().finish_all())
-    linear = {"fraction": 1.0, "accuracy": 0.69, "ci_low": 0.65, "ci_high": 0.75, "n": 200, "train_reviews": 20}
+    linear = {"fraction": 1.0, "accuracy": 0.69, "ci_low": 0.65, "ci_high": 0.75, "n": 200, "train_examples": 20}
     report["groups"] = [g for g in report["groups"] if g["fraction"] == 1.0]
     assert sentence(report | {"tfidf": [linear]}, "No student is clearly better than TF-IDF").endswith("69.0 % [65.0, 75.0].")
     assert not any("TF-IDF" in s for s in findings(report | {"tfidf": [linear | {"accuracy": 0.5}]}))
@@ -93,5 +93,5 @@ def test_methods_that_agree_on_everything_cannot_be_distinguished(study: Make) -
     made = study(fraction=[1.0], seed=[0])
     made.accuracy = lambda method, fraction, size: 1.0
     assert sentence(content(made.finish_all()), "1 comparison of methods was").endswith(
-        "The methods agree on all 200 test reviews: more are needed to distinguish them."
+        "The methods agree on all 200 test examples: more are needed to distinguish them."
     )

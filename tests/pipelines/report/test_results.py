@@ -72,7 +72,7 @@ def test_an_unfinished_study_says_what_is_missing_and_why(study: Make) -> None:
     plan.folder(stopped).metrics.write_text('{"step": 25, "validation_accuracy": 0.6}\n')
     plan.folder(damaged).predictions.write_bytes(b"PAR1")
     table = pd.read_parquet(plan.folder(foreign).predictions)
-    table.assign(review_id=table["review_id"] + "x").to_parquet(plan.folder(foreign).predictions)
+    table.assign(example_id=table["example_id"] + "x").to_parquet(plan.folder(foreign).predictions)
 
     results = made.results()
     assert [t["trial_id"] for t in results.trials] == [done.id]
@@ -82,7 +82,7 @@ def test_an_unfinished_study_says_what_is_missing_and_why(study: Make) -> None:
     assert missing[stopped.title]["why"] == "running, or stopped after step 25"
     assert missing[damaged.title]["state"] == "unreadable"
     assert "Delete" in missing[damaged.title]["why"]
-    assert f"has {N} reviews that are not the study's {N} test reviews" in missing[foreign.title]["why"]
+    assert f"has {N} examples that are not the study's {N} test examples" in missing[foreign.title]["why"]
     assert {missing[t.title]["state"] for t in rest} == {"not started"}
 
 
@@ -97,12 +97,12 @@ def test_with_no_trial_done_there_is_still_the_teacher(study: Make) -> None:
         made.results()
 
 
-def test_a_review_the_teacher_was_not_asked_about_is_not_a_wrong_one(study: Make) -> None:
+def test_an_example_the_teacher_was_not_asked_about_is_not_a_wrong_one(study: Make) -> None:
     made = study()
     plan = made.plan()
     assert plan.teacher_test is not None
-    table = pd.read_parquet(plan.teacher_test).sort_values("review_id")
-    refused = table.assign(predicted=table["predicted"].where(table["review_id"] != "r000"))
+    table = pd.read_parquet(plan.teacher_test).sort_values("example_id")
+    refused = table.assign(predicted=table["predicted"].where(table["example_id"] != "r000"))
     refused.iloc[:50].to_parquet(plan.teacher_test)
     made.plan = lambda: plan  # type: ignore[method-assign]
     row = made.results().teacher_correct

@@ -72,5 +72,5 @@ def test_a_study_with_a_teacher_and_no_student_yet(study: Make) -> None:
     report = content(study())
     text = markdown(report)
     assert "0 of 8 trials are done." in text
-    assert "Teacher: 80.0 % [75.0, 85.0] of 200 test reviews." in text
+    assert "Teacher: 80.0 % [75.0, 85.0] of 200 test examples." in text
     assert figures_of(report) == []

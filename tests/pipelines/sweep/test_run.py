@@ -60,11 +60,11 @@ class Spy:
 
 @pytest.fixture(scope="module")
 def searched(
-    tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path, review_rows: pd.DataFrame
+    tmp_path_factory: pytest.TempPathFactory, tiny_t5: Path, example_rows: pd.DataFrame
 ) -> tuple[StudyConfig, dict[str, Any], Spy, str]:
     """A search on one logical GPU, in which a worker is killed: its study, its outcome, and what was seen meanwhile."""
     folder = tmp_path_factory.mktemp("search")
-    review_rows.to_csv(folder / "reviews.csv", index=False)
+    example_rows.to_csv(folder / "reviews.csv", index=False)
     study = {
         "name": "searched", "data": {"source": str(folder / "reviews.csv"), "columns": {"split": "split"}},
         "grid": {"method": ["finetune"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}, "sizes": {"tiny": str(tiny_t5)},

@@ -60,7 +60,7 @@ def assert_trained_as_by_one(config: StudyConfig, trial: Trial, scratch: Path) -
     """The student in the trial's folder is, within rounding, the one that this process trains."""
     scratch.mkdir()
     plan, alone = plan_study(config), TrialFolder(scratch)
-    expected = train_trial(trial, alone, pd.read_parquet(plan.reviews), None)
+    expected = train_trial(trial, alone, pd.read_parquet(plan.examples), None)
     result = plan.folder(trial).result()
     for name, value in parameters(plan.folder(trial)).items():
         torch.testing.assert_close(value, parameters(alone)[name], rtol=0, atol=1e-5)

@@ -59,14 +59,14 @@ def test_request_ids_are_accepted_or_made(ask: Ask, given: str | None, kept: boo
     assert (made == given) if kept else re.fullmatch(r"[0-9a-f]{32}", made)
 
 
-def test_the_log_names_requests_and_keeps_reviews_to_itself(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_requests_and_keeps_examples_to_itself(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     LOG.setLevel(logging.INFO)
     with caplog.at_level(logging.INFO, LOG.name):
-        ask({"texts": ["my secret review"]}, {"X-Request-ID": "abc"})
-        ask({"texts": ["my secret review", 7]})
+        ask({"texts": ["my secret example"]}, {"X-Request-ID": "abc"})
+        ask({"texts": ["my secret example", 7]})
     assert re.search(r"abc POST /v1/predict 200 [\d.]+ ms texts=1 model=first/local", caplog.text)
     assert "422" in caplog.text
     assert "secret" not in caplog.text
     with caplog.at_level(logging.INFO, LOG.name):
-        ask({"texts": ["my secret review"]}, log_texts=True)
-    assert "my secret review" in caplog.text
+        ask({"texts": ["my secret example"]}, log_texts=True)
+    assert "my secret example" in caplog.text

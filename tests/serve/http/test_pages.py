@@ -37,11 +37,11 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         assert [url for url in requests if not url.startswith((server, "data:"))] == []
 
 
-def test_reviews_are_classified_and_explained_by_keyboard(
+def test_examples_are_classified_and_explained_by_keyboard(
     serve_http: Callable[[Settings], str], open_page: Callable[..., Any], settings: Settings
 ) -> None:
     page = open_page(serve_http(settings))
-    page.get_by_label("Reviews").press_sequentially("A warm film.")  # it has the focus from the start
+    page.get_by_label("Examples").press_sequentially("A warm film.")  # it has the focus from the start
     page.keyboard.press("Enter")
     page.keyboard.type("Dull <b>and</b> lifeless.")
     page.keyboard.press("Control+Enter")
@@ -51,7 +51,7 @@ def test_reviews_are_classified_and_explained_by_keyboard(
     assert "Dull <b>and</b> lifeless." in cards.nth(1).inner_text()
     assert "positive" in cards.first.inner_text()
     assert "%" in cards.first.inner_text()
-    assert "2 reviews in " in page.get_by_role("status").inner_text()
+    assert "2 examples in " in page.get_by_role("status").inner_text()
     assert "first, version local" in page.locator("#model").inner_text()
     why = cards.first.get_by_role("button", name="Why?")
     for _ in range(4):  # past the buttons of the form
@@ -70,10 +70,10 @@ def test_refusals_are_shown_and_a_token_is_requested(
     page.get_by_label("Token").fill(TOKEN)
     page.get_by_label("Token").press("Tab")
     page.locator("#model").filter(has_text="version").wait_for()
-    page.get_by_label("Reviews").fill("A review that is too long to be taken.")
+    page.get_by_label("Examples").fill("An example that is too long to be taken.")
     page.get_by_role("button", name="Classify").click()
     page.locator("#status").filter(has_text="the limit is 20").wait_for()
-    page.get_by_label("Reviews").fill("Short enough.")
+    page.get_by_label("Examples").fill("Short enough.")
     page.get_by_role("button", name="Classify").click()
     page.get_by_role("listitem").wait_for()
 

@@ -12,12 +12,12 @@ import torch
 from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.tasks.registry import SENTIMENT
 from serve.runtimes.onnx import OnnxScorer
 from serve.runtimes.parity import PROBES, difference
 from serve.runtimes.registry import AUTO, RUNTIMES, choose_runtime, make_runtime
 from serve.runtimes.t5 import T5LabelScorer
 from tests.serve.runtimes.conftest import need
+from tests.tasks import SENTIMENT
 
 
 @pytest.mark.parametrize("name", [name for name, kind in RUNTIMES.items() if kind.tolerance < 0.01])

@@ -1,6 +1,6 @@
 """T5's forward pass over packed sequences: one after another, so that nothing is computed for padding.
 
-Reviews and rationales differ much in length: in a batch of 32 about half of what Hugging Face's T5 computes is padding.
+Examples and rationales differ much in length: in a batch of 32 about half of what Hugging Face's T5 computes is padding.
 Here all that is done token by token (projections, feed-forward layers, norms, the output layer) gets the real tokens alone,
 (N, d), and only attention lays them out in rows, together with those of like length. Weights, dropout and results are those of
 the model's own `forward`.

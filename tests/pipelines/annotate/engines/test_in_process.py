@@ -39,7 +39,7 @@ def test_only_the_row_that_kills_an_engine_is_quarantined() -> None:
         def __init__(self, arguments: dict[str, Any]):
             raise ValueError("no such model")
 
-    prompts = [f"review {i}" + (" deadly" if i == 5 else " odd" if i == 9 else "") for i in range(16)]
+    prompts = [f"example {i}" + (" deadly" if i == 5 else " odd" if i == 9 else "") for i in range(16)]
     requests = {p: Request("stub", "1", p, {"max_tokens": 1}) for p in prompts}
     config = EngineConfig(batch_size=4)
     with ray_session():

@@ -85,9 +85,9 @@ def test_a_killed_driver_loses_what_is_in_flight_at_most(tmp_path: Path, embedde
                 left.kill()
     subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL, timeout=120)
     table = pd.read_parquet(AnnotationFiles.of(config).annotations)
-    assert not table.duplicated(["review_id", "gold_conditioned", "sample"]).any()
+    assert not table.duplicated(["example_id", "gold_conditioned", "sample"]).any()
     own = table[table["error"].isna() & ~table["gold_conditioned"]]
-    assert own["review_id"].nunique() == 400
+    assert own["example_id"].nunique() == 400
     twice = sum(n - 1 for n in Counter(keys.read_text().split()).values())
     # The engine works on one block, another waits, and one or two are on their way back.
     assert twice <= 3 * 4 * BLOCK

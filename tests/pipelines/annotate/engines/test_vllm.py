@@ -22,13 +22,14 @@ from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
 from tests.hostile import HOSTILE
+from tests.tasks import SENTIMENT
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
 
 
 def movie_texts() -> pd.Series:
-    return load_examples(DataConfig(source="embedded:rotten-tomatoes")).split("test")["text"]
+    return load_examples(DataConfig(source="embedded:rotten-tomatoes"), SENTIMENT).split("test")["text"]
 
 
 def test_both_engines_answer_alike() -> None:
@@ -114,13 +115,13 @@ def test_tensor_parallelism_hardly_changes_label_probabilities() -> None:
 
 
 def test_hostile_texts_do_not_break_a_batch_or_shift_completions(
-    write_study: Callable[..., Path], review_rows: pd.DataFrame
+    write_study: Callable[..., Path], example_rows: pd.DataFrame
 ) -> None:
-    """The real engine, once with hostile reviews among the others and once without: these get the same labels."""
+    """The real engine, once with hostile examples among the others and once without: these get the same labels."""
     hostile = pd.DataFrame([(t, "positive", "train") for t in HOSTILE], columns=["text", "label", "split"], dtype=object)
     teacher = {"calibration": {"rows": 24}, "max_rationale_tokens": 16, "engine": {"batch_size": 32}}
     probabilities = []
-    for rows in (review_rows, pd.concat([review_rows, hostile])):
+    for rows in (example_rows, pd.concat([example_rows, hostile])):
         rows = rows.assign(text=rows["text"].map(replace_surrogates))  # no file holds half a character
         path = write_study(rows, teacher=teacher)
         source = path.with_name("reviews.parquet")
@@ -128,11 +129,11 @@ def test_hostile_texts_do_not_break_a_batch_or_shift_completions(
         config = load_config(path, [f"data.source={source}", f"storage={path.parent / str(len(rows))}"])
         summary = annotate(config)
         table = (read_annotations(config) or (pd.DataFrame(),))[0]
-        probabilities.append(table[~table["gold_conditioned"]].set_index("review_id")["label_probability"])
+        probabilities.append(table[~table["gold_conditioned"]].set_index("example_id")["label_probability"])
         assert not [e for e in table["error"].dropna() if not e.startswith("rationale ")], (
             "short rationales are all that is wrong"
         )
     alone, among = probabilities
-    assert summary["reviews"]["quarantined"] == len(HOSTILE) - (len(among) - len(alone)) > 0
-    assert summary["reviews"]["cut"] == 1
+    assert summary["examples"]["quarantined"] == len(HOSTILE) - (len(among) - len(alone)) > 0
+    assert summary["examples"]["cut"] == 1
     assert (among[alone.index] - alone).abs().max() < 0.03

@@ -19,7 +19,7 @@ from tests.pipelines.annotate.fault_server import KEY, MakeStudy, Provider, numb
 def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
     config = study()
     summary = annotate(config, yes=True)
-    assert summary["annotations"] == {"rows": 48, "reviews": 24, "usable": 48, "quarantined": {}}
+    assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 48, "quarantined": {}}
     assert summary["teacher"]["accuracy"] == 1.0
     assert len(provider[0].bodies) == summary["usage"]["requests"] == 12 + 24 + 24
     assert (summary["spent"]["prompt_tokens"], summary["spent"]["output_tokens"]) == (60 * 50, 60 * 10)
@@ -44,7 +44,7 @@ PASSING = [
 @pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.integration
 def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault: str) -> None:
-    """Every fourth review fails at its first try; in the end nothing is missing and no row has another's answer."""
+    """Every fourth example fails at its first try; in the end nothing is missing and no row has another's answer."""
     server = provider[0]
     server.fault = lambda prompt, tries: fault if tries == 0 and int(number_of(prompt)) % 4 == 0 else None
     config = study(*QUICK) if fault == "hang" else study()

@@ -37,7 +37,7 @@ def test_label_scores_from_the_likeliest_tokens(study: MakeStudy, provider: Prov
     summary = annotate(config, yes=True)
     assert summary["teacher"]["accuracy"] == 1.0
     assert summary["annotations"]["usable"] == 48
-    assert "24 validation reviews" in summary["calibration"]["used"]
+    assert "24 validation examples" in summary["calibration"]["used"]
     scoring = [b for b in provider[0].bodies if b["max_tokens"] == 1]
     assert {b["logprobs"] for b in scoring} == {5}
 

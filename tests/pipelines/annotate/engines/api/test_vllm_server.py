@@ -96,9 +96,9 @@ def test_a_real_server_behind_faults(write_study: Callable[..., Path], tmp_path:
             assert max(server.tries.values()) > 1
             assert summary["usage"]["requests"] == 60 + 24
             assert "failed" not in summary["usage"]
-            assert summary["annotations"]["reviews"] == 24
+            assert summary["annotations"]["examples"] == 24
             assert summary["teacher"]["accuracy"] >= 0.9  # "warm and funny" against "dull and lifeless"
-            refused = "number 5."  # the first of the training reviews
+            refused = "number 5."  # the first of the training examples
             server.fault = lambda prompt, tries: "refusal" if refused in prompt else None
             thought = load_config(write_study(teacher=thinking), [f"teacher.api.base_url={url}", "name=thought", *few])
             summary = annotate(thought, yes=True)

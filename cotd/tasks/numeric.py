@@ -1,0 +1,54 @@
+"""Numeric tasks: the answer is a number that is written, not chosen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+from cotd.tasks.base import Task, cell_text
+
+_NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+"
+_WHOLE = re.compile(rf"^[$€£]?\s*({_NUMBER})\s*[%€£]?\.?$")
+# Not the digits of a word or of a longer number, and no range's dash as a sign.
+_ANYWHERE = re.compile(rf"(?<![\w.,])(?:{_NUMBER})(?!\w)")
+
+
+class Numeric(Task):
+    """An answer is a number, in plain decimal notation: "1,200.50" is 1200.5.
+
+    Answers are free: they are generated, have no probabilities, and cannot be scored or calibrated.
+    """
+
+    kind: Literal["numeric"] = "numeric"
+    noun: str = "problem"
+
+    def options(self, choices: Sequence[str] | None = None) -> tuple[str, ...] | None:
+        """None: answers are free."""
+        return None
+
+    def parse(self, value: Any, choices: Sequence[str] | None = None) -> str | None:
+        """The number that a cell is, with or without a currency or per cent sign."""
+        text = cell_text(value)
+        match = _WHOLE.match(text) if text else None
+        return canonical(match[1]) if match else None
+
+    def find(self, text: str, choices: Sequence[str] | None = None) -> str | None:
+        """The last number in a model's words: "3 + 4 = 7 apples" is 7."""
+        numbers = _ANYWHERE.findall(text)
+        return canonical(numbers[-1]) if numbers else None
+
+    def expected(self, choices: Sequence[str] | None = None) -> str:
+        """What an answer must be."""
+        return "a number"
+
+
+def canonical(number: str) -> str | None:
+    """A number without separators, trailing zeros or plus sign."""
+    try:
+        value = Decimal(number.replace(",", "").replace("+", ""))
+    except InvalidOperation:
+        return None
+    text = format(value.normalize(), "f")
+    return "0" if text == "-0" else text
