@@ -37,4 +37,3 @@ def test_a_column_of_stars_is_refused(write_study: Callable[..., Path], example_
     config = load_config(write_study(stars, teacher={"calibration": {"rows": 24}}))
     with pytest.raises(CotdError, match=r"19 of 60 labels are not one of negative, positive: '2' \(5 rows\).*task\.labels"):
         prepare_examples(config)
-    assert "Stars or scores have to be mapped to labels first" in warning
