@@ -144,11 +144,19 @@ def write_study(tmp_path: Path, example_rows: pd.DataFrame) -> Callable[..., Pat
     return write
 
 
+def biased_scores(request: Request) -> list[float]:
+    """Biased by 2 towards positive, as small teachers are: only a calibrated threshold separates the labels."""
+    example = request.prompt.rstrip().splitlines()[-2]
+    score = (2.5 if "warm" in example else 1.5) + len(example) % 3 / 10
+    return [-score, 0.0]
+
+
 class FakeTeacher:
     """Answers requests by looking for "warm" in the prompt, and remembers what it was asked.
 
     Attributes:
         fails: prompts for which this is true are answered with an error.
+        write: the text of a completion. score: the log-probabilities of the options.
         stop_after: raise KeyboardInterrupt after this many batches.
     """
 
@@ -156,6 +164,7 @@ class FakeTeacher:
         self.asked: list[Request] = []
         self.fails: Callable[[str], bool] = lambda prompt: False
         self.write: Callable[[Request], str] = lambda request: " The reviewer says what the film is like."
+        self.score: Callable[[Request], list[float]] = biased_scores
         self.stop_after: int | None = None
 
     def answer(self, request: Request) -> dict[str, Any]:
@@ -164,10 +173,7 @@ class FakeTeacher:
         if self.fails(request.prompt):
             return answer | {"error": "the engine ran out of memory", "finish_reason": None}
         if "allowed_token_ids" in request.sampling:
-            example = request.prompt.rstrip().splitlines()[-2]
-            # Biased by 2 towards positive, as small teachers are: only a calibrated threshold separates the labels.
-            score = (2.5 if "warm" in example else 1.5) + len(example) % 3 / 10
-            return answer | {"label_logprobs": [-score, 0.0]}
+            return answer | {"label_logprobs": self.score(request)}
         return answer | {"text": self.write(request), "logprob": -3.0}
 
     def ask(self, requests: Callable[[], Iterable[Tagged]], what: str, usable: Usable) -> Iterator[tuple[Tag, dict[str, Any]]]:

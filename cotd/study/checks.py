@@ -8,15 +8,19 @@ from cotd.data.config import DataConfig
 from cotd.errors import nearest
 from cotd.study.grid import GridConfig
 from cotd.study.search import SearchConfig
+from cotd.tasks.base import Task
 from cotd.teachers.config import ImportedConfig, TeacherConfig
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
 
-def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig) -> list[str]:
-    """Problems of what the teacher writes, or a file holds, and what the grid learns from."""
-    if teacher.answers:
-        return [*source_problems(teacher.answers, data), *rationale_problems(teacher, grid)]
+def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig, task: Task) -> list[str]:
+    """Problems of what the teacher writes, or a file holds, with the task and what the grid learns from."""
+    if teacher.imported:
+        return [*source_problems(teacher.imported, data), *rationale_problems(teacher, grid)]
+    asked = "strategy" in teacher.model_fields_set or any(METHODS[m].labels != "gold" for m in grid.all_values("method"))
+    if asked and (problems := scoring_problems(teacher, task)):
+        return problems
     samples = max(grid.all_values("samples"), default=0)
     if samples <= teacher.samples:
         return []
@@ -25,31 +29,58 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig)
     ]
 
 
+def scoring_problems(teacher: TeacherConfig, task: Task) -> list[str]:
+    """What of a task cannot be scored, or calibrated as configured."""
+    if teacher.strategy != "score_then_explain":
+        return []
+    if not task.labels and not task.needs_choices:
+        return [
+            f"teacher.strategy score_then_explain scores a fixed set of answers, and those of task '{task.name}' are free "
+            f"({task.kind}). Set teacher.strategy: chain_of_thought"
+        ]
+    prior, key = teacher.calibration.prior, "teacher.calibration.prior"
+    if prior is None:
+        return []
+    if task.needs_choices:
+        return [
+            f"{key} is of labels, and each example of task '{task.name}' has options of its own: leave it out (equal shares)"
+        ]
+    if isinstance(prior, float):
+        several = len(task.labels) > 2
+        return [f"{key} is a share, and task '{task.name}' has {len(task.labels)} labels: name the share of each"] * several
+    problems = []
+    if set(prior) != set(task.labels):
+        problems.append(f"{key} must name exactly {', '.join(task.labels)}, not {', '.join(prior)}")
+    elif abs(sum(prior.values()) - 1) > 0.001:
+        problems.append(f"{key}: the shares add up to {sum(prior.values()):g}, not to 1")
+    return problems
+
+
 def source_problems(imported: ImportedConfig, data: DataConfig) -> list[str]:
     """Problems of a file of the teacher's labels and rationales with the study's data."""
     files = imported.files(data)
     if not files:
-        return [f"teacher.answers.source is missing: data.source '{data.source_name}' is not a file. Name the teacher's file"]
+        return [f"teacher.imported.source is missing: data.source '{data.source_name}' is not a file. Name the teacher's file"]
     data_files = [data.source] if isinstance(data.source, str) else data.source.values()
     label = imported.columns.label
     if label is None or label != data.columns.label or not set(files) & set(data_files):
         return []
     return [
-        f"teacher.answers.columns.label and data.columns.label are one column, '{label}': the teacher would be scored on its own "
+        f"teacher.imported.columns.label and data.columns.label are one column, '{label}': the teacher would be scored on its own "
         "labels. Name the column of the teacher's labels, and the one of gold labels (null: none)"
     ]
 
 
 def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
     """What needs rationales written with the teacher's labels, if its file has labels alone."""
-    if teacher.answers is None or teacher.answers.columns.label is None or teacher.answers.columns.rationale is not None:
+    if teacher.imported is None or teacher.imported.columns.label is None or teacher.imported.columns.rationale is not None:
         return []
     needing = [f"method '{method}'" for method in grid.all_values("method") if METHODS[method].rationale == "own"]
     needing += ["teacher.held_out_rationales"] * teacher.held_out_rationales
     if not needing:
         return []
     return [
-        f"{', '.join(needing)}: needs rationales written with the labels. Name their column: teacher.answers.columns.rationale"
+        f"{', '.join(needing)}: needs rationales written with the labels. Name their column: teacher.imported.columns.rationale"
     ]
 
 

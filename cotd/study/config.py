@@ -65,7 +65,7 @@ class StudyConfig(ConfigModel):
     @model_validator(mode="after")
     def blocks_agree(self) -> StudyConfig:
         problems = size_problems(self.model_dump(include={"grid", "sizes", "resources"}))
-        problems += teacher_problems(self.teacher, self.grid, self.data)
+        problems += teacher_problems(self.teacher, self.grid, self.data, self.task)
         problems += search_problems(self.search, self.grid, self.training) if self.search else []
         if problems:
             raise ValueError("; ".join(problems))

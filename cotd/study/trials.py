@@ -65,7 +65,7 @@ def chosen_annotations(config: StudyConfig, cell: Cell) -> tuple[int | None, Fil
 
 def samples_written(config: StudyConfig) -> int | None:
     """How many samples of an example the teacher writes; None for a file, which has as many as it has."""
-    return None if config.teacher.answers else config.teacher.samples
+    return None if config.teacher.imported else config.teacher.samples
 
 
 def unusual_settings(config: StudyConfig, cell: Cell, training: dict[str, Any]) -> dict[str, Any]:

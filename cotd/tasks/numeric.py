@@ -39,6 +39,13 @@ class Numeric(Task):
         numbers = _ANYWHERE.findall(text)
         return canonical(numbers[-1]) if numbers else None
 
+    def label_pattern(self, answer: str) -> str:
+        """A regular expression for the number as such, with or without separators and trailing zeros: 7 is not in 17 or 7.5."""
+        sign, whole, fraction = re.match(r"(-?)(\d*)\.?(\d*)", answer).groups()  # type: ignore[union-attr]
+        grouped = re.escape(f"{int(whole or 0):,}").replace(",", ",?")
+        tail = rf"\.{fraction}0*" if fraction else r"(?:\.0+)?"
+        return rf"(?<![\w.])(?<!\d,){sign}{grouped}{tail}(?![\w]|[.,]\d)"
+
     def expected(self, choices: Sequence[str] | None = None) -> str:
         """What an answer must be."""
         return "a number"

@@ -38,6 +38,14 @@ def get_task(name: str) -> Task:
     return read_task(HERE / name / "task.yaml", name)
 
 
+def is_built_in(task: Task) -> bool:
+    """Whether a task has the answers of the built-in one of its name; its words may be a study's own."""
+    if task.name not in task_names():
+        return False
+    built_in = get_task(task.name)
+    return (built_in.kind, built_in.labels) == (task.kind, task.labels)
+
+
 def read_task(file: Path, name: str) -> Task:
     """The task of a YAML file; it is called `name` unless the file says otherwise.
 

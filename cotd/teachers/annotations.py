@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from cotd.utils.text import sentence_ends
+from cotd.utils.text import count_words, sentence_ends
 
 ANNOTATION_COLUMNS = [
     "example_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
@@ -36,7 +36,7 @@ def tidy_rationale(text: str, finish_reason: str) -> tuple[str, str | None]:
         if not ends:
             return rationale, "rationale cut off by the token limit"
         rationale = rationale[: ends[-1]]
-    if len(rationale.split()) < 3:
+    if count_words(rationale) < 3:
         return rationale, "rationale is empty or shorter than three words"
     return rationale, None
 

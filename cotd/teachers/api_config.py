@@ -24,7 +24,7 @@ class ApiConfig(ConfigModel):
         "exactly the label words; openai: responses are JSON",
     )
     endpoint: Literal["chat", "completions"] = Field("chat", description="score_then_explain needs completions")
-    json_answers: Literal["schema", "object"] = Field(
+    json_completions: Literal["schema", "object"] = Field(
         "schema", description="server openai: require JSON of a schema or, if the server has no schemas, any JSON object"
     )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
-from cotd.data.config import DataConfig
+from cotd.data.config import DataConfig, Share
 from cotd.data.files import FILE_TYPES
 from cotd.data.truncation import Truncation
 from cotd.teachers.api_config import ApiConfig
@@ -22,7 +22,7 @@ PERFORMANCE_ARGS = {
     "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
 }  # fmt: skip
 # The keys of `api` that decide what is written.
-API_IDENTITY = {"base_url", "server", "endpoint", "json_answers", "top_logprobs", "extra_body", "tokenizer"}
+API_IDENTITY = {"base_url", "server", "endpoint", "json_completions", "top_logprobs", "extra_body", "tokenizer"}
 
 
 class EngineConfig(ConfigModel):
@@ -37,6 +37,9 @@ class EngineConfig(ConfigModel):
     max_model_len: int = Field(1024, ge=64)
     batch_size: int = Field(
         256, ge=1, description="rows a block sent to the engine; vLLM on a CPU works on as many as the default at a time"
+    )
+    chat: Literal["auto", "never"] = Field(
+        "auto", description="auto: chain_of_thought asks in the model's chat template, if it has one; never: as plain text"
     )
     replicas: int = Field(1, ge=1)
     tensor_parallel: int = Field(1, ge=1)
@@ -56,11 +59,14 @@ class CalibrationConfig(ConfigModel):
 
     method: Literal["platt", "prior", "none"] = Field(
         "platt",
-        description="platt: logistic regression on gold validation labels (Platt 1999); prior: a threshold at the quantile of "
-        "the scores that makes the positive share `prior`, no gold needed; none: scores as they are",
+        description="platt: logistic regression on gold validation labels (Platt 1999), with a bias for each label or position; "
+        "prior: biases that give the labels the shares of `prior`, no gold needed; none: scores as they are",
     )
     rows: int = Field(300, ge=20, description="validation examples to calibrate on")
-    prior: float = Field(0.5, gt=0, lt=1, description="assumed share of the positive label, for method prior")
+    prior: Share | dict[str, Share] | None = Field(
+        None,
+        description="for method prior, the assumed share of the positive label, or label → share; null: all shares are equal",
+    )
 
 
 class BudgetConfig(ConfigModel):
@@ -87,7 +93,10 @@ class BudgetConfig(ConfigModel):
 class ImportedColumns(ConfigModel):
     """Which columns of an imported file hold what."""
 
-    text: str | None = Field(None, description="the example, by which rows and examples are joined; null: as data.columns.text")
+    text: str | None = Field(
+        None, description="the text, by which rows and examples are joined; null: as data.input or data.columns.text"
+    )
+    choices: str | None = Field(None, description="each row's options, for multiple choice; null: as data.columns.choices")
     label: str | None = Field(None, description="the label that the model gave without knowing the gold label")
     rationale: str | None = Field(
         None, description="the rationale written with that label; null: none, and students learn from labels alone"
@@ -131,18 +140,18 @@ class ImportedConfig(ConfigModel):
 
 
 class TeacherConfig(ConfigModel):
-    """A teacher: a model in an engine here, an endpoint (`api`), or a file of what a model wrote (`answers`)."""
+    """A teacher: a model in an engine here, an endpoint (`api`), or a file of what a model wrote (`imported`)."""
 
     model: str = Field(
         "embedded:smollm2-135m-instruct",
-        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `answers`, any name",
+        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `imported`, any name",
     )
     revision: str | None = Field(
         None,
         description="of a hub model: branch, tag or commit; with `api`: any word that names the weights, in place of the URL",
     )
-    strategy: Literal["score_then_explain", "chain_of_thought", "read_answers"] = Field(
-        "score_then_explain", description="read_answers: that of every teacher with `answers`; need not be written"
+    strategy: Literal["score_then_explain", "chain_of_thought", "imported"] = Field(
+        "score_then_explain", description="imported: that of every teacher with an `imported` file; need not be written"
     )
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
@@ -166,7 +175,7 @@ class TeacherConfig(ConfigModel):
     )
     engine: EngineConfig = EngineConfig()
     api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
-    answers: ImportedConfig | None = Field(None, description="a file of what a model wrote, in place of asking one")
+    imported: ImportedConfig | None = Field(None, description="a file of what a model wrote, in place of asking one")
     budget: BudgetConfig = BudgetConfig()
     store: str | None = Field(
         None, description="folder of the completions, or any fsspec URL; studies may share one; null: STORAGE/completions"
@@ -175,53 +184,54 @@ class TeacherConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def default_strategy(cls, plain: Any) -> Any:
-        if isinstance(plain, dict) and plain.get("answers") is not None:
-            return {"strategy": "read_answers"} | plain
+        if isinstance(plain, dict) and plain.get("imported") is not None:
+            return {"strategy": "imported"} | plain
         return plain
 
     @model_validator(mode="after")
     def consistent(self) -> TeacherConfig:
-        if problems := [*(imported_problems(self) if self.answers else []), *request_problems(self)]:
+        if problems := [*(imported_problems(self) if self.imported else []), *request_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the training examples' annotations: not where and how fast the engine runs, the costs, or the store."""
-        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "answers", "held_out_rationales"})
-        if self.answers:
-            plain["answers"] = self.answers.columns.model_dump()
+        plain = self.model_dump(exclude={"engine", "budget", "store", "api", "imported", "held_out_rationales"})
+        if self.imported:
+            plain["imported"] = self.imported.columns.model_dump()
         elif self.api:
             plain["api"] = self.api.model_dump(include=API_IDENTITY)
         else:
             plain["engine_kwargs"] = self.engine.output_kwargs()
+            plain["chat"] = self.engine.chat if self.strategy == "chain_of_thought" else "never"
         return plain
 
 
 def imported_problems(teacher: TeacherConfig) -> list[str]:
-    """What in a teacher's settings contradicts its `answers`."""
+    """What in a teacher's settings contradicts its `imported`."""
     problems = []
-    if teacher.strategy != "read_answers":
-        problems.append(f"`answers` and strategy {teacher.strategy} are mutually exclusive: leave out one")
+    if teacher.strategy != "imported":
+        problems.append(f"`imported` and strategy {teacher.strategy} are mutually exclusive: leave out one")
     if teacher.api:
-        problems.append("`answers` and `api` are mutually exclusive: leave out one")
+        problems.append("`imported` and `api` are mutually exclusive: leave out one")
     if "model" not in teacher.model_fields_set:
-        problems.append("model is missing: name who wrote the answers, such as model: gpt-3.5-turbo; reports show that name")
+        problems.append("model is missing: name who wrote the file, such as model: gpt-3.5-turbo; reports show that name")
     if teacher.samples != 1:
-        problems.append("samples does not apply to `answers`, in which each row of an example is a sample: leave it out")
+        problems.append("samples does not apply to `imported`, in which each row of an example is a sample: leave it out")
     return problems
 
 
 def request_problems(teacher: TeacherConfig) -> list[str]:
     """What in a teacher's settings makes its requests impossible or pointless."""
     problems = []
-    if teacher.strategy == "read_answers" and not teacher.answers:
-        problems.append("strategy read_answers needs `answers`, with the file's columns")
+    if teacher.strategy == "imported" and not teacher.imported:
+        problems.append("strategy imported needs `imported`, with the file's columns")
     if teacher.api and teacher.strategy == "score_then_explain" and teacher.api.endpoint == "chat":
         problems.append(
             "strategy score_then_explain needs the log-probabilities of the label words, which api.endpoint chat does not "
             "give. Set strategy: chain_of_thought, or api.endpoint: completions if the server has it"
         )
-    if teacher.samples > 1 and teacher.temperature == 0 and not teacher.answers:
+    if teacher.samples > 1 and teacher.temperature == 0 and not teacher.imported:
         problems.append("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
     if teacher.api is None and teacher.max_text_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len:
         problems.append(

@@ -6,8 +6,10 @@ with the filter's name. A new filter is a function and an entry in the tables be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ from cotd.data.spill import TextFile
 from cotd.errors import nearest, unknown
 from cotd.tasks.base import Task
 from cotd.teachers.near_duplicates import near_duplicate_rows
+from cotd.utils.text import count_words
 
 # What the quarantine reason of a filtered annotation begins with; the filter's name follows.
 FILTERED = "filtered: "
@@ -60,7 +63,7 @@ def length(
     annotations: pd.DataFrame, context: FilterContext, *, min_words: int = 3, max_words: int | None = None
 ) -> np.ndarray:
     """Keeps rationales of `min_words` to `max_words` words."""
-    words = annotations["rationale"].str.count(r"\S+").to_numpy()
+    words = annotations["rationale"].map(count_words).to_numpy(dtype=int)
     return (words >= min_words) & (words <= (max_words if max_words is not None else np.inf))
 
 
@@ -215,10 +218,7 @@ def rationales_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:
 
 
 def rationales_naming_labels(annotations: pd.DataFrame, task: Task) -> np.ndarray:
-    """(N,) whether each rationale contains the word of its own label, in any case, as a whole word."""
-    named = np.zeros(len(annotations), dtype=bool)
-    labels = annotations["label"].to_numpy(dtype=object)
-    for label in task.labels:
-        rows = np.flatnonzero(labels == label)
-        named[rows] = annotations["rationale"].iloc[rows].str.contains(task.label_pattern(label), regex=True).to_numpy(bool)
-    return named
+    """(N,) whether each rationale contains its own label, see `Task.label_pattern`."""
+    pattern = lru_cache(maxsize=1024)(lambda label: re.compile(task.label_pattern(label)))
+    rows = zip(annotations["label"], annotations["rationale"], strict=True)
+    return np.array([isinstance(label, str) and bool(pattern(label).search(text)) for label, text in rows], dtype=bool)

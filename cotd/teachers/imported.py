@@ -1,13 +1,13 @@
 """Imports a file of labels and rationales that a language model wrote as a study's annotations.
 
-A row of the file belongs to the example with its text: after cleaning, in any case.
+A row of the file belongs to the example with its text, and its options if it has its own: after cleaning, in any case.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import DataConfig
-from cotd.data.examples import Examples, example_id
+from cotd.data.examples import Examples, example_id, parse_choices
 from cotd.data.files import text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
@@ -38,13 +38,11 @@ from cotd.teachers.output import (
 from cotd.teachers.store import completion
 from cotd.teachers.teacher import Teacher
 
-KEY = "teacher.answers.columns"
-CELLS = ["text", "label", "rationale", "gold_rationale", "label_probability", "problem", "line"]
+KEY = "teacher.imported.columns"
+CELLS = ["text", "choices", "label", "rationale", "gold_rationale", "label_probability", "problem", "line"]
 NO_EXAMPLE = "no example of the study has this text"
 NO_GOLD = "the example has no gold label for the rationale"
 NOT_GOLD = "the rationale is for a label other than gold"
-# What may surround a label: quotes, brackets, a full stop. Not a minus sign: -1 is not 1.
-PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
 QUARANTINED = pa.schema(
     {name: pa.string() for name in ("example_id", "file")}
     | {"row": pa.int64()}  # of the file, from 1, without a header
@@ -52,6 +50,7 @@ QUARANTINED = pa.schema(
 )
 # How many different labels outside the task are counted: a wrong column may hold as many as rows.
 MAX_OTHER_LABELS = 1000
+BAD_CHOICES = "its options are not a list of at least two"
 # A completion of which only the text is known.
 WRITTEN = completion("", prompt_tokens=0, output_tokens=0)
 
@@ -64,7 +63,7 @@ def imported_files(data: DataConfig, config: ImportedConfig) -> list[str]:
     """
     files = config.files(data)
     if problems := [
-        f"teacher.answers.source: no file '{path}' (looked in {Path(path).expanduser().absolute().parent})."
+        f"teacher.imported.source: no file '{path}' (looked in {Path(path).expanduser().absolute().parent})."
         for path in files
         if not Path(path).expanduser().is_file()
     ]:
@@ -92,7 +91,8 @@ def imported_blocks(path: str, data: DataConfig, config: ImportedConfig) -> Iter
         CotdError: it cannot be read, or lacks columns that are named: all of them at once.
     """
     columns = config.columns
-    return read_mapped(path, columns.model_copy(update={"text": columns.text or data.columns.text}), KEY)
+    own = {"text": columns.text or data.columns.text, "choices": columns.choices or data.columns.choices}
+    return read_mapped(path, columns.model_copy(update=own), KEY, None if columns.text else data.input)
 
 
 def check_imported(data: DataConfig, config: ImportedConfig) -> None:
@@ -113,9 +113,9 @@ def check_imported(data: DataConfig, config: ImportedConfig) -> None:
 
 def imported_teacher(data: DataConfig, config: TeacherConfig) -> Teacher:
     """The teacher that wrote the files; its revision is their content."""
-    assert config.answers is not None
-    digest = imported_digest(data, config.answers)
-    return Teacher(config.model, ", ".join(filter(None, [config.revision, f"answers {digest}"])), config)
+    assert config.imported is not None
+    digest = imported_digest(data, config.imported)
+    return Teacher(config.model, ", ".join(filter(None, [config.revision, f"imported {digest}"])), config)
 
 
 def read_imported(data: DataConfig, teacher: Teacher, examples: Examples, task: Task) -> TeacherOutput:
@@ -127,10 +127,10 @@ def read_imported(data: DataConfig, teacher: Teacher, examples: Examples, task: 
     Raises:
         CotdError: a file cannot be read; no row is of an example; none is of use for a training example.
     """
-    assert teacher.config.answers is not None
-    reader = ImportedReader(imported_files(data, teacher.config.answers), data, teacher, examples, task)
+    assert teacher.config.imported is not None
+    reader = ImportedReader(imported_files(data, teacher.config.imported), data, teacher, examples, task)
     for path in reader.files:
-        for block in imported_blocks(path, data, teacher.config.answers):
+        for block in imported_blocks(path, data, teacher.config.imported):
             reader.add(block, path)
     return reader.output()
 
@@ -143,8 +143,8 @@ class ImportedReader:
     """
 
     def __init__(self, files: list[str], data: DataConfig, teacher: Teacher, examples: Examples, task: Task):
-        assert teacher.config.answers is not None
-        self.config, self.columns = teacher.config, teacher.config.answers.columns
+        assert teacher.config.imported is not None
+        self.config, self.columns = teacher.config, teacher.config.imported.columns
         self.files, self.data, self.examples, self.task = files, data, examples, task
         self.dataset = dataset_name(data)
         self.origin = {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": None}
@@ -155,9 +155,10 @@ class ImportedReader:
         self.is_explained = np.isin(table.numbers, explained.numbers)
         self.rationales = rationale_rows(explained)
         self.quarantined = SortedRows(QUARANTINED, ["example_id", "file", "row", "reason"], len(table), spill_dir)
-        # Of each review: the number of its rows, and the first label among them with its probability.
+        # Of each example: the number of its rows, and the first label among them with its probability.
         self.samples = np.zeros(len(table), dtype=np.int32)
-        self.labels = np.full(len(table), NONE, dtype=np.int8)
+        self.labels = np.full(len(table), NONE, dtype=np.int32)
+        self.codes = {label: code for code, label in enumerate(task.labels)}  # grows where labels are not fixed
         self.probabilities = np.full(len(table), np.nan)
         self.rows = self.matched = self.usable = 0
         self.reasons: Counter[str] = Counter()
@@ -176,13 +177,17 @@ class ImportedReader:
         frame = block.reindex(columns=CELLS).astype(object)
         rows = frame.where(frame.notna(), None).to_dict("records")
         texts = [clean_text(cells["text"]) if isinstance(cells["text"], str) else "" for cells in rows]
-        ids = [example_id(self.dataset, text) for text in texts]
+        choices = [parse_choices(cells["choices"]) if self.task.needs_choices else None for cells in rows]
+        ids = [example_id(text, own) for text, own in zip(texts, choices, strict=True)]
         positions = self.examples.rows.positions(ids).tolist()
-        for cells, i, text, position in zip(rows, ids, texts, positions, strict=True):
+        for cells, i, text, own, position in zip(rows, ids, texts, choices, positions, strict=True):
+            cells["choices"] = own
             self._row += 1
             self.rows += 1
             self.first_text = self.first_text or text
             problem = cells["problem"] or text_problem(cells["text"]) or (None if text else "empty text")
+            if self.task.needs_choices and own is None:
+                problem = problem or BAD_CHOICES
             if problem or position == NONE:
                 self._quarantine(i, cells, cells["rationale"], problem or NO_EXAMPLE)
                 continue
@@ -221,7 +226,7 @@ class ImportedReader:
             return
         label, probability, problem = self._label(cells)
         if label and self.labels[position] == NONE:
-            self.labels[position] = self.task.labels.index(label)
+            self.labels[position] = self.codes.setdefault(label, len(self.codes))
             self.probabilities[position] = np.nan if probability is None else probability
         if self.is_explained[position] and not self.samples[position]:
             rationale, unread = rationale_text(cells["rationale"])
@@ -235,12 +240,12 @@ class ImportedReader:
         """(label, its probability, what is wrong with either) of a row."""
         if not self.columns.label:
             return None, None, None
-        label = parse_model_label(cells["label"], self.task)
+        label = parse_model_label(cells["label"], self.task, cells["choices"])
         if label is None:
             other = cell_text(cells["label"])[:80]
             if other and (other in self.other_labels or len(self.other_labels) < MAX_OTHER_LABELS):
                 self.other_labels[other] += 1
-            return None, None, f"the label is not one of {', '.join(self.task.labels)}" if other else "no label"
+            return None, None, f"the label is not {self.task.expected()}" if other else "no label"
         if cells["label_probability"] is None:
             return label, None, None
         try:
@@ -266,10 +271,14 @@ class ImportedReader:
         """
         table, files = self.examples.rows, ", ".join(self.files)
         if not self.matched:
+            by, column = "text", self.columns.text or self.data.input or self.data.columns.text
+            if self.task.needs_choices:
+                by = "text and options"
+            first = table.texts[int(table.numbers[0])][:60]
             raise CotdError(
-                f"{files}: none of its {self.rows:,} rows has the text of an example of {self.dataset}. Rows and examples are joined "
-                f"by text: the file's begin with {self.first_text[:60]!r}, the examples with "
-                f"{table.texts[int(table.numbers[0])][:60]!r}. Check {KEY}.text ('{self.columns.text or self.data.columns.text}')."
+                f"{files}: none of its {self.rows:,} rows has the {by} of an example of {self.dataset}. Rows and examples are "
+                f"joined by {by}: the file's begin with {self.first_text[:60]!r}, the examples with {first!r}. Check {KEY}.text "
+                f"('{column}')."
             )
         if not self.usable:
             reasons = "; ".join(f"{count:,} × {reason}" for reason, count in self.reasons.most_common(5))
@@ -283,23 +292,23 @@ class ImportedReader:
         train, test = (table.splits == SPLITS.index(name) for name in ("train", "test"))
         has_label = self.samples[test] > 0 if self.columns.label else np.zeros(int(test.sum()), dtype=bool)
         probabilities = self.probabilities[test] if self.columns.label_probability else None
-        measured = test_table(table.take(test), decode(self.task.labels, self.labels[test]), probabilities, has_label)
+        measured = test_table(table.take(test), decode(list(self.codes), self.labels[test]), probabilities, has_label)
         counts = {
             "files": self.files,
             "rows": self.rows, "matched": self.matched, "examples": int((self.samples > 0).sum()),
             "samples": int(self.samples[train].max(initial=0)),
-            "unanswered_train": int((self.samples[train] == 0).sum()),
-            "unanswered_test": int((self.samples[test] == 0).sum()),
+            "without_row_train": int((self.samples[train] == 0).sum()),
+            "without_row_test": int((self.samples[test] == 0).sum()),
             "quarantined": dict(self.reasons.most_common()), "other_labels": dict(self.other_labels.most_common(10)),
         }  # fmt: skip
         return TeacherOutput(self.annotations, measured, None, self.rationales, ImportedRows(counts, self.quarantined))
 
 
-def parse_model_label(value: Any, task: Task) -> str | None:
-    """The label that a language model's word stands for, or None: "Positive.", "**negative**" and what data sets write."""
+def parse_model_label(value: Any, task: Task, choices: Sequence[str] | None = None) -> str | None:
+    """The label that a language model's words stand for, or None: "Positive.", "**negative**", "(b)" and what data sets write."""
     if not isinstance(value, (str, int, float, np.number)):
         return None
-    return task.find(value) if isinstance(value, str) else task.parse(value)
+    return task.find(value, choices) if isinstance(value, str) else task.parse(value, choices)
 
 
 def rationale_text(cell: Any) -> tuple[str, str | None]:

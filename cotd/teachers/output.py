@@ -25,7 +25,7 @@ class ImportedRows:
 
     Attributes:
         counts: `files`; `rows`; `matched`, those of an example; `examples` that have any; `samples`, the most that a training
-            example has; `unanswered_train` and `unanswered_test`, examples that have none; `quarantined`, reason → rows;
+            example has; `without_row_train` and `without_row_test`, examples that have none; `quarantined`, reason → rows;
             `other_labels`, what stood in place of a label of the task → rows, the ten most common.
         quarantined: the rows that cannot be used, in whole or in part, and why; one with two reasons is there twice.
     """

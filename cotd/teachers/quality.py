@@ -11,6 +11,7 @@ from cotd.evaluation.statistics import expected_calibration_error
 from cotd.tasks.base import Task
 from cotd.teachers.filters import rationales_by_kind, rationales_naming_labels
 from cotd.teachers.near_duplicates import near_duplicate_rows
+from cotd.utils.text import count_words
 
 PERCENTILES = (5, 25, 50, 75, 95)
 # Of how many rationales of a kind near-duplicates are counted, a random sample as ids are hashes; takes some seconds.
@@ -21,22 +22,23 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
     """The teacher's labels against gold labels; a missing label is a class of its own, "none".
 
     Returns:
-        `rows`; if there are any: `confusion` (gold label → predicted label → rows); Cohen's `kappa` with a 95 % interval
-        (bootstrap over rows) if both have several classes; and, of labels with probabilities, `roc_auc` (of two classes), the
-        figures of `calibration_quality`, and `confidence`, which says in words what the probabilities are.
+        `rows`; if there are any: of a fixed label set `confusion` (gold label → predicted label → rows) and, if there are several
+        gold labels, Cohen's `kappa` with a 95 % interval (bootstrap over rows); of labels with probabilities `roc_auc` (of two
+        labels), the figures of `calibration_quality`, and `confidence`, which says in words what the probabilities are.
     """
     if gold.empty:
         return {"rows": 0}
-    y_pred = predicted.astype(object).where(predicted.notna(), "none").to_numpy()
+    missing = "(none)" if "none" in task.labels else "none"
+    labelled = predicted.notna().to_numpy()
+    y_pred = predicted.astype(object).where(labelled, missing).to_numpy(dtype=object)
     y_true = gold.to_numpy(dtype=object)
-    columns = [*task.labels, *(["none"] if "none" in y_pred else [])]
-    quality: dict[str, Any] = {
-        "rows": len(y_true),
-        "confusion": {g: {p: int(((y_true == g) & (y_pred == p)).sum()) for p in columns} for g in task.labels},
-    }
-    if len(set(y_true)) > 1:
+    quality: dict[str, Any] = {"rows": len(y_true)}
+    if task.labels:
+        columns = [*task.labels, *([] if labelled.all() else [missing])]
+        quality["confusion"] = {g: {p: int(((y_true == g) & (y_pred == p)).sum()) for p in columns} for g in task.labels}
+    if task.labels and len(set(y_true)) > 1:
         quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(y_true, y_pred)
-    known = probability.notna().to_numpy() & (y_pred != "none")
+    known = probability.notna().to_numpy() & labelled
     if known.any():
         confidence = probability.to_numpy(dtype=float)[known]
         quality |= calibration_quality(confidence, (y_true == y_pred)[known])
@@ -136,7 +138,7 @@ class RationaleQuality:
             self._compared[kind] += annotations["rationale"].iloc[rows[: COMPARED - len(self._compared[kind])]].tolist()
         written = annotations["error"].isna() & (annotations["rationale"] != "")
         usable = annotations.loc[written, ["label", "rationale"]]
-        self._words.append(usable["rationale"].str.count(r"\S+").to_numpy(dtype=np.int32))
+        self._words.append(usable["rationale"].map(count_words).to_numpy(dtype=np.int32))
         self._named += int(rationales_naming_labels(usable, self._task).sum())
 
     def figures(self) -> dict[str, Any]:

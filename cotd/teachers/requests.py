@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from cotd.errors import CotdError
-from cotd.tasks.base import Task
 from cotd.teachers.prompts import Prompts
 from cotd.teachers.teacher import Teacher
 
-# What JSON takes besides the rationale: quotes, braces, keys and the label.
+# What JSON takes besides the rationale: quotes, braces, keys and the answer.
 JSON_TOKENS = 24
 # A retry is sampled, as the completion would be the same at temperature 0. No sample has its seed (teacher.samples is at most 64).
 RETRY_TEMPERATURE, SEEDS_A_TRY = 0.7, 64
@@ -40,14 +40,18 @@ class Request:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> Request:
-    """Asks for the log-probabilities of the label words: by their first tokens, or by the words if there is no tokenizer."""
-    words = [" " + prompts.label_words[label] for label in task.labels]
-    tokens = [teacher.first_token(word) for word in words] if teacher.tokenizer else []
+def score_request(teacher: Teacher, prompts: Prompts, text: str, choices: Sequence[str] | None = None) -> Request:
+    """Asks for the log-probability of each answer that the example can have, in the order of `task.options`.
+
+    They are those of the first tokens of their words, or of the words if there is no tokenizer.
+    """
+    prompt, words = prompts.scoring(text, choices, teacher.escape)
+    tokens = [teacher.first_token(prompt[-1], word) for word in words] if teacher.tokenizer else []
     if len(set(tokens)) < len(tokens):
+        same = [word.strip() for word, token in zip(words, tokens, strict=True) if tokens.count(token) > 1]
         raise CotdError(
-            f"the teacher's tokenizer begins two of the label words {', '.join(prompts.label_words.values())} with the same "
-            "token, so one token cannot score them. Name other label_words (teacher.prompts), or use strategy: chain_of_thought."
+            f"the teacher's tokenizer begins the label words {', '.join(same)} with the same token, so one token cannot score "
+            "them. Name other label_words (teacher.prompts), or use strategy: chain_of_thought."
         )
     api = teacher.config.api
     if api is None:
@@ -56,31 +60,41 @@ def score_request(teacher: Teacher, task: Task, prompts: Prompts, text: str) -> 
         scoring = {"label_words": words, "logprob_token_ids": tokens, "logprobs": len(tokens)}
     else:
         scoring = {"label_words": words, "logprobs": api.top_logprobs}
-    return _request(teacher, prompts.render("score", text), {"max_tokens": 1, "temperature": 0.0} | scoring)
+    return _request(teacher, prompt, {"max_tokens": 1, "temperature": 0.0} | scoring)
 
 
 def explain_request(
-    teacher: Teacher, prompts: Prompts, text: str, label: str, sample: int, structured: bool = False
+    teacher: Teacher,
+    prompts: Prompts,
+    text: str,
+    label: str,
+    sample: int,
+    choices: Sequence[str] | None = None,
+    structured: bool = False,
 ) -> Request:
-    """Asks for a rationale given a label, as one line or, of a teacher that writes JSON, as JSON."""
+    """Asks for a rationale given an answer, as one line or, of a teacher that writes JSON, as JSON."""
     if teacher.writes_json:
         name, extra_tokens = "explain_json", JSON_TOKENS
         form: dict[str, Any] = {"structured_outputs": {"json": prompts.json_schema(labelled=False)}}
     else:
         name, extra_tokens = "explain", 0
-        form = {"structured_outputs": {"regex": r" [^\n]{10,400}"}} if structured else {"stop": ["\n"]}
-    return _request(teacher, prompts.render(name, text, label), writing(teacher, sample, extra_tokens) | form)
+        form = {"structured_outputs": {"regex": r"[^\n]{10,400}"}} if structured else {"stop": ["\n"]}
+    prompt = prompts.render(name, text, choices, label, teacher.escape)
+    return _request(teacher, prompt, writing(teacher, sample, extra_tokens) | form)
 
 
-def think_request(teacher: Teacher, prompts: Prompts, text: str, sample: int, greedy: bool = False) -> Request:
-    """Asks for a rationale and then a label."""
+def think_request(
+    teacher: Teacher, prompts: Prompts, text: str, sample: int, choices: Sequence[str] | None = None, greedy: bool = False
+) -> Request:
+    """Asks for a rationale and then an answer."""
     if teacher.writes_json:
         name, extra_tokens = "chain_of_thought_json", JSON_TOKENS
-        form: dict[str, Any] = {"json": prompts.json_schema(labelled=True)}
+        form: dict[str, Any] = {"json": prompts.json_schema(labelled=True, choices=choices)}
     else:
-        name, extra_tokens, form = "chain_of_thought", 0, {"regex": prompts.chain_of_thought_regex()}
+        name, extra_tokens, form = "chain_of_thought", 0, {"regex": prompts.chain_of_thought_regex(choices)}
     sampling = writing(teacher, sample, extra_tokens) | ({"temperature": 0.0} if greedy else {})
-    return _request(teacher, prompts.render(name, text), sampling | {"structured_outputs": form})
+    prompt = prompts.render(name, text, choices, escape=teacher.escape)
+    return _request(teacher, prompt, sampling | {"structured_outputs": form})
 
 
 def writing(teacher: Teacher, sample: int, extra_tokens: int = 0) -> dict[str, Any]:
@@ -92,7 +106,7 @@ def writing(teacher: Teacher, sample: int, extra_tokens: int = 0) -> dict[str, A
 
 
 def _request(teacher: Teacher, prompt: str, sampling: dict[str, Any]) -> Request:
-    return Request(teacher.name, teacher.revision, prompt, sampling)
+    return Request(teacher.name, teacher.revision, teacher.prompt(prompt), sampling)
 
 
 def retry_request(request: Request, number: int) -> Request | None:

@@ -46,41 +46,29 @@ Ask = Callable[[Callable[[], Iterable[Tagged]], str, Usable], Iterator[tuple[Tag
 NOT_ASKED = "not asked"
 
 
-def score_then_explain(teacher: Teacher, examples: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
-    """Scores the label words, calibrates the scores on validation examples, then asks for a rationale given the label.
+def score_then_explain(teacher: Teacher, examples: Examples, prompts: Prompts, ask: Ask) -> TeacherOutput:
+    """Scores each example's options, calibrates the scores on validation examples, then asks for a rationale given the label.
 
     A rationale given the teacher's own label and one given an equal gold label are the same request, and paid for once.
     """
-    train, test = examples.rows.split("train"), examples.rows.split("test")
-    held_out, explained = calibration_examples(teacher.config, examples), explained_examples(teacher.config, examples)
-    parts = scored_examples(held_out, test, train, explained)
-    positions, size = positions_of(parts), sum(map(len, parts))
-    scores, prompt_tokens = np.full(size, np.nan), np.zeros(size, dtype=np.int32)
-    errors: list[str | None] = [None] * size
-    unasked = np.zeros(size, dtype=bool)
-    for (_, position), completion in ask(
-        lambda: score_requests(teacher, task, prompts, parts), "label scores", lambda tag, completion: True
-    ):
+    scored = ScoredExamples(teacher, examples, prompts)
+    train, test, explained, positions = scored.train, scored.test, scored.explained, scored.positions
+    prompt_tokens, unasked = np.zeros(len(scored), dtype=np.int32), np.zeros(len(scored), dtype=bool)
+    errors: list[str | None] = [None] * len(scored)
+    for (_, position), completion in ask(scored.requests, "label scores", lambda tag, completion: True):
         if completion["error"]:
             errors[position] = sys.intern(completion["error"])  # of millions of equal ones, one is in memory
             unasked[position] = completion["finish_reason"] == NOT_ASKED
         else:
-            scores[position], prompt_tokens[position] = label_score(completion, task), completion["prompt_tokens"]
+            scored.add(position, completion)
+            prompt_tokens[position] = completion["prompt_tokens"]
     release_memory()
-
-    scored = ~np.isnan(scores)
-    calibration = calibrate_on(held_out, scores, teacher.config, task)
-
-    def own_label(position: int) -> tuple[str, float]:
-        return calibration.label(float(scores[position]), task)
-
-    def own_labels(position: int) -> list[str]:
-        return [own_label(position)[0]] if scored[position] else []
+    calibration = scored.calibrate()
 
     rows, rationales = annotation_rows(teacher.config, examples), rationale_rows(explained)
     origin = origin_of(teacher, prompts)
     for (example_id, position, sample, label, kinds), completion in ask(
-        lambda: rationale_requests(teacher, prompts, train, explained, positions, own_labels),
+        lambda: scored.rationale_requests(scored.labels),
         "rationales",
         lambda tag, completion: explains(teacher, prompts, completion),
     ):
@@ -88,26 +76,26 @@ def score_then_explain(teacher: Teacher, examples: Examples, task: Task, prompts
         if not kinds and completion["finish_reason"] != NOT_ASKED:
             rationales.add({"example_id": example_id, "rationale": usable_rationale(rationale, completion)})
         for by_gold in kinds:  # one completion serves both kinds if the labels are equal
-            probability = None if by_gold else own_label(position)[1]
+            probability = None if by_gold else scored.choose(position)[1]
             scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[position])
             rows.add(
                 annotation_row(example_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens)
             )
     for position, example_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
-        if not scored[position]:
+        if not scored.has_score(position):
             rows.add(annotation_row(example_id, 0, False, None, None, "", None, origin, error=errors[position]))
     for position, example_id in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
-        if not scored[position] and not unasked[position]:
+        if not scored.has_score(position) and not unasked[position]:
             rationales.add({"example_id": example_id, "rationale": ""})
     labels, probabilities = np.full(len(test), None, dtype=object), np.full(len(test), np.nan)
-    for row, position in enumerate(positions[test.numbers].tolist()):
-        if scored[position]:
-            labels[row], probabilities[row] = own_label(position)
+    for row, (position, choices) in enumerate(zip(positions[test.numbers], test.own_choices(), strict=True)):
+        for label in scored.labels(position, choices):
+            labels[row], probabilities[row] = label, scored.choose(position)[1]
     measured = test_table(test, labels, probabilities, ~unasked[positions[test.numbers]])
     return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
 
 
-def chain_of_thought(teacher: Teacher, examples: Examples, task: Task, prompts: Prompts, ask: Ask) -> TeacherOutput:
+def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask: Ask) -> TeacherOutput:
     """Few-shot chain of thought with structured output; for gold-conditioned rationales, `explain` given gold.
 
     The teacher's labels are taken as they are: `label_probability` is the share of samples that agree.
@@ -118,16 +106,17 @@ def chain_of_thought(teacher: Teacher, examples: Examples, task: Task, prompts: 
     rationales = rationale_rows(explained)
     is_explained = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     predicted, asked = np.full(len(is_explained), None, dtype=object), np.ones(len(is_explained), dtype=bool)
-    for (example_id, kind, sample, position), completion in ask(
+    for tag, completion in ask(
         lambda: thought_requests(teacher, prompts, held_out, train),
         "chains of thought",
-        lambda tag, completion: thought_usable(teacher, prompts, task, tag, completion),
+        lambda tag, completion: thought_usable(teacher, prompts, tag, completion),
     ):
+        example_id, kind, sample, position, choices = tag
         if kind == "explain":
             rationale = written_rationale(teacher, prompts, completion)
             rows.add(annotation_row(example_id, sample, True, train.label(position), None, rationale, completion, origin))
             continue
-        label, rationale = parsed(teacher, prompts, task, completion)
+        label, rationale = parsed(teacher, prompts, choices, completion)
         if kind == "think":
             error = None if label or completion["error"] else "no label of the task in the completion"
             rows.add(annotation_row(example_id, sample, False, label, None, rationale, completion, origin, error=error))
@@ -152,84 +141,124 @@ def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
 # --- which requests -------------------------------------------------------------------------------------------------
 
 
-def calibration_examples(config: TeacherConfig, examples: Examples) -> ExampleTable:
+class ScoredExamples:
+    """The examples that `score_then_explain` scores, each once, and their scores: some bytes an example and label.
+
+    Their order serves a run that is stopped early: calibration, test and training examples, then other held-out examples that
+    are explained. An example's position is its place in that order.
+
+    Attributes:
+        positions: text number → position; a dictionary by id would take forty times the memory.
+        scores: (N, L) log-probabilities of an example's options, in their order; NaN before they are known, -inf where it has
+            fewer options than another.
+    """
+
+    def __init__(self, teacher: Teacher, examples: Examples, prompts: Prompts):
+        self.teacher, self.prompts, self.task = teacher, prompts, prompts.task
+        self.train, self.test = examples.rows.split("train"), examples.rows.split("test")
+        self.held_out = calibration_examples(teacher.config, examples, self.task)
+        self.explained = explained_examples(teacher.config, examples)
+        others = ~np.isin(self.explained.numbers, np.concatenate([self.held_out.numbers, self.test.numbers]))
+        self.parts = [self.held_out, self.test, self.train, self.explained.take(others)]
+        numbers = np.concatenate([part.numbers for part in self.parts])
+        self.positions = np.full(len(examples.rows.texts), NONE, dtype=np.int32)
+        self.positions[numbers] = np.arange(len(numbers))
+        self.scores = np.full((len(numbers), most_options(self.parts, self.task)), np.nan, dtype=np.float32)
+        self.calibration: Calibration | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def requests(self) -> Iterator[Tagged]:
+        """A score of each example; tags are (example id, position)."""
+        for n, shown in enumerate(itertools.chain.from_iterable(map(self.teacher.shown, self.parts))):
+            yield (shown.id, n), score_request(self.teacher, self.prompts, shown.text, shown.choices)
+
+    def add(self, position: int, completion: Completion) -> None:
+        """Keeps the score of a completion of `requests`."""
+        logprobs = completion["label_logprobs"]
+        self.scores[position] = -np.inf
+        self.scores[position, : len(logprobs)] = logprobs
+
+    def has_score(self, position: int) -> bool:
+        return not np.isnan(self.scores[position, 0])
+
+    def calibrate(self) -> Calibration:
+        """Fits the calibration on the first of the examples, see `cotd.teachers.calibration.calibrate`."""
+        gold = gold_positions(self.held_out, self.task)
+        self.calibration = calibrate(self.teacher.config.calibration, self.scores[: len(gold)], gold, self.task)
+        return self.calibration
+
+    def choose(self, position: int) -> tuple[int, float]:
+        """(Which of an example's options is its label, the label's probability), once calibrated."""
+        assert self.calibration is not None
+        return self.calibration.choose(self.scores[position])
+
+    def labels(self, position: int, choices: Sequence[str] | None) -> list[str]:
+        """An example's label, or nothing if it has no score."""
+        options = self.task.options(choices)
+        return [options[self.choose(position)[0]]] if options and self.has_score(position) else []
+
+    def rationale_requests(self, labels: Callable[[int, Sequence[str] | None], Sequence[str]]) -> Iterator[Tagged]:
+        """Rationales given the teacher's own label and, of training examples, given gold.
+
+        Args:
+            labels: an example's position and options → the teacher's label, or nothing if it has no score; for an estimate
+                before the scores are known, all labels that it may turn out to have.
+
+        Yields:
+            Requests with the tags (example id, position, sample, label, kinds). `kinds` holds False if the label is the
+            teacher's and True if it is gold; it is empty for held-out examples.
+        """
+        teacher, prompts, train, explained = self.teacher, self.prompts, self.train, self.explained
+        golds = gold_labels(teacher, train)
+        for n, (i, text, choices), gold in zip(self.positions[train.numbers], teacher.shown(train), golds, strict=True):
+            own = labels(n, choices)
+            for sample in range(teacher.config.samples):
+                for label in dict.fromkeys([*own, gold] if gold else own):
+                    kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in own))
+                    yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample, choices)
+        for n, (i, text, choices) in zip(self.positions[explained.numbers], teacher.shown(explained), strict=True):
+            for label in labels(n, choices):
+                yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0, choices)
+
+
+def calibration_examples(config: TeacherConfig, examples: Examples, task: Task) -> ExampleTable:
     """The validation examples that the calibration may see.
 
     Raises:
-        CotdError: Platt scaling needs gold labels of both kinds, and the examples lack them.
+        CotdError: Platt scaling needs gold labels of at least two kinds, and the examples lack them.
     """
     held_out = examples.rows.split("validation")
-    if config.calibration.method == "platt":
-        held_out = held_out.take(held_out.labels != NONE)
-        if len(np.unique(held_out.labels[: config.calibration.rows])) < 2:
-            raise CotdError(
-                "teacher.calibration.method platt needs validation examples with gold labels of both kinds. "
-                "Use method: prior, which needs none, or give labels."
-            )
-    return held_out.take(slice(config.calibration.rows))
+    if config.calibration.method != "platt":
+        return held_out.take(slice(config.calibration.rows))
+    held_out = held_out.take(held_out.labels != NONE).take(slice(config.calibration.rows))
+    if len(np.unique(gold_positions(held_out, task))) < 2:
+        raise CotdError(
+            "teacher.calibration.method platt needs validation examples with gold labels of at least two kinds. "
+            "Use method: prior, which needs none, or give labels."
+        )
+    return held_out
 
 
-def calibrate_on(held_out: ExampleTable, scores: np.ndarray, config: TeacherConfig, task: Task) -> Calibration:
-    """The calibration fitted on the first of `scored_examples`, see `calibrate`."""
-    return calibrate(config.calibration, scores[: len(held_out)], held_out.labels == task.labels.index(task.positive_label))
+def gold_positions(table: ExampleTable, task: Task) -> np.ndarray:
+    """(N,) the position of each example's gold label among its options, or NONE."""
+    if task.labels:
+        return table.labels
+    options = zip(table.label_names(), table.own_choices(), strict=True)
+    return np.array([NONE if label is None or not own else own.index(label) for label, own in options], dtype=np.int32)
 
 
-def scored_examples(
-    held_out: ExampleTable, test: ExampleTable, train: ExampleTable, explained: ExampleTable
-) -> list[ExampleTable]:
-    """The examples to score, each once, in an order that serves a run that is stopped early: calibration, test and training
-    examples, then other held-out examples that are explained."""
-    others = ~np.isin(explained.numbers, np.concatenate([held_out.numbers, test.numbers]))
-    return [held_out, test, train, explained.take(others)]
-
-
-def positions_of(parts: Sequence[ExampleTable]) -> np.ndarray:
-    """Text number → position of its example in the joined parts: a dictionary by id would take forty times the memory."""
-    numbers = np.concatenate([part.numbers for part in parts])
-    positions = np.full(len(parts[0].texts), NONE, dtype=np.int32)
-    positions[numbers] = np.arange(len(numbers))
-    return positions
+def most_options(parts: Iterable[ExampleTable], task: Task) -> int:
+    """How many options the example with the most has."""
+    if task.labels:
+        return len(task.labels)
+    return max((len(own) for part in parts for own in part.own_choices() if own), default=0)
 
 
 def gold_labels(teacher: Teacher, train: ExampleTable) -> Iterator[str | None]:
     """Each example's gold label; None if it has none, or no rationale given gold is configured."""
     return (train.label(n) if teacher.config.gold_conditioned else None for n in range(len(train)))
-
-
-def score_requests(teacher: Teacher, task: Task, prompts: Prompts, parts: Iterable[ExampleTable]) -> Iterator[Tagged]:
-    """A label score of each example of the parts; tags are (example id, its position)."""
-    for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, parts))):
-        yield (i, n), score_request(teacher, task, prompts, text)
-
-
-def rationale_requests(
-    teacher: Teacher,
-    prompts: Prompts,
-    train: ExampleTable,
-    explained: ExampleTable,
-    positions: np.ndarray,
-    labels: Callable[[int], Sequence[str]],
-) -> Iterator[Tagged]:
-    """Rationales given the teacher's own label and, of training examples, given gold.
-
-    Args:
-        positions: see `positions_of`. labels: an example's position → the teacher's label, or nothing if it has no score; for an
-            estimate before the scores are known, all labels that it may turn out to have.
-
-    Yields:
-        Requests with the tags (example id, position, sample, label, kinds). `kinds` holds False if the label is the teacher's
-        and True if it is gold; it is empty for held-out examples.
-    """
-    golds = gold_labels(teacher, train)
-    for n, (i, text), gold in zip(positions[train.numbers], teacher.shown(train), golds, strict=True):
-        teacher_labels = labels(n)
-        for sample in range(teacher.config.samples):
-            for label in dict.fromkeys([*teacher_labels, gold] if gold else teacher_labels):
-                kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in teacher_labels))
-                yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample)
-    for n, (i, text) in zip(positions[explained.numbers], teacher.shown(explained), strict=True):
-        for label in labels(n):
-            yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0)
 
 
 def thought_parts(config: TeacherConfig, examples: Examples) -> list[ExampleTable]:
@@ -243,34 +272,28 @@ def thought_requests(
 ) -> Iterator[Tagged]:
     """Chains of thought, and rationales given gold.
 
-    Tags are (example id, kind, sample, position); the kind is "test", "think" or "explain". Test examples come first, so that a
-    run that reaches its budget is measured.
+    Tags are (example id, kind, sample, position, its own options); the kind is "test", "think" or "explain". Test examples come
+    first, so that a run that reaches its budget is measured.
     """
-    for n, (i, text) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
-        yield (i, "test", 0, n), think_request(teacher, prompts, text, 0, greedy=True)
-    for n, ((i, text), gold) in enumerate(zip(teacher.shown(train), gold_labels(teacher, train), strict=True)):
+    for n, (i, text, own) in enumerate(itertools.chain.from_iterable(map(teacher.shown, held_out))):
+        yield (i, "test", 0, n, own), think_request(teacher, prompts, text, 0, own, greedy=True)
+    for n, ((i, text, own), gold) in enumerate(zip(teacher.shown(train), gold_labels(teacher, train), strict=True)):
         for sample in range(teacher.config.samples):
-            yield (i, "think", sample, n), think_request(teacher, prompts, text, sample)
+            yield (i, "think", sample, n, own), think_request(teacher, prompts, text, sample, own)
             if gold:
-                yield (i, "explain", sample, n), explain_request(teacher, prompts, text, gold, sample, structured=True)
+                request = explain_request(teacher, prompts, text, gold, sample, own, structured=True)
+                yield (i, "explain", sample, n, own), request
 
 
 # --- what completions mean --------------------------------------------------------------------------------------------
 
 
-def label_score(completion: Completion, task: Task) -> float:
-    """log P(positive word) - log P(the other word) of a completion of `score_request`."""
-    positive = task.labels.index(task.positive_label)
-    logprobs = completion["label_logprobs"]
-    return float(logprobs[positive] - logprobs[1 - positive])
-
-
-def parsed(teacher: Teacher, prompts: Prompts, task: Task, completion: Completion) -> tuple[str | None, str]:
+def parsed(teacher: Teacher, prompts: Prompts, choices: Sequence[str] | None, completion: Completion) -> tuple[str | None, str]:
     """(label, rationale) of a chain of thought; (None, "") of a failed one."""
     if completion["error"]:
         return None, ""
     parse = prompts.parse_json if teacher.writes_json else prompts.parse_chain_of_thought
-    return parse(completion["text"], task)
+    return parse(completion["text"], choices)
 
 
 def written_rationale(teacher: Teacher, prompts: Prompts, completion: Completion) -> str:
@@ -278,7 +301,7 @@ def written_rationale(teacher: Teacher, prompts: Prompts, completion: Completion
     if completion["error"]:
         return ""
     text = completion["text"] or ""
-    return prompts.parse_json(text)[1] if teacher.writes_json else text
+    return prompts.parse_json(text, labelled=False)[1] if teacher.writes_json else text
 
 
 def usable_rationale(rationale: str, completion: Completion) -> str:
@@ -294,9 +317,10 @@ def explains(teacher: Teacher, prompts: Prompts, completion: Completion) -> bool
     return bool(usable_rationale(written_rationale(teacher, prompts, completion), completion))
 
 
-def thought_usable(teacher: Teacher, prompts: Prompts, task: Task, tag: Tag, completion: Completion) -> bool:
+def thought_usable(teacher: Teacher, prompts: Prompts, tag: Tag, completion: Completion) -> bool:
     """Whether a completion of one of `thought_requests` can be used; of a test example a label is enough."""
-    if tag[1] == "explain":
+    _, kind, _, _, choices = tag
+    if kind == "explain":
         return explains(teacher, prompts, completion)
-    label, rationale = parsed(teacher, prompts, task, completion)
-    return label is not None and (tag[1] == "test" or bool(usable_rationale(rationale, completion)))
+    label, rationale = parsed(teacher, prompts, choices, completion)
+    return label is not None and (kind == "test" or bool(usable_rationale(rationale, completion)))

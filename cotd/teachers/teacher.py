@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,14 @@ OMISSION = " … "
 CHARACTERS_A_TOKEN = 64
 # The beginning of a special token in most chat formats, such as <|im_end|>, for teachers without a tokenizer.
 _SPECIAL = re.compile(r"<\|(?=\w+\|>)")
+
+
+class Shown(NamedTuple):
+    """An example as a teacher is shown it: its text without special tokens, and its own options, if it has any."""
+
+    id: str
+    text: str
+    choices: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,38 @@ class Teacher:
         return len(self.tokenizer(text)["input_ids"]) if self.tokenizer else tokens_by_length(text)
 
     @cached_property
-    def first_token(self) -> Callable[[str], int]:
-        """Word → id of its first token, as it follows a prompt."""
-        return functools.cache(lambda word: self.tokenizer(word, add_special_tokens=False)["input_ids"][0])
+    def first_token(self) -> Callable[[str, str], int]:
+        """(Last character of a prompt, the words that follow) → id of the first token of these."""
+        return functools.cache(self._first_token)
+
+    def _first_token(self, before: str, words: str) -> int:
+        def encode(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        head, whole = encode(before), encode(before + words)
+        # Alone, words may begin with a token of their own (SentencePiece's "▁"); together they may share one with the prompt.
+        return whole[len(head)] if whole[: len(head)] == head else encode(words)[0]
+
+    def prompt(self, text: str) -> str:
+        """A prompt as the model reads it: a chain of thought is asked for in the model's chat template, if it has one."""
+        if not self.chats:
+            return text
+        turn = [{"role": "user", "content": text}]
+        # Models that think before they answer would do so at length (`enable_thinking` of Qwen's template; others ignore it).
+        shown = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, enable_thinking=False)
+        return shown.removeprefix(self._added)
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts are in a chat template."""
+        config = self.config
+        wanted = config.api is None and config.strategy == "chain_of_thought" and config.engine.chat == "auto"
+        return wanted and bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def _added(self) -> str:
+        """The special tokens that a tokenizer, and so the engine, puts before every text."""
+        return self.tokenizer.decode(self.tokenizer("")["input_ids"][:1])
 
     def fit(self, text: str, limit: int) -> str:
         """The beginning of a text, at most `limit` tokens long."""
@@ -84,15 +121,21 @@ class Teacher:
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
 
-    def shown(self, examples: ExampleTable) -> Iterator[tuple[str, str]]:
-        """(id, text) of each example, cut so that prompt and completion fit the teacher's context."""
+    def shown(self, examples: ExampleTable) -> Iterator[Shown]:
+        """Each example, its text cut so that prompt and completion fit the teacher's context."""
         lengths = self._shown_lengths(examples)
-        for number, i, whole in examples.texts_by_number():
+        for (number, i, whole), choices in zip(examples.texts_by_number(), examples.own_choices(), strict=True):
             text = self.escape(whole)  # before it is cut: what was one token is several now
             if lengths[number, 0] == UNKNOWN:
-                lengths[number] = self._cut(text)
+                lengths[number] = self._cut(text, self.config.max_text_tokens - self._tokens_of(choices or []))
             first, last = lengths[number]
-            yield i, text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
+            shown = text if first == WHOLE else text[:first] + (OMISSION + text[-last:] if last else "")
+            yield Shown(i, shown, choices)
+
+    def _tokens_of(self, choices: list[str]) -> int:
+        """What options take of a prompt: each once, with its letter, and one once more as the given answer."""
+        tokens = [self.count(f" (a) {self.escape(option)}") for option in choices]
+        return sum(tokens) + max(tokens, default=0)
 
     def count_cut(self, examples: ExampleTable) -> int:
         """How many of the examples were too long to be shown whole."""
@@ -103,9 +146,9 @@ class Teacher:
             self._shown[examples.texts] = np.full((len(examples.texts), 2), UNKNOWN, dtype=np.int32)
         return self._shown[examples.texts]
 
-    def _cut(self, text: str) -> tuple[int, int]:
-        """How many of a text's first and of its last characters are shown, or WHOLE."""
-        limit = self.config.max_text_tokens
+    def _cut(self, text: str, limit: int) -> tuple[int, int]:
+        """How many of a text's first and of its last characters are shown, or WHOLE; at least a token."""
+        limit = max(1, limit)
         head = len(self.fit(text, limit))
         if head == len(text):
             return WHOLE, WHOLE
@@ -151,7 +194,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 def api_revision(revision: str | None, api: ApiConfig) -> str:
     """What an endpoint's completions depend on besides model and request: its weights, as far as named, and its settings."""
-    settings = api.model_dump(include={"json_answers", "max_tokens_field", "extra_body"})
+    settings = api.model_dump(include={"json_completions", "max_tokens_field", "extra_body"})
     return f"{revision or api.base_url} {api.endpoint}, settings {digest(settings)}"
 
 

@@ -22,7 +22,7 @@ def annotation_metrics(summary: dict[str, Any]) -> dict[str, float]:
     values |= {f"rationales_{k}": rationales[k] for k in ("names_its_label", "near_duplicates") if k in rationales}
     values |= {f"rationales_words_{k}": words for k, words in rationales.get("words", {}).items()}
     values |= {f"annotations_{k}": annotations[k] for k in ("rows", "examples", "usable")}
-    values |= {f"answers_{k}": v for k, v in summary.get("answers", {}).items() if isinstance(v, int)}
+    values |= {f"imported_{k}": v for k, v in summary.get("imported", {}).items() if isinstance(v, int)}
     values["annotations_quarantined"] = sum(annotations["quarantined"].values())
     values |= {f"examples_{k}": examples[k] for k in ("quarantined", "cut")}
     for reason, count in list(annotations["quarantined"].items())[:MOST_REASONS]:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 
-WORD = re.compile(r"[^\W_]+")
+# Scripts that put no spaces between words: Thai, Lao, Burmese and Khmer, Japanese, Chinese, with their punctuation.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+WORD = re.compile(rf"[^\W_{_UNSPACED}]+|[^\W_]")
+# What counts as one word of a length: a run without space or, of scripts without spaces, two characters.
+_COUNTED = re.compile(rf"[^\s{_UNSPACED}]+|[{_UNSPACED}]{{1,2}}")
 # Only the marks of Chinese and Japanese end a sentence without a space after them: 3.5 has two halves.
 SENTENCE_END = re.compile(r"[.!?…؟۔।][\"')\]”’»]*(?=\s|$)|[。！？｡．][\"')\]”’」』）】]*")
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters and digits in a text, in lower case."""
+    """The runs of letters and digits in a text, in lower case; of scripts without spaces, the characters."""
     return WORD.findall(text.lower())
+
+
+def count_words(text: str) -> int:
+    """The words of a text; in scripts without spaces, two characters count as one."""
+    return len(_COUNTED.findall(text))
 
 
 def sentence_ends(text: str) -> list[int]:

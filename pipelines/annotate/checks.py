@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig
-from cotd.tasks.base import Task
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import explain_request, score_request, think_request
@@ -16,17 +15,21 @@ from cotd.training.methods import METHODS
 
 # From this share of quarantined rows on, something other than a few bad rows is wrong.
 MANY = 0.05
+# Few questions have more options.
+MOST_LETTERS = 8
 
 
-def check_context(config: TeacherConfig, teacher: Teacher, task: Task, prompts: Prompts) -> None:
+def check_context(config: TeacherConfig, teacher: Teacher, prompts: Prompts) -> None:
     """Raises a CotdError unless the longest example, with the prompt around it and the completion, fits the engine."""
     if config.api:
         return  # its context is not known here
-    explaining = [explain_request(teacher, prompts, "", label, 0) for label in task.labels]
+    task = prompts.task
+    choices = [""] * MOST_LETTERS if task.needs_choices else None  # the options themselves count as text
+    explaining = [explain_request(teacher, prompts, "", label, 0, choices) for label in task.options(choices) or ("0",)]
     if config.strategy == "score_then_explain":
-        requests = [score_request(teacher, task, prompts, ""), *explaining]
+        requests = [score_request(teacher, prompts, "", choices), *explaining]
     else:
-        requests = [think_request(teacher, prompts, "", 0), *(explaining if config.gold_conditioned else [])]
+        requests = [think_request(teacher, prompts, "", 0, choices), *(explaining if config.gold_conditioned else [])]
     around = max(teacher.count(request.prompt) + int(request.sampling["max_tokens"]) for request in requests)
     context = int(config.engine.engine_kwargs.get("max_model_len") or config.engine.max_model_len)
     if around + config.max_text_tokens > context:

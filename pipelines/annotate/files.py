@@ -24,7 +24,7 @@ class AnnotationFiles:
         # The teacher's own rationales of validation and test examples, where `teacher.held_out_rationales` asks for them.
         self.held_out_rationales = directory / "held_out_rationales.parquet"
         self.quarantine = directory / "quarantined_reviews.parquet"
-        self.quarantined_answers = directory / "quarantined_answers.parquet"  # rows of `teacher.answers`, and why
+        self.quarantined_imported = directory / "quarantined_imported.parquet"  # rows of `teacher.imported`, and why
         self.summary = directory / "summary.json"
         self.page = directory / "annotations.html"  # to read in a browser
 

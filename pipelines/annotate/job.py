@@ -9,7 +9,9 @@ from cotd.config.digest import digest
 from cotd.data.examples import Examples
 from cotd.data.sources import load_examples, noun
 from cotd.data.table import SPLITS
+from cotd.errors import CotdError
 from cotd.progress import say
+from cotd.study.checks import scoring_problems
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
 from cotd.teachers.imported import check_imported, imported_digest, imported_teacher
@@ -43,21 +45,23 @@ def load_job(config: StudyConfig) -> Job:
         CotdError: bad examples, prompts, teacher or imported file; no gold labels to calibrate on; no such store; too small a
             context.
     """
-    if config.teacher.answers:
-        check_imported(config.data, config.teacher.answers)
+    if problems := scoring_problems(config.teacher, config.task):
+        raise CotdError(*(f"{problem}." for problem in problems))
+    if config.teacher.imported:
+        check_imported(config.data, config.teacher.imported)
     examples = load_examples(config.data, config.task, config.directory)
     inputs = annotation_inputs(config, examples.digest())
     release_memory()
     if config.teacher.strategy == "score_then_explain":
-        calibration_examples(config.teacher, examples)
+        calibration_examples(config.teacher, examples, config.task)
     task = config.task
     prompts = load_prompts(task, noun(config.data, config.task), config.teacher.prompts)
     store = CompletionStore(config.teacher.store or completions_place(config))
-    if config.teacher.answers:
+    if config.teacher.imported:
         teacher = imported_teacher(config.data, config.teacher)
     else:
         teacher = load_teacher(config.teacher)
-        check_context(config.teacher, teacher, task, prompts)
+        check_context(config.teacher, teacher, prompts)
     warnings = quarantine_warnings(examples.counts["rows"], examples.quarantined.counts())
     labels = {split: examples.rows.split(split).label_counts() for split in SPLITS}
     warnings += [f"students cannot be trained yet: {problem}" for problem in gold_problems(config, labels)]
@@ -74,5 +78,5 @@ def completions_place(config: StudyConfig) -> Path | str:
 def annotation_inputs(config: StudyConfig, examples_digest: str) -> str:
     """A digest of all that decides a study's annotations: teacher, prompts and examples, but not where the engine runs."""
     prompts = load_prompts(config.task, noun(config.data, config.task), config.teacher.prompts)
-    imported = [imported_digest(config.data, config.teacher.answers)] if config.teacher.answers else []
+    imported = [imported_digest(config.data, config.teacher.imported)] if config.teacher.imported else []
     return digest([config.teacher.identity(), prompts.hash, examples_digest, *imported])

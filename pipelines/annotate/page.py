@@ -1,4 +1,4 @@
-"""A self-contained HTML page to read a study's annotations: filtered, searched, with the label words highlighted."""
+"""A self-contained HTML page to read a study's annotations: filtered, searched, with labels highlighted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def annotations_page(
     """The page.
 
     Args:
-        annotations: those to show, with the example's text in a column `text` and its gold label in `label_gold`.
+        annotations: those to show, with the example's text and options in a column `text` and its gold label in `label_gold`.
         total: the number of all annotations. lines: the summary. reliability: see `cotd.teachers.quality.label_quality`.
     """
     columns = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,6 @@ import numpy as np
 
 from cotd.errors import CotdError
 from cotd.teachers import strategies
-from cotd.teachers.calibration import Calibration
-from cotd.teachers.output import explained_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
 from cotd.utils.iteration import batched
@@ -104,42 +102,34 @@ def planned_requests(job: Job, ask: Asker) -> Iterator[Planned]:
         return
     parts = strategies.thought_parts(job.teacher.config, job.examples)
     for tag, request in strategies.thought_requests(job.teacher, job.prompts, parts, job.examples.rows.split("train")):
-        usable = partial(strategies.thought_usable, job.teacher, job.prompts, job.task, tag)
+        usable = partial(strategies.thought_usable, job.teacher, job.prompts, tag)
         yield Planned(THOUGHTS[tag[1]], tag[0], request, usable)
 
 
 def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:
-    teacher, task, prompts, config = job.teacher, job.task, job.prompts, job.teacher.config
-    train, test = job.examples.rows.split("train"), job.examples.rows.split("test")
-    held_out, explained = strategies.calibration_examples(config, job.examples), explained_examples(config, job.examples)
-    parts = strategies.scored_examples(held_out, test, train, explained)
-    positions, size = strategies.positions_of(parts), sum(map(len, parts))
-    scores, unscored = np.full(size, np.nan), np.zeros(size, dtype=bool)  # neither has a score nor is unscored: it was refused
-    for block in batched(strategies.score_requests(teacher, task, prompts, parts), LOOKUP_ROWS):
+    scored = strategies.ScoredExamples(job.teacher, job.examples, job.prompts)
+    unscored = np.zeros(len(scored), dtype=bool)  # neither has a score nor is unscored: it was refused
+    for block in batched(scored.requests(), LOOKUP_ROWS):
         known, _, _ = ask.look_up(block, lambda tag, completion: True)
         for (example_id, n), request in block:
             if (completion := known.get(request.key)) is None:
                 unscored[n] = True
             elif not completion["error"]:
-                scores[n] = strategies.label_score(completion, task)
+                scored.add(n, completion)
             yield Planned("label score", example_id, request)
-    calibration: Calibration | None = None  # not known where a score that it takes is not
-    if not unscored[: len(held_out)].any():
+    if not unscored[: len(scored.held_out)].any():  # else the calibration is not known yet
         with contextlib.suppress(CotdError):  # the run says so
-            calibration = strategies.calibrate_on(held_out, scores, config, task)
-    has_gold = np.zeros(size, dtype=bool)
-    has_gold[positions[train.numbers]] = [gold is not None for gold in strategies.gold_labels(teacher, train)]
-    every_label = list(task.labels)
+            scored.calibrate()
+    golds = np.full(len(scored), None, dtype=object)
+    golds[scored.positions[scored.train.numbers]] = list(strategies.gold_labels(job.teacher, scored.train))
 
-    def labels(n: int) -> list[str]:
-        """Those that the teacher may give an example."""
-        if calibration is None or unscored[n]:
-            return every_label if has_gold[n] else every_label[:1]
-        return [] if np.isnan(scores[n]) else [calibration.label(scores[n], task)[0]]
+    def labels(n: int, choices: Sequence[str] | None) -> list[str]:
+        """The teacher's label or, where that is not known yet, one that may be: another than gold, which is asked about anyway."""
+        if scored.calibration is None or unscored[n]:
+            return [option for option in job.task.options(choices) or () if option != golds[n]][:1]
+        return scored.labels(n, choices)
 
-    for (example_id, n, _, _, kinds), request in strategies.rationale_requests(
-        teacher, prompts, train, explained, positions, labels
-    ):
-        certain = kinds != (False,) or len(labels(n)) == 1
+    for (example_id, n, _, _, kinds), request in scored.rationale_requests(labels):
+        certain = kinds != (False,) or golds[n] is None or not (scored.calibration is None or unscored[n])
         kind = "rationale given a label" if certain else "rationale given a label that may turn out to be the teacher's"
-        yield Planned(kind, example_id, request, partial(strategies.explains, teacher, prompts), certain)
+        yield Planned(kind, example_id, request, partial(strategies.explains, job.teacher, job.prompts), certain)

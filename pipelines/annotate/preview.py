@@ -25,7 +25,7 @@ def preview(config: StudyConfig, rows: int) -> Iterator[str]:
     """The exact prompts of the first requests of each kind, and what a run would ask, without asking."""
     job = load_job(config)
     teacher = job.teacher
-    if config.teacher.answers:
+    if config.teacher.imported:
         imported = read_imported(config.data, teacher, job.examples, job.task).imported
         assert imported is not None
         yield from import_lines(imported.counts, None)
@@ -68,7 +68,8 @@ def check_price(config: TeacherConfig, job: Job, ask: Asker, yes: bool) -> None:
         return
     job.store.require_writable()
     scoring = config.strategy == "score_then_explain"
-    probe = score_request(job.teacher, job.task, job.prompts, "Good.") if scoring else None
+    options = ["yes", "no"] if job.task.needs_choices else None
+    probe = score_request(job.teacher, job.prompts, "Good.", options) if scoring else None
     check_endpoint(config.model, config.api, probe)
     say(f"  {config.model} at {config.api.base_url}: {expected}")
     limits = {"max_cost": config.budget.max_cost, "max_tokens": config.budget.max_tokens}

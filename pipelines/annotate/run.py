@@ -61,8 +61,8 @@ def annotate(
     """
     started = time.perf_counter()
     require_lasting(config)
-    if config.teacher.answers and retry_errors:
-        raise CotdError("--retry-errors needs a teacher that can be asked: teacher.answers is a file. Fix the file instead.")
+    if config.teacher.imported and retry_errors:
+        raise CotdError("--retry-errors needs a teacher that can be asked: teacher.imported is a file. Fix the file instead.")
     job = load_job(config)
     files = AnnotationFiles.of(config)
     budget = Budget(config.teacher.budget, job.teacher.count)
@@ -81,10 +81,10 @@ def annotate(
             check_price(config.teacher, job, ask, yes)
         kept = "the other run's completions are kept and will not be asked for again."
         stack.enter_context(only_one(files.directory, f"annotating {config.name}", kept))
-        if config.teacher.answers:
+        if config.teacher.imported:
             output = read_imported(config.data, job.teacher, job.examples, job.task)
         else:
-            output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.task, job.prompts, ask)
+            output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.prompts, ask)
     release_memory()
     if budget.reached and job.examples.rows.split("test").label_counts() and not output.test["gold"].notna().any():
         raise CotdError(
@@ -112,14 +112,15 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
         summary = summarise(config, job, output, tally, ask, time.perf_counter() - started)
     write_parquet(output.test, files.teacher_test)
     files.held_out_rationales.unlink(missing_ok=True)
-    files.quarantined_answers.unlink(missing_ok=True)
+    files.quarantined_imported.unlink(missing_ok=True)
     if output.imported:
-        write_blocks(output.imported.quarantined.blocks(), files.quarantined_answers, QUARANTINED)
+        write_blocks(output.imported.quarantined.blocks(), files.quarantined_imported, QUARANTINED)
     if config.teacher.held_out_rationales:
         write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
     write_blocks(job.examples.quarantined.blocks(), files.quarantine, QUARANTINE)
     shown = doubtful.rows()
-    shown["text"] = rows.texts.take(rows.numbers[rows.positions(shown["example_id"])])
+    examples = rows.take(rows.positions(shown["example_id"]))
+    shown["text"] = list(map(job.task.render, rows.texts.take(examples.numbers), examples.own_choices()))
     lines = list(summary_lines(summary, files.annotations))
     reliability = summary["quality"]["labels"].get("reliability")
     write_text(files.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))

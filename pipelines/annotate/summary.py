@@ -20,6 +20,9 @@ from cotd.teachers.store import CompletionStore
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.job import Job
 
+# Predicted labels that are listed of one gold label.
+MOST_LABELS = 5
+
 
 class Tally:
     """What is counted of annotations, some examples at a time.
@@ -77,7 +80,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "filters": {name: tally.errors[FILTERED + name] for name in filters},
         "quality": {"labels": labels, "rationales": tally.rationales.figures()},
         "inputs": job.inputs, "usage": dict(ask.usage), "spent": spent(ask), "seconds": seconds, "digest": str(tally.digest),
-    } | ({"answers": output.imported.counts} if output.imported else {})  # fmt: skip
+    } | ({"imported": output.imported.counts} if output.imported else {})  # fmt: skip
 
 
 def store_warnings(store: CompletionStore) -> list[str]:
@@ -108,9 +111,9 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     yield f"to read them in a browser: {path.with_suffix('.html')}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
-    imported = summary.get("answers")
+    imported = summary.get("imported")
     if imported:
-        yield from import_lines(imported, path.with_name("quarantined_answers.parquet"))
+        yield from import_lines(imported, path.with_name("quarantined_imported.parquet"))
     if (held_out := summary["held_out_rationales"])["examples"]:
         yield f"{held_out['usable']:,} usable rationales of {held_out['examples']:,} validation and test examples"
     if cut := summary["examples"]["cut"]:
@@ -131,7 +134,7 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     if "calibration_error" in labels:
         yield f"calibration error {labels['calibration_error']:.3f} of {labels['confidence']}"
     for gold, predicted in labels.get("confusion", {}).items():
-        yield f"  gold {gold}: " + ", ".join(f"{n:,} {label}" for label, n in predicted.items())
+        yield f"  gold {gold}: {confusion_words(predicted)}"
     if rationales["rows"]:
         words = rationales["words"]
         yield (
@@ -150,6 +153,16 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
         yield "quarantined rows are asked about again with --retry-errors"
 
 
+def confusion_words(predicted: dict[str, int]) -> str:
+    """The labels that were predicted of one gold label, the most common first if there are many: "40 refund, 3 bug"."""
+    if len(predicted) > MOST_LABELS:
+        common = Counter({label: n for label, n in predicted.items() if n}).most_common()
+        predicted = dict(common[: MOST_LABELS - 1])
+        if rest := sum(n for _, n in common[MOST_LABELS - 1 :]):
+            predicted["others"] = rest
+    return ", ".join(f"{n:,} {label}" for label, n in predicted.items()) or "no example"
+
+
 def import_lines(counts: dict[str, Any], quarantine: Path | None) -> Iterator[str]:
     """What became of an imported file's rows, see `cotd.teachers.output.ImportedRows`.
 
@@ -165,5 +178,5 @@ def import_lines(counts: dict[str, Any], quarantine: Path | None) -> Iterator[st
     if other := counts["other_labels"]:
         yield "  instead of labels: " + ", ".join(f"{count:,} × {label!r}" for label, count in other.items())
     for split, name in (("train", "training"), ("test", "test")):
-        if missing := counts[f"unanswered_{split}"]:
+        if missing := counts[f"without_row_{split}"]:
             yield f"{missing:,} {name} examples have no row"

@@ -184,7 +184,7 @@ def teacher_tokens(plan: Plan, examples: pd.DataFrame) -> dict[tuple[str, float]
     if plan.annotations is None:
         return {}
     annotated = {t.method for t in plan.trials if METHODS[t.method].needs_annotations}
-    if plan.config.teacher.answers:
+    if plan.config.teacher.imported:
         return {(t.method, t.fraction): None for t in plan.trials if t.method in annotated}
     table = pd.read_parquet(plan.annotations)
     table = table.assign(tokens=table["prompt_tokens"] + table["output_tokens"])

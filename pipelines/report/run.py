@@ -141,7 +141,7 @@ def annotation_costs(summary: dict[str, Any] | None) -> dict[str, Any] | None:
 
     None where it took nothing: there was no run, or it imported labels and rationales from a file.
     """
-    if summary is None or "answers" in summary:
+    if summary is None or "imported" in summary:
         return None
     keys = ("requests", "from_store", "prompt_tokens", "output_tokens")
     return {**{key: summary["usage"].get(key, 0) for key in keys}, "cost": summary["spent"]["cost"]}

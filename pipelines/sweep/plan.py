@@ -144,7 +144,7 @@ def check_annotations(config: StudyConfig, examples_digest: str) -> tuple[pd.Dat
         )
     given_gold = [m for m in needing if METHODS[m].rationale == "given_gold"]
     if given_gold and not annotated[0]["gold_conditioned"].any():
-        column = "name their column in teacher.answers.columns.gold_rationale, " if config.teacher.answers else ""
+        column = "name their column in teacher.imported.columns.gold_rationale, " if config.teacher.imported else ""
         raise CotdError(
             f"{', '.join(given_gold)} needs rationales given the gold label, and these annotations have none. "
             f"Set teacher.gold_conditioned: true, {column}and run `cotd annotate CONFIG` again."

@@ -115,7 +115,7 @@ def test_training_examples_without_labels_for_finetune(
 def test_a_data_set_without_any_label(refused: Refused, write_study: Callable[..., Path], example_rows: pd.DataFrame) -> None:
     path = write_study(example_rows.drop(columns="label"))
     error = refused("annotate", path)
-    assert "method platt needs validation examples with gold labels of both kinds. Use method: prior" in error
+    assert "method platt needs validation examples with gold labels of at least two kinds. Use method: prior" in error
     error = refused("train", path)
     assert error.startswith("3 errors:")
     for message in ("the validation split has no gold label", "the test split has no gold label", "method 'finetune'"):

@@ -14,8 +14,9 @@ from cotd.data.config import DataConfig
 from cotd.data.examples import Examples, build_examples, example_id
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
+from cotd.tasks.base import PUNCTUATION
 from cotd.teachers.config import TeacherConfig
-from cotd.teachers.imported import PUNCTUATION, ImportedReader, parse_model_label
+from cotd.teachers.imported import ImportedReader, parse_model_label
 from cotd.teachers.teacher import Teacher
 from tests.conftest import example_text
 from tests.hostile import HOSTILE
@@ -52,12 +53,12 @@ def examples() -> Examples:
 @given(st.lists(row, min_size=1, max_size=40))
 def test_every_row_is_joined_or_quarantined(examples: Examples, rows: list[dict[str, Any]]) -> None:
     columns = {"label": "label", "rationale": "rationale", "gold_rationale": "gold_rationale"}
-    config = TeacherConfig(model="gpt", answers={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
-    reader = ImportedReader(["answers.csv"], DATA, Teacher("gpt", "1", config), examples, SENTIMENT)
-    split_of = {example_id("reviews.csv", text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
-    expected = [(example_id("reviews.csv", r["text"] or ""), LABELS[r["label"]]) for r in rows]
+    config = TeacherConfig(model="gpt", imported={"columns": columns}, held_out_rationales=True)  # type: ignore[arg-type]
+    reader = ImportedReader(["imported.csv"], DATA, Teacher("gpt", "1", config), examples, SENTIMENT)
+    split_of = {example_id(text): SPLITS[i // 3] for i, text in enumerate(TEXTS)}
+    expected = [(example_id(r["text"] or ""), LABELS[r["label"]]) for r in rows]
     for start in (0, 7):  # in two blocks
-        reader.add(pd.DataFrame(rows[start : 7 if not start else None], columns=list(rows[0]), dtype=object), "answers.csv")
+        reader.add(pd.DataFrame(rows[start : 7 if not start else None], columns=list(rows[0]), dtype=object), "imported.csv")
     if not reader.usable:
         with pytest.raises(CotdError, match=f"none of its {len(rows)} rows"):
             reader.output()
@@ -85,7 +86,7 @@ def test_every_row_is_joined_or_quarantined(examples: Examples, rows: list[dict[
     assert set(unknown) <= set(quarantined["row"])
     assert counts["rows"] == len(rows) == counts["matched"] + len(unknown)
     assert counts["quarantined"] == quarantined["reason"].value_counts().to_dict()
-    assert counts["unanswered_train"] == 3 - len({i for i, _ in trained})
+    assert counts["without_row_train"] == 3 - len({i for i, _ in trained})
     first: dict[str, str | None] = {}  # label of each test example
     for i, label in expected:
         if split_of.get(i) == "test":

@@ -18,6 +18,7 @@ from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.teacher import Teacher
+from cotd.utils.text import count_words
 from tests.tasks import SENTIMENT
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
@@ -31,7 +32,7 @@ def examples(example_rows: pd.DataFrame) -> Examples:
 def run(examples: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
     config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
     teacher = Teacher("double", "1", config)
-    return STRATEGIES[strategy](teacher, examples, SENTIMENT, PROMPTS, double.ask)
+    return STRATEGIES[strategy](teacher, examples, PROMPTS, double.ask)
 
 
 def change(rows: pd.DataFrame, split: str, **columns: Any) -> Examples:
@@ -152,7 +153,7 @@ def test_failed_and_cut_off_rationales_are_quarantined(examples: Examples, teach
 def test_platt_needs_gold_of_both_kinds(example_rows: pd.DataFrame, teacher_double: Any) -> None:
     unlabelled = change(example_rows, "validation", label=None)
     for examples in (unlabelled, change(example_rows, "validation", label="positive")):
-        with pytest.raises(CotdError, match=r"gold labels of both kinds\. Use method: prior"):
+        with pytest.raises(CotdError, match=r"gold labels of at least two kinds\. Use method: prior"):
             run(examples, teacher_double)
     assert not teacher_double.asked
     output = run(unlabelled, teacher_double, calibration={"method": "prior"})
@@ -255,7 +256,7 @@ def test_a_rationale_is_one_line_of_the_completion(text: str, finish_reason: str
     rationale, error = tidy_rationale(text, finish_reason)
     assert rationale == " ".join(rationale.split())
     assert " ".join(text.split()).startswith(rationale)
-    assert (error is None) <= (len(rationale.split()) >= 3)
+    assert (error is None) <= (count_words(rationale) >= 3)
     if error is None:
         assert tidy_rationale(rationale, finish_reason) == (rationale, None)
         assert finish_reason == "stop" or rationale.rstrip("\"')]")[-1] in ".!?"
@@ -267,3 +268,18 @@ def test_a_cut_off_sentence_goes() -> None:
     assert tidy_rationale(" It is warm and funny. The lea", "length") == ("It is warm and funny.", None)
     assert tidy_rationale(" It costs 3.50 and the lea", "length")[1] == "rationale cut off by the token limit"
     assert tidy_rationale(" It is warm and funny", "stop") == ("It is warm and funny", None)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "usable"),
+    [
+        ("很好看的电影", True),
+        ("很好", False),
+        ("とても良い映画だ。", True),
+        ("หนังเรื่องนี้สนุกมาก", True),
+        ("Good film 很好", True),
+        ("Great!", False),
+    ],
+)
+def test_text_without_spaces_is_not_too_short(rationale: str, usable: bool) -> None:
+    assert (tidy_rationale(rationale, "stop")[1] is None) == usable

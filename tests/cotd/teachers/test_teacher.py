@@ -7,8 +7,10 @@ import pytest
 
 from cotd.data.examples import build_examples
 from cotd.teachers.config import TeacherConfig
+from cotd.teachers.prompts import load_prompts
+from cotd.teachers.requests import score_request, think_request
 from cotd.teachers.teacher import Teacher, load_teacher
-from tests.tasks import SENTIMENT
+from tests.tasks import QUIZ, SENTIMENT
 
 
 @pytest.mark.parametrize("model", ["embedded", "length"])
@@ -39,7 +41,7 @@ def test_both_ends_of_a_long_example_are_shown() -> None:
     examples = build_examples(pd.DataFrame({"text": texts}), "mine", SENTIMENT).rows
     teacher = load_teacher(TeacherConfig(max_text_tokens=limit, truncation="head_tail"))
     for _ in range(2):  # the second time it is remembered
-        shown = {text[:9]: text for _, text in teacher.shown(examples)}
+        shown = {text[:9]: text for _, text, _ in teacher.shown(examples)}
         assert shown["It is sho"] == "It is short."
         beginning, omission, end = shown["It begins"].partition(" … ")
         assert beginning.startswith("It begins well.")
@@ -56,6 +58,38 @@ def test_special_tokens_count_as_what_the_teacher_is_shown() -> None:
     teacher = load_teacher(TeacherConfig(max_text_tokens=100))
     text = "<|im_end|>" * 90
     examples = build_examples(pd.DataFrame({"text": [text]}), "mine", SENTIMENT).rows
-    ((_, shown),) = teacher.shown(examples)
+    ((_, shown, _),) = teacher.shown(examples)
     assert 0 < teacher.count(shown) <= 100
     assert teacher.count_cut(examples) == 1
+
+
+def test_options_are_part_of_what_is_shown_and_take_of_the_limit() -> None:
+    long = " ".join(f"Sentence {i} is here." for i in range(50))
+    rows = pd.DataFrame({"text": [long], "choices": [["a wall<|im_end|>", " ".join(["sea"] * 20)]]})
+    examples = build_examples(rows, "mine", QUIZ).rows
+    teacher = load_teacher(TeacherConfig(max_text_tokens=100))
+    (shown,) = teacher.shown(examples)
+    request = score_request(teacher, load_prompts(QUIZ, "question"), shown.text, shown.choices)
+    assert "(a) a wall< |im_end|> (b) sea sea" in request.prompt
+    assert request.prompt.endswith("\nAnswer: (")
+    assert 100 - 70 <= teacher.count(shown.text) <= 100 - 40
+    tokens = teacher.tokenizer.convert_ids_to_tokens(request.sampling["allowed_token_ids"])
+    assert tokens == ["a", "b"]
+
+
+def test_chains_of_thought_are_asked_for_in_the_models_chat_template() -> None:
+    prompts = load_prompts(SENTIMENT, "review")
+    plain = prompts.render("chain_of_thought", "A warm film.")
+    for strategy, engine, chats in [
+        ("chain_of_thought", {}, True),
+        ("chain_of_thought", {"chat": "never"}, False),
+        ("score_then_explain", {}, False),
+    ]:
+        config = TeacherConfig(strategy=strategy, engine=engine)  # type: ignore[arg-type]
+        teacher = load_teacher(config)
+        prompt = think_request(teacher, prompts, "A warm film.", 0).prompt
+        assert prompt == (prompt if chats else plain)
+        assert prompt.count("<|im_start|>assistant") == chats
+        assert plain in prompt
+    identities = [TeacherConfig(engine={"chat": c}, strategy="chain_of_thought").identity() for c in ("auto", "never")]  # type: ignore[arg-type]
+    assert identities[0] != identities[1]

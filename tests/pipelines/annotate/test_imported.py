@@ -44,14 +44,14 @@ def beside(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: P
     def make(answers: pd.DataFrame = answered, columns: dict[str, Any] = COLUMNS, overrides: Sequence[str] = ()) -> StudyConfig:
         path = tmp_path / "answers.parquet"
         answers.to_parquet(path)
-        teacher = {"model": "gpt-3.5-turbo", "answers": {"source": str(path), "columns": columns}}
+        teacher = {"model": "gpt-3.5-turbo", "imported": {"source": str(path), "columns": columns}}
         return load_config(write_study(teacher=teacher, grid=GRID), list(overrides))
 
     return make
 
 
 def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], answered: pd.DataFrame) -> None:
-    teacher = {"model": "gpt-3.5-turbo", "answers": {"columns": COLUMNS | {"label_probability": "sure"}}}
+    teacher = {"model": "gpt-3.5-turbo", "imported": {"columns": COLUMNS | {"label_probability": "sure"}}}
     config = load_config(write_study(answered, teacher=teacher, grid=GRID))
     summary = annotate(config)
     table, _ = read_annotations(config) or (pd.DataFrame(), None)
@@ -63,7 +63,7 @@ def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], answ
     other = "the label is not one of negative, positive"
     short = "rationale is empty or shorter than three words"
     assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 46, "quarantined": {other: 1, short: 1}}
-    assert summary["answers"]["other_labels"] == {"Mixed feelings": 1}
+    assert summary["imported"]["other_labels"] == {"Mixed feelings": 1}
     assert summary["usage"] == {}
     assert AnnotationFiles.of(config).page.is_file()
     # Students learn from them as from any others.
@@ -87,7 +87,7 @@ def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], 
     some[["text", "said", "why"]].rename(columns={"text": "example"}).to_csv(file, index=False)
     teacher = {
         "model": "gpt-4",
-        "answers": {"source": str(file), "columns": {"text": "example", "label": "said", "rationale": "why"}},
+        "imported": {"source": str(file), "columns": {"text": "example", "label": "said", "rationale": "why"}},
     }
     config = load_config(write_study(teacher=teacher, grid=GRID | {"method": ["distill"]}))
     summary = annotate(config)
@@ -96,11 +96,11 @@ def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], 
     assert list(three["sample"]) == [0, 1, 2]
     assert list(three["label_probability"]) == [1.0] * 3, "the share of samples that agree"
     assert len(table) == 11
-    counts = summary["answers"]
+    counts = summary["imported"]
     assert (counts["rows"], counts["matched"], counts["examples"], counts["samples"]) == (15, 14, 12, 3)
-    assert (counts["unanswered_train"], counts["unanswered_test"]) == (15, 9)
+    assert (counts["without_row_train"], counts["without_row_test"]) == (15, 9)
     assert (summary["teacher"]["n"], summary["teacher"]["accuracy"]) == (3, 2 / 3), "of those that the file has"
-    aside = pd.read_parquet(AnnotationFiles.of(config).quarantined_answers).sort_values("row")
+    aside = pd.read_parquet(AnnotationFiles.of(config).quarantined_imported).sort_values("row")
     assert list(aside["row"]) == [3, 4, 6]
     assert aside["reason"].iloc[0] == "no example of the study has this text"
     assert list(aside["label"]) == ["Positive.", "Mixed feelings", "Negative."]
@@ -109,7 +109,7 @@ def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], 
         "14 of 15 rows of ",
         "1 × 'Mixed feelings'",
         "15 training examples have no row",
-        "quarantined_answers.parquet",
+        "quarantined_imported.parquet",
     ):
         assert line in lines
     assert "--retry-errors" not in lines
@@ -136,7 +136,7 @@ def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfi
     assert summary["annotations"]["rows"] == 48
     without = beside(answered, {"label": "said", "rationale": "why"})
     annotate(without)
-    with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.answers\.columns\.gold_rationale"):
+    with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.imported\.columns\.gold_rationale"):
         check_annotations(without, load_examples(without.data, without.task).digest())
 
 
@@ -172,7 +172,7 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
 @pytest.mark.parametrize(
     ("change", "columns", "message"),
     [
-        ({}, COLUMNS | {"label": "sad"}, r"no column 'sad' \(teacher\.answers\.columns\.label\); it has: text, label, .* 'said'"),
+        ({}, COLUMNS | {"label": "sad"}, r"no column 'sad' \(teacher\.imported\.columns\.label\); it has: text, label, .* 'said'"),
         ({}, COLUMNS | {"label": "x", "rationale": "y"}, r"(?s)no column 'x' .*no column 'y'"),
         ({"text": "something else"}, COLUMNS, r"none of its 60 rows has the text of an example of reviews\.csv.*'something else'"),
         ({"said": "42"}, {"label": "said", "rationale": "why"}, r"learn from none of its 60 rows: .*its labels include '42'"),
@@ -194,7 +194,7 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
     with pytest.raises(CotdError, match=r"cannot read '.*answers\.parquet'"):
         annotate(config)
     (tmp_path / "answers.parquet").unlink()
-    with pytest.raises(CotdError, match=r"teacher\.answers\.source: no file '.*answers\.parquet' \(looked in "):
+    with pytest.raises(CotdError, match=r"teacher\.imported\.source: no file '.*answers\.parquet' \(looked in "):
         annotate(config)
 
 
@@ -202,18 +202,18 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
     ("overrides", "message"),
     [
         (
-            ["teacher.answers.columns.rationale=null", "teacher.held_out_rationales=true"],
+            ["teacher.imported.columns.rationale=null", "teacher.held_out_rationales=true"],
             "method 'cot_unlabelled', teacher.held_out_rationales: needs rationales written with the labels. Name their column",
         ),
-        (["teacher.answers.columns.label=null"], "rationale belongs to a label: name the column of label, too"),
-        (["teacher.answers.columns={}"], "nothing to learn from: name the column of label (and of rationale, if any), or of gold_r"),
-        (["teacher.answers.columns.lable=x"], "unknown key 'teacher.answers.columns.lable'. Did you mean 'label'?"),
-        (["teacher.answers.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl, .csv"),
-        (["teacher.strategy=chain_of_thought"], "`answers` and strategy chain_of_thought are mutually exclusive"),
+        (["teacher.imported.columns.label=null"], "rationale belongs to a label: name the column of label, too"),
+        (["teacher.imported.columns={}"], "nothing to learn from: name the column of label (and of rationale, if any), or of gold_r"),
+        (["teacher.imported.columns.lable=x"], "unknown key 'teacher.imported.columns.lable'. Did you mean 'label'?"),
+        (["teacher.imported.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl"),
+        (["teacher.strategy=chain_of_thought"], "`imported` and strategy chain_of_thought are mutually exclusive"),
         (["teacher.samples=3"], "each row of an example is a sample"),
-        (["teacher={answers: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the answers"),
-        (["teacher.answers.source=null", "data.source=a/b"], "teacher.answers.source is missing: data.source 'a/b' is not a file"),
-        (["teacher.answers.source=null", "teacher.answers.columns.label=label"], "would be scored on its own labels"),
+        (["teacher={imported: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the file"),
+        (["teacher.imported.source=null", "data.source=a/b"], "teacher.imported.source is missing: data.source 'a/b' is not a file"),
+        (["teacher.imported.source=null", "teacher.imported.columns.label=label"], "would be scored on its own labels"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(beside: Callable[..., StudyConfig], overrides: list[str], message: str) -> None:

@@ -201,7 +201,7 @@ def test_examples_without_gold_are_annotated(
     assert [summary["teacher"][k] for k in ("accuracy", "ci_low", "n", "accuracy_on_train")] == [None, None, 0, None]
     assert summary["quality"]["labels"] == {"rows": 0}
     table = (read_annotations(config) or (pd.DataFrame(),))[0]
-    gold = {example_id("reviews.csv", r.text): r.label for r in example_rows.itertuples()}
+    gold = {example_id(r.text): r.label for r in example_rows.itertuples()}
     assert (table["label"] == table["example_id"].map(gold)).all()
     assert "teacher: not measured, as no test example has a gold label" in list(summary_lines(summary, Path("a.parquet")))
     assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
@@ -236,7 +236,7 @@ def test_any_text_is_annotated_or_quarantined_and_shifts_no_other(texts: list[st
     with tempfile.TemporaryDirectory() as folder:
         store = CompletionStore(Path(folder))
         ask = Asker(store, lambda: double.complete, Budget(BudgetConfig(), len))
-        output = STRATEGIES["score_then_explain"](teacher, examples, SENTIMENT, load_prompts(SENTIMENT, "example"), ask)
+        output = STRATEGIES["score_then_explain"](teacher, examples, load_prompts(SENTIMENT, "example"), ask)
         assert ask.usage["failed"] == 0
     train = examples.split("train")
     assert set(output.annotations.table()["example_id"]) == set(train["id"])

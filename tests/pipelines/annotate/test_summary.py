@@ -53,7 +53,7 @@ def test_samples_for_another_label_than_the_majoritys_are_filtered(config: Study
         assert "of the shares of samples that agree, of 24 training examples" in "".join(
             summary_lines(summary, Path("a.parquet"))
         )
-        examples = pd.read_csv(config.data.source).assign(id=lambda t: [example_id("reviews.csv", x) for x in t["text"]])
+        examples = pd.read_csv(config.data.source).assign(id=lambda t: [example_id(x) for x in t["text"]])
         table = (read_annotations(sampled) or (None,))[0]
         pairs = training_pairs(METHODS["cot_unlabelled"], examples[examples["split"] == "train"], table, SENTIMENT, 0.5)
         seeds = {t.split()[1] for t in pairs[pairs["target_kind"] == "rationale"]["target"]}

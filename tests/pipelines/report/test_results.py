@@ -54,7 +54,7 @@ def test_teacher_tokens_are_those_that_the_method_learns_from(study: Make) -> No
 def test_tokens_of_answers_read_from_a_file_are_not_known(study: Make) -> None:
     made = study(method=["finetune", "distill"], fraction=[1.0]).finish_all()
     imported = ImportedConfig(columns=ImportedColumns(label="opinion", rationale="why"))
-    made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"answers": imported})})
+    made.config = made.config.model_copy(update={"teacher": made.config.teacher.model_copy(update={"imported": imported})})
     groups = group_trials(made.results())
     assert {g["method"]: g["teacher_tokens"] for g in groups} == {"finetune": 0, "distill": None}
     assert {g["method"]: tokens(g["teacher_tokens"]) for g in groups} == {"finetune": "none", "distill": "unknown"}

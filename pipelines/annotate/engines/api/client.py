@@ -193,7 +193,7 @@ class ApiClient:
             except Refused as problem:
                 self.fatal = CotdError(
                     f"{self.endpoint.url} refuses all requests of this kind, whatever their text ({problem}). Check the settings "
-                    "that they are made of: teacher.api.server, json_answers, max_tokens_field, extra_body."
+                    "that they are made of: teacher.api.server, json_completions, max_tokens_field, extra_body."
                 )
                 return False
             except CotdError as problem:

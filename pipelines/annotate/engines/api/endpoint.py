@@ -85,7 +85,7 @@ class Endpoint:
         body[self.config.max_tokens_field if self.chat else "max_tokens"] = sampling.pop("max_tokens")
         structured = sampling.pop("structured_outputs", {})
         sampling.pop("label_words", None)
-        if "json" in structured and self.config.json_answers == "schema":
+        if "json" in structured and self.config.json_completions == "schema":
             schema = {"name": "answer", "strict": True, "schema": structured["json"]}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif "json" in structured:

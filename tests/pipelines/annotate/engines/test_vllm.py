@@ -34,7 +34,7 @@ def movie_texts() -> pd.Series:
 
 def test_both_engines_answer_alike() -> None:
     teacher = load_teacher(TeacherConfig())
-    tokens = [teacher.first_token(" Positive"), teacher.first_token(" Negative")]
+    tokens = [teacher.first_token(":", " Positive"), teacher.first_token(":", " Negative")]
     scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
     texts = ["A warm and funny film.", "Dull and lifeless.", "Not bad at all.", "I want my money back."]
     scores = [Request(TEACHER, "test", f"Movie review: {t}\nSentiment:", scoring) for t in texts]
@@ -67,7 +67,7 @@ def label_probabilities(config: EngineConfig, texts: list[str]) -> list[float]:
     """p(Positive) of each text, from the embedded teacher's label scores; in the texts' order."""
     teacher = load_teacher(TeacherConfig())
     assert teacher.first_token
-    tokens = [teacher.first_token(" Negative"), teacher.first_token(" Positive")]
+    tokens = [teacher.first_token(":", " Negative"), teacher.first_token(":", " Positive")]
     scoring = {"max_tokens": 1, "temperature": 0.0, "allowed_token_ids": tokens, "logprobs": 2}
     requests = [Request(TEACHER, "test", f"Movie review: {t}\nSentiment:", scoring) for t in texts]
     with ray_session(num_cpus=4), teacher_engine(resolve_model(TEACHER), config) as complete:

@@ -17,7 +17,7 @@ def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Pro
     """By servers that hold answers to JSON and not to its schema."""
     server = provider[0]
     server.write = lambda prompt: answer_in_json(prompt).replace("Positive", "positive").replace("Negative", " NEGATIVE.")
-    summary = annotate(study("teacher.api.json_answers=object"), yes=True)
+    summary = annotate(study("teacher.api.json_completions=object"), yes=True)
     assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
 
 
@@ -69,5 +69,5 @@ def test_what_a_request_is_sent_with_is_part_of_its_key(study: MakeStudy) -> Non
         return load_teacher(study(*overrides).teacher).revision
 
     assert "/v1 chat" in revision()
-    settings = ["max_tokens_field=max_completion_tokens", "json_answers=object", "extra_body={top_k: 5}"]
+    settings = ["max_tokens_field=max_completion_tokens", "json_completions=object", "extra_body={top_k: 5}"]
     assert len({revision(), *(revision(f"teacher.api.{s}") for s in settings)}) == 4
