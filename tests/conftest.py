@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -122,6 +123,51 @@ def example_rows() -> pd.DataFrame:
     splits = ["train"] * 24 + ["validation"] * 24 + ["test"] * 12
     rows = [(example_text(i, i % 2 == 0), "positive" if i % 2 == 0 else "negative", s) for i, s in enumerate(splits)]
     return pd.DataFrame(rows, columns=["text", "label", "split"])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "labels": {
+        "task": {"name": "topics", "labels": ["sky", "sea", "land"], "noun": "headline"},
+        "data": {"input": "{title}: {body}", "columns": {"split": "split"}},
+    },
+    "options": {
+        "task": {"name": "quiz", "kind": "multiple_choice"},
+        "data": {"columns": {"text": "question", "choices": "options", "label": "label", "split": "split"}},
+    },
+    "numbers": {
+        "task": {"name": "sums", "kind": "numeric"},
+        "data": {"columns": {"text": "question", "label": "label", "split": "split"}},
+    },
+}
+
+
+@pytest.fixture
+def write_kind(write_study: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes a study of 60 rows of a task of each kind of KINDS: three labels over two fields, options by row, numbers."""
+
+    def write(kind: str, **blocks: Any) -> Path:
+        return write_study(kind_rows(kind), **(KINDS[kind] | blocks))
+
+    return write
+
+
+def kind_rows(kind: str) -> pd.DataFrame:
+    """24 training, 24 validation and 12 test rows; gold options are letters and texts in turn."""
+    rows: list[dict[str, Any]] = []
+    for i in range(60):
+        split = "train" if i < 24 else "validation" if i < 48 else "test"
+        if kind == "labels":
+            label = ("sky", "sea", "land")[i % 3]
+            rows.append({"title": f"News {i}", "body": f"about the {label}", "label": label, "split": split})
+        elif kind == "options":
+            options = [f"wrong {k}" for k in range(3 + i % 2)]
+            position = (i // 2) % len(options)
+            options[position] = f"right {i}"
+            label = "abcd"[position] if i % 3 else options[position]
+            rows.append({"question": f"Which is it, {i}?", "options": json.dumps(options), "label": label, "split": split})
+        else:
+            rows.append({"question": f"What is {i} and 1000?", "label": f"{i + 1000:,}.0", "split": split})
+    return pd.DataFrame(rows)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
         "enable_prefix_caching": True,
         # Log-probabilities after masking, so that those of the label words are normalised over these words.
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,  # a task may have more than 20 labels
         "tensor_parallel_size": config.tensor_parallel,
     }
     if not use_gpu:

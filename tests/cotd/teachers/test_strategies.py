@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -13,13 +14,14 @@ from cotd.data.examples import Examples, build_examples
 from cotd.errors import CotdError
 from cotd.teachers.annotations import ANNOTATION_COLUMNS, tidy_rationale
 from cotd.teachers.config import TeacherConfig
+from cotd.teachers.filters import FilterContext, apply_filters
 from cotd.teachers.output import TeacherOutput
-from cotd.teachers.prompts import load_prompts
+from cotd.teachers.prompts import Prompts, load_prompts
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.teacher import Teacher
 from cotd.utils.text import count_words
-from tests.tasks import SENTIMENT
+from tests.tasks import QUIZ, SENTIMENT, SUMS, TICKETS
 
 PROMPTS = load_prompts(SENTIMENT, "movie review")
 
@@ -29,10 +31,12 @@ def examples(example_rows: pd.DataFrame) -> Examples:
     return build_examples(example_rows, "small", SENTIMENT)
 
 
-def run(examples: Examples, double: Any, strategy: str = "score_then_explain", **settings: Any) -> TeacherOutput:
+def run(
+    examples: Examples, double: Any, strategy: str = "score_then_explain", prompts: Prompts = PROMPTS, **settings: Any
+) -> TeacherOutput:
     config = TeacherConfig(strategy=strategy, **settings)  # type: ignore[arg-type]
     teacher = Teacher("double", "1", config)
-    return STRATEGIES[strategy](teacher, examples, PROMPTS, double.ask)
+    return STRATEGIES[strategy](teacher, examples, prompts, double.ask)
 
 
 def change(rows: pd.DataFrame, split: str, **columns: Any) -> Examples:
@@ -241,6 +245,122 @@ def test_samples_vote(examples: Examples, teacher_double: Any) -> None:
         if r.prompt.splitlines()[-2].removeprefix("Review: ") in set(examples.split("test")["text"])
     ]
     assert {r.sampling["temperature"] for r in benchmark} == {0.0}
+
+
+# --- tasks of every kind ----------------------------------------------------------------------------------------
+
+SPLITS_OF_60 = ["train"] * 24 + ["validation"] * 24 + ["test"] * 12
+
+
+def tickets() -> Examples:
+    """60 tickets of three labels in turn, which their texts name."""
+    labels = [TICKETS.labels[i % 3] for i in range(60)]
+    texts = [f"Ticket {i} is about a {label}." for i, label in enumerate(labels)]
+    return build_examples(pd.DataFrame({"text": texts, "label": labels, "split": SPLITS_OF_60}), "t", TICKETS)
+
+
+def quiz() -> Examples:
+    """60 questions, every other one with three options; the right one is called right, at each position in turn."""
+    rows = []
+    for i, split in enumerate(SPLITS_OF_60):
+        options = [f"wrong {k}" for k in range(3 if i % 2 else 4)]
+        options[(i // 2) % len(options)] = f"right {i}"
+        rows.append((f"Which one is it, number {i}?", options, f"right {i}", split))
+    return build_examples(pd.DataFrame(rows, columns=["text", "choices", "label", "split"]), "q", QUIZ)
+
+
+def asked_about(prompt: str) -> str:
+    """The text of an example, with its options."""
+    return prompt.rpartition("\n\n")[2].splitlines()[0].partition(": ")[2]
+
+
+def right_letter(prompt: str) -> int:
+    return "abcd".index(asked_about(prompt).partition(" right")[0][-2])
+
+
+def test_three_labels_are_scored_and_calibrated(teacher_double: Any) -> None:
+    def score(request: Request) -> list[float]:
+        """Sees the label, and is biased towards the second one."""
+        words = asked_about(request.prompt)
+        scores = np.array([float(label in words) + bias for label, bias in zip(TICKETS.labels, (0, 2, -1), strict=True)])
+        return list(scores - np.log(np.exp(scores).sum()))
+
+    teacher_double.score = score
+    examples, prompts = tickets(), load_prompts(TICKETS, "support ticket")
+    output = run(examples, teacher_double, prompts=prompts)
+    assert output.test["predicted"].to_list() == output.test["gold"].to_list()
+    assert own(output)["label"].to_dict() == examples.split("train").set_index("id")["label"].to_dict()
+    assert output.calibration is not None
+    assert len(output.calibration["biases"]) == 3
+    raw = run(examples, teacher_double, prompts=prompts, calibration={"method": "none"})
+    assert set(own(raw)["label"]) == {"bug"}
+    balanced = run(examples, teacher_double, prompts=prompts, calibration={"method": "prior"})
+    assert (balanced.test["predicted"] == balanced.test["gold"]).all()
+
+
+def test_options_are_scored_by_their_letters(teacher_double: Any) -> None:
+    def score(request: Request) -> list[float]:
+        """Sees the right option, and prefers (a)."""
+        letters = asked_about(request.prompt).count("(")
+        scores = np.zeros(letters)
+        scores[right_letter(request.prompt)] += 2.0
+        scores[0] += 3.0
+        return list(scores - np.log(np.exp(scores).sum()))
+
+    teacher_double.score = score
+    examples, prompts = quiz(), load_prompts(QUIZ, "question")
+    output = run(examples, teacher_double, prompts=prompts, held_out_rationales=True)
+    assert (output.test["predicted"] == output.test["gold"]).all()
+    assert own(output)["label"].to_dict() == examples.split("train").set_index("id")["label"].to_dict()
+    assert own(output)["label_probability"].between(0.5, 1).all()
+    given = [r.prompt for r in teacher_double.asked if r.prompt.endswith("Reason:")]
+    assert all(f"Answer: ({'abcd'[right_letter(p)]}) right " in p for p in given)
+    assert len(output.held_out.table()) == 36
+    raw = run(examples, teacher_double, prompts=prompts, calibration={"method": "none"})
+    assert (own(raw)["label"] != own(output)["label"]).sum() > 12
+
+
+def test_platt_needs_right_options_at_two_positions(teacher_double: Any) -> None:
+    rows = [(f"Number {i}?", ["yes", f"no {i}"], "yes", split) for i, split in enumerate(SPLITS_OF_60)]
+    examples = build_examples(pd.DataFrame(rows, columns=["text", "choices", "label", "split"]), "q", QUIZ)
+    with pytest.raises(CotdError, match="gold labels of at least two kinds"):
+        run(examples, teacher_double, prompts=load_prompts(QUIZ, "question"))
+
+
+@pytest.mark.parametrize("kind", ["labels", "options", "numbers"])
+def test_chains_of_thought_of_every_kind_vote(teacher_double: Any, kind: str) -> None:
+    """Three samples, of which two are right; the parsed answer is what counts."""
+    if kind == "numbers":
+        rows = [(f"What is {i} and 1000?", f"{i + 1000}", split) for i, split in enumerate(SPLITS_OF_60)]
+        examples = build_examples(pd.DataFrame(rows, columns=["text", "label", "split"]), "s", SUMS)
+    else:
+        examples = tickets() if kind == "labels" else quiz()
+
+    def write(request: Request) -> str:
+        text, wrong = asked_about(request.prompt), request.sampling["seed"] == 2
+        if request.prompt.endswith("Reason:"):
+            return " It says so itself."
+        if kind == "labels":
+            label = next(label for label in TICKETS.labels if label in text)
+            return f" One can tell.\nLabel: {'question' if wrong else label.upper()}"
+        if kind == "options":
+            letter = right_letter(request.prompt)
+            return f" One can tell.\nAnswer: ({'abc'[(letter + 1) % 3] if wrong else 'abcd'[letter]})"
+        return f" One adds them up.\nAnswer: {0 if wrong else f'{int(text.split()[2]) + 1000:,}.0'}"
+
+    teacher_double.write = write
+    task = {"labels": TICKETS, "options": QUIZ, "numbers": SUMS}[kind]
+    output = run(examples, teacher_double, "chain_of_thought", load_prompts(task, task.noun), samples=3, temperature=0.7)
+    gold = examples.split("train").set_index("id")["label"]
+    assert (output.test["predicted"] == output.test["gold"]).all()
+    table = output.annotations.table()
+    votes = table[~table["gold_conditioned"] & (table["sample"] == 0)].set_index("example_id")
+    assert votes["label"].to_dict() == gold.to_dict()
+    assert (votes["label_probability"] >= 2 / 3 - 1e-9).all()
+    assert table["error"].isna().all()
+    filtered = apply_filters(table, ["agrees_with_majority"], FilterContext(task, gold))
+    kept = filtered[filtered["error"].isna()]
+    assert (kept["label"] == kept["example_id"].map(gold)).all()
 
 
 # --- rationales -------------------------------------------------------------------------------------------------

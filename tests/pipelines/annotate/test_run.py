@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import example, given, settings
@@ -27,9 +28,10 @@ from pipelines.annotate.budget import Budget
 from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
-from tests.conftest import FakeTeacher, example_text
+from tests.conftest import FakeTeacher, example_text, kind_rows
 from tests.hostile import HOSTILE
 from tests.pipelines.annotate.doubles import nobody, prompts
+from tests.pipelines.annotate.fault_server import KEY, Provider
 from tests.tasks import SENTIMENT
 
 
@@ -206,6 +208,104 @@ def test_examples_without_gold_are_annotated(
     assert "teacher: not measured, as no test example has a gold label" in list(summary_lines(summary, Path("a.parquet")))
     assert [w.partition(":")[0] for w in summary["warnings"]] == ["students cannot be trained yet"] * 3
     assert "Annotations" in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
+
+
+# --- tasks of every kind ---------------------------------------------------------------------------------------------
+
+
+WRONG = {  # what the teacher says of the last three test examples: nothing that can be read, and two wrong answers
+    "labels": {57: None, 58: "sky", 59: "sea"},
+    "options": {57: "perhaps", 58: "(a)", 59: "(a)"},
+    "numbers": {57: "none", 58: 3, 59: "4.5"},
+}
+GRID = {"method": ["distill"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
+SHOWN = {"labels": "News 1: about the sea", "options": "Which is it, 1? (a) right 1 (b)", "numbers": "What is 1 and 1000?"}
+
+
+def right_answer(kind: str, text: str) -> Any:
+    if kind == "labels":
+        return next(label for label in ("sky", "sea", "land") if text.endswith(label))
+    return f"({text.partition(' right')[0][-2]})" if kind == "options" else int(text.split()[3]) + 1000
+
+
+@pytest.mark.parametrize("kind", ["labels", "options", "numbers"])
+def test_an_endpoint_thinks_about_every_kind_of_task(
+    write_kind: Callable[..., Path], provider: Provider, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    server, url = provider
+    key = "label" if kind == "labels" else "answer"
+
+    def write(prompt: str) -> str:
+        text = prompt.rpartition("\n\n")[2].splitlines()[0]
+        answer = right_answer(kind, text)
+        why = {"rationale": f"One can tell that it is {answer:,}." if kind == "numbers" else "One can see that it is right."}
+        number = next((n for n in WRONG[kind] if f" {n}" in text), None)
+        return json.dumps(why | {key: WRONG[kind].get(number, answer)} if f'"{key}"' in prompt else why)
+
+    server.write = write
+    api = {
+        "base_url": url, "key_env": "TEACHER_KEY", "json_completions": "object", "backoff_seconds": 0.01, "retries": 1
+    }  # fmt: skip
+    teacher = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api, "filters": ["agrees_with_gold"]}
+    config = load_config(write_kind(kind, teacher=teacher))
+    summary = annotate(config, yes=True)
+    assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 48, "quarantined": {}}
+    assert (summary["teacher"]["n"], summary["teacher"]["accuracy"]) == (12, 9 / 12)
+    assert ("confusion" in summary["quality"]["labels"]) == (kind == "labels")
+    assert summary["quality"]["rationales"]["names_its_label"] == (1.0 if kind == "numbers" else 0.0)
+    lines = list(summary_lines(summary, AnnotationFiles.of(config).annotations))
+    assert any(line.startswith("teacher: 75.0%") for line in lines)
+    assert SHOWN[kind] in AnnotationFiles.of(config).page.read_text(encoding="utf-8")
+    assert annotate(config, yes=True)["digest"] == summary["digest"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "options"])
+def test_options_of_every_kind_are_scored_and_explained(
+    write_kind: Callable[..., Path], embedded_student: Path, teacher_double: Any, kind: str
+) -> None:
+    """Through the embedded teacher's own tokenizer, its scores read in the order of the labels or letters."""
+
+    def score(request: Request) -> list[float]:
+        text = request.prompt.rpartition("\n\n")[2].splitlines()[0].partition(": ")[2]
+        answer = right_answer(kind, text)
+        position = ("sky", "sea", "land").index(answer) if kind == "labels" else "abcd".index(answer[1])
+        scores = np.zeros(request.sampling["logprobs"])
+        scores[position] += 2.0
+        return list(scores - np.log(np.exp(scores).sum()))
+
+    teacher_double.score = score
+    config = load_config(write_kind(kind, teacher={"calibration": {"rows": 24}}))
+    summary = annotate(config, teacher_double.complete)
+    assert summary["annotations"] == {"rows": 48, "examples": 24, "usable": 48, "quarantined": {}}
+    assert summary["teacher"]["accuracy"] == 1.0
+    assert len(summary["calibration"]["biases"]) == (3 if kind == "labels" else 4)
+    assert summary["usage"]["requests"] == 84, "a rationale given gold is the one given the teacher's equal label"
+    assert annotate(config, nobody)["digest"] == summary["digest"]
+
+
+def test_free_answers_are_not_scored(write_kind: Callable[..., Path]) -> None:
+    with pytest.raises(CotdError, match="chain_of_thought"):
+        annotate(load_config(write_kind("numbers")), nobody)
+
+
+@pytest.mark.parametrize("kind", ["labels", "options", "numbers"])
+def test_completions_of_every_kind_of_task_are_imported(write_kind: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+    """Joined by text and options; the first row is wrong, the second cannot be read."""
+    rows = kind_rows(kind)
+    said = list(rows["label"])
+    said[0], said[1] = {"labels": ("sea", "the sea or the sky"), "options": ("b", "e"), "numbers": ("7", "seven")}[kind]
+    columns = {"label": "said", "rationale": "why"}
+    rows.assign(said=said, why="One can see that it is so.").to_json(tmp_path / "imported.jsonl", orient="records", lines=True)
+    teacher = {"model": "gpt-x", "imported": {"source": str(tmp_path / "imported.jsonl"), "columns": columns}}
+    teacher["filters"] = ["agrees_with_gold"]
+    config = load_config(write_kind(kind, teacher=teacher, grid=GRID))
+    summary = annotate(config)
+    assert (summary["imported"]["rows"], summary["imported"]["matched"], summary["imported"]["examples"]) == (60, 60, 60)
+    assert (summary["annotations"]["examples"], summary["annotations"]["usable"]) == (24, 22)
+    assert summary["filters"] == {"agrees_with_gold": 1}
+    assert sum(summary["imported"]["other_labels"].values()) == 1
+    assert summary["teacher"]["accuracy"] == 1.0
 
 
 # --- what examples may hold ------------------------------------------------------------------------------------------

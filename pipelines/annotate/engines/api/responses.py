@@ -156,10 +156,18 @@ def has_form(text: str, structured: dict[str, Any]) -> bool:
     except (ValueError, RecursionError):
         return False
     properties = structured["json"]["properties"]
-    return isinstance(content, dict) and all(
-        isinstance(content.get(k), str) and ("enum" not in p or folded(content[k]) in map(folded, p["enum"]))
-        for k, p in properties.items()
-    )
+    return isinstance(content, dict) and all(has_value(content.get(key), schema) for key, schema in properties.items())
+
+
+def has_value(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a value is what a schema asks for, as far as it can be parsed: a number may be a string.
+
+    Of the letters of options one may come with, or be replaced by, its option: where completions are parsed it is known.
+    """
+    if schema["type"] == "number":
+        return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    choices = schema.get("enum")
+    return isinstance(value, str) and (choices is None or choices[0] == "(a)" or folded(value) in map(folded, choices))
 
 
 def folded(word: str) -> str:
