@@ -13,15 +13,18 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
 from cotd.errors import CotdError
-from serve.schemas import MAX_TEXTS, PredictResponse, TextPrediction
+from serve.schemas import MAX_TEXTS, ModelResponse, PredictResponse, TextPrediction
 from serve.settings import TOKEN_VARIABLE
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 30.0  # seconds before a request is repeated
 MAX_EXPLAINED = 16  # texts in a request with rationales: one takes a thousand times as long as a label
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
 TOO_MUCH = ("too_many_texts", "body_too_large")  # codes of refusals that fewer texts in a request may avoid
+
+Choices = Sequence[Sequence[str]] | None
 
 
 class Rejected(CotdError):
@@ -73,14 +76,16 @@ class BaseClient:
             raise error
         self.request_sizes[rationale] = min(self.request_sizes[rationale], len(texts) // 2)
 
-    def evaluate(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> PredictResponse | float:
+    def evaluate(self, attempt: int, outcome: httpx.Response | httpx.TransportError, texts: int = 1) -> PredictResponse | float:
         """The response of a request, or the seconds to wait before it is repeated.
 
         Args:
             attempt: how often the request has failed before.
+            texts: how many it has.
 
         Raises:
-            CotdError: repeating it would not help, or it has been repeated `retries` times.
+            CotdError: repeating it would not help, it has been repeated `retries` times, or the response is not one prediction
+                a text.
             Rejected: the endpoint does not take its texts.
         """
         last = attempt >= self.retries
@@ -93,7 +98,7 @@ class BaseClient:
                 ) from outcome
             return backoff(attempt)
         if outcome.status_code == 200:
-            return PredictResponse.model_validate_json(outcome.content)
+            return parse_response(outcome, texts)
         if last or outcome.status_code not in RETRIED_STATUSES:
             code, message = parse_error(outcome)
             message = f"{self.url} answered {outcome.status_code}: {message}"
@@ -117,33 +122,55 @@ class Client(BaseClient):
         super().__post_init__()
         self.http = httpx.Client(transport=self.transport, **self.http_options)
 
-    def predict(self, texts: Sequence[str], rationale: bool = False) -> list[TextPrediction]:
+    def predict(self, texts: Sequence[str], choices: Choices = None, rationale: bool = False) -> list[TextPrediction]:
         """The predictions for `texts`, in their order.
+
+        Args:
+            choices: for multiple choice: the options of each text.
 
         Raises:
             CotdError: the endpoint does not respond, or refuses the request.
             Rejected: it does not take one of the texts.
         """
         predictions: list[TextPrediction] = []
-        while rest := texts[len(predictions) :]:
-            part = list(rest[: self.request_sizes[rationale]])
+        while len(predictions) < len(texts):
+            part = slice(len(predictions), len(predictions) + self.request_sizes[rationale])
             try:
-                predictions += self.request(part, rationale).predictions
+                predictions += self.request(texts[part], choices and choices[part], rationale).predictions
             except Rejected as error:
-                self.reduce_size(error, part, rationale)
+                self.reduce_size(error, texts[part], rationale)
         return predictions
 
-    def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
-        """One request, with the model that served it. Errors are those of `predict`."""
+    def request(self, texts: Sequence[str], choices: Choices = None, rationale: bool = False) -> PredictResponse:
+        """One request, with the model that served it. Arguments and errors are those of `predict`."""
         attempt = 0
         while True:
             try:
-                outcome: Any = self.http.post("/v1/predict", json={"texts": texts, "rationale": rationale})
+                outcome: Any = self.http.post("/v1/predict", json=request_body(texts, choices, rationale))
             except httpx.TransportError as error:
                 outcome = error
-            result = self.evaluate(attempt, outcome)
+            result = self.evaluate(attempt, outcome, len(texts))
             if isinstance(result, PredictResponse):
                 return result
+            time.sleep(result)
+            attempt += 1
+
+    def model(self) -> ModelResponse:
+        """The student that is served, and its task.
+
+        Raises:
+            CotdError: the endpoint does not respond, or requires another token.
+        """
+        attempt = 0
+        while True:
+            try:
+                outcome: Any = self.http.get("/v1/model")
+            except httpx.TransportError as error:
+                outcome = error
+            if isinstance(outcome, httpx.Response) and outcome.status_code == 200:
+                return ModelResponse.model_validate_json(outcome.content)
+            result = self.evaluate(attempt, outcome)
+            assert isinstance(result, float), "only a response of 200 is a result"
             time.sleep(result)
             attempt += 1
 
@@ -179,39 +206,42 @@ class AsyncClient(BaseClient):
         limits = httpx.Limits(max_connections=self.concurrency)
         self.http = httpx.AsyncClient(transport=self.transport, limits=limits, **self.http_options)
 
-    async def predict(self, texts: Sequence[str], rationale: bool = False) -> list[TextPrediction]:
+    async def predict(self, texts: Sequence[str], choices: Choices = None, rationale: bool = False) -> list[TextPrediction]:
         """The predictions for `texts`, in their order.
+
+        Args:
+            choices: for multiple choice: the options of each text.
 
         Raises:
             CotdError: the endpoint does not respond, or refuses one of the requests; the others are cancelled.
             Rejected: it does not take one of the texts.
         """
         size = self.request_sizes[rationale]
-        parts = [list(texts[start : start + size]) for start in range(0, len(texts), size)]
-        requests = [asyncio.ensure_future(self._part(part, rationale)) for part in parts]
+        parts = [slice(start, start + size) for start in range(0, len(texts), size)]
+        requests = [asyncio.ensure_future(self._part(texts[part], choices and choices[part], rationale)) for part in parts]
         try:
             return [prediction for part in await asyncio.gather(*requests) for prediction in part]
         finally:
             for request in requests:
                 request.cancel()
 
-    async def _part(self, texts: list[str], rationale: bool) -> list[TextPrediction]:
+    async def _part(self, texts: Sequence[str], choices: Choices, rationale: bool) -> list[TextPrediction]:
         try:
-            return (await self.request(texts, rationale)).predictions
+            return (await self.request(texts, choices, rationale)).predictions
         except Rejected as error:
             self.reduce_size(error, texts, rationale)
-        return await self.predict(texts, rationale)  # in smaller parts
+        return await self.predict(texts, choices, rationale)  # in smaller parts
 
-    async def request(self, texts: list[str], rationale: bool = False) -> PredictResponse:
-        """One request, with the model that served it. Errors are those of `predict`."""
+    async def request(self, texts: Sequence[str], choices: Choices = None, rationale: bool = False) -> PredictResponse:
+        """One request, with the model that served it. Arguments and errors are those of `predict`."""
         attempt = 0
         while True:
             async with self.slots:
                 try:
-                    outcome: Any = await self.http.post("/v1/predict", json={"texts": texts, "rationale": rationale})
+                    outcome: Any = await self.http.post("/v1/predict", json=request_body(texts, choices, rationale))
                 except httpx.TransportError as error:
                     outcome = error
-            result = self.evaluate(attempt, outcome)
+            result = self.evaluate(attempt, outcome, len(texts))
             if isinstance(result, PredictResponse):
                 return result
             await asyncio.sleep(result)
@@ -226,6 +256,30 @@ class AsyncClient(BaseClient):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def request_body(texts: Sequence[str], choices: Choices, rationale: bool) -> dict[str, Any]:
+    """The body of a request to predict."""
+    body: dict[str, Any] = {"texts": list(texts), "rationale": rationale}
+    return body if choices is None else body | {"choices": [list(options) for options in choices]}
+
+
+def parse_response(response: httpx.Response, texts: int) -> PredictResponse:
+    """A successful response to so many texts.
+
+    Raises:
+        CotdError: it is not of an endpoint of cotd, or has more or fewer predictions.
+    """
+    advice = "Give the address of an endpoint that `cotd serve` started: --url."
+    try:
+        parsed = PredictResponse.model_validate_json(response.content)
+    except ValidationError as error:
+        raise CotdError(
+            f"{response.url} did not answer with predictions but with: {response.text[:100]!r}. {advice}"
+        ) from error
+    if len(parsed.predictions) != texts:
+        raise CotdError(f"{response.url} answered {texts} texts with {len(parsed.predictions)} predictions. {advice}")
+    return parsed
 
 
 def backoff(attempt: int) -> float:

@@ -1,13 +1,13 @@
-"""`cotd predict`: predictions of examples from arguments, a stream or a file, by an endpoint or a student loaded here."""
+"""`cotd predict`: predictions of texts from arguments, a stream or a file, by an endpoint or a student loaded here."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,19 +15,25 @@ from cotd.cli.app import app
 from cotd.cli.arguments import CHAMPION, Json, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
 from cotd.errors import CotdError
+from cotd.progress import say
 from cotd.storage.tracking_store import default_tracking_uri
 from cotd.utils.iteration import batched
 
+if TYPE_CHECKING:
+    from pipelines.predict.run import Predict, PredictionSummary
+
 ENDPOINT = "http://127.0.0.1:8000"
 
-# Texts → `label`, `score`, `truncated` and, on request, `rationale` of each.
-PredictRows = Callable[[list[str]], list[dict[str, Any]]]
+Named = tuple[str | None, str | None, str | None]  # --text, --input-template, --choices
 
 
 @app.command()
 def predict(
     context: typer.Context,
-    texts: Annotated[list[str] | None, typer.Argument(help="examples; default: standard input, a line each")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="texts; default: standard input, a line each")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="for multiple choice: one of the texts' options; give it for each of them")
+    ] = None,
     url: Annotated[str | None, typer.Option(help=f"the endpoint to ask; default: {ENDPOINT}")] = None,
     local: Annotated[
         bool, typer.Option("--local", help="load the student in this process instead of asking an endpoint")
@@ -43,24 +49,39 @@ def predict(
         typer.Option(help="a .parquet, .csv or .jsonl file to predict: with Ray Data, or with --url by that endpoint"),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the file for --input's rows with their predictions")] = None,
-    text: Annotated[str, typer.Option(help="--input's text column")] = "text",
+    text: Annotated[
+        str | None, typer.Option(help="--input's text column; default: as in the student's study, else text")
+    ] = None,
+    input_template: Annotated[
+        str | None, typer.Option(help='in place of --text, a template over columns: "{title}: {body}"; default: as --text')
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="for multiple choice: --input's column of options; default: as --text, else choices")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Predicts the sentiment of examples.
+    """Predicts texts: with a student of sentiment, whether they are positive or negative.
 
     Example: cotd predict "A warm and funny film."
 
-    Example: cotd predict --local --rationale < examples.txt
+    Example: cotd predict --local --rationale < texts.txt
 
-    Example: cotd predict --input reviews.parquet --output scored.parquet
+    Example: cotd predict "Where is milk kept?" --option "a fridge" --option "a drawer"
 
-    Example: cotd predict --input reviews.parquet --output scored.parquet --url http://127.0.0.1:8000
+    Example: cotd predict --input reviews.parquet --output predicted.parquet
+
+    Example: cotd predict --input pairs.csv --output predicted.csv --input-template "premise: {premise} hypothesis: {hypothesis}"
+
+    Example: cotd predict --input reviews.parquet --output predicted.parquet --url http://127.0.0.1:8000
     """
     loads_student = local or bool(input and not url)
     problems = {
-        "--input and --output go together, without examples as arguments": bool(input) != bool(output) or bool(input and texts),
+        "--input and --output go together, without texts as arguments": bool(input) != bool(output) or bool(input and texts),
         "--json is for predictions that are printed: leave it out, the name of --output decides the format": input and as_json,
         "--input loads the student without --local: leave one of them out": input and local,
+        "--option is for texts that are given as arguments; --choices names the column of options of --input": input and option,
+        "--text, --input-template and --choices name columns of --input: name a file": (text or input_template or choices)
+            and not input,
         "--local uses no endpoint: leave out --url, or --local": url and local,
         "--student and --tracking-uri are for --local and --input: an endpoint predicts with the student that it serves":
             (student or tracking_uri) and not loads_student,
@@ -69,37 +90,46 @@ def predict(
         raise CotdError(*(f"{message}." for message in wrong))
     model, store = student or CHAMPION, tracking_uri or default_tracking_uri()
     if input and output:
-        predict_file(input, output, text, rationale, url, model, store)
+        named = (text, input_template, choices)
+        if url:
+            summary = predict_file_by_endpoint(input, output, named, rationale, url)
+        else:
+            summary = predict_file_by_student(input, output, named, rationale, model, store)
+        for sentence in summary.sentences:
+            say(sentence)
+        if not summary.rows:
+            say("error: no row could be predicted.")
+            raise typer.Exit(1)
         return
     examples = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
     with contextlib.ExitStack() as stack:
         predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
-        rows = predicted(examples, predict_rows, 4 if rationale else 32)
+        rows = predicted(examples, option, predict_rows, 4 if rationale else 32)
         if (first := next(rows, None)) is None:
-            raise CotdError("no example given: name some as arguments, or give them on standard input, a line each.")
+            raise CotdError("no text given: name some as arguments, or give them on standard input, a line each.")
         rows = itertools.chain([first], rows)
         show(context, as_json, list(rows) if as_json else [], map(prediction_line, rows))
 
 
-def predicted(examples: Iterator[str], predict_rows: PredictRows, size: int) -> Iterator[dict[str, Any]]:
-    """Examples with their predictions, as soon as each batch of `size` examples has them."""
-    from cotd.progress import say
-
+def predicted(examples: Iterator[str], options: list[str] | None, predict_rows: Predict, size: int) -> Iterator[dict[str, Any]]:
+    """Texts with their predictions, as soon as each batch of `size` texts has them."""
     count = 0
     for batch in batched(examples, size):
-        for example, row in zip(batch, predict_rows(batch), strict=True):
+        for example, row in zip(batch, predict_rows(batch, [options] * len(batch) if options else None), strict=True):
             yield {"text": example, **row}
             count += 1
             if count % 1000 == 0 and not sys.stdout.isatty():
-                say(f"  {count:,} examples")
+                say(f"  {count:,} texts")
 
 
 def prediction_line(row: dict[str, Any]) -> str:
     explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
-    return f"{row['label']:8} {row['score']:6.1%}  {row['text']}{explanation}"
+    label = "(none)" if row["label"] is None else row["label"]
+    score = "" if row["score"] is None else f" {row['score']:6.1%}"
+    return f"{label:8}{score}  {row['text']}{explanation}"
 
 
-def local_student(student: str, rationale: bool, store: str) -> PredictRows:
+def local_student(student: str, rationale: bool, store: str) -> Predict:
     """The student, loaded into this process."""
     from cotd.students.student import Student
 
@@ -108,50 +138,63 @@ def local_student(student: str, rationale: bool, store: str) -> PredictRows:
     if rationale and not model.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
 
-    def predict_rows(examples: list[str]) -> list[dict[str, Any]]:
-        rationales = model.explain(examples) if rationale else [None] * len(examples)
-        predictions = model.predict(examples)
+    def predict_rows(examples: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
+        if choices and not model.task.needs_choices:
+            raise CotdError(f"the task '{model.task.name}' is {model.task.kind}: leave out --option.")
+        predictions = model.predict(examples, choices=choices)
+        rationales = model.explain(examples, choices) if rationale else [None] * len(examples)
         return [{**asdict(p), "rationale": why} for p, why in zip(predictions, rationales, strict=True)]
 
     return predict_rows
 
 
-def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> PredictRows:
+def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predict:
     """The endpoint at an address, for as long as the stack is open."""
     from serve.client import Client
 
     client = stack.enter_context(Client(url))
-    return lambda examples: [p.model_dump() for p in client.predict(examples, rationale)]
+    return lambda examples, choices: [p.model_dump() for p in client.predict(examples, choices, rationale)]
 
 
-def predict_file(source: str, target: str, text: str, rationale: bool, url: str | None, student: str, store: str) -> None:
-    """Predicts a file, by an endpoint if there is a URL, else with Ray Data."""
-    from cotd.progress import say
+def predict_file_by_student(
+    source: str, target: str, named: Named, rationale: bool, student: str, store: str
+) -> PredictionSummary:
+    """Predicts a file with Ray Data."""
     from pipelines.cluster.session import ray_session
     from pipelines.predict import run
 
-    checks = [lambda: run.require_columns(source, text), lambda: run.require_output(target)]
+    require_all(lambda: run.column_names(source), lambda: run.require_output(target), lambda: check_student(student, store))
+    columns, _ = run.columns_of(student, *named)
+    run.require_columns(source, columns)
+    with ray_session():
+        return run.predict_file(source, target, student, store, columns, rationale)
+
+
+def predict_file_by_endpoint(source: str, target: str, named: Named, rationale: bool, url: str) -> PredictionSummary:
+    """Predicts a file by an endpoint."""
+    from cotd.data.inputs import InputColumns
+    from cotd.tasks.registry import parse_task
+    from pipelines.predict import run
+    from serve.client import Client
+
+    require_all(lambda: run.column_names(source), lambda: run.require_output(target))
     with contextlib.ExitStack() as stack:
-        if url:
-            require_all(*checks)
-            predict_rows = refusals_as_rows(endpoint_at(url, rationale, stack))
-            summary = run.predict_file_with(predict_rows, source, target, text, rationale)
-        else:
-            require_all(*checks, lambda: check_student(student, store))
-            stack.enter_context(ray_session())
-            summary = run.predict_file(source, target, student, store, text, rationale)
-    for sentence in summary.sentences:
-        say(sentence)
+        with Client(url) as client:
+            card = client.model().card
+        task = parse_task(card["task"])
+        columns = InputColumns.make(card, task, *named)
+        predict_rows = refusals_as_rows(endpoint_at(url, rationale, stack))
+        return run.predict_file_with(predict_rows, source, target, columns, task.labels, rationale)
 
 
-def refusals_as_rows(predict_rows: PredictRows) -> PredictRows:
+def refusals_as_rows(predict_rows: Predict) -> Predict:
     """An endpoint's predictions, with its refusals as errors of single rows."""
     from pipelines.predict.run import RowRefused
     from serve.client import Rejected
 
-    def predict(texts: list[str]) -> list[dict[str, Any]]:
+    def predict(texts: list[str], choices: list[list[str]] | None) -> Sequence[dict[str, Any]]:
         try:
-            return predict_rows(texts)
+            return predict_rows(texts, choices)
         except Rejected as error:
             if error.code == "no_rationales":
                 raise

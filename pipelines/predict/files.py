@@ -1,4 +1,4 @@
-"""Files of rows with columns of any kind, read and written a block at a time: Parquet, CSV, and JSON lines."""
+"""Files of rows with columns of any kind, read and written a block at a time: Parquet, CSV, TSV, and JSON lines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cotd.data.files import FILE_TYPES
 from cotd.errors import CotdError
 from cotd.utils.files import replacing
 from cotd.utils.jsonl import parse_row
 
+FILE_TYPES = (".parquet", ".jsonl", ".csv", ".tsv")
 LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
 # The column of JSON lines as they are: no schema would hold them all, and none may change what it does not understand.
 LINE = "__line__"
@@ -36,9 +36,14 @@ def csv_options(source: str) -> dict[str, Any]:
         }
     return {
         "read_options": pa.csv.ReadOptions(**blocks),
-        "parse_options": pa.csv.ParseOptions(newlines_in_values=True),
+        "parse_options": pa.csv.ParseOptions(delimiter=delimiter(source), newlines_in_values=True),
         "convert_options": pa.csv.ConvertOptions(column_types=dict.fromkeys(column_names(source), pa.string())),
     }
+
+
+def delimiter(source: str | Path) -> str:
+    """What stands between the cells of a CSV or TSV file."""
+    return "\t" if str(source).endswith(".tsv") else ","
 
 
 def read_blocks(source: str, rows: int) -> Iterator[pa.Table]:
@@ -81,8 +86,10 @@ def row_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
             if not len(table):
                 return  # its columns may have no type yet
             schema = table.schema
-            open_writer = pa.parquet.ParquetWriter if path.suffix == ".parquet" else pa.csv.CSVWriter
-            writer = open_writer(temporary, schema)
+            if path.suffix == ".parquet":
+                writer = pa.parquet.ParquetWriter(temporary, schema)
+            else:
+                writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(delimiter=delimiter(path)))
         writer.write(table.cast(schema) if schema and len(table) else table)
 
     with replacing(path) as temporary:
@@ -129,9 +136,9 @@ def column_names(source: str) -> list[str]:
     try:
         if path.suffix == ".parquet":
             return list(pa.parquet.read_schema(path).names)
-        if path.suffix == ".csv":
+        if path.suffix in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
-                return next(csv.reader(file), [])
+                return next(csv.reader(file, delimiter=delimiter(path)), [])
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
                 return list(json.loads(file.readline() or "{}"))
@@ -147,4 +154,4 @@ def count_rows(source: str) -> int:
         return max(1, int(pa.parquet.read_metadata(path).num_rows))
     with path.open("rb") as file:
         lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-    return max(1, lines - (path.suffix == ".csv"))
+    return max(1, lines - (path.suffix in (".csv", ".tsv")))

@@ -25,9 +25,13 @@ class QueueFull(Exception):
         self.retry_after = retry_after
 
 
+class Closed(Exception):
+    """The endpoint is shutting down, and computes no more."""
+
+
 @dataclass(eq=False)
 class Job:
-    """One request's texts; they may be computed in several batches.
+    """One request's texts; they may be computed in several batches. A text may be anything that `compute` takes.
 
     Attributes:
         model: the model that was served when the request came in; it computes them.
@@ -35,7 +39,7 @@ class Job:
     """
 
     model: Any
-    texts: Sequence[str]
+    texts: Sequence[Any]
     done: asyncio.Future[list[Any]]
     results: list[Any] = field(default_factory=list)
     started: int = 0
@@ -58,7 +62,7 @@ class Batcher:
 
     def __init__(
         self,
-        compute: Callable[[Any, list[str]], Sequence[Any]],
+        compute: Callable[[Any, list[Any]], Sequence[Any]],
         max_batch: int,
         max_queued: int,
         on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
@@ -70,17 +74,21 @@ class Batcher:
         self.on_batch = on_batch
         self.on_queue = on_queue
         self.queued = 0
-        self.busy = False
+        self.busy = self.closed = False
+        self.computing: list[tuple[Job, Sequence[Any]]] = []
         self.jobs: deque[Job] = deque()
         self.seconds_a_text = 0.0  # a moving average
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batcher")
 
-    async def submit(self, model: Any, texts: Sequence[str]) -> list[Any]:
+    async def submit(self, model: Any, texts: Sequence[Any]) -> list[Any]:
         """One result a text, in their order, all from `model`.
 
         Raises:
             QueueFull: the texts do not fit into the queue; none of them is computed.
+            Closed: the batcher is closed, or was before all of them were computed.
         """
+        if self.closed:
+            raise Closed
         if self.queued + len(texts) > self.max_queued:
             raise QueueFull(self.seconds_to_empty())
         job = Job(model, texts, asyncio.get_running_loop().create_future())
@@ -89,13 +97,23 @@ class Batcher:
         self._start()
         return await job.done
 
+    def close(self) -> None:
+        """Stops computing after the present batch. Every waiting request fails at once."""
+        self.closed = True
+        self.worker.shutdown(wait=False, cancel_futures=True)
+        for job in [*self.jobs, *(job for job, _ in self.computing)]:
+            if not job.done.done():
+                job.done.set_exception(Closed())
+        self.jobs.clear()
+        self.queued = 0
+
     def seconds_to_empty(self) -> int:
         """Estimated seconds until everything queued is computed, at least 1."""
         return max(1, math.ceil(self.queued * self.seconds_a_text))
 
-    def _gather(self) -> list[tuple[Job, Sequence[str]]]:
+    def _gather(self) -> list[tuple[Job, Sequence[Any]]]:
         """The next batch: parts of one or more jobs of the same model."""
-        parts: list[tuple[Job, Sequence[str]]] = []
+        parts: list[tuple[Job, Sequence[Any]]] = []
         room = self.max_batch
         other_models, unfinished = [], []
         while self.jobs and room:
@@ -117,19 +135,19 @@ class Batcher:
         return parts
 
     def _start(self) -> None:
-        parts = [] if self.busy else self._gather()
+        parts = [] if self.busy or self.closed else self._gather()
         self.on_queue(self.queued)
         if not parts:
             return
-        self.busy = True
+        self.busy, self.computing = True, parts
         texts = [text for _, part in parts for text in part]
         running = asyncio.get_running_loop().run_in_executor(self.worker, self.compute, parts[0][0].model, texts)
         running.add_done_callback(partial(self._deliver, parts, time.perf_counter()))
 
-    def _deliver(self, parts: list[tuple[Job, Sequence[str]]], started: float, done: asyncio.Future[Sequence[Any]]) -> None:
+    def _deliver(self, parts: list[tuple[Job, Sequence[Any]]], started: float, done: asyncio.Future[Sequence[Any]]) -> None:
         """Gives a batch's results, or its error, to the waiting requests, once the worker has started the next batch."""
-        self.busy = False
-        if done.cancelled():  # the worker was shut down
+        self.busy, self.computing = False, []
+        if done.cancelled():  # closed before the worker had begun
             return
         self._start()
         error = done.exception()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from cotd.tasks.base import Task
 from cotd.utils.text import first_line
 from serve.endpoint.last_good import LastGood
 from serve.endpoint.metrics import Metrics
@@ -84,7 +85,7 @@ class Champion:
     async def refresh(self) -> None:
         """Looks at the alias once. Another version is loaded and checked; then one reference is exchanged.
 
-        Requests that came in before keep the student they began with. A version that fails its check or has other labels is
+        Requests that came in before keep the student they began with. A version that fails its check or has other answers is
         refused: it is logged and counted, and the old one stays. One that cannot be loaded is tried again later.
         """
         source, old = self.settings.student, self.served
@@ -102,8 +103,7 @@ class Champion:
         try:
             load = partial(Served.load, pinned, name, self.settings.runtime)
             new = await asyncio.to_thread(in_short_lived_thread, load)
-            if (labels := new.student.task.labels) != old.student.task.labels:
-                raise Unfit(f"its labels are {', '.join(labels)}. Start another endpoint for another task.")
+            require_same_answers(new.student.task, old.student.task)
         except Exception as error:  # noqa: BLE001 - see above
             self._reject(name.version, error, still=old.name.version)
             return
@@ -160,6 +160,15 @@ class Champion:
 
     def _count_replica(self, served: Served, count: int) -> None:
         self.metrics.model_replicas.labels(served.name.name, served.name.version, served.runtime_name).set(count)
+
+
+def require_same_answers(new: Task, old: Task) -> None:
+    """Raises Unfit if clients that expect the answers of one task would get those of another."""
+    advice = "Start another endpoint for another task."
+    if new.kind != old.kind:
+        raise Unfit(f"its task '{new.name}' is {new.kind}, and that of this endpoint is {old.kind}. {advice}")
+    if new.labels != old.labels:
+        raise Unfit(f"its labels are {', '.join(new.labels)}, and those of this endpoint {', '.join(old.labels)}. {advice}")
 
 
 def in_short_lived_thread(work: Callable[[], Result]) -> Result:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 from typing import Any
 
 from cotd.students.student import Prediction
+from cotd.tasks.base import Task
+from cotd.tasks.samples import Sample
 from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.champion import Champion
 from serve.endpoint.metrics import Metrics
@@ -36,7 +39,7 @@ class Endpoint:
         self.labels = self._batcher("label", Served.predict, settings.max_queued_texts)
         self.rationales = self._batcher("rationale", Served.explain, settings.max_queued_rationales)
 
-    def _batcher(self, work: str, compute: Callable[[Served, list[str]], Sequence[Any]], max_queued: int) -> Batcher:
+    def _batcher(self, work: str, compute: Callable[[Served, list[Sample]], Sequence[Any]], max_queued: int) -> Batcher:
         def on_batch(texts: int, seconds: float) -> None:
             self.metrics.batch_texts.labels(work).observe(texts)
             self.metrics.batch_seconds.labels(work).observe(seconds)
@@ -44,9 +47,9 @@ class Endpoint:
         return Batcher(compute, self.settings.max_batch, max_queued, on_batch, self.metrics.queued.labels(work).set)
 
     def close(self) -> None:
-        """Stops computing; what is queued is dropped."""
-        for worker in (self.labels.worker, self.rationales.worker):
-            worker.shutdown(wait=False, cancel_futures=True)
+        """Stops computing; what is queued is refused."""
+        self.labels.close()
+        self.rationales.close()
         self.champion.close()
 
     @property
@@ -54,33 +57,35 @@ class Endpoint:
         """What new requests are served by."""
         return self.champion.served
 
-    async def predict(self, served: Served, texts: Sequence[str]) -> list[Prediction]:
-        """The label of each text.
+    async def predict(self, served: Served, texts: Sequence[Sample]) -> list[Prediction]:
+        """The answer to each text.
 
         Raises:
             QueueFull: too many texts are waiting.
+            Closed: the endpoint is shutting down.
         """
         predictions = await self.labels.submit(served, texts)
-        for prediction in predictions:
-            self.metrics.predictions.labels(prediction.label, served.name.version).inc()
+        for prediction, text in zip(predictions, texts, strict=True):
+            self.metrics.predictions.labels(counted_as(prediction, text, served.student.task), served.name.version).inc()
         self.metrics.truncated.inc(sum(p.truncated for p in predictions))
         return predictions
 
-    async def explain(self, served: Served, texts: Sequence[str]) -> list[str]:
+    async def explain(self, served: Served, texts: Sequence[Sample]) -> list[str]:
         """The student's own rationale for each text.
 
         Raises:
             QueueFull: too many rationales are waiting or being written.
+            Closed: the endpoint is shutting down.
         """
         self.require_room(texts)
         return await self.rationales.submit(served, texts)
 
-    def require_room(self, texts: Sequence[str]) -> None:
+    def require_room(self, texts: Sequence[Sample]) -> None:
         """Raises QueueFull if the queue has no room for the rationales of the texts."""
         if self.streaming + self.rationales.queued + len(texts) > self.settings.max_queued_rationales:
             raise QueueFull(self.rationales.seconds_to_empty())
 
-    def stream_rationales(self, served: Served, texts: Sequence[str]) -> RationaleStream:
+    def stream_rationales(self, served: Served, texts: Sequence[Sample]) -> RationaleStream:
         """The rationales of texts, piece by piece; to be closed by the caller.
 
         Raises:
@@ -92,3 +97,14 @@ class Endpoint:
             self.streaming += change
 
         return RationaleStream(served.student, texts, self.rationales.worker, reserve)
+
+
+def counted_as(prediction: Prediction, text: Sample, task: Task) -> str:
+    """The label of the metric that counts a prediction: one of few, whatever clients send and students write."""
+    if prediction.label is None:
+        return "none"
+    if task.labels:
+        return prediction.label
+    if text.choices is None:
+        return "answered"
+    return f"({ascii_lowercase[text.choices.index(prediction.label)]})"

@@ -47,7 +47,12 @@ class Metrics:
         )
         self.batch_texts = Histogram("cotd_batch_texts", "Texts a batch", ["work"], buckets=BATCH_SIZES, **options)
         self.batch_seconds = Histogram("cotd_batch_seconds", "Seconds a batch", ["work"], buckets=SECONDS, **options)
-        self.predictions = Counter("cotd_predictions", "Texts classified", ["label", "model_version"], **options)
+        self.predictions = Counter(
+            "cotd_predictions",
+            "Texts predicted, by label, by the letter of the option, or by whether they were answered",
+            ["label", "model_version"],
+            **options,
+        )
         self.truncated = Counter("cotd_truncated_texts", "Texts longer than the student reads", **options)
         self.model_replicas = Gauge(
             "cotd_model_replicas", "Replicas that serve a model", ["name", "version", "runtime"], multiprocess_mode="livesum",

@@ -11,6 +11,7 @@ from cotd import assets
 from cotd.data.files import FILE_TYPES
 from cotd.students.base_models import resolve_model
 from cotd.students.student import Prediction, Student
+from cotd.tasks.samples import Sample
 from serve.runtimes.base import Runtime
 from serve.runtimes.registry import choose_runtime, make_runtime
 from serve.schemas import ModelName
@@ -44,13 +45,19 @@ class Served:
         student = Student.load(folder)
         return cls(name, student, make_runtime(runtime, student), choose_runtime(runtime, student), folder)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """The label of each text."""
-        return self.student.predictions(*self.runtime.label_logits(texts))
+    def predict(self, texts: Sequence[Sample]) -> list[Prediction]:
+        """The answer to each text."""
+        return self.runtime.predict(*self.split(texts))
 
-    def explain(self, texts: Sequence[str]) -> list[str]:
+    def explain(self, texts: Sequence[Sample]) -> list[str]:
         """The student's own rationale for each text."""
-        return self.student.explain(texts)
+        texts_alone, choices = self.split(texts)
+        return self.student.explain(texts_alone, choices=choices)
+
+    def split(self, texts: Sequence[Sample]) -> tuple[list[str], list[tuple[str, ...]] | None]:
+        """The texts alone, and their options if the task needs them."""
+        choices = [text.choices or () for text in texts] if self.student.task.needs_choices else None
+        return [text.text for text in texts], choices
 
     @property
     def licences(self) -> dict[str, str]:

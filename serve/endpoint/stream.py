@@ -7,12 +7,20 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 from cotd.students.student import Student
+from cotd.tasks.samples import Sample
+from serve.endpoint.batcher import Closed
 
 
-class Closed(Exception):
+class Unread(Exception):
     """The stream was closed while a rationale was being written for it."""
+
+
+def end(pieces: asyncio.Queue[str | None], written: asyncio.Future[None]) -> None:
+    """Marks the end of the pieces."""
+    pieces.put_nowait(None)
 
 
 class RationaleStream:
@@ -25,7 +33,7 @@ class RationaleStream:
         reserve: called with the change in the number of queued texts.
     """
 
-    def __init__(self, student: Student, texts: Sequence[str], worker: Executor, reserve: Callable[[int], None]):
+    def __init__(self, student: Student, texts: Sequence[Sample], worker: Executor, reserve: Callable[[int], None]):
         self.student, self.texts, self.worker, self.reserve = student, texts, worker, reserve
         self.closed = threading.Event()
         reserve(len(texts))
@@ -37,26 +45,30 @@ class RationaleStream:
             self.reserve(-len(self.texts))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
-        """Raises what the student raised, after the pieces that it wrote before."""
+        """Raises what the student raised, after the pieces that it wrote before; Closed if the endpoint is shutting down."""
         loop = asyncio.get_running_loop()
         for position, text in enumerate(self.texts):
             pieces: asyncio.Queue[str | None] = asyncio.Queue()
-            writing = loop.run_in_executor(self.worker, self._write, text, loop, pieces)
+            try:
+                writing = loop.run_in_executor(self.worker, self._write, text, loop, pieces)
+            except RuntimeError as error:  # the worker was shut down
+                raise Closed from error
+            # After the last piece; and if the worker is shut down before it begins.
+            writing.add_done_callback(partial(end, pieces))
             while (piece := await pieces.get()) is not None:
                 yield position, piece
+            if writing.cancelled():
+                raise Closed
             await writing
 
-    def _write(self, text: str, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
-        """In the worker's thread: puts the pieces of a rationale, then None, into a queue of the event loop's."""
+    def _write(self, text: Sample, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
+        """In the worker's thread: puts the pieces of a rationale into a queue of the event loop's."""
 
-        def put(piece: str | None) -> None:
+        def put(piece: str) -> None:
             if self.closed.is_set():
-                raise Closed
+                raise Unread
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        with contextlib.suppress(Closed):
-            try:
-                if not self.closed.is_set():
-                    self.student.stream_rationale(text, put)
-            finally:
-                put(None)
+        with contextlib.suppress(Unread):
+            if not self.closed.is_set():
+                self.student.stream_rationale(text.text, put, choices=text.choices)

@@ -7,24 +7,38 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request, Response, Security
+from fastapi import Depends, FastAPI, Request, Response, Security
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
 from starlette.types import Receive, Scope, Send
 
 from cotd import __version__
+from cotd.data.inputs import InputColumns
 from cotd.students.student import Prediction
+from cotd.tasks.base import Task
+from cotd.tasks.samples import Sample, sample_examples
 from serve.endpoint.batcher import QueueFull
 from serve.endpoint.endpoint import Endpoint
 from serve.endpoint.served import Served
 from serve.endpoint.stream import RationaleStream
 from serve.http.errors import HANDLERS, Refused, documented, internal_error
 from serve.http.guard import Guard
+from serve.http.invocations import read_invocation
+from serve.http.openapi import make_document
 from serve.http.pages import DOCS, page_response
 from serve.log import LOG
-from serve.schemas import ModelResponse, PredictRequest, PredictResponse, RationalePiece, Status, TextPrediction
+from serve.schemas import (
+    Example,
+    InvocationRequest,
+    ModelResponse,
+    PredictRequest,
+    PredictResponse,
+    RationalePiece,
+    Status,
+    TaskResponse,
+    TextPrediction,
+)
 
-DESCRIPTION = "Sentiment of examples, from a student distilled from a large language model."
 JSON_LINES = "application/x-ndjson"
 SHOWN_LIMITS = ("max_texts", "max_characters", "max_body_bytes", "max_queued_texts")
 
@@ -44,7 +58,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             watching.cancel()
         endpoint.close()
 
-    api = FastAPI(title="cotd", description=DESCRIPTION, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api = FastAPI(title="cotd", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, endpoint=endpoint, proxied=proxied)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
@@ -53,48 +67,64 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
 
     @api.post(
         "/v1/predict",
-        dependencies=bearer,
+        dependencies=[*bearer, Depends(require_json)],
         response_model=PredictResponse,
-        response_model_exclude_none=True,
+        response_model_exclude_unset=True,
         responses={
             200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}},
-            **documented(400, 401, 408, 413, 422, 500, 503),
+            **documented(400, 401, 408, 413, 415, 422, 500, 503),
         },
     )
     async def predict(body: PredictRequest, request: Request) -> Any:
-        """Classifies one or many examples; with `"rationale": true` the student also explains.
+        """Predicts one or many texts; with `"rationale": true` the student also explains.
 
         With `"stream": true` the response is JSON lines: the predictions, then `{"index", "rationale"}` with the next piece of
         a text's rationale. A stream that fails ends with a line `{"error"}`, which has the shape of all errors.
         """
         served = endpoint.served
-        state = request.scope["state"]
-        state |= {"texts": len(body.texts), "model": f"{served.name.name}/{served.name.version}"}
-        if endpoint.settings.log_texts:
-            LOG.info("%s texts %r", state["request_id"], body.texts)
-        check_limits(endpoint, served, body)
-        if body.stream:
-            pieces = endpoint.stream_rationales(served, body.texts) if body.rationale else None
-            try:
-                response = make_response(served, await endpoint.predict(served, body.texts))
-            except BaseException:
-                if pieces:
-                    pieces.close()
-                raise
-            return LinesResponse(request, response, pieces)
-        if body.rationale:
-            endpoint.require_room(body.texts)
-        # Labels first: if their queue is full, no rationale, which takes far longer, has been written in vain.
-        predictions = await endpoint.predict(served, body.texts)
-        return make_response(served, predictions, await endpoint.explain(served, body.texts) if body.rationale else ())
+        texts = accept(endpoint, served, body, request)
+        if not body.stream:
+            return await predict_whole(endpoint, served, texts, body.rationale)
+        pieces = endpoint.stream_rationales(served, texts) if body.rationale else None
+        try:
+            response = make_response(served, await endpoint.predict(served, texts))
+        except BaseException:
+            if pieces:
+                pieces.close()
+            raise
+        return LinesResponse(request, response, pieces)
+
+    @api.post(
+        "/invocations",
+        dependencies=[*bearer, Depends(require_json)],
+        response_model=PredictResponse,
+        response_model_exclude_unset=True,
+        responses=documented(400, 401, 408, 413, 415, 422, 500, 503),
+    )
+    async def invocations(body: InvocationRequest, request: Request) -> Any:
+        """As /v1/predict, for clients of MLflow's model server and of SageMaker.
+
+        Rows are read as the student's study reads them: a row may also have the columns of its input template.
+        """
+        served = endpoint.served
+        columns = InputColumns.make(served.student.card, served.student.task)
+        parsed = read_invocation(body, columns)
+        return await predict_whole(endpoint, served, accept(endpoint, served, parsed, request), parsed.rationale)
+
+    @api.get("/ping")
+    async def ping() -> Status:
+        """As /healthz, for SageMaker and clients of MLflow's model server."""
+        return Status(status="ok")
 
     @api.get("/v1/model", dependencies=bearer, responses=documented(401))
     async def model() -> ModelResponse:
-        """The student that is served: name, version, and its card (method, data, teacher, metrics)."""
+        """The student that is served: name, version, task, and its card (method, data, teacher, metrics)."""
         served = endpoint.served
         return ModelResponse(
             name=served.name.name,
             version=served.name.version,
+            task=describe_task(served.student.task),
+            can_explain=served.student.can_explain,
             runtime=served.runtime_name,
             loaded_at=served.loaded_at.isoformat(timespec="seconds"),
             limits={name: getattr(endpoint.settings, name) for name in SHOWN_LIMITS},
@@ -128,7 +158,59 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
     async def docs() -> HTMLResponse:
         return page_response(DOCS)
 
+    def document() -> dict[str, Any]:
+        # Once: another student of this endpoint has the same answers, see `serve.endpoint.champion`.
+        api.openapi_schema = api.openapi_schema or make_document(api, endpoint.served.student.task)
+        return api.openapi_schema
+
+    api.openapi = document  # type: ignore[method-assign]
     return api
+
+
+async def require_json(request: Request) -> None:
+    """Refuses a body that does not say that it is JSON: curl, for one, says that it is a form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        said = f"Content-Type is {kind[:80]}" if kind else "Content-Type is missing"
+        raise Refused(
+            415, "unsupported_media_type", f"{said}; the body must be JSON. Send the header Content-Type: application/json."
+        )
+
+
+def accept(endpoint: Endpoint, served: Served, body: PredictRequest, request: Request) -> list[Sample]:
+    """The texts of a valid request, with their options; noted for the log.
+
+    Raises:
+        Refused: the request exceeds a limit, or the student cannot serve it.
+    """
+    state = request.scope["state"]
+    state |= {"texts": len(body.texts), "model": f"{served.name.name}/{served.name.version}"}
+    if endpoint.settings.log_texts:
+        LOG.info("%s texts %r", state["request_id"], body.texts)
+    check_choices(served.student.task, body)
+    check_limits(endpoint, served, body)
+    if body.choices is None:
+        return [Sample(text) for text in body.texts]
+    return [Sample(text, tuple(options)) for text, options in zip(body.texts, body.choices, strict=True)]
+
+
+async def predict_whole(endpoint: Endpoint, served: Served, texts: list[Sample], rationale: bool) -> PredictResponse:
+    """The response to a request that is not streamed."""
+    if rationale:
+        endpoint.require_room(texts)
+    # Labels first: if their queue is full, no rationale, which takes far longer, has been written in vain.
+    predictions = await endpoint.predict(served, texts)
+    return make_response(served, predictions, await endpoint.explain(served, texts) if rationale else None)
+
+
+def check_choices(task: Task, body: PredictRequest) -> None:
+    """Raises Refused for a request without the options that the task needs, or with options that it has not."""
+    if task.needs_choices and body.choices is None:
+        message = f"the task '{task.name}' is {task.kind}: send `choices`, a list of options for each text."
+        raise Refused(422, "choices_missing", message)
+    if not task.needs_choices and body.choices is not None:
+        answers = "its labels are fixed" if task.labels else "its answers are free"
+        raise Refused(422, "choices_not_taken", f"the task '{task.name}' is {task.kind}: {answers}. Leave out `choices`.")
 
 
 def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> None:
@@ -138,8 +220,12 @@ def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> No
         message = f"{count:,} texts; the limit is {settings.max_texts:,} a request. Send several requests."
         raise Refused(413, "too_many_texts", message)
     for i, text in enumerate(body.texts):
-        if len(text) > settings.max_characters:
-            message = f"texts[{i}] has {len(text):,} characters; the limit is {settings.max_characters:,}. Shorten it."
+        options = body.choices[i] if body.choices else []
+        if (length := len(text) + sum(map(len, options))) > settings.max_characters:
+            with_options = " with its options" if options else ""
+            message = (
+                f"texts[{i}] has {length:,} characters{with_options}; the limit is {settings.max_characters:,}. Shorten it."
+            )
             raise Refused(413, "text_too_long", message)
     if body.rationale and not served.student.can_explain:
         method = served.student.card.get("method")
@@ -150,13 +236,20 @@ def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> No
         raise Refused(413, "too_many_texts", message)
 
 
-def make_response(served: Served, predictions: list[Prediction], rationales: Sequence[str | None] = ()) -> PredictResponse:
-    """Predictions in the wire format."""
-    rows = [
-        TextPrediction(label=p.label, score=p.score, probabilities=p.probabilities, truncated=p.truncated, rationale=why)
-        for p, why in zip(predictions, rationales or [None] * len(predictions), strict=True)
-    ]
+def make_response(served: Served, predictions: list[Prediction], rationales: Sequence[str] | None = None) -> PredictResponse:
+    """Predictions in the wire format; `rationale` is unset if there are none."""
+    rows = [TextPrediction(**vars(prediction)) for prediction in predictions]
+    if rationales is not None:
+        for row, rationale in zip(rows, rationales, strict=True):
+            row.rationale = rationale
     return PredictResponse(model=served.name, predictions=rows)
+
+
+def describe_task(task: Task) -> TaskResponse:
+    """A task in the wire format."""
+    words = {key: getattr(task, key) for key in ("name", "kind", "noun", "instruction", "label_name", "needs_choices")}
+    examples = [Example(text=s.text, choices=list(s.choices) if s.choices else None) for s in sample_examples(task)]
+    return TaskResponse(**words, labels=list(task.labels), examples=examples)
 
 
 class LinesResponse(StreamingResponse):
@@ -175,7 +268,7 @@ class LinesResponse(StreamingResponse):
                 self.pieces.close()
 
     async def _lines(self, request: Request, first: PredictResponse, pieces: RationaleStream | None) -> AsyncIterator[str]:
-        yield first.model_dump_json(exclude_none=True) + "\n"
+        yield first.model_dump_json(exclude_unset=True) + "\n"
         if pieces is None:
             return
         try:

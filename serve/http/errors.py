@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.endpoint.batcher import QueueFull
+from serve.endpoint.batcher import Closed, QueueFull
 from serve.log import LOG
 from serve.schemas import Detail, ErrorResponse, Problem
 
@@ -39,7 +39,9 @@ def make_error(request: Request, code: str, message: str, details: Sequence[Deta
 
 
 def internal_error(request: Request, error: Exception) -> ErrorResponse:
-    """A defect: the traceback is in the log under the request's id."""
+    """A defect, whose traceback is in the log under the request's id; or the endpoint is shutting down."""
+    if isinstance(error, Closed):
+        return make_error(request, "shutting_down", "the endpoint is shutting down. Send the request again.")
     LOG.error("%s failed", request.scope["state"]["request_id"], exc_info=error)
     return make_error(request, "internal_error", "the endpoint failed. Look up this request's id in its log.")
 
@@ -77,6 +79,11 @@ async def handle_full_queue(request: Request, error: Any) -> Response:
     return JSONResponse(make_error(request, "queue_full", message).model_dump(), 503, {"Retry-After": str(error.retry_after)})
 
 
+async def handle_closed(request: Request, error: Exception) -> Response:
+    """The endpoint shuts down; another replica may answer."""
+    return JSONResponse(internal_error(request, error).model_dump(), 503, {"Retry-After": "1"})
+
+
 async def handle_crash(request: Request, error: Exception) -> Response:
     """Any other exception."""
     return JSONResponse(internal_error(request, error).model_dump(), 500)
@@ -86,5 +93,6 @@ HANDLERS: dict[type[Exception], Any] = {
     HTTPException: handle_refusal,
     RequestValidationError: handle_invalid,
     QueueFull: handle_full_queue,
+    Closed: handle_closed,
     Exception: handle_crash,
 }

@@ -21,7 +21,7 @@ from serve.settings import token_sha256
 REQUEST_ID = "X-Request-ID"
 VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # Routes that need no token: for load balancers, browsers and readers of the documentation.
-OPEN_ROUTES = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}
+OPEN_ROUTES = {"/", "/healthz", "/ping", "/readyz", "/docs", "/openapi.json"}
 
 
 class Guard:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,7 +11,7 @@ from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
 from cotd.students.student import Student
 from cotd.utils.files import replacing
-from serve.runtimes.base import Runtime
+from serve.runtimes.base import Runtime, StudentRuntime
 from serve.runtimes.packages import require_packages
 from serve.runtimes.parity import PROBES, check_parity
 
@@ -67,25 +65,28 @@ def export_student(student: Student, folder: Path, format: str) -> None:
 
 def write_and_load(student: Student, folder: Path, format: str) -> Runtime:
     """Writes model, tokenizer and card, and reads the model back."""
-    load: Callable[[], Runtime]
+    graph = folder / "model.onnx"
     if format == "hf":
         write_model(student.model, folder)
-        load = partial(Student.load, folder, device="cpu")
     elif format == "onnx":
         from serve.runtimes.label_graph import label_graph
-        from serve.runtimes.onnx import OnnxScorer
 
-        path = folder / "model.onnx"
-        path.write_bytes(label_graph(student).SerializeToString())
-        load = partial(OnnxScorer, student, path.read_bytes())
+        graph.write_bytes(label_graph(student).SerializeToString())
     else:
-        from serve.runtimes.ctranslate2 import CTranslate2Scorer, convert
+        from serve.runtimes.ctranslate2 import convert
 
         convert(student, folder)
-        load = partial(CTranslate2Scorer, student, folder, "float32")
     student.tokenizer.save_pretrained(folder)
     write_card(student, folder)
-    return load()
+    if format == "hf":
+        return StudentRuntime(Student.load(folder, device="cpu"))
+    if format == "onnx":
+        from serve.runtimes.onnx import OnnxScorer
+
+        return OnnxScorer(student, graph.read_bytes())
+    from serve.runtimes.ctranslate2 import CTranslate2Scorer
+
+    return CTranslate2Scorer(student, folder, "float32")
 
 
 def write_card(student: Student, folder: Path) -> None:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
+from serve.runtimes.base import label_step_obstacle
 
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUT = "logits"
@@ -32,7 +33,8 @@ def label_graph(student: Student) -> onnx.ModelProto:
     float32, (B, labels), before temperature scaling. Both axes are dynamic; all weights are in the graph.
 
     Raises:
-        CotdError: the student is not a T5, has an activation that is not known here, or is too large for one file.
+        CotdError: one decoder step of a T5 does not give its answers, it has an activation that is not known here, or is too
+            large for one file.
     """
     if problem := obstacle(student):
         raise CotdError(f"{problem}. Use another format or runtime.")
@@ -43,8 +45,8 @@ def label_graph(student: Student) -> onnx.ModelProto:
 def obstacle(student: Student) -> str | None:
     """Why there is no graph of a student, or None."""
     config = student.model.config
-    if config.model_type != "t5":
-        return f"the ONNX graph is written for T5, and this student is a {config.model_type}"
+    if problem := label_step_obstacle(student):
+        return f"the ONNX graph {problem}"
     if config.dense_act_fn not in ACTIVATIONS:
         return f"the ONNX graph knows the activations {', '.join(ACTIVATIONS)}, and this student has {config.dense_act_fn}"
     if 4 * sum(p.numel() for p in student.model.parameters()) > MAX_BYTES:

@@ -8,7 +8,7 @@ from functools import partial
 
 from cotd.errors import CotdError, nearest
 from cotd.students.student import Student
-from serve.runtimes.base import Runtime, Unfit
+from serve.runtimes.base import Runtime, StudentRuntime, Unfit, label_step_obstacle
 from serve.runtimes.packages import installed, require_packages
 from serve.runtimes.parity import check_parity
 
@@ -16,10 +16,10 @@ AUTO = "auto"  # the runtime that `choose_runtime` names
 
 
 def torch_runtime(student: Student) -> Runtime:
-    """The reduced T5; `Student` itself for other models, and for a rationale before the label."""
+    """The reduced T5; the student itself for other models, and where one step does not answer."""
     from serve.runtimes.t5 import T5LabelScorer
 
-    return T5LabelScorer(student) if student.model.config.model_type == "t5" and not student.rationale_before_label else student
+    return StudentRuntime(student) if label_step_obstacle(student) else T5LabelScorer(student)
 
 
 def bf16_runtime(student: Student) -> Runtime:
@@ -28,8 +28,6 @@ def bf16_runtime(student: Student) -> Runtime:
 
     from serve.runtimes.t5 import T5LabelScorer
 
-    if (kind := student.model.config.model_type) != "t5":
-        raise Unfit(f"the runtime 'torch-bf16' computes T5, and this student is a {kind}. Use the runtime torch.")
     return T5LabelScorer(student, torch.bfloat16)
 
 
@@ -49,11 +47,11 @@ def ctranslate2_runtime(student: Student) -> Runtime:
 
 @dataclass(frozen=True)
 class Kind:
-    """One way of computing label logits.
+    """One way of computing predictions.
 
     Attributes:
         tolerance: how far a probability may be from the student's: by rounding alone, or by numbers of 16 or 8 bits.
-        label_only: it computes one decoder step, so that it cannot write a rationale before the label.
+        label_only: it computes one decoder step of a T5, see `label_step_obstacle`.
         packages: what it needs beyond cotd itself, of the extra `export`.
     """
 
@@ -66,7 +64,7 @@ class Kind:
 RUNTIMES = {
     "torch": Kind(torch_runtime, label_only=False),
     "torch-bf16": Kind(bf16_runtime, tolerance=0.05),
-    "transformers": Kind(lambda student: student, label_only=False),
+    "transformers": Kind(StudentRuntime, label_only=False),
     "onnxruntime": Kind(onnx_runtime, packages=("onnx", "onnxruntime")),
     "onnxruntime-int8": Kind(partial(onnx_runtime, int8=True), tolerance=0.05, packages=("onnx", "onnxruntime")),
     "ctranslate2-int8": Kind(ctranslate2_runtime, tolerance=0.05, packages=("ctranslate2",)),
@@ -78,7 +76,7 @@ def choose_runtime(name: str, student: Student) -> str:
     if name != AUTO:
         return name
     on_cpu = student.model.device.type == "cpu"
-    if student.rationale_before_label or not on_cpu or not installed(RUNTIMES["onnxruntime"].packages):
+    if not on_cpu or not installed(RUNTIMES["onnxruntime"].packages) or label_step_obstacle(student):
         return "torch"
     from serve.runtimes.label_graph import obstacle
 
@@ -100,11 +98,8 @@ def make_runtime(name: str, student: Student) -> Runtime:
             f"this student was trained by '{method}': it reads the teacher's rationale beside each example, "
             "and cannot be served. Serve a student of another method."
         )
-    if student.rationale_before_label and kind.label_only:
-        raise Unfit(
-            f"this student was trained by '{method}': it writes a rationale before its label, which the runtime '{name}' "
-            "cannot. Use the runtime torch."
-        )
+    if kind.label_only and (problem := label_step_obstacle(student)):
+        raise Unfit(f"the runtime '{name}' {problem}. Use the runtime torch.")
     runtime = kind.build(student)
     check_parity(runtime, student, kind.tolerance)
     return runtime

@@ -16,6 +16,7 @@ import pytest
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
+from cotd.tasks.registry import parse_task
 from serve.endpoint.endpoint import Endpoint
 from serve.endpoint.metrics import FOLDER_VARIABLE
 from serve.http.api import build_api
@@ -43,6 +44,29 @@ def student_folder(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     card |= {"data": {"source": "embedded:rotten-tomatoes"}, "teacher": {"model": "embedded:smollm2-135m-instruct"}}
     Student(model, tokenizer, SENTIMENT, card).save(folder)
     return folder
+
+
+TASKS: dict[str, dict[str, Any]] = {
+    "tickets": {"kind": "classification", "labels": ["refund", "bug", "question"], "noun": "support ticket", "label_name": "Intent"},
+    "intents": {"kind": "classification", "labels": [f"{verb} {noun}" for verb in ("open", "close", "find", "move")
+                                                      for noun in ("account", "card", "loan", "report", "file")]},
+    "quiz": {"kind": "multiple_choice"},
+    "sums": {"kind": "numeric"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def student_of(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """An untrained student of one of TASKS; returns its folder."""
+
+    def make(name: str, **card: Any) -> Path:
+        folder = tmp_path_factory.mktemp("students") / name
+        model, tokenizer = load_base(str(tiny_t5))
+        card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 64, "max_target_tokens": 8, **card}
+        Student(model, tokenizer, parse_task({"name": name, **TASKS[name]}), card).save(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -65,15 +65,17 @@ def server() -> Iterator[Callable[..., tuple[str, list[dict[str, Any]]]]]:
         http.server_close()
 
 
-def blocking(url: str, texts: list[str], rationale: bool = False, **options: Any) -> list[TextPrediction]:
+def blocking(url: str, texts: list[str], choices: Any = None, rationale: bool = False, **options: Any) -> list[TextPrediction]:
     with Client(url, **options) as client:
-        return client.predict(texts, rationale)
+        return client.predict(texts, choices, rationale)
 
 
-def asynchronous(url: str, texts: list[str], rationale: bool = False, **options: Any) -> list[TextPrediction]:
+def asynchronous(
+    url: str, texts: list[str], choices: Any = None, rationale: bool = False, **options: Any
+) -> list[TextPrediction]:
     async def ask() -> list[TextPrediction]:
         async with AsyncClient(url, **options) as client:
-            return await client.predict(texts, rationale)
+            return await client.predict(texts, choices, rationale)
 
     return asyncio.run(ask())
 
@@ -127,6 +129,33 @@ def test_requests_become_as_small_as_the_endpoint_demands(server: Callable[..., 
     url, seen = server(refusal(413, "too_many_texts"))
     with pytest.raises(Rejected, match="because of too_many_texts"):
         predict(url, ["fine"])
+    assert len(seen) == 1
+
+
+@both
+def test_options_go_with_their_texts(server: Callable[..., Any], predict: Predict) -> None:
+    url, seen = server(refusal(413, "too_many_texts"))
+    texts, choices = [f"question {i}" for i in range(4)], [[f"a{i}", f"b{i}"] for i in range(4)]
+    assert len(predict(url, texts, choices)) == 4
+    asked = {text: options for request in seen[1:] for text, options in zip(request["texts"], request["choices"], strict=True)}
+    assert asked == dict(zip(texts, choices, strict=True))
+    assert len(seen) == 3
+
+
+@both
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"name": "n", "version": "1"}, "predictions": []}, "answered 2 texts with 0 predictions"),
+        ({"status": "fine"}, "did not answer with predictions but with"),
+    ],
+)
+def test_a_response_without_its_predictions_is_an_error(
+    server: Callable[..., Any], predict: Predict, content: Any, message: str
+) -> None:
+    url, seen = server((200, {}, content))
+    with pytest.raises(CotdError, match=message):
+        predict(url, ["fine", "dull"])
     assert len(seen) == 1
 
 

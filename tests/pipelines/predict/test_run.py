@@ -11,8 +11,10 @@ import pyarrow as pa
 import pytest
 
 from cotd.cli.app import main
+from cotd.data.inputs import InputColumns
 from cotd.errors import CotdError
 from cotd.students.student import Student
+from cotd.tasks.registry import parse_task
 from pipelines.cluster.session import ray_session
 from pipelines.predict.files import LINE, row_writer
 from pipelines.predict.run import RowRefused, predict_file, predict_file_with, require_columns, require_output, with_predictions
@@ -43,7 +45,9 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     with ray_session(num_cpus=1):
-        summary = predict_file(str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, "example")
+        summary = predict_file(
+            str(folder / "in.parquet"), str(tmp_path / "out.parquet"), str(student_folder), None, InputColumns("example")
+        )
         second = predict_file(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), str(student_folder), None)
 
     out, aside = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(tmp_path / "out.quarantine.parquet")
@@ -53,7 +57,7 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
     expected = Student.load(student_folder, device="cpu").predict(list(kept["example"]))
     assert out["predicted_score"].tolist() == pytest.approx([p.score for p in expected], abs=1e-4)
     assert aside[["id", "quarantine_reason"]].values.tolist() == [[3, "no text"], [300, "empty text"]]
-    assert sum(summary.labels.values()) == count - 2
+    assert sum(summary.labels.values()) == summary.rows == count - 2
     assert summary.reasons == {"no text": 1, "empty text": 1}
 
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().strip().split("\n")]
@@ -70,34 +74,34 @@ def test_files_keep_their_rows_and_columns(student_folder: Path, tmp_path: Path)
 
 
 def test_a_bad_row_does_not_affect_other_rows() -> None:
-    def predict(texts: list[str]) -> list[dict[str, Any]]:
+    def predict(texts: list[str], choices: Any) -> list[dict[str, Any]]:
         if "poison" in texts:
             raise MemoryError
         return [{"label": "positive", "score": 0.9, "truncated": False} for _ in texts]
 
-    table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), "text", predict, rationale=False)
+    table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), InputColumns(), predict, rationale=False)
     assert table["predicted_label"].to_pylist() == ["positive", None, "positive"]
     assert table["quarantine_reason"].to_pylist() == [None, "prediction failed: MemoryError", None]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "jsonl"])
 def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
     """As `predict_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
     source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
     frame = pd.DataFrame({"id": [f"{i:03}" for i in range(600)], "example": [f"example {i}" for i in range(600)]})
     frame.loc[300, "example"] = "poison"
-    {"parquet": frame.to_parquet, "csv": lambda p: frame.to_csv(p, index=False),
+    {"parquet": frame.to_parquet, "csv": lambda p: frame.to_csv(p, index=False), "tsv": lambda p: frame.to_csv(p, index=False, sep="\t"),
      "jsonl": lambda p: frame.to_json(p, orient="records", lines=True)}[kind](source)  # fmt: skip
     asked = []
 
-    def predict(texts: list[str]) -> list[dict[str, Any]]:
+    def predict(texts: list[str], choices: Any) -> list[dict[str, Any]]:
         asked.append(len(texts))
         if "poison" in texts:
             raise RowRefused("too long for the endpoint")
         return [{"label": "positive", "score": 0.9, "truncated": False, "rationale": None} for _ in texts]
 
-    summary = predict_file_with(predict, str(source), str(target), "example")
-    read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str),
+    summary = predict_file_with(predict, str(source), str(target), InputColumns("example"), SENTIMENT.labels)
+    read = {"parquet": pd.read_parquet, "csv": lambda p: pd.read_csv(p, dtype=str), "tsv": lambda p: pd.read_csv(p, dtype=str, sep="\t"),
             "jsonl": lambda p: pd.read_json(p, lines=True, dtype=False)}[kind]  # fmt: skip
     out, aside = read(target), read(tmp_path / f"out.quarantine.{kind}")
     assert out["id"].tolist() == [i for i in frame["id"] if i != "300"]
@@ -105,11 +109,11 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
     assert summary.labels == {"positive": 599}
     assert max(asked) <= 256
 
-    def gone(texts: list[str]) -> list[dict[str, Any]]:
+    def gone(texts: list[str], choices: Any) -> list[dict[str, Any]]:
         raise CotdError("no answer")
 
     with pytest.raises(CotdError, match="no answer"):
-        predict_file_with(gone, str(source), str(target), "example")
+        predict_file_with(gone, str(source), str(target), InputColumns("example"))
     assert len(read(target)) == 599, "the file that was there stays"
 
 
@@ -125,12 +129,12 @@ def test_lines_of_json_become_columns_where_there_are_columns(tmp_path: Path) ->
 def test_what_cannot_be_done_is_said_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("reviw,predicted_label\nfine,\n")
     with pytest.raises(CotdError, match=r"no column 'review' \(--text\); it has: reviw, predicted_label.*Did you mean 'reviw'"):
-        require_columns(str(tmp_path / "in.csv"), "review")
+        require_columns(str(tmp_path / "in.csv"), InputColumns("review"))
     with pytest.raises(CotdError, match="has the column 'predicted_label' already"):
-        require_columns(str(tmp_path / "in.csv"), "reviw")
+        require_columns(str(tmp_path / "in.csv"), InputColumns("reviw"))
     with pytest.raises(CotdError, match="no file"):
-        require_columns("nowhere.csv", "text")
-    with pytest.raises(CotdError, match=r"is not a .parquet, .jsonl, .csv file"):
+        require_columns("nowhere.csv", InputColumns())
+    with pytest.raises(CotdError, match=r"is not a .parquet, .jsonl, .csv, .tsv file"):
         require_output("out.xlsx")
     with pytest.raises(CotdError, match="there is no folder"):
         require_output(str(tmp_path / "nowhere" / "out.csv"))
@@ -141,3 +145,44 @@ def test_an_input_needs_an_output(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit):
         main()
     assert "--input and --output go together" in capsys.readouterr().err
+
+
+QUESTIONS = parse_task({"name": "quiz", "kind": "multiple_choice"})
+PAIRS = parse_task({"name": "pairs", "labels": ["yes", "no", "perhaps"]})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_options_and_templates_over_columns(tmp_path: Path, kind: str) -> None:
+    """As the card says that the study read its rows, or as the options of the command say."""
+    source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
+    options = [["a wall", "the sea"], ["one"], None]
+    frame = pd.DataFrame({"a": ["Where?", "What?", "Who?"], "b": ["a shelf", 7, "you"], "of": options}, dtype=object)
+    if kind == "parquet":
+        frame.assign(b=frame["b"].astype(str)).to_parquet(source)
+    elif kind == "jsonl":
+        frame.to_json(source, orient="records", lines=True)
+    else:
+        frame.assign(of=[json.dumps(o) if o else None for o in options]).to_csv(source, index=False)
+    seen: list[Any] = []
+
+    def predict(texts: list[str], choices: Any) -> list[dict[str, Any]]:
+        seen.append((texts, choices))
+        return [{"label": "a wall", "score": None, "truncated": False} for _ in texts]
+
+    columns = InputColumns.make({"data": {"input": "{a} of {b}", "columns": {"choices": "of"}}}, QUESTIONS)
+    summary = predict_file_with(predict, str(source), str(target), columns)
+    assert seen == [(["Where? of a shelf"], [["a wall", "the sea"]])]
+    assert summary.reasons == {"its options are not a list of at least two": 1, "no options": 1}
+    assert (summary.rows, summary.labels) == (1, {})
+    assert str(target) in summary.sentences[0]
+
+
+def test_options_of_the_command_go_before_the_card() -> None:
+    card = {"data": {"input": "{a} {b}", "columns": {"text": "text"}}}
+    assert InputColumns.make(card, PAIRS) == InputColumns("text", "{a} {b}")
+    assert InputColumns.make(card, PAIRS, text="c") == InputColumns("c")
+    assert InputColumns.make(card, PAIRS, template="{c}") == InputColumns("text", "{c}")
+    assert InputColumns.make({}, QUESTIONS).choices == "choices"
+    with pytest.raises(CotdError, match="--text and --input-template are mutually exclusive") as refused:
+        InputColumns.make(card, PAIRS, "c", "{", "d")
+    assert len(refused.value.problems) == 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.endpoint.batcher import Batcher, QueueFull
+from serve.endpoint.batcher import Batcher, Closed, QueueFull
 
 pytestmark = pytest.mark.anyio
 
@@ -113,3 +113,16 @@ async def test_a_client_that_goes_away_leaves_the_queue(computer: Computer) -> N
     assert await batcher.submit("m", ["d"]) == ["dd"]
     assert batcher.queued == 0
     assert [texts for _, texts in computer.batches] == [["first"], ["d"]]
+
+
+async def test_closing_fails_what_waits_and_refuses_what_comes(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=2, max_queued=10)
+    first = await held(computer, batcher)
+    waiting = asyncio.create_task(batcher.submit("m", ["a", "b", "c"]))
+    await asyncio.sleep(0)
+    batcher.close()
+    computer.may_go.set()
+    results = await asyncio.wait_for(asyncio.gather(first, waiting, return_exceptions=True), 10)
+    assert [type(result) for result in results] == [Closed, Closed]
+    with pytest.raises(Closed):
+        await batcher.submit("m", ["d"])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from cotd.tasks.samples import Sample
+from serve.endpoint.batcher import Closed
 from serve.endpoint.stream import RationaleStream
 
 
@@ -20,7 +22,7 @@ class Writer:
         self.pieces = 0
         self.permits = threading.Semaphore(permits)
 
-    def stream_rationale(self, text: str, on_text: Callable[[str], None]) -> None:
+    def stream_rationale(self, text: str, on_text: Callable[[str], None], choices: Any = None) -> None:
         for word in text.split():
             self.permits.acquire(timeout=10)
             if word == "fail":
@@ -34,7 +36,8 @@ def run(texts: list[str], use: Callable[[Writer, RationaleStream], Any], permits
     reserved: list[int] = []
     writer = Writer(permits)
     with ThreadPoolExecutor(max_workers=1) as worker:
-        asyncio.run(use(writer, RationaleStream(writer, texts, worker, reserved.append)))  # type: ignore[arg-type]
+        samples = [Sample(text) for text in texts]
+        asyncio.run(use(writer, RationaleStream(writer, samples, worker, reserved.append)))  # type: ignore[arg-type]
     return writer, reserved
 
 
@@ -74,3 +77,23 @@ def test_a_stream_that_is_closed_before_it_is_read_writes_nothing() -> None:
         stream.close()
 
     assert run(["warm"], use)[0].pieces == 0
+
+
+def test_a_stream_ends_when_its_worker_is_shut_down() -> None:
+    """An endpoint that closes drops what waits for its worker."""
+
+    async def use(writer: Writer, stream: RationaleStream) -> None:
+        pieces = aiter(stream)
+        assert await anext(pieces) == (0, "one")
+        waiting = RationaleStream(stream.student, [Sample("never written")], stream.worker, lambda _: None)
+        next_piece = asyncio.ensure_future(anext(aiter(waiting)))
+        await asyncio.sleep(0)
+        stream.worker.shutdown(wait=False, cancel_futures=True)  # type: ignore[attr-defined]
+        writer.permits.release(100)
+        with pytest.raises(Closed):
+            await asyncio.wait_for(next_piece, 10)
+        with pytest.raises(Closed):
+            await anext(aiter(waiting))
+        stream.close()
+
+    run(["one two"], use, permits=1)

@@ -109,7 +109,7 @@ def test_no_more_streams_are_taken_than_may_wait(with_endpoint: Any, settings: S
 
 
 def test_a_stream_that_fails_says_so_in_its_last_line(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stream_rationale(student: Student, text: str, on_text: Callable[[str], None]) -> None:
+    def stream_rationale(student: Student, text: str, on_text: Callable[[str], None], choices: Any = None) -> None:
         on_text("The reviewer")
         raise RuntimeError("no memory")
 
@@ -167,7 +167,7 @@ def test_the_documentation_has_examples_and_errors(ask: Ask) -> None:
     assert "security" not in ask(path="/openapi.json").text
     document = ask(path="/openapi.json", token_sha256=token_sha256(TOKEN)).json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert set(predict["responses"]) == {"200", "400", "401", "408", "413", "422", "500", "503"}
+    assert set(predict["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "500", "503"}
     for status in ("401", "413", "422", "503"):
         assert predict["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorResponse")
     for name in ("PredictRequest", "PredictResponse", "ErrorResponse"):

@@ -20,9 +20,12 @@ class Biased:
         self.student = student
         self.bias = bias
 
-    def label_logits(self, texts: Sequence[str]) -> tuple[Any, list[bool]]:
+    def label_logits(self, texts: Sequence[str], choices: Any = None) -> tuple[Any, list[bool]]:
         logits, truncated = self.student.label_logits(texts)
         return logits + torch.tensor([self.bias, 0.0]), truncated
+
+    def predict(self, texts: Sequence[str], choices: Any = None) -> list[Prediction]:
+        return self.student.predictions(*self.label_logits(texts))
 
 
 def test_a_runtime_that_differs_is_refused(student: Student) -> None:
@@ -44,6 +47,8 @@ def prediction(positive: float, truncated: bool = False) -> Prediction:
         (prediction(0.49), prediction(0.51), None),  # undecided: either label will do
         (prediction(0.49), prediction(0.53), "negative instead of positive"),
         (prediction(float("nan")), prediction(0.53), "a probability is not a number"),
+        (Prediction("7", None, None, False), Prediction("7", None, None, False), None),  # a free answer
+        (Prediction("8", None, None, False), Prediction(None, None, None, False), "8 instead of None"),
         (prediction(0.9, truncated=True), prediction(0.9), "truncated by only one of the two"),
     ],
 )
