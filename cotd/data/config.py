@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import string
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+SPLITS = ("train", "validation", "test")
+# How data sets call their splits, in a column, as a file's name or on the hub; others on the hub (IMDb's `unsupervised`) are
+# left out.
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+
+
+class Hub(ConfigModel):
+    """Which part of a hub data set, and which state of it."""
+
+    config: str | None = Field(None, description="one of the data set's configurations; null: it has one alone, or a default")
+    revision: str | None = Field(None, description="a commit, tag or branch, by which the same data are loaded later")
 
 
 class Columns(ConfigModel):
@@ -28,8 +42,10 @@ class DataConfig(ConfigModel):
     """The source of the examples, how its columns are read, and how it is split."""
 
     source: str | dict[Literal["train", "validation", "test"], str] = Field(
-        description="embedded:NAME, a .parquet, .jsonl or .csv file (or one per split), or a hub id"
+        description="embedded:NAME, a .parquet, .jsonl, .json, .csv or .tsv file, its URL, a folder or pattern of such files "
+        "(or one of these per split), or a hub id"
     )
+    hub: Hub = Hub()
     input: str | None = Field(
         None, description='the text of an example as a template over columns, in place of columns.text: "{title}: {body}"'
     )
@@ -40,6 +56,26 @@ class DataConfig(ConfigModel):
     train_rows: int | None = Field(None, ge=1, description="use the first n training examples (null: all)")
     validation_rows: int | None = Field(None, ge=1)
     test_rows: int | None = Field(None, ge=1)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def canonical_splits(cls, source: Any) -> Any:
+        if not isinstance(source, dict):
+            return source
+        named = [SPLIT_NAMES.get(str(split).lower(), split) for split in source]
+        if len(set(named)) < len(named):
+            raise ValueError(f"two of {', '.join(map(str, source))} are names of one split")
+        return dict(zip(named, source.values(), strict=True))
+
+    @field_validator("source")
+    @classmethod
+    def no_secrets(cls, source: str | dict[str, str]) -> str | dict[str, str]:
+        for place in [source] if isinstance(source, str) else source.values():
+            if "://" in place and (urlsplit(place).username or urlsplit(place).query):
+                raise ValueError(
+                    "a URL with a password or a query: results would show it. Download the file, or sign in by variables"
+                )
+        return source
 
     @field_validator("input")
     @classmethod

@@ -6,6 +6,7 @@ or "test"). Some 30 bytes of each of a source's rows are in memory; texts are on
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections import Counter
@@ -23,20 +24,25 @@ from cotd.data.files import text_problem
 from cotd.data.spill import TextFile
 from cotd.data.table import NONE, SPLITS, ExampleTable, QuarantinedRows, decode_ids, encode, encode_ids, in_blocks
 from cotd.errors import CotdError
-from cotd.tasks.base import Task
+from cotd.tasks.base import Task, cell_text
 
 # A text found in two splits stays in the more protected one: the test set is never trained on.
 PROTECTION = {"train": 0, "validation": 1, "test": 2}
+PROTECTIONS = np.array([PROTECTION[name] for name in SPLITS], dtype=np.int8)
+NO_GROUP = 0
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
 CONTRADICTORY = "repeated with different labels"
+DIVIDED_GROUP = "its group is also in a split that the test protects"
+NO_LABEL = "-1"  # how hub data sets write that a row of the test has no label
 # More labels than this fraction that are not the task's mean a wrong mapping; fewer are bad rows.
 MAX_WRONG = 0.05
+MAX_NOTED = 5  # reasons that are told
 MAX_UNKNOWN = 1000  # different labels outside the task that are counted by name
 
 
-def example_id(dataset: str, text: str, choices: Sequence[str] | None = None) -> str:
-    """A stable id: 16 hex digits of the SHA-256 of the dataset's name, the case-folded cleaned text and the options."""
-    lines = [dataset, clean_text(text).casefold(), *(option.casefold() for option in choices or ())]
+def example_id(text: str, choices: Sequence[str] | None = None) -> str:
+    """A stable id: 16 hex digits of the SHA-256 of the case-folded cleaned text and the options, wherever they are from."""
+    lines = [clean_text(text).casefold(), *(option.casefold() for option in choices or ())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -46,17 +52,23 @@ def unit_interval(key: str) -> float:
 
 
 def parse_choices(value: Any) -> list[str] | None:
-    """A row's own options: a list, or JSON of one, or a mapping whose `text` is one, as on the hub; None if it is not."""
+    """A row's own options: a list, or one as JSON or Python write it, or a mapping whose `text` is one, as on the hub.
+
+    None if it is something else, has fewer than two options, an empty one, or one twice.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            return None
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                return None
     if isinstance(value, Mapping):
         value = value.get("text")
     if not isinstance(value, (list, tuple, np.ndarray)):
         return None
-    options = [clean_text(str(option)) for option in value]
+    options = [clean_text(cell_text(option) or "") for option in value]
     distinct = len({option.casefold() for option in options}) == len(options)
     return options if len(options) >= 2 and all(options) and distinct else None
 
@@ -70,12 +82,14 @@ class Examples:
             pseudo-random sample, and smaller samples are nested in larger ones.
         quarantined: the rows that cannot be used.
         counts: rows read, repeats dropped, quarantined, kept by split.
+        notes: what was decided that the source does not say: splits that were carved, rows that were left out.
         label_problem: what is wrong if so many labels are not the task's that the mapping must be, or None.
     """
 
     rows: ExampleTable
     quarantined: QuarantinedRows
     counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     label_problem: str | None = None
 
     @cached_property
@@ -88,7 +102,7 @@ class Examples:
         return self.rows.split(name).frame()
 
     def digest(self) -> str:
-        """Content digest: changes when any id, label or split does."""
+        """Content digest: changes when any text, option, label, split or group does."""
         return self.rows.digest
 
 
@@ -104,8 +118,8 @@ def build_examples(
 
     Args:
         rows: whole or in blocks (at least one), with columns `text`, and optionally `label`, `split`, `group` (texts of one
-            group, a movie's say, never fall into two splits), `choices` (a row's own options), `problem` (why a row cannot be
-            used) and `line` (such a row as it was). Rows without a split are carved by a hash of their group, or of their
+            group, a movie's say, never stay in two splits, given ones too), `choices` (a row's own options), `problem` (why a
+            row cannot be used) and `line` (such a row as it was). Rows without a split are carved by a hash of their group, or of their
             text, into test, validation and train. A source with splits that lacks validation or test has it carved from its
             train rows in this way.
         test_share, validation_share: fractions of the rows to carve.
@@ -124,26 +138,32 @@ def build_examples(
         for part in in_blocks(len(block)):
             reader.add(block.iloc[part])
     names = reader.names()
-    ids, labels, given, carved, low, reasons = reader.columns()
+    ids, labels, given, carved, low, groups, spellings, reasons = reader.columns()
     splits = assign_splits(given, carved, low)
-    kept, contradictory = unique_rows(ids, labels, splits, np.flatnonzero(reasons == NONE))
+    divided = divided_groups(groups, splits, np.flatnonzero(reasons == NONE))
+    if len(divided):
+        reasons[divided] = reader.reason(DIVIDED_GROUP)
+    kept, contradictory = unique_rows(ids, labels, splits, spellings, np.flatnonzero(reasons == NONE))
     repeats = int((reasons == NONE).sum()) - len(contradictory) - len(kept)
-    reasons[contradictory] = reader.reason(CONTRADICTORY)
+    if len(contradictory):
+        reasons[contradictory] = reader.reason(CONTRADICTORY)
 
     bad = np.flatnonzero(reasons != NONE)
     quarantined = QuarantinedRows(labels[bad], splits[bad], bad, reasons[bad], reader.texts, names, list(reader.reasons))
     if not len(kept):
         why = "; ".join(f"{n} rows: {reason}" for reason, n in quarantined.counts().most_common(3))
-        raise CotdError(
-            f"{dataset}: no usable example among {len(ids)} rows{f' ({why})' if why else ''}. "
-            "Check the file and the column mapping (data.columns)."
-        )
+        advice = reader.label_problem() or "Check the file and the column mapping (data.columns)."
+        raise CotdError(f"{dataset}: no usable example among {len(ids)} rows{f' ({why})' if why else ''}. {advice}")
     alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
     order = kept[np.lexsort((ranks(ids[kept]), alphabetical[splits[kept]]))]
-    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), reader.texts, names, reader.choices)
+    files = reader.texts, names, reader.choices, reader.groups if (groups != NO_GROUP).any() else None
+    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), *files)
     counts = {"rows": len(ids), "repeats": repeats, "quarantined": len(bad)}
     counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
-    return Examples(table, quarantined, counts, reader.label_problem())
+    notes = [
+        f"{dataset}: {note}" for note in (*carving_notes(given, table, counts), *reader.notes(), *quarantine_notes(quarantined))
+    ]
+    return Examples(table, quarantined, counts, notes, reader.label_problem())
 
 
 class RowReader:
@@ -152,15 +172,17 @@ class RowReader:
     Attributes:
         texts: each row's text, cleaned, or its line if the row is bad.
         choices: each row's own options as JSON; None if the task has the same for all.
+        groups: each row's group, empty where it has none.
         reasons: why rows cannot be used → its code.
     """
 
     def __init__(self, dataset: str, task: Task, test_share: float, validation_share: float, spill_dir: Path | None):
         self.dataset, self.task, self.texts = dataset, task, TextFile(spill_dir)
         self.choices = TextFile(spill_dir) if task.needs_choices else None
+        self.groups = TextFile(spill_dir)
         self.shares = test_share, validation_share
         self.reasons: dict[str, int] = {}
-        self.labelled = self.wrong = 0
+        self.labelled = self.wrong = self.minus_one = 0
         self.unknown_labels: Counter[str] = Counter()
         self._codes: dict[str | None, int] = {None: NONE} | {label: code for code, label in enumerate(task.labels)}
         self._blocks: list[tuple[np.ndarray, ...]] = []
@@ -171,10 +193,11 @@ class RowReader:
         for column in ("label", "split", "group", "problem", "line", "choices"):
             frame[column] = rows.get(column)
         frame = frame.astype(object).where(frame.notna(), None)
-        raw_texts, raw_labels, given, groups, problems, lines, raw_choices = (list(frame[column]) for column in frame)
+        raw_texts, raw_labels, given, raw_groups, problems, lines, raw_choices = (list(frame[column]) for column in frame)
         texts = [clean_text(t) if isinstance(t, str) else "" for t in raw_texts]
         choices = [parse_choices(c) for c in raw_choices] if self.task.needs_choices else [None] * len(texts)
-        ids = [example_id(self.dataset, t, c) for t, c in zip(texts, choices, strict=True)]
+        ids = [example_id(t, c) for t, c in zip(texts, choices, strict=True)]
+        groups = ["" if g is None else cell_text(g) or "" for g in raw_groups]
         labels = [self.task.parse(v, c) for v, c in zip(raw_labels, choices, strict=True)]
         reasons = np.full(len(texts), NONE, dtype=np.int32)
         for i, (text, raw, label) in enumerate(zip(texts, raw_labels, labels, strict=True)):
@@ -184,6 +207,8 @@ class RowReader:
                 reasons[i] = self.reason(
                     "no options" if raw_choices[i] is None else "its options are not a list of at least two"
                 )
+            elif label is None and self.task.labels and cell_text(raw) == NO_LABEL:
+                self.minus_one += 1
             elif raw is not None and str(raw).strip():
                 self.labelled += 1
                 if label is None:
@@ -194,13 +219,15 @@ class RowReader:
             self.choices.add(json.dumps(c or [], ensure_ascii=False) for c in choices)
         self.texts.add(text if line is None else line for text, line in zip(texts, lines, strict=True))
 
+        self.groups.add(groups)
         test, validation = self.shares
-        u = np.array([unit_interval(f"split\n{i if g is None else g}") for i, g in zip(ids, groups, strict=True)])
+        u = np.array([unit_interval(f"split\n{g or i}") for i, g in zip(ids, groups, strict=True)])
         carved = np.select([u < test, u < test + validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
         for label in labels:
             self._codes.setdefault(label, len(self._codes) - 1)
         codes = np.array([self._codes[label] for label in labels], dtype=np.int32), encode(SPLITS, given).astype(np.int8)
-        self._blocks.append((encode_ids(ids), *codes, carved, u < validation, reasons))
+        spellings = hash_codes(["\n".join([t, g, *(c or ())]) for t, g, c in zip(texts, groups, choices, strict=True)])
+        self._blocks.append((encode_ids(ids), *codes, carved, u < validation, hash_codes(groups), spellings, reasons))
 
     def reason(self, text: str) -> int:
         """The code of a reason."""
@@ -219,12 +246,16 @@ class RowReader:
             "or name the right column, data.columns.label (null: no gold labels)."
         )
 
+    def notes(self) -> list[str]:
+        """What was decided about labels."""
+        return [f"{self.minus_one:,} rows have the label -1, which is read as no label"] if self.minus_one else []
+
     def names(self) -> tuple[str, ...]:
         """Every answer, by its code."""
         return tuple(label for label in self._codes if label is not None)
 
     def columns(self) -> tuple[np.ndarray, ...]:
-        """All rows' ids, labels, given splits, carved splits, whether validation is carved from train, and reasons."""
+        """All rows' ids, labels, given splits, carved splits, whether validation is carved, groups, spellings and reasons."""
         blocks, self._blocks = self._blocks, []
         return tuple(np.concatenate(column) for column in zip(*blocks, strict=True))
 
@@ -249,16 +280,54 @@ def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray) -> np.
     return splits
 
 
-def unique_rows(ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def hash_codes(names: Sequence[str]) -> np.ndarray:
+    """(N,) uint64 a number for each name, and NO_GROUP for an empty one."""
+    hashes = (hashlib.blake2b(name.encode(), digest_size=8).digest() if name else bytes(8) for name in names)
+    return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+
+
+def divided_groups(groups: np.ndarray, splits: np.ndarray, sound: np.ndarray) -> np.ndarray:
+    """Those of the rows `sound` whose group also has rows in a more protected split."""
+    sound = sound[groups[sound] != NO_GROUP]
+    protection = PROTECTIONS[splits[sound]]
+    _, group = np.unique(groups[sound], return_inverse=True)
+    highest = np.zeros(len(sound), dtype=np.int8)
+    np.maximum.at(highest, group, protection)
+    return sound[protection < highest[group]]
+
+
+def carving_notes(given: np.ndarray, table: ExampleTable, counts: dict[str, int]) -> list[str]:
+    """What was carved of a source that lacks splits."""
+    lacking = [name for code, name in enumerate(SPLITS) if name != "train" and not (given == code).any()]
+    if not lacking:
+        return []
+    carved = " and ".join(f"{counts[f'kept_{name}']:,} {name}" for name in lacking)
+    by = "groups" if table.groups is not None else "a hash of each text"
+    return [
+        f"no {' and no '.join(lacking)} split is given; {carved} examples are carved by {by}, {counts['kept_train']:,} are left to train"
+    ]
+
+
+def quarantine_notes(quarantined: QuarantinedRows) -> list[str]:
+    """How many rows cannot be used, and why."""
+    if not len(quarantined):
+        return []
+    reasons = "; ".join(f"{count:,} × {reason}" for reason, count in quarantined.counts().most_common(MAX_NOTED))
+    return [f"{len(quarantined):,} rows are quarantined: {reasons}"]
+
+
+def unique_rows(
+    ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, spellings: np.ndarray, sound: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(the row that stands for each text, the rows of texts whose labels differ), among the rows `sound`.
 
-    Of a text's copies the most protected split counts first, then a labelled copy before an unlabelled one, then the first.
+    Of a text's copies the most protected split counts first, then a labelled copy before an unlabelled one, then a hash
+    of how it is written, and so not the order of rows.
     """
     if not len(sound):
         return sound, sound
-    protection = np.array([PROTECTION[name] for name in SPLITS], dtype=np.int8)
-    rank = (labels == NONE) - 2 * protection[splits]
-    order = sound[np.lexsort((rank[sound], ids[sound]))]
+    rank = (labels == NONE) - 2 * PROTECTIONS[splits]
+    order = sound[np.lexsort((spellings[sound], rank[sound], ids[sound]))]
     starts = np.flatnonzero(np.concatenate([[True], ids[order[1:]] != ids[order[:-1]]]))
     ordered = labels[order]
     lowest = np.minimum.reduceat(np.where(ordered == NONE, np.iinfo(ordered.dtype).max, ordered), starts)

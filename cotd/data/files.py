@@ -1,24 +1,33 @@
-"""Files of rows: Parquet, JSON lines and CSV, read a block at a time; one bad row costs no other."""
+"""Files of rows: Parquet, JSON lines, JSON, CSV and tab-separated, read a block at a time; one bad row costs no other."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import io
 import itertools
-import sys
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlsplit
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cotd.data.delimited import Delimited
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.utils.iteration import batched
 from cotd.utils.jsonl import parse_row
+from cotd.utils.text import describe_error
 
-FILE_TYPES = (".parquet", ".jsonl", ".csv")
+# How a file's name ends; all but Parquet may be compressed.
+FILE_TYPES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+ENDINGS = f"{', '.join(FILE_TYPES)} (all but .parquet also compressed: {', '.join(COMPRESSIONS)})"
+WILDCARDS = "*?["
 # Columns of rows that cannot be used: why, and the line as it is; None in all other rows.
 PROBLEM, LINE = "cotd.problem", "cotd.line"
 BLOCK = 1024  # rows in memory at once: 100 MB with texts of 100,000 characters
@@ -26,38 +35,104 @@ BUFFER = 2**20  # bytes of a Parquet column read at once
 NOT_AN_OBJECT = "the line is not a JSON object"
 # From this fraction of the lines on, bytes that are not UTF-8 mean another encoding.
 MAX_INVALID = 0.05
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF_16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # as bytes that are not UTF-8 are decoded
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is a URL of a file."""
+    return "://" in source
+
+
+def file_type(path: str) -> str | None:
+    """The one of FILE_TYPES that a file or URL ends in, a compression's ending left out; None if it ends in another way."""
+    name = plain = (urlsplit(path).path if is_url(path) else path).lower()
+    for ending in COMPRESSIONS:
+        plain = plain.removesuffix(ending)
+    found = next((ending for ending in FILE_TYPES if plain.endswith(ending)), None)
+    return None if found == ".parquet" and plain != name else found
+
+
+def names_files(source: str) -> bool:
+    """Whether a source is a file, a URL, a pattern such as part-*.csv, or a folder that exists; else it may be a hub id."""
+    return bool(
+        file_type(source) or is_url(source) or any(c in source for c in WILDCARDS) or Path(source).expanduser().is_dir()
+    )
+
+
+def find_files(source: str) -> list[str]:
+    """The files of a source that `names_files`, in the order of their names.
+
+    Raises:
+        CotdError: there is none, or one of another type.
+    """
+    path = Path(source).expanduser()
+    if is_url(source):
+        files = [source]
+    elif path.is_dir():
+        files = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and file_type(file.name)]
+        if not files:
+            raise CotdError(f"the folder '{source}' has no file that ends in {ENDINGS}.")
+    elif any(c in source for c in WILDCARDS) and not path.exists():
+        folder = Path(path.anchor)
+        files = [str(file) for file in sorted(folder.glob(str(path.relative_to(folder)))) if file.is_file()]
+        if not files:
+            raise CotdError(f"no file matches '{source}' (looked in {folder.absolute()}).")
+    else:
+        files = [str(path)]
+        if not path.is_file():
+            raise CotdError(f"no file '{source}' (looked in {path.absolute().parent}).")
+    if other := next((file for file in files if not file_type(file)), None):
+        raise CotdError(f"'{other}' is not a file that can be read: its name must end in {ENDINGS}.")
+    return files
 
 
 def read_file(path: str) -> Iterator[pd.DataFrame]:
-    """A file in blocks, at least one; text columns are kept as they are written.
+    """One of `find_files` in blocks, at least one; text columns are kept as they are written.
 
     Yields:
-        The file's columns (of JSON lines: those in the block), and `PROBLEM` and `LINE` if the block has bad rows: lines
-        that are not JSON objects, CSV rows with too few or too many cells. Bytes that are not UTF-8 become U+FFFD.
+        The file's columns (of JSON: those in the block), and `PROBLEM` and `LINE` if the block has bad rows: lines that are
+        not JSON objects, CSV rows with too few or too many cells. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         CotdError: the file does not exist, has another type, or cannot be read as what its name says.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CotdError(f"no file '{path}' (looked in {file.absolute().parent}).")
-    if not path.endswith(FILE_TYPES):
-        raise CotdError(f"'{path}' is not a {', '.join(FILE_TYPES)} file.")
+    (file,) = find_files(path)
+    ending = file_type(file)
     try:
-        if path.endswith(".parquet"):
-            yield from read_parquet(file)
-        elif path.endswith(".jsonl"):
-            yield from read_json_lines(text_lines(file, newline="\n"))  # JSON strings may hold U+2028 and its like
-        else:
-            yield from read_csv(text_lines(file, newline=""))
-    except (ValueError, OSError, csv.Error) as error:  # ArrowInvalid is a ValueError
-        raise CotdError(f"cannot read '{path}': {error}") from error
+        with open_file(file) as binary:
+            if ending == ".parquet":
+                yield from read_parquet(binary)
+            elif ending in (".jsonl", ".json"):
+                lines = text_lines(binary, path, newline="\n")  # JSON strings may hold U+2028 and its like
+                yield from read_json_lines(lines) if ending == ".jsonl" else read_json(lines)
+            else:
+                yield from read_csv(text_lines(binary, path, newline=""), path, "\t" if ending == ".tsv" else ",")
+    except CotdError:
+        raise
+    except Exception as error:
+        # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError; what is behind URLs has errors of its own.
+        if isinstance(error, (ValueError, OSError)):
+            raise CotdError(f"cannot read '{path}': {error}") from error
+        if is_url(path):
+            raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
+        raise
 
 
-def read_parquet(path: Path) -> Iterator[pd.DataFrame]:
+@contextlib.contextmanager
+def open_file(path: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file or URL, decompressed."""
+    codec = next((codec for ending, codec in COMPRESSIONS.items() if path.lower().endswith(ending)), None)
+    with fsspec.open(path, "rb") if is_url(path) else open(path, "rb") as file:
+        if codec is None:
+            yield file
+            return
+        with pa.CompressedInputStream(pa.PythonFile(file, "r"), codec) as plain:
+            yield plain
+
+
+def read_parquet(source: IO[bytes]) -> Iterator[pd.DataFrame]:
     """A Parquet file in blocks, at least one."""
-    with pq.ParquetFile(path, buffer_size=BUFFER) as file:
+    with pq.ParquetFile(source, buffer_size=BUFFER) as file:
         blocks = (pa.Table.from_batches([batch]) for batch in file.iter_batches(BLOCK))
         first = next(blocks, file.schema_arrow.empty_table())
         yield from map(to_pandas, itertools.chain([first], blocks))
@@ -68,29 +143,42 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(integer_object_nulls=True)
 
 
-def text_lines(file: Path, newline: str) -> Iterator[str]:
+def text_lines(file: IO[bytes], name: str, newline: str) -> Iterator[str]:
     """A file's lines with their ends, `newline` as in `open`. Bytes that are not UTF-8 become U+FFFD.
 
     Raises:
         ValueError: the file is in another encoding, which may be known only after the last line.
     """
-    with file.open("rb") as binary:
-        if binary.read(2) in UTF_16_MARKS:
-            raise ValueError("it is in UTF-16. Save it as UTF-8.")
     number = 0
     bad: list[int] = []
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.encode()
-                yield line
-            except UnicodeEncodeError:
-                bad.append(number)
-                yield line.encode(errors="surrogateescape").decode(errors="replace")
+    for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline), 1):
+        if number == 1 and line.startswith(UTF_16_MARKS):
+            raise ValueError("it is in UTF-16. Save it as UTF-8.")
+        try:
+            line.encode()
+            yield line
+        except UnicodeEncodeError:
+            bad.append(number)
+            yield line.encode(errors="surrogateescape").decode(errors="replace")
     if len(bad) > max(1, MAX_INVALID * number):
         raise ValueError(f"{len(bad):,} of its {number:,} lines are not UTF-8, first line {bad[0]:,}. Save it as UTF-8.")
     if bad:
-        say(f"  warning: {len(bad):,} lines of {file} are not UTF-8 (line {bad[0]:,}); bad bytes are replaced by U+FFFD")
+        say(f"  warning: {len(bad):,} lines of {name} are not UTF-8 (line {bad[0]:,}); bad bytes are replaced by U+FFFD")
+
+
+def read_json(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
+    """Blocks of a JSON file: a list of objects, which is read as a whole, or JSON lines."""
+    remaining = itertools.dropwhile(lambda line: not line.strip(), lines)
+    first = next(remaining, "")
+    content = itertools.chain([first], remaining)
+    if not first.lstrip().startswith("["):
+        yield from read_json_lines(content)
+        return
+    try:
+        rows = json.loads("".join(content))
+    except RecursionError as error:
+        raise ValueError("its lists are nested too deeply.") from error
+    yield from json_blocks(((row if isinstance(row, dict) else None, json.dumps(row)) for row in rows), "entries")
 
 
 def read_json_lines(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
@@ -99,15 +187,18 @@ def read_json_lines(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
     Raises:
         ValueError: no line is a JSON object.
     """
+    yield from json_blocks(((parse_row(line), line.strip()) for line in lines if line.strip()), "lines")
+
+
+def json_blocks(rows: Iterable[tuple[dict[str, Any] | None, str]], kind: str) -> Iterator[pd.DataFrame]:
+    """Blocks of (the object of a row, or None; the row as it is written)."""
     total = good = 0
-    for block in batched((line for line in lines if line.strip()), BLOCK):
-        rows = [parse_row(line) for line in block]
-        total += len(rows)
-        good += len(rows) - rows.count(None)
-        bad = ({PROBLEM: NOT_AN_OBJECT, LINE: line.strip()} for line in block)
-        yield pd.DataFrame([b if row is None else row for row, b in zip(rows, bad, strict=True)], dtype=object)
+    for block in batched(rows, BLOCK):
+        total += len(block)
+        good += sum(row is not None for row, _ in block)
+        yield pd.DataFrame([{PROBLEM: NOT_AN_OBJECT, LINE: line} if r is None else r for r, line in block], dtype=object)
     if not good:
-        raise ValueError(f"none of its {total:,} lines is a JSON object.")
+        raise ValueError(f"none of its {total:,} {kind} is a JSON object.")
 
 
 def text_problem(value: Any) -> str | None:
@@ -119,44 +210,19 @@ def text_problem(value: Any) -> str | None:
     return None if value.strip() else "empty text"
 
 
-def read_csv(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
+def read_csv(lines: Iterable[str], name: str = "the file", delimiter: str = ",") -> Iterator[pd.DataFrame]:
     """Blocks of CSV rows under a header, at least one; empty cells are None, all others strings, and empty lines are skipped.
 
-    Not pandas' reader: it takes a first row of too many cells for an index, and shifts all others.
+    Args:
+        delimiter: unless another fits better, see `cotd.data.delimited`.
 
     Raises:
-        ValueError: there is no header, or a quote is never closed, after which rows cannot be distinguished.
+        ValueError: there is no header.
     """
-    csv.field_size_limit(sys.maxsize)  # characters of a cell; else 131,072
-    row_lines: list[str] = []  # of the row that is being read
-
-    def noted() -> Iterator[str]:
-        for line in lines:
-            row_lines.append(line)
-            yield line
-
-    reader = csv.reader(noted())
-    header = next((row for row in reader if row), None)
-    if header is None:
-        raise ValueError("it is empty.")
-    row_lines.clear()
-
-    def rows() -> Iterator[list[str | None]]:
-        """For each row its cells, the problem with it, and its line."""
-        for row in reader:
-            text = "".join(row_lines)
-            if len(row_lines) > 1 and text.count('"') % 2:
-                raise ValueError(f"a quote in line {reader.line_num - len(row_lines) + 1:,} is never closed.")
-            row_lines.clear()
-            if len(row) == len(header):
-                yield [*(cell or None for cell in row), None, None]
-            elif row:
-                problem = f"{len(row)} cells, but the header has {len(header)}"
-                yield [*([None] * len(header)), problem, text.strip()]
-
-    names = [*header, PROBLEM, LINE]
-    positions = {name: names.index(name) for name in names}  # of columns with the same name the first counts
-    blocks = batched(rows(), BLOCK)
+    table = Delimited(lines, name, delimiter)
+    names = [*table.header, PROBLEM, LINE]
+    positions = {column: names.index(column) for column in names}  # of columns with the same name the first counts
+    blocks = batched(([*cells, problem, line] for cells, problem, line in table), BLOCK)
     for block in itertools.chain([next(blocks, [])], blocks):
-        frame = pd.DataFrame({name: [row[i] for row in block] for name, i in positions.items()}, dtype=object)
+        frame = pd.DataFrame({column: [row[i] for row in block] for column, i in positions.items()}, dtype=object)
         yield frame if frame[PROBLEM].notna().any() else frame.drop(columns=[PROBLEM, LINE])

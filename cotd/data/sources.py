@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
+import re
 import string
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,16 +15,19 @@ import pandas as pd
 
 from cotd import assets
 from cotd.config.model import ConfigModel
-from cotd.data.config import Columns, DataConfig, template_columns
+from cotd.data.config import SPLIT_NAMES, SPLITS, Columns, DataConfig, Hub, template_columns
 from cotd.data.examples import Examples, build_examples, limit_rows
-from cotd.data.files import BLOCK, FILE_TYPES, LINE, PROBLEM, read_file, to_pandas
-from cotd.data.table import SPLITS
+from cotd.data.files import BLOCK, ENDINGS, LINE, PROBLEM, file_type, find_files, names_files, read_file, to_pandas
 from cotd.errors import CotdError, nearest
+from cotd.progress import say
 from cotd.tasks.base import Task, cell_text
 from cotd.utils.text import first_line
 
-# Names of splits, in a column or on the hub; others on the hub (IMDb's `unsupervised`) are left out.
-SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+# A file's name that says of which split it is: train.csv, dev.jsonl.gz, test-00000-of-00002.parquet.
+SPLIT_FILE = re.compile(rf"({'|'.join(SPLIT_NAMES)})([-_]\d+(-of-\d+)?)?\.", re.IGNORECASE)
+# From this similarity on, a column is taken for a misspelling of `label`, which data may lack.
+SIMILAR = 0.8
+QUOTED_LIST = re.compile(r"\[((?:'[^']*'(?:, )?)+)\]")  # as Python writes a list of names
 
 
 def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None) -> Examples:
@@ -39,6 +45,8 @@ def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None) -
     examples = build_examples(read_blocks(data, task), name, task, *shares, spill_dir)
     if examples.label_problem:
         raise CotdError(examples.label_problem)
+    for note in examples.notes:
+        say(f"  {note}")
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     examples = limit_rows(examples, limits)
     empty = [s for s in SPLITS if not examples.counts[f"kept_{s}"]]
@@ -51,10 +59,9 @@ def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None) -
 
 
 def dataset_name(data: DataConfig) -> str:
-    """The source's name in each example's id, without the folder of a file."""
-    if isinstance(data.source, dict):
-        return "+".join(Path(p).name for p in data.source.values())
-    return Path(data.source).name if data.source.endswith(FILE_TYPES) else data.source
+    """What messages call the source: a file by its name."""
+    sources = [data.source] if isinstance(data.source, str) else list(data.source.values())
+    return " + ".join(Path(source).name if file_type(source) else source for source in sources)
 
 
 def noun(data: DataConfig, task: Task) -> str:
@@ -75,8 +82,12 @@ def read_blocks(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
     source, template = data.source, data.input
     if task.needs_choices and not data.columns.choices:
         raise CotdError(f"task '{task.name}' chooses among each row's own options: name their column in data.columns.choices.")
+    if data.hub != Hub() and not (isinstance(source, str) and is_hub_id(source)):
+        raise CotdError("data.hub is for a hub data set, and data.source is none. Leave it out, or name one (OWNER/NAME).")
     if isinstance(source, dict):
-        return join_splits((split, read_mapped(path, data.columns, template=template)) for split, path in source.items())
+        if others := [path for path in source.values() if not names_files(path)]:
+            raise CotdError(f"data.source: a split is a file that ends in {ENDINGS}, or several; not '{others[0]}'.")
+        return join_splits((split, read_files(path, data.columns, template)) for split, path in source.items())
     if assets.is_embedded(source):
         asset = assets.get_asset(source)
         if asset.kind != "examples":
@@ -84,15 +95,42 @@ def read_blocks(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
             raise CotdError(f"data.source '{source}' is a {asset.kind}, not examples. Embedded examples: {kinds}.")
         columns = data.columns.model_copy(update={"group": "group"})
         return read_mapped(str(assets.require(source) / "reviews.parquet"), columns, template=template)
-    if source.endswith(FILE_TYPES):
-        return read_mapped(source, data.columns, template=template)
-    if Path(source).exists() or "/" not in source:
+    if names_files(source):
+        return read_files(source, data.columns, template, splits_by_name=not data.columns.split)
+    if not is_hub_id(source):
         embedded = [assets.PREFIX + name for name in assets.ASSETS]
         raise CotdError(
-            f"data.source '{source}' is not embedded:NAME, a file ending in {', '.join(FILE_TYPES)}, "
+            f"data.source '{source}' is not embedded:NAME, a file ending in {ENDINGS}, a folder of them "
             f"or a hub id (OWNER/NAME).{nearest(assets.PREFIX + source, embedded)}"
         )
-    return read_hub(source, data.columns, task, template)
+    return read_hub(source, data.hub, data.columns, task, template)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is meant as a data set on the hub."""
+    return not (assets.is_embedded(source) or names_files(source) or Path(source).exists()) and "/" in source
+
+
+def read_files(source: str, columns: Columns, template: str | None, splits_by_name: bool = False) -> Iterator[pd.DataFrame]:
+    """The rows of a file, folder, pattern or URL.
+
+    Args:
+        splits_by_name: several files may be the splits, as their names say.
+
+    Raises:
+        CotdError: the names of some files say a split, and those of others do not.
+    """
+    files = find_files(source)
+    splits = {file: match[1].lower() for file in files if (match := SPLIT_FILE.match(Path(file).name))}
+    if not splits_by_name or len(files) < 2 or not splits:
+        return itertools.chain.from_iterable(read_mapped(file, columns, template=template) for file in files)
+    if other := next((file for file in files if file not in splits), None):
+        named = ", ".join(Path(file).name for file in list(splits)[:3])
+        raise CotdError(
+            f"'{source}' has files named after splits ({named}) and others ({Path(other).name}), whose split is not known. "
+            "Name the files by split: data.source: {train: …, validation: …, test: …}."
+        )
+    return join_splits((SPLIT_NAMES[split], read_mapped(file, columns, template=template)) for file, split in splits.items())
 
 
 def read_mapped(
@@ -101,7 +139,7 @@ def read_mapped(
     """A file's rows, a block at a time, with mapped columns: see `map_columns`. JSON lines may lack some of them."""
     mapped = [name for name, _ in mapped_columns(columns, key, template)]
     for number, block in enumerate(read_file(path)):
-        if path.endswith(".jsonl") and (absent := [name for name in mapped if name not in block]):
+        if file_type(path) in (".jsonl", ".json") and (absent := [name for name in mapped if name not in block]):
             if number == 0:  # is it in any line?
                 known = dict.fromkeys(name for other in read_file(path) for name in other)
                 map_columns(pd.DataFrame(columns=list(known)), columns, path, key, template)
@@ -126,15 +164,20 @@ def map_columns(
         template: of the text, over columns, in place of a text column.
 
     Raises:
-        CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed.
+        CotdError: all missing columns at once. An absent `label` column is an error only if it was renamed, or one is there
+            that may be meant.
     """
     optional = {f"{key}.label"} if isinstance(columns, Columns) and columns.label == "label" else set()
     existing = [str(name) for name in frame.columns if name not in (PROBLEM, LINE)]
-    missing = [
-        f"{where}: no column '{name}' ({named_by}); it has: {', '.join(existing)}.{nearest(name, existing)}"
-        for name, named_by in mapped_columns(columns, key, template)
-        if name not in frame.columns and named_by not in optional
-    ]
+    missing = []
+    for name, named_by in mapped_columns(columns, key, template):
+        meant = similar_column(name, existing)
+        if name in frame.columns or (named_by in optional and meant is None):
+            continue
+        listed = ", ".join(column if column == column.strip() else repr(column) for column in existing)
+        unlabelled = f" If it has no labels: {named_by}=null." if named_by in optional else ""
+        hint = f" Did you mean {meant!r}?" if meant is not None else nearest(name, existing)
+        missing.append(f"{where}: no column '{name}' ({named_by}); it has: {listed}.{hint}{unlabelled}")
     if missing:
         raise CotdError(*missing)
     used = {role: name for role, name in roles(columns).items() if not (template and role == "text")}
@@ -149,6 +192,13 @@ def map_columns(
         bad = frame[PROBLEM].notna() if PROBLEM in frame else [False] * len(result)
         result["split"] = [None if b else parse_split(s, where) for s, b in zip(result["split"], bad, strict=True)]
     return result
+
+
+def similar_column(name: str, existing: list[str]) -> str | None:
+    """The column whose name differs in space, case or a letter or two; None if there is no such column."""
+    folded = {" ".join(column.split()).casefold(): column for column in reversed(existing)}
+    close = difflib.get_close_matches(" ".join(name.split()).casefold(), folded, n=1, cutoff=SIMILAR)
+    return folded[close[0]] if close else None
 
 
 def roles(columns: ConfigModel) -> dict[str, str]:
@@ -182,13 +232,15 @@ def parse_split(value: Any, where: str) -> str:
     Raises:
         CotdError: it names none.
     """
+    if value is None or value != value:
+        raise CotdError(f"{where}: a row's split is empty. Give all rows one, or drop the column.")
     split = SPLIT_NAMES.get(str(value).strip().lower())
     if split is None:
         raise CotdError(f"{where}: split '{value}' is not train, validation or test. Map it before, or drop the column.")
     return split
 
 
-def read_hub(source: str, columns: Columns, task: Task, template: str | None) -> Iterator[pd.DataFrame]:
+def read_hub(source: str, hub: Hub, columns: Columns, task: Task, template: str | None) -> Iterator[pd.DataFrame]:
     """A hub data set's labelled splits, through `datasets` (which honours HF_ENDPOINT), a block at a time."""
     # Else `datasets` tells an outside host, whatever HF_ENDPOINT says, the name of each data set that is loaded.
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
@@ -196,13 +248,15 @@ def read_hub(source: str, columns: Columns, task: Task, template: str | None) ->
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        splits = datasets.load_dataset(source)
-    except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise CotdError(
-            f"cannot load the hub data set '{source}': {first_line(error)}. Check its name and the network "
-            "(HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, which needs neither."
-        ) from error
-    known = {str(name): SPLIT_NAMES[str(name)] for name in splits if str(name) in SPLIT_NAMES}
+        splits = datasets.load_dataset(source, hub.config, revision=hub.revision)
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        advice = "Check its name and the network (HF_ENDPOINT names another hub), or use embedded:rotten-tomatoes, which needs neither."
+        if "config" in str(error).lower() and (listed := QUOTED_LIST.search(str(error))):
+            advice = f"Name one of its configurations, data.hub.config: {listed[1].replace(chr(39), '')}."
+        elif "scripts" in str(error):
+            advice = "It is a program, which is not run. Look for a copy of it in Parquet, or download the files."
+        raise CotdError(f"cannot load the hub data set '{source}': {first_line(error)}. {advice}") from error
+    known = {str(name): SPLIT_NAMES[str(name).lower()] for name in splits if str(name).lower() in SPLIT_NAMES}
     if not known:
         raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is named {', '.join(SPLIT_NAMES)}.")
     return join_splits(
@@ -213,14 +267,34 @@ def read_hub(source: str, columns: Columns, task: Task, template: str | None) ->
 def read_split(split: Any, columns: Columns, where: str, task: Task, template: str | None) -> Iterator[pd.DataFrame]:
     """A split of a hub data set, a block at a time from the file that it is mapped from.
 
-    Class labels are read by their names if the task knows all of these, else by their numbers: Yelp's names are "1" and "2".
+    Raises:
+        CotdError: its class labels have names that the task does not know, see `class_names`.
     """
     feature = split.features.get(columns.label) if columns.label else None
-    names = getattr(feature, "names", None)
-    if names and not all(task.parse(name) for name in names):
-        names = None
+    names = class_names(getattr(feature, "names", None), task, where, columns.label)
     for block in split.with_format("arrow").iter(BLOCK):
         frame = to_pandas(block)
         if names and pd.api.types.is_integer_dtype(frame[columns.label].dtype):
             frame[columns.label] = [names[code] if 0 <= code < len(names) else None for code in frame[columns.label]]
         yield map_columns(frame, columns, where, template=template)
+
+
+def class_names(names: list[str] | None, task: Task, where: str, column: str | None) -> list[str] | None:
+    """The names by which class labels are read; None if their numbers are, for a column of anything else, too.
+
+    Numbers count only for as many labels as the task has, whose names are numbers themselves: Yelp's are "1" and "2".
+
+    Raises:
+        CotdError: the task does not know the names: which number stands for which label would be a guess.
+    """
+    if not names or not task.labels:
+        return names
+    known = [task.parse(name) for name in names]
+    if None not in known and len(set(known)) == len(known):
+        return names
+    if len(names) == len(task.labels) and all(name.strip().isdecimal() for name in names):
+        return None
+    raise CotdError(
+        f"{where}: the classes of column '{column}' are {', '.join(names)}, and labels of task '{task.name}' are "
+        f"{', '.join(task.labels)}. Name every class in task.labels, with its other spellings, as in {{positive: [{names[-1]}]}}."
+    )

@@ -12,10 +12,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from cotd.data.config import SPLITS
 from cotd.data.files import BLOCK
 from cotd.data.spill import TextFile
 
-SPLITS = ("train", "validation", "test")
 NONE = -1  # the code of no label or no split, the position of no row
 
 
@@ -62,6 +62,7 @@ class ExampleTable:
         numbers: (N,) positions in `texts`, which may hold others, without repeats.
         names: the task's labels; where it has no fixed ones, every answer that any row has.
         choices: each row's own options as a JSON list, by the same positions; None if the task has the same for all.
+        groups: each row's group, by the same positions, empty where it has none; None if no row has one.
     """
 
     ids: np.ndarray
@@ -71,6 +72,7 @@ class ExampleTable:
     texts: TextFile
     names: tuple[str, ...]
     choices: TextFile | None = None
+    groups: TextFile | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,22 +80,24 @@ class ExampleTable:
     def take(self, rows: np.ndarray | slice) -> ExampleTable:
         """The examples at some positions, or where a mask is true, in that order."""
         columns = (self.ids[rows], self.labels[rows], self.splits[rows], self.numbers[rows])
-        return ExampleTable(*columns, self.texts, self.names, self.choices)
+        return ExampleTable(*columns, self.texts, self.names, self.choices, self.groups)
 
     def split(self, name: str) -> ExampleTable:
         """The examples of one split."""
         return self.take(self.splits == SPLITS.index(name))
 
     def blocks(self) -> Iterator[pd.DataFrame]:
-        """The examples with columns `id`, `text`, `choices` if they have their own, `label`, `split`, a thousand at a time.
+        """The examples with columns `id`, `text`, `choices` if they have their own, `label`, `split`, and `group` if any has one.
 
-        There is at least one block.
+        A thousand at a time; there is at least one block.
         """
         for block in map(self.take, in_blocks(len(self))):
             columns = {"id": decode_ids(block.ids), "text": self.texts.take(block.numbers)}
             frame = text_frame(columns, label=block.label_names(), split=decode(SPLITS, block.splits))
             if self.choices is not None:
                 frame.insert(2, "choices", pd.Series(list(block.own_choices()), dtype=object))
+            if self.groups is not None:
+                frame["group"] = pd.Series([g or None for g in self.groups.take(block.numbers)], dtype=object)
             yield frame
 
     def frame(self) -> pd.DataFrame:
@@ -151,13 +155,11 @@ class ExampleTable:
 
     @cached_property
     def digest(self) -> str:
-        """Content digest: changes when any id, label or split does."""
+        """Content digest: changes when any text, option, label, split or group does, and not with the order of rows."""
         content = hashlib.sha256()
-        for rows in in_blocks(len(self)):
-            block = self.take(self._by_id[rows])
-            labels = np.where(block.labels == NONE, "", block.label_names())
-            lines = map("\t".join, zip(decode_ids(block.ids), labels, decode(SPLITS, block.splits), strict=True))
-            content.update(("\n" * (rows.start > 0) + "\n".join(lines)).encode())
+        for block in self.take(self._by_id).blocks():
+            for row in zip(*(block[column].tolist() for column in block), strict=True):
+                content.update(json.dumps(row).encode() + b"\n")
         return content.hexdigest()[:16]
 
 

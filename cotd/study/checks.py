@@ -38,6 +38,11 @@ def scoring_problems(teacher: TeacherConfig, task: Task) -> list[str]:
             f"teacher.strategy score_then_explain scores a fixed set of answers, and those of task '{task.name}' are free "
             f"({task.kind}). Set teacher.strategy: chain_of_thought"
         ]
+    if teacher.api and teacher.api.server == "openai" and len(task.labels) > teacher.api.top_logprobs:
+        return [
+            f"teacher.api.top_logprobs ({teacher.api.top_logprobs}) is less than the {len(task.labels)} labels of task "
+            f"'{task.name}'. Raise it if the endpoint allows that, or set teacher.strategy: chain_of_thought"
+        ]
     prior, key = teacher.calibration.prior, "teacher.calibration.prior"
     if prior is None:
         return []

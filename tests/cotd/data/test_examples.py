@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, reject
@@ -16,9 +18,20 @@ from hypothesis import strategies as st
 
 from cotd.data import table as table_module
 from cotd.data.cleaning import clean_text
-from cotd.data.examples import CONTRADICTORY, PROTECTION, Examples, build_examples, example_id, limit_rows, select_fraction
+from cotd.data.examples import (
+    CONTRADICTORY,
+    DIVIDED_GROUP,
+    PROTECTION,
+    Examples,
+    build_examples,
+    example_id,
+    limit_rows,
+    select_fraction,
+)
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
+from cotd.tasks.classification import Classification
+from cotd.tasks.multiple_choice import MultipleChoice
 from tests.tasks import SENTIMENT
 
 # A few texts in many spellings, so that repeats are common.
@@ -155,12 +168,9 @@ def test_shares_are_met() -> None:
     assert examples.counts["kept_validation"] == pytest.approx(500, abs=75)
 
 
-def test_ids_stay_what_they_are() -> None:
-    """Annotations, trial ids and splits hang on them: a changed id throws away every user's finished work."""
-    assert (
-        example_id("imdb", "A warm <br/>film &amp; more.") == example_id("imdb", "a WARM film  & more.") == "c77ba6e3abede808"
-    )
-    assert example_id("yelp", "A warm film & more.") != example_id("imdb", "A warm film & more.")
+def test_ids_are_of_the_cleaned_text_and_its_options() -> None:
+    assert example_id("A warm <br/>film &amp; more.") == example_id("a WARM film  & more.")
+    assert example_id("Where?", ["sea", "wall"]) not in (example_id("Where?"), example_id("Where?", ["wall", "sea"]))
 
 
 def test_a_labelled_copy_wins_over_an_unlabelled_one() -> None:
@@ -212,3 +222,95 @@ def test_fractions_are_nested_and_sized(movie_examples: Examples) -> None:
     tenth = select_fraction(train, 0.1)
     assert (tenth["label"] == "positive").mean() == pytest.approx((train["label"] == "positive").mean(), abs=0.05)
     assert len(select_fraction(train.head(3), 0.1)) == 1
+
+
+@given(st.text(max_size=40) | st.lists(st.sampled_from(["&amp;", "&", "lt;", "<br", "/>", "#38;", " ", "a"])).map("".join))
+def test_a_cleaned_text_stays_as_it_is(text: str) -> None:
+    assert clean_text(clean_text(text)) == clean_text(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.integers(0, 9)), min_size=1, max_size=30))
+def test_no_group_is_in_two_of_the_given_splits(rows: list[tuple[int, str, int]]) -> None:
+    table = [{"text": f"group {g} text {t} {s}", "label": "1", "group": f"g{g}", "split": s} for g, s, t in rows]
+    table += [{"text": f"alone in {s}", "label": "1", "group": None, "split": s} for s in SPLITS]
+    examples = build(table)
+    grouped = examples.table[examples.table["group"].notna()]
+    assert grouped.groupby("group")["split"].nunique().max() == 1
+    highest = {g: max((s for h, s, _ in rows if h == g), key=PROTECTION.__getitem__) for g, _, _ in rows}
+    assert dict(zip(grouped["group"], grouped["split"], strict=True)) == {f"g{g}": s for g, s in highest.items()}
+    left_out = len({row for row in rows if row[1] != highest[row[0]]})
+    reasons = examples.quarantined.frame().query("reason == @DIVIDED_GROUP")
+    assert reasons["text"].nunique() == left_out
+    assert any(DIVIDED_GROUP in note for note in examples.notes) == bool(left_out)
+
+
+def test_what_is_carved_is_told() -> None:
+    rows = [{"text": f"text {i}", "label": i % 2, "split": "test" if i < 40 else "train"} for i in range(200)]
+    (note,) = build(rows).notes
+    assert note.startswith("test: no validation split is given; ")
+    assert not build([*rows, {"text": "held out", "label": 1, "split": "validation"}]).notes
+
+
+def test_minus_one_is_no_label_and_told() -> None:
+    rows = [{"text": f"text {i}", "label": -1 if i < 100 else i % 2} for i in range(200)]
+    examples = build(rows)
+    assert examples.table["label"].isna().sum() == 100
+    assert any("100 rows have the label -1" in note for note in examples.notes)
+    signed = Classification(name="signed", labels={"down": [-1], "up": [1]})
+    table = build_examples(pd.DataFrame(rows).assign(label=[-1, 1] * 100), "test", signed).table
+    assert set(table["label"]) == {"down", "up"}
+
+
+@given(st.data())
+def test_any_number_of_labels_and_any_spelling_of_them(data: st.DataObject) -> None:
+    names = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
+    labels = data.draw(st.lists(names, min_size=2, max_size=300, unique_by=str.casefold))
+    try:
+        task = Classification(name="many", labels=labels)
+    except ValueError:
+        reject()
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    examples = build_examples(pd.DataFrame(rows), "many", task).table
+    assert dict(zip(examples["text"], examples["label"], strict=True)) == {row["text"]: row["label"] for row in rows}
+
+
+options = st.lists(
+    st.text(st.characters(categories=["L", "N"]), min_size=2, max_size=6), min_size=2, max_size=6, unique_by=str.casefold
+)
+
+
+@given(
+    st.lists(
+        st.tuples(options, st.integers(0, 5), st.sampled_from(["list", "json", "python", "text", "array"])),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_options_are_read_in_every_form(rows: list[tuple[list[str], int, str]]) -> None:
+    forms: dict[str, Callable[[list[str]], Any]] = {
+        "list": list, "json": json.dumps, "python": repr, "text": lambda c: {"text": c, "label": list("ABCDEF")[: len(c)]},
+        "array": np.array,
+    }  # fmt: skip
+    table = [
+        {"text": f"question {i}", "choices": forms[form](choices), "label": choices[answer % len(choices)]}
+        for i, (choices, answer, form) in enumerate(rows)
+    ]
+    examples = build_examples(pd.DataFrame(table), "quiz", MultipleChoice(name="quiz")).table
+    found = {row.text: (row.choices, row.label) for row in examples.itertuples()}
+    assert found == {f"question {i}": (c, c[a % len(c)]) for i, (c, a, _) in enumerate(rows)}
+
+
+def test_options_that_are_missing_are_no_words() -> None:
+    table = pd.DataFrame(
+        {"text": ["a", "b", "c"], "choices": [["x", None], ["x", float("nan")], ["x", "y"]], "label": ["x"] * 3}
+    )
+    examples = build_examples(table, "quiz", MultipleChoice(name="quiz"))
+    assert examples.table["text"].tolist() == ["c"]
+
+
+def test_the_digest_is_of_texts_as_they_are_wherever_they_come_from() -> None:
+    rows = pd.DataFrame({"text": [f"Text {i}" for i in range(30)], "label": 1, "group": "g"})
+    digest = build_examples(rows, "here", SENTIMENT).digest()
+    assert build_examples(rows[::-1], "there", SENTIMENT).digest() == digest
+    for other in (rows.assign(text=rows["text"].str.lower()), rows.assign(group=None), rows.assign(label=0)):
+        assert build_examples(other, "here", SENTIMENT).digest() != digest

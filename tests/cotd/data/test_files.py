@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.data.config import Columns, DataConfig
-from cotd.data.files import NOT_AN_OBJECT, PROBLEM, read_csv, read_json_lines
+from cotd.data.files import LINE, NOT_AN_OBJECT, PROBLEM, read_csv, read_file, read_json_lines
 from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.utils.jsonl import parse_row
@@ -87,7 +89,6 @@ def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, example_ro
     [
         ("text\nCafé\nDéjà vu\nnaïve\n".encode("latin-1"), "3 of its 4 lines are not UTF-8, first line 2. Save it"),
         ("text\nfine\n".encode("utf-16"), "it is in UTF-16. Save it as UTF-8"),
-        (b'text,label\nfine,1\n"never closed,1\nfine,1\n', "a quote in line 3 is never closed"),
     ],
 )
 def test_files_that_are_bad_as_a_whole(tmp_path: Path, content: bytes, message: str) -> None:
@@ -101,3 +102,125 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None
     (tmp_path / name).write_text(content)
     with pytest.raises(CotdError, match=f"cannot read '.*{name}'"):
         load_examples(DataConfig(source=str(tmp_path / name)), SENTIMENT)
+
+
+def read(text: str, **options: Any) -> pd.DataFrame:
+    return pd.concat(read_csv(io.StringIO(text, newline=""), **options), ignore_index=True)
+
+
+WHOLE_ROWS = [f"Cup number {i} keeps tea warm,{'good' if i % 2 else 'bad'}\n" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts"),
+    [
+        (['"Opens with a quote,good\n'], ['"Opens with a quote']),
+        (['"Opens with a quote,good\n', "It holds,bad\n", '"Opens with another,good\n'], ['"Opens with a quote', "It holds"]),
+        (
+            ['"Opens with a quote,good\n', "It holds,bad\n", 'A pot of 5",good\n'],
+            ['"Opens with a quote', "It holds", 'A pot of 5"'],
+        ),
+        (['"A ""doubled"" one,\nand a second line",good\n'], ['A "doubled" one,\nand a second line']),
+        (['"Escaped \\"by\\" MySQL, they say",good\n'], ['Escaped "by" MySQL, they say']),
+        (['"Two words" and more,good\n'], ['"Two words" and more']),
+    ],
+)
+def test_a_quote_out_of_place_costs_no_other_row(rows: list[str], texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    frame = read("text,label\n" + "".join([*WHOLE_ROWS, *rows, *WHOLE_ROWS]), name="pots.csv")
+    assert PROBLEM not in frame
+    assert len(frame) >= 80 + len(texts)
+    assert frame["text"].tolist()[40 : 40 + len(texts)] == texts
+    assert set(frame["label"]) == {"good", "bad"}
+    well_formed = texts[0].startswith("A ")
+    assert ("pots.csv has" in capsys.readouterr().err) != well_formed
+
+
+def test_a_quote_that_is_never_closed_in_a_long_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cotd.data.delimited.MAX_ROW_LINES", 50)
+    frame = read("text\n" + '"Starts\n' + "A plain line\n" * 200)
+    assert frame["text"].tolist() == ['"Starts', *["A plain line"] * 200]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_the_one_that_gives_whole_rows(delimiter: str, tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    rows = example_rows.assign(text=example_rows["text"] + ", or so; they say | or not")
+    for name in ("mine.csv", "mine.tsv"):
+        rows.to_csv(tmp_path / name, index=False, sep=delimiter)
+        table = load_examples(DataConfig(source=str(tmp_path / name), columns=Columns(split="split")), SENTIMENT).table
+        assert set(table["text"]) == set(rows["text"])
+
+
+def test_one_column_may_have_any_delimiter_in_it() -> None:
+    assert read("text\nOne; two\nThree | four\n")["text"].tolist() == ["One; two", "Three | four"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.csv.bz2", "a.tsv.gz", "a.csv.zst", "a.json.zst", "a.parquet"]
+)
+def test_a_file_is_read_whatever_its_form(name: str, tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        example_rows.to_parquet(path)
+    elif ".csv" in name or ".tsv" in name:
+        content = example_rows.to_csv(index=False, sep="\t" if ".tsv" in name else ",")
+    else:
+        content = example_rows.to_json(orient="records", lines=".jsonl" in name, force_ascii=False)
+    if not name.endswith("parquet"):
+        codec = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}.get(path.suffix[1:])
+        with pa.output_stream(str(path), compression=codec) as file:
+            file.write(content.encode())
+    table = load_examples(DataConfig(source=str(path), columns=Columns(split="split")), SENTIMENT).table
+    assert set(table[["text", "label", "split"]].itertuples(index=False, name=None)) == set(
+        example_rows.itertuples(index=False, name=None)
+    )
+
+
+def test_json_that_is_no_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "fine"}, 5, ["a"]]')
+    (frame,) = read_file(str(path))
+    assert frame[LINE].dropna().tolist() == ["5", '["a"]']
+    path.write_text('{\n"rows": []\n}')
+    with pytest.raises(CotdError, match=r"cannot read .*none of its 3 lines is a JSON object"):
+        list(read_file(str(path)))
+
+
+def test_folders_and_patterns_are_read_file_by_file(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    plain = example_rows.drop(columns="split")
+    plain.iloc[:20].to_csv(folder / "part-0.csv", index=False)
+    plain.iloc[20:].to_json(folder / "part-1.jsonl", orient="records", lines=True)
+    (folder / "notes.txt").write_text("not a table")
+    texts = [
+        set(load_examples(DataConfig(source=str(source)), SENTIMENT).table["text"]) for source in (folder, folder / "part-*.*")
+    ]
+    assert texts == [set(plain["text"])] * 2
+    with pytest.raises(CotdError, match="no file matches"):
+        load_examples(DataConfig(source=str(folder / "piece-*.csv")), SENTIMENT)
+
+
+def test_files_named_after_splits_are_splits(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    for split, rows in example_rows.groupby("split"):
+        name = {"train": "train-00000-of-00001", "validation": "dev", "test": "Test"}[str(split)]
+        rows[["text", "label"]].to_csv(tmp_path / f"{name}.csv", index=False)
+    table = load_examples(DataConfig(source=str(tmp_path)), SENTIMENT).table
+    assert table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
+    (tmp_path / "more.csv").write_text("text,label\nfine,1\n")
+    with pytest.raises(CotdError, match=r"files named after splits .* and others \(more.csv\)"):
+        load_examples(DataConfig(source=str(tmp_path)), SENTIMENT)
+
+
+def test_a_url_is_read_as_a_file_is(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    with fsspec.open("memory://shop/mine.csv", "w") as file:
+        example_rows.to_csv(file, index=False)
+    data = DataConfig(source="memory://shop/mine.csv", columns=Columns(split="split"))
+    assert set(load_examples(data, SENTIMENT).table["text"]) == set(example_rows["text"])
+    with pytest.raises(CotdError, match=r"memory://shop/theirs.csv"):
+        load_examples(DataConfig(source="memory://shop/theirs.csv"), SENTIMENT)
+    with pytest.raises(CotdError, match=r"nosuch://a/b.csv.*nosuch"):
+        load_examples(DataConfig(source="nosuch://a/b.csv"), SENTIMENT)
+    with pytest.raises(CotdError, match=r"its name must end in .parquet"):
+        load_examples(DataConfig(source="memory://shop/mine"), SENTIMENT)
+    with pytest.raises(ValueError, match="a URL with a password"):
+        DataConfig(source="https://me:secret@example.org/a.csv")

@@ -13,7 +13,7 @@ import pytest
 from cotd.data import files
 from cotd.data.config import Columns, DataConfig
 from cotd.data.examples import PROTECTION, Examples, example_id
-from cotd.data.sources import load_examples, noun
+from cotd.data.sources import class_names, load_examples, noun
 from cotd.errors import CotdError
 from tests.tasks import SENTIMENT
 
@@ -26,7 +26,7 @@ def test_embedded_examples_leak_neither_text_nor_movie(movie_examples: Examples,
     assert examples["text"].str.casefold().is_unique
 
     raw = pd.read_parquet(rotten_tomatoes / "reviews.parquet")
-    raw["id"] = [example_id("embedded:rotten-tomatoes", t) for t in raw["text"]]
+    raw["id"] = [example_id(t) for t in raw["text"]]
     rows = raw.merge(examples[["id", "split"]], on="id", validate="many_to_one")
     assert len(rows) == len(raw)
     shared = rows.groupby("id")["group"].transform("nunique") > 1
@@ -132,6 +132,57 @@ def test_unlabelled_rows_are_examples_too(tmp_path: Path) -> None:
     examples = load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
     assert len(examples.table) == 100
     assert examples.table["label"].isna().all()
+
+
+@pytest.mark.parametrize("header", [" label", "Label", "LABEL ", "labels", "lable"])
+def test_a_label_column_that_is_nearly_there_is_named(tmp_path: Path, header: str) -> None:
+    pd.DataFrame({"text": ["fine"], header: [1]}).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(
+        CotdError, match=r"no column 'label' .*Did you mean '(?i:.*la.*)'\? If it has no labels: data.columns.label=null"
+    ):
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
+    data = DataConfig(source=str(tmp_path / "mine.csv"), columns=Columns(label=None))
+    with pytest.raises(CotdError, match="no example in split"):
+        load_examples(data, SENTIMENT)
+
+
+def test_a_source_names_its_splits_as_data_sets_do(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    files = {}
+    for name, split in {"train": "train", "dev": "validation", "Test": "test"}.items():
+        files[name] = str(tmp_path / f"{name}.csv")
+        example_rows[example_rows["split"] == split].drop(columns="split").to_csv(files[name], index=False)
+    examples = load_examples(DataConfig(source=files), SENTIMENT)
+    assert examples.table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
+    with pytest.raises(ValueError, match="two of val, dev are names of one split"):
+        DataConfig(source={"val": "a.csv", "dev": "b.csv"})
+
+
+def test_other_labels_are_named_with_the_key_that_sets_them(tmp_path: Path) -> None:
+    names = ["agrees", "differs", "unrelated"]
+    pd.DataFrame({"text": [f"text {i}" for i in range(60)], "label": names * 20}).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(CotdError, match=r"agrees.*task\.labels") as caught:
+        load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["pos", "neg"], ["pos", "neg"]),  # the numbers would be read the other way round
+        (["1", "2"], None),
+        (["0", "1"], ["0", "1"]),
+        (None, None),
+        (["kind", "unkind"], "the classes of column 'label' are kind, unkind"),
+        (["1", "2", "3"], "the classes"),
+        (["1 star", "2 stars", "3 stars", "4 stars", "5 stars"], "task.labels"),
+    ],
+)
+def test_class_names_are_never_guessed(names: list[str] | None, read: list[str] | str | None) -> None:
+    if isinstance(read, str):
+        with pytest.raises(CotdError, match=read):
+            class_names(names, SENTIMENT, "hub", "label")
+    else:
+        assert class_names(names, SENTIMENT, "hub", "label") == read
 
 
 def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
