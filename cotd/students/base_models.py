@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cotd import assets
 from cotd.errors import CotdError
 from cotd.storage.hub import HUB_TIMEOUT
+from cotd.students.backends.kinds import model_kind
 from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
@@ -54,32 +56,68 @@ def find_student(source: str) -> tuple[Path, dict[str, Any]]:
     return folder, read_json(folder / CARD)
 
 
-def load_base(source: str) -> tuple[Any, Any]:
-    """A sequence-to-sequence model in float32 and its tokenizer, from a folder or a hub id.
+def load_base(source: str, labels: Sequence[str] = ()) -> tuple[Any, Any]:
+    """A model in float32, of whatever kind its configuration says, and its tokenizer, from a folder or a hub id.
+
+    Args:
+        labels: those that an encoder's head tells apart.
 
     Raises:
-        CotdError: it cannot be loaded.
+        CotdError: it cannot be loaded, or no student can be made of it.
     """
     import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
-    source = resolve_model(source)
-    local = Path(source).is_dir()
-    options: dict[str, Any] = {"local_files_only": local, "revision": "main" if local else hub_commit(source)}
+    resolved, options = locate(source)
     logging.disable_progress_bar()
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks an outside service to convert .bin files
+    config, tokenizer = read_base(source)
+    kind = model_kind(config)
+    automatic = {"encoder": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM"}
+    head: dict[str, Any] = {}
+    if kind == "encoder":
+        head = {"num_labels": max(2, len(labels)), "id2label": dict(enumerate(labels))}
+        head |= {"label2id": {label: i for i, label in enumerate(labels)}} if labels else {}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that a new head has no weights yet is no news
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise CotdError(f"cannot load the model '{source}': {first_line(error)}.{model_advice(source)}") from error
+        loader = getattr(transformers, automatic.get(kind, "AutoModelForSeq2SeqLM"))
+        model = loader.from_pretrained(resolved, dtype=torch.float32, **options, **{k: v for k, v in head.items() if v})
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CotdError(f"cannot load the model '{resolved}': {first_line(error)}.{model_advice(resolved)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     return model, tokenizer
+
+
+def read_base(source: str) -> tuple[Any, Any]:
+    """A base model's configuration and tokenizer, without its weights.
+
+    Raises:
+        CotdError: they cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    resolved, options = locate(source)
+    try:
+        return AutoConfig.from_pretrained(resolved, **options), AutoTokenizer.from_pretrained(resolved, **options)
+    except (OSError, ValueError) as error:
+        raise CotdError(f"cannot load the model '{resolved}': {first_line(error)}.{model_advice(resolved)}") from error
+
+
+def locate(source: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers reads a model from, and what it must be told: a hub model's commit."""
+    resolved = resolve_model(source)
+    local = Path(resolved).is_dir()
+    return resolved, {"local_files_only": local, "revision": "main" if local else hub_commit(resolved)}
 
 
 def write_model(model: Any, folder: str | Path) -> None:
     """Writes a model as transformers does, with its decoder's cache turned on (in `model`, too), which Trainer turns off."""
-    model.config.use_cache = model.generation_config.use_cache = True
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None and hasattr(config, "use_cache"):
+            config.use_cache = True
     model.save_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""The student: a T5 that predicts labels and writes rationales. Evaluation and serving use this same class."""
+"""The student: a small model that answers, and perhaps explains. Evaluation and serving use this same class."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cotd.data.truncation import Truncation, tail_length, truncate
+from cotd.data.truncation import Truncation, tail_length
 from cotd.errors import CotdError
+from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import CARD, find_student, load_base, write_model
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.files import replacing, write_json
-from cotd.utils.iteration import find_sublist
-
-# The cache must be requested: a base whose configuration says `use_cache: false`, as the embedded student's does, would
-# otherwise read all that it has written again for each token.
-GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False, "use_cache": True}
+from cotd.utils.iteration import each_or_none, find_sublist
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One text's predicted label.
+    """One text's predicted answer.
 
     Attributes:
-        score: the label's probability.
-        probabilities: label → probability, temperature-scaled; they sum to 1.
+        label: the answer; None if what the student wrote holds none, which only free answers can lack.
+        score: the answer's probability; None for free answers.
+        probabilities: answer → probability, temperature-scaled; they sum to 1. None for free answers.
         truncated: whether the text was too long for the student, so that part of it was not read.
 
     Example:
@@ -36,9 +34,9 @@ class Prediction:
         True
     """
 
-    label: str
-    score: float
-    probabilities: dict[str, float]
+    label: str | None
+    score: float | None
+    probabilities: dict[str, float] | None
     truncated: bool
 
 
@@ -46,10 +44,10 @@ class Student:
     """A trained student. Make one with `Student.load`.
 
     Attributes:
-        task: the label set, its verbalizers, and the prefixes and marks it was trained with.
+        task: what it answers, and the words it was trained with.
+        backend: what its model does, and how; `backend.kind` is "t5", "seq2seq", "causal" or "encoder".
         card: the content of `cotd.json`: method, data and teacher provenance, metrics, `temperature`, and what it does:
             `writes_rationales`, `rationale_before_label`, `rationale_as_input` (it needs the teacher's rationale of each text).
-        first_tokens: the first token of each label's verbalizer.
 
     Example:
         >>> student = cotd.Student.load(folder.student)  # or "models:/cotd-student@champion"
@@ -58,16 +56,13 @@ class Student:
     """
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
-        self.model = model.eval()
-        self.tokenizer = tokenizer
         self.task = task
         self.card = card
+        self.backend = make_backend(model.eval(), tokenizer, task, card)
         self.max_input_tokens: int = card.get("max_input_tokens", 128)
         self.truncation: Truncation = card.get("truncation", "head")
         self.max_target_tokens: int = card.get("max_target_tokens", 64)
         self.temperature: float = card.get("temperature", 1.0)
-        self.first_tokens = first_tokens(tokenizer, task)
-        self.answer_mark: list[int] = tokenizer(task.answer_mark, add_special_tokens=False)["input_ids"]
 
     @classmethod
     def load(cls, source: str | Path, device: str | None = None) -> Student:
@@ -81,9 +76,10 @@ class Student:
         import torch
 
         folder, card = find_student(str(source))
-        model, tokenizer = load_base(str(folder))
+        task = parse_task(card["task"])
+        model, tokenizer = load_base(str(folder), task.labels)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, parse_task(card["task"]), card)
+        return cls(model, tokenizer, task, card)
 
     def save(self, directory: str | Path) -> None:
         """Writes the student in Hugging Face layout plus `cotd.json`; an existing folder is replaced at the end."""
@@ -94,13 +90,32 @@ class Student:
             shutil.rmtree(directory, ignore_errors=True)
 
     @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.backend.model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self.backend.model = model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        return self.backend.tokenizer
+
+    @property
+    def first_tokens(self) -> list[int] | None:
+        """The first token of each fixed label, by which one step tells the labels apart; None where it does not."""
+        return self.backend.first_tokens
+
+    @property
     def can_explain(self) -> bool:
         """Whether it has learned to write rationales."""
         return bool(self.card.get("writes_rationales"))
 
     @property
     def rationale_before_label(self) -> bool:
-        """Whether it writes a rationale before each label."""
+        """Whether it writes a rationale before each answer."""
         return bool(self.card.get("rationale_before_label"))
 
     @property
@@ -109,126 +124,167 @@ class Student:
         return bool(self.card.get("rationale_as_input"))
 
     @property
+    def free_answers(self) -> bool:
+        """Whether it writes its answers, which have no options to choose from."""
+        return not self.task.labels and not self.task.needs_choices
+
+    @property
     def tail_tokens(self) -> int:
         """How many of the last tokens are read of an input that is longer than `max_input_tokens`."""
         return tail_length(self.truncation, self.max_input_tokens)
 
     @property
-    def rationale_prefix(self) -> str:
-        """The input prefix of a text whose rationale is to be written."""
-        return self.task.label_prefix if self.card.get("shared_encoder") else self.task.rationale_prefix
+    def answer_kind(self) -> str:
+        """The kind of target that holds its answer."""
+        return "joint" if self.rationale_before_label else "label"
 
     @property
-    def rationale_prompt(self) -> list[int]:
-        """What the decoder reads before it writes a rationale, if the encoder's input does not say so."""
-        if not self.card.get("shared_encoder"):
-            return []
-        return self.tokenizer(self.task.rationale_prefix, add_special_tokens=False)["input_ids"]
+    def rationale_kind(self) -> str:
+        """The kind of target that holds its rationale."""
+        return "joint" if self.rationale_before_label else "rationale"
 
-    def predict(self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64) -> list[Prediction]:
-        """The label of each text, by scoring the verbalizers in one decoder step; nothing is generated.
+    def predict(
+        self,
+        texts: Sequence[str],
+        rationales: Sequence[str] | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
+        batch_size: int = 64,
+    ) -> list[Prediction]:
+        """The answer to each text: the likeliest of its options or, for free answers, what the student writes.
 
         A student that is `rationale_before_label` first writes its rationale.
 
         Args:
             rationales: for a student that is `rationale_as_input`: the teacher's own rationale of each text, written without
                 its gold label; "" if it has none.
+            choices: each text's own options, for a task that needs them.
 
         Raises:
-            CotdError: rationales are needed and missing, or given to a student that reads none.
+            CotdError: rationales or choices are needed and missing, or given to a student that reads none.
         """
-        return self.predictions(*self.label_logits(texts, rationales, batch_size))
+        if self.free_answers:
+            return self.written_answers(texts, rationales, choices, batch_size)
+        return self.predictions(*self.label_logits(texts, rationales, choices, batch_size), choices)
 
-    def predictions(self, logits: Any, truncated: Sequence[bool]) -> list[Prediction]:
-        """The result of `label_logits` as predictions: each row's likeliest label and temperature-scaled probabilities."""
-        probabilities = (logits / self.temperature).softmax(dim=-1).tolist()  # (N, labels)
+    def predictions(
+        self, logits: Any, truncated: Sequence[bool], choices: Sequence[Sequence[str]] | None = None
+    ) -> list[Prediction]:
+        """The result of `label_logits` as predictions: each row's likeliest answer and temperature-scaled probabilities."""
+        probabilities = (logits / self.temperature).softmax(dim=-1).tolist()  # (N, most options)
         predictions = []
-        for row, cut in zip(probabilities, truncated, strict=True):
-            by_label = dict(zip(self.task.labels, row, strict=True))
+        for row, own, cut in zip(probabilities, each_or_none(choices, len(truncated)), truncated, strict=True):
+            by_label = dict(zip(self.task.options(own) or (), row, strict=False))
             label = max(by_label, key=by_label.__getitem__)
             predictions.append(Prediction(label, by_label[label], by_label, cut))
         return predictions
 
     def label_logits(
-        self, texts: Sequence[str], rationales: Sequence[str] | None = None, batch_size: int = 64
+        self,
+        texts: Sequence[str],
+        rationales: Sequence[str] | None = None,
+        choices: Sequence[Sequence[str]] | None = None,
+        batch_size: int = 64,
     ) -> tuple[Any, list[bool]]:
-        """The verbalizers' logits, without temperature. Arguments and errors are those of `predict`.
+        """The scores of each text's options, without temperature. Arguments and errors are those of `predict`.
 
         Returns:
-            A float tensor on the CPU of shape (len(texts), len(task.labels)), and whether each text was truncated.
+            A float tensor on the CPU of shape (len(texts), most options), -inf where a text has fewer, and whether each text
+            was truncated.
         """
         import torch
 
-        texts = self.inputs(texts, rationales)
-        prefix = self.task.rationale_prefix if self.rationale_before_label else self.task.label_prefix
-        logits = torch.empty(len(texts), len(self.task.labels))
+        if self.free_answers:
+            raise CotdError(f"answers of the task '{self.task.name}' are free: they have no scores. Call predict instead.")
+        inputs = self.inputs(texts, rationales, choices)
+        width = len(self.task.labels) or max(map(len, choices or [()]), default=0)
+        logits = torch.full((len(texts), width), -torch.inf)
         truncated = [False] * len(texts)
-        for indices, batch, cut in self.batches(texts, prefix, batch_size):
+        for indices, sources, cut in self.batches(inputs, self.answer_kind, batch_size):
             with torch.inference_mode():
-                logits[indices] = self.verbalizer_logits(batch)
+                written = self.reasons(sources) if self.rationale_before_label else None
+                if self.task.labels:
+                    scores = self.backend.label_scores(sources, written)
+                else:
+                    candidates = [self.candidates((choices or [])[i]) for i in indices]
+                    scores = self.backend.score(sources, candidates, written)
+                logits[indices, : scores.shape[1]] = scores
             for i, was_cut in zip(indices, cut, strict=True):
                 truncated[i] = was_cut
         return logits, truncated
 
-    def inputs(self, texts: Sequence[str], rationales: Sequence[str] | None) -> list[str]:
-        """What the student reads: the texts, with the rationales if it reads them."""
+    def candidates(self, choices: Sequence[str]) -> list[list[int]]:
+        """The targets of a text's own options."""
+        return self.backend.targets([self.task.verbalize(option) for option in choices], not self.rationale_before_label)
+
+    def written_answers(
+        self,
+        texts: Sequence[str],
+        rationales: Sequence[str] | None,
+        choices: Sequence[Sequence[str]] | None,
+        batch_size: int,
+    ) -> list[Prediction]:
+        """Predictions of a task of free answers: what the student writes, parsed."""
+        predictions = [Prediction(None, None, None, False)] * len(texts)
+        kind = self.answer_kind
+        for indices, sources, cut in self.batches(self.inputs(texts, rationales, choices), kind, batch_size):
+            for i, ids, was_cut in zip(indices, self.backend.generate(sources, kind, self.max_target_tokens), cut, strict=True):
+                answer = ids
+                if self.rationale_before_label:  # what was cut off before its answer has none
+                    end = find_sublist(ids, self.backend.answer_mark)
+                    answer = [] if end is None else ids[end + len(self.backend.answer_mark) :]
+                predictions[i] = Prediction(self.task.find(self.tokenizer.decode(answer)), None, None, was_cut)
+        return predictions
+
+    def inputs(
+        self, texts: Sequence[str], rationales: Sequence[str] | None, choices: Sequence[Sequence[str]] | None = None
+    ) -> list[str]:
+        """What the student reads: the texts with their options, and with the rationales if it reads them."""
+        if self.task.needs_choices and (choices is None or len(choices) != len(texts)):
+            raise CotdError(
+                f"each text of the task '{self.task.name}' has its own options, and {len(choices or [])} lists of them came with "
+                f"{len(texts)} texts. Give the options of each text as choices."
+            )
+        rendered = [self.task.render(text, own) for text, own in zip(texts, each_or_none(choices, len(texts)), strict=True)]
         if not self.rationale_as_input:
             if rationales is not None:
                 raise CotdError("this student reads no rationales. Give it texts alone.")
-            return list(texts)
+            return rendered
         if rationales is None or len(rationales) != len(texts):
             raise CotdError(
                 f"this student was trained by '{self.card.get('method')}': it reads the teacher's rationale with each text, and "
                 f"{0 if rationales is None else len(rationales)} rationales came with {len(texts)} texts. "
                 "Call predict(texts, rationales), or use a student that needs no teacher."
             )
-        return [self.task.with_rationale(text, why) for text, why in zip(texts, rationales, strict=True)]
+        return [self.task.with_rationale(text, why) for text, why in zip(rendered, rationales, strict=True)]
 
-    def verbalizer_logits(self, batch: dict[str, Any]) -> Any:
-        """The verbalizers' logits for one padded batch, after what precedes the label: (B, labels), on the CPU."""
-        import torch
-
-        start = self.model.config.decoder_start_token_id
-        if self.rationale_before_label:
-            encoded = self.model.get_encoder()(**batch)
-            inputs = {"encoder_outputs": encoded}
-            generated = self.model.generate(
-                encoder_outputs=encoded, attention_mask=batch["attention_mask"], max_new_tokens=self.max_target_tokens, **GREEDY
-            )
-            decoder_inputs = [[start, *self.rationale_tokens(ids), *self.answer_mark] for ids in generated.tolist()]
-        else:
-            inputs = {"input_ids": batch["input_ids"]}
-            decoder_inputs = [[start]] * len(batch["input_ids"])
-        # Padding is on the right: the decoder looks back only, and its output beyond a row's end is not used.
-        width = max(map(len, decoder_inputs))
-        padded = torch.tensor([ids + [self.tokenizer.pad_token_id] * (width - len(ids)) for ids in decoder_inputs])  # (B, T)
-        output = self.model(
-            **inputs, attention_mask=batch["attention_mask"], decoder_input_ids=padded.to(self.model.device), use_cache=False
-        )
-        last = torch.tensor([len(ids) - 1 for ids in decoder_inputs])
-        return output.logits[torch.arange(len(last)), last][:, self.first_tokens].float().cpu()
+    def reasons(self, sources: Sequence[list[int]]) -> list[list[int]]:
+        """What a student that is `rationale_before_label` writes before its answer: its rationale and the answer mark."""
+        written = self.backend.generate(sources, "joint", self.max_target_tokens)
+        return [[*self.rationale_tokens(ids), *self.backend.answer_mark] for ids in written]
 
     def rationale_tokens(self, ids: list[int]) -> list[int]:
-        """The rationale in a generated sequence: up to the answer mark or the end, without special tokens."""
-        special = set(self.tokenizer.all_special_ids)
-        ids = [i for i in ids if i not in special]
-        end = find_sublist(ids, self.answer_mark) if self.rationale_before_label else None
+        """The rationale in what was generated: up to the answer mark or the end."""
+        end = find_sublist(ids, self.backend.answer_mark) if self.rationale_before_label else None
         return ids[:end]
 
-    def explain(self, texts: Sequence[str], batch_size: int = 32) -> list[str]:
+    def explain(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None = None, batch_size: int = 32) -> list[str]:
         """The student's own rationale for each text, decoded greedily.
 
         What a student that was trained without rationales writes means nothing; see `can_explain`.
+
+        Raises:
+            CotdError: the student's model cannot write.
         """
+        self.require_writing()
         rationales = [""] * len(texts)
-        for indices, batch, _ in self.batches(texts, self.rationale_prefix, batch_size):
-            ids = self.write_rationales(batch)
-            written = [self.rationale_tokens(row) for row in ids.tolist()]
+        kind = self.rationale_kind
+        for indices, sources, _ in self.batches(self.inputs_to_explain(texts, choices), kind, batch_size):
+            written = [self.rationale_tokens(ids) for ids in self.backend.generate(sources, kind, self.max_target_tokens)]
             for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
                 rationales[i] = text.strip()
         return rationales
 
-    def stream_rationale(self, text: str, on_text: Callable[[str], None]) -> None:
+    def stream_rationale(self, text: str, on_text: Callable[[str], None], choices: Sequence[str] | None = None) -> None:
         """Like `explain` for one text, calling `on_text` with each part of the rationale as it is written.
 
         The parts, joined and stripped, are the rationale. There is a single part if a label follows the rationale, whose end
@@ -236,9 +292,11 @@ class Student:
         """
         from transformers import TextStreamer
 
+        own = None if choices is None else [choices]
         if self.rationale_before_label:
-            on_text(self.explain([text])[0])
+            on_text(self.explain([text], own)[0])
             return
+        self.require_writing()
 
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -246,44 +304,26 @@ class Student:
                     on_text(text)
 
         streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        for _, batch, _ in self.batches([text], self.rationale_prefix, 1):
-            self.write_rationales(batch, streamer)
+        for _, sources, _ in self.batches(self.inputs_to_explain([text], own), self.rationale_kind, 1):
+            self.backend.generate(sources, self.rationale_kind, self.max_target_tokens, streamer)
 
-    def write_rationales(self, batch: dict[str, Any], streamer: Any = None) -> Any:
-        """Generates rationales for one padded batch: token ids (B, T), without what the decoder was given to begin with."""
-        import torch
+    def inputs_to_explain(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None) -> list[str]:
+        """What is read to write rationales: no student that writes them reads others."""
+        if self.rationale_as_input:
+            return [self.task.render(text, own) for text, own in zip(texts, each_or_none(choices, len(texts)), strict=True)]
+        return self.inputs(texts, None, choices)
 
-        start = [self.model.config.decoder_start_token_id, *self.rationale_prompt]
-        begun = torch.tensor([start] * len(batch["input_ids"]), device=self.model.device)
-        with torch.inference_mode():
-            ids = self.model.generate(
-                **batch, decoder_input_ids=begun, max_new_tokens=self.max_target_tokens, streamer=streamer, **GREEDY
+    def require_writing(self) -> None:
+        """Raises a CotdError if the student's model cannot write."""
+        if not self.backend.writes:
+            raise CotdError(
+                "this student's model is an encoder, which labels and writes nothing. Use a causal or encoder-decoder student."
             )
-        return ids[:, len(start) :]
 
-    def batches(self, texts: Sequence[str], prefix: str, size: int) -> Iterator[tuple[list[int], dict[str, Any], list[bool]]]:
-        """Padded batches of texts of similar length: (positions in `texts`, model inputs, truncated flags)."""
-        # Not verbose: it would warn of indexing errors, which a T5, whose positions are relative, does not have.
-        encoded = self.tokenizer([prefix + t for t in texts], verbose=False)["input_ids"] if len(texts) else []
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+    def batches(self, inputs: Sequence[str], kind: str, size: int) -> Iterator[tuple[list[int], list[list[int]], list[bool]]]:
+        """Batches of inputs of similar length: (positions in `inputs`, sources that ask for a kind of target, truncated flags)."""
+        encoded, cut = self.backend.sources(inputs, kind, self.max_input_tokens, self.truncation)
+        order = sorted(range(len(inputs)), key=lambda i: len(encoded[i]))
         for start in range(0, len(order), size):
             indices = order[start : start + size]
-            cut = [len(encoded[i]) > self.max_input_tokens for i in indices]
-            rows = [truncate(encoded[i], self.max_input_tokens, self.tail_tokens) for i in indices]
-            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
-            yield indices, {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, cut
-
-
-def first_tokens(tokenizer: Any, task: Task) -> list[int]:
-    """The first token of each verbalizer, in the order of `task.labels`.
-
-    Raises:
-        CotdError: two verbalizers begin with the same token, so that one decoder step cannot distinguish them.
-    """
-    ids = [tokenizer(task.verbalize(label), add_special_tokens=False)["input_ids"][0] for label in task.labels]
-    if len(set(ids)) < len(ids):
-        raise CotdError(
-            f"the tokenizer begins two of the verbalizers {', '.join(map(task.verbalize, task.labels))} with the same token. "
-            "Choose other verbalizers in the task."
-        )
-    return ids
+            yield indices, [encoded[i] for i in indices], [cut[i] for i in indices]

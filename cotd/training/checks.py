@@ -17,11 +17,15 @@ from cotd.utils.text import format_percent
 def require_both_labels(trial: Trial, task: Task, examples: int, verbalizers: Sequence[str], validation: pd.DataFrame) -> None:
     """Raises a CotdError if a student would learn a single label, or be selected by one: it would always predict it.
 
+    Answers that differ by example, or are free, may all be the same word.
+
     Args:
         examples: how many it would train on.
         verbalizers: the distinct verbalizers among their targets.
     """
     problems = []
+    if not task.labels:
+        return
     if len(verbalizers) < 2:
         problems.append(
             f"all {examples} examples that '{trial.method}' would train on ({format_percent(trial.fraction)} of the "
@@ -29,7 +33,7 @@ def require_both_labels(trial: Trial, task: Task, examples: int, verbalizers: Se
         )
     if validation["label"].nunique() < 2:
         problems.append(
-            f"the {len(validation)} gold labels of the validation split are not of both kinds ({', '.join(task.labels)}), so "
+            f"the {len(validation)} gold labels of the validation split are not of two kinds or more ({task.expected()}), so "
             "that no student can be selected by them. Raise data.validation_rows, or check data.columns.label."
         )
     if problems:

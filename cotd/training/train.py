@@ -9,25 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from cotd.data.examples import fraction_rows
+from cotd.data.examples import fraction_rows, select_fraction
 from cotd.errors import CotdError
-from cotd.evaluation.metrics import align, fit_temperature, predictions_table, score_predictions
+from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions
 from cotd.evaluation.rationales import score_rationales
+from cotd.evaluation.seen import write_seen
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.training.checks import explain_full_disk, require_both_labels, require_rationales
-from cotd.training.encoding import EncodedPairs, cached_pairs, encode_trial
+from cotd.training.encoding import EncodedPairs, cached_pairs, encode_here, encode_trial
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.pairs import missing_input
 from cotd.training.trainer import StudentTrainer
 from cotd.training.trial import Trial
+from cotd.utils.iteration import each_or_none
 
 # Test examples whose rationales are written and scored, which takes a decoder step a token; a label takes one in all.
 RATIONALES_SCORED = 200
@@ -75,6 +78,7 @@ def train_trial(
         require_rationales(trial.method, {"validation": validation, "test": test}, teacher_rationales)
 
     torch.manual_seed(trial.seed)
+    torch.set_flush_denormal(True)  # moments of rarely used weights become denormal, with which a step takes seconds
     student = untrained_student(trial, task)
     with explain_full_disk(folder.path):
         pairs = training_part(trial, student, examples, annotations, cache)
@@ -87,8 +91,8 @@ def train_trial(
         if not trainer.is_world_process_zero():
             return {}
 
-        logits, _ = student.label_logits(list(validation["text"]), align(validation, inputs))
-        student.temperature = fit_temperature(logits.numpy(), validation["label"].map(task.labels.index).to_numpy())
+        if not student.free_answers:
+            student.temperature = fitted_temperature(student, validation, inputs)
         validation_metrics = score_predictions(predictions_table(student, validation, inputs), task)
         predictions = predictions_table(student, test, inputs)
         test_metrics = score_predictions(predictions, task, teacher_test)
@@ -96,7 +100,9 @@ def train_trial(
             explained = test.head(RATIONALES_SCORED)
             references = [(teacher_rationales or {}).get(i, "") for i in explained["id"]]
             predicted = predictions["predicted"].head(RATIONALES_SCORED).to_list()
-            test_metrics |= score_rationales(student.explain(list(explained["text"])), predicted, task, references)
+            test_metrics |= score_rationales(
+                student.explain(list(explained["text"]), own_choices(explained)), predicted, task, references
+            )
 
         identity = {
             "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
@@ -106,6 +112,7 @@ def train_trial(
             "metrics": {"validation": validation_metrics, "test": test_metrics}, **(provenance or {}),
         }  # fmt: skip
         student.save(folder.student)
+        write_seen(folder.student, select_fraction(read_split(examples, "train"), trial.fraction), validation)
         predictions.to_parquet(folder.predictions, index=False)
         result = {
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,
@@ -122,7 +129,7 @@ def train_trial(
 def untrained_student(trial: Trial, task: Task) -> Student:
     """The base model as a student that does what the trial's method teaches."""
     method, settings = METHODS[trial.method], trial.training
-    model, tokenizer = load_base(trial.model)
+    model, tokenizer = load_base(trial.model, task.labels)
     set_dropout(model, settings.dropout)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -144,18 +151,27 @@ def training_part(
     Raises:
         CotdError: the method needs gold labels or annotations, and there are none.
     """
-    tokenizer, task = student.tokenizer, student.task
 
-    def encode() -> EncodedPairs:
+    def encode(folder: Path) -> None:
         table = pd.read_parquet(annotations) if isinstance(annotations, Path) else annotations
-        return encode_trial(trial, read_split(examples, "train"), table, tokenizer, task)
+        encode_trial(trial, examples, table, student.backend, folder)
 
-    every = cached_pairs(cache, trial, tokenizer, task, encode) if cache else encode()
+    every = cached_pairs(cache, trial, student.backend, encode) if cache else encode_here(encode)
     rows = fraction_rows(every.train_rows, trial.fraction)
     part = replace(every.head(rows), rationale_weight=trial.training.rationale_weight)
     if not len(part):
-        raise CotdError(missing_input(METHODS[trial.method], read_split(examples, "train").head(rows)))
+        labelled = read_split(examples, "train").head(rows)["label"].notna().sum()
+        raise CotdError(missing_input(METHODS[trial.method], rows, int(labelled)))
     return part
+
+
+def fitted_temperature(student: Student, validation: pd.DataFrame, rationales: dict[str, str] | None) -> float:
+    """The temperature of a student's scores that fits the gold answers of validation examples best."""
+    choices = own_choices(validation)
+    logits, _ = student.label_logits(list(validation["text"]), align(validation, rationales), choices)
+    options = [student.task.options(own) or () for own in each_or_none(choices, len(validation))]
+    gold = [own.index(label) for own, label in zip(options, validation["label"], strict=True)]
+    return fit_temperature(logits.numpy(), np.array(gold))
 
 
 def read_split(examples: pd.DataFrame | Path, split: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
 from cotd.errors import CotdError
-from cotd.evaluation.metrics import align
+from cotd.evaluation.metrics import align, own_choices
 from cotd.students.student import Student
 from cotd.training.checks import not_a_number, out_of_memory
 from cotd.training.collate import collate, multi_task_loss
@@ -53,9 +53,8 @@ class StudentTrainer(Trainer):
         settings, arguments = trial.training, training_arguments(trial, folder)
         collator = partial(
             collate,
-            decoder_start=student.model.config.decoder_start_token_id,
+            backend=student.backend,
             micro_batch_size=settings.micro_batch_size,
-            rationale_prompt=student.rationale_prompt,
             worker=(arguments.process_index, arguments.world_size),
         )
         super().__init__(
@@ -64,6 +63,7 @@ class StudentTrainer(Trainer):
         )  # fmt: skip
         self.student, self.trial, self.folder, self.on_score = student, trial, folder, on_score
         self.texts, self.gold = list(validation["text"]), list(validation["label"])
+        self.choices = own_choices(validation)
         self.rationales = align(validation, rationales)
         self.average: WeightAverage | None = None
         leave_unwrapped(self)
@@ -98,7 +98,7 @@ class StudentTrainer(Trainer):
         rationale_factor = settings.rationale_weight_left(self.state.global_step)
         for part in inputs["parts"]:
             with self.accelerator.autocast():
-                loss = multi_task_loss(self.model, part, inputs["totals"], settings.label_smoothing, rationale_factor)
+                loss = multi_task_loss(self.student.backend, part, inputs["totals"], settings.label_smoothing, rationale_factor)
             if not loss.isfinite():
                 raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["example_ids"]))
             self.accelerator.backward(loss)
@@ -123,15 +123,15 @@ class StudentTrainer(Trainer):
         return metrics
 
     def validation_accuracy(self) -> float:
-        """By label scoring: a student is selected by what it is served by.
+        """By what it answers: a student is selected by what it is served by.
 
         Raises:
             CotdError: a score is not a number. A checkpoint is written after this, and never of such a student.
         """
         self.student.model = (self.average.model if self.average else self.model).eval()
-        predictions = self.student.predict(self.texts, self.rationales)
+        predictions = self.student.predict(self.texts, self.rationales, self.choices)
         self.student.model = self.model
-        if not all(isfinite(p.score) for p in predictions):
+        if not all(p.score is None or isfinite(p.score) for p in predictions):
             raise CotdError(not_a_number(self.state.global_step, "a validation score", []))
         return sum(p.label == gold for p, gold in zip(predictions, self.gold, strict=True)) / len(self.gold)
 

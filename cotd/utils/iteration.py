@@ -16,6 +16,11 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
+def each_or_none(values: Sequence[T] | None, count: int) -> Sequence[T | None]:
+    """The values, or None `count` times if there are none."""
+    return [None] * count if values is None else values
+
+
 def find_sublist(items: Sequence[int], part: Sequence[int]) -> int | None:
     """The position at which `part` first occurs in `items`, or None."""
     return next((i for i in range(len(items) - len(part) + 1) if items[i : i + len(part)] == part), None)

@@ -140,6 +140,8 @@ def use_lines(student: Student, name: str) -> list[str]:
             "It writes a rationale before each label, so the label takes more than a few lines without cotd.",
             "",
         ]
+    if student.backend.kind not in ("t5", "seq2seq") or student.first_tokens is None:
+        return lines
     longest, tail = student.max_input_tokens, student.tail_tokens
     limit = f", truncation=True, max_length={longest}" if tail == 1 else ""
     cut = "" if tail == 1 else f"\nids = ids if len(ids) <= {longest} else ids[: {longest - tail}] + ids[-{tail}:]"

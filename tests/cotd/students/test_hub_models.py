@@ -23,7 +23,7 @@ SENTENCE = "predict: A dull film. The cast is graceful; my verdict is negative."
 def use_model() -> dict[str, Any]:
     """Loads the base model in all ways, trains it, loads the student; everything in one child, to import torch once."""
     from cotd.students.base_models import load_base, model_digest
-    from cotd.students.student import Student, first_tokens
+    from cotd.students.student import Student
     from tests.tasks import SENTIMENT
 
     loaded = {}
@@ -35,7 +35,7 @@ def use_model() -> dict[str, Any]:
     ids = tokenizer(SENTENCE)["input_ids"]
     return {
         "loaded": loaded, "ids": ids, "decoded": tokenizer.decode(ids, skip_special_tokens=True),
-        "first_tokens": tokenizer.convert_ids_to_tokens(first_tokens(tokenizer, SENTIMENT)),
+        "first_tokens": tokenizer.convert_ids_to_tokens(Student(model, tokenizer, SENTIMENT, {}).first_tokens),
         "extra_id_0": tokenizer.convert_tokens_to_ids("<extra_id_0>"),
         "digests": {source: model_digest(source) for source in (MODEL, MODEL_BIN)},
         "missing": {f.__name__: refusal(lambda f=f: f(NOWHERE)) for f in (load_base, model_digest)},

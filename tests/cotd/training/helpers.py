@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
+from cotd.data.truncation import Truncation
+from cotd.students.backends.base import Backend
 from cotd.students.student import Prediction, Student
 from cotd.training.config import TrainingConfig
+from cotd.training.encoding import EncodedPairs, Limits, encode, encode_here
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
@@ -29,7 +32,7 @@ SETTINGS = {
 
 # Predictions of test examples, for what does not look at them.
 SCORED = {
-    "example_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive", "negative"],
+    "example_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive", "negative"], "score": [0.9, 0.9],
     "probability_positive": [0.9, 0.1], "probability_negative": [0.1, 0.9], "truncated": [False, False],
 }  # fmt: skip
 
@@ -39,6 +42,15 @@ Trained = tuple[Trial, TrialFolder, dict[str, Any]]
 def make_trial(base: Path, method: str = "finetune", fraction: float = 1.0, seed: int = 0, **settings: Any) -> Trial:
     training = TrainingConfig(**{**SETTINGS, **settings})
     return Trial(method, fraction, "tiny", seed, str(base), training, "sentiment", "b", "r", "a")
+
+
+def encode_pairs(
+    pairs: pd.DataFrame, backend: Backend, max_input: int, max_target: int, truncation: Truncation = "head"
+) -> EncodedPairs:
+    """Pairs as token ids, their examples numbered as they come."""
+    positions = {example_id: i for i, example_id in enumerate(dict.fromkeys(pairs["example_id"]))}
+    limits = Limits(max_input, max_target, truncation)
+    return encode_here(lambda folder: encode([(positions, pairs)], backend, limits, len(positions), folder))
 
 
 def make_folder(path: Path) -> TrialFolder:
@@ -58,7 +70,8 @@ def loss_by_hand(model: Any, tokenizer: Any, pairs: pd.DataFrame, prompt: Sequen
     """Mean -log p of the target tokens after the decoder's prompt, a pair at a time, without padding."""
     total, count = 0.0, 0
     for pair in pairs.itertuples():
-        source = torch.tensor([tokenizer(pair.input)["input_ids"]])
+        prefix = "predict: " if pair.target_kind == "label" or prompt else "explain: "
+        source = torch.tensor([tokenizer(prefix + pair.text)["input_ids"]])
         target = tokenizer(pair.target)["input_ids"]
         shifted = torch.tensor([[0, *prompt, *target[:-1]]])
         with torch.no_grad():
@@ -93,7 +106,7 @@ def scripted_scores(examples: pd.DataFrame, right: Sequence[int]) -> Iterator[li
     other = {"positive": "negative", "negative": "positive"}
     weights: list[dict[str, torch.Tensor]] = []
 
-    def predict(student: Student, *_: Any) -> list[Prediction]:
+    def predict(student: Student, *_: Any, **__: Any) -> list[Prediction]:
         weights.append({name: p.detach().clone() for name, p in student.model.named_parameters()})
         labels = [label if i < right[len(weights) - 1] else other[label] for i, label in enumerate(gold)]
         return [Prediction(label, 1.0, dict.fromkeys(other, 0.5), False) for label in labels]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cotd.errors import CotdError
+from cotd.students.backends.base import Backend
 from cotd.training.collate import multi_task_loss
 from cotd.training.train import train_trial
 from tests.cotd.training.helpers import (
@@ -47,8 +48,8 @@ def test_spoilt_weights_are_never_a_checkpoint(
 ) -> None:
     """The loss of a step may be a number and its gradient none."""
 
-    def without_gradient(model: Any, *arguments: Any) -> torch.Tensor:
-        return multi_task_loss(model, *arguments) + (0 * next(model.parameters()).sum()).sqrt()
+    def without_gradient(backend: Backend, *arguments: Any) -> torch.Tensor:
+        return multi_task_loss(backend, *arguments) + (0 * next(backend.model.parameters()).sum()).sqrt()
 
     monkeypatch.setattr("cotd.training.trainer.multi_task_loss", without_gradient)
     folder = make_folder(tmp_path / "spoilt")

@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
+from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.training.collate import collate, multi_task_loss
-from cotd.training.encoding import encode_pairs
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
 from tests.cotd.training.helpers import (
+    encode_pairs,
     loss_by_hand,
     make_folder,
     make_trial,
@@ -26,8 +27,9 @@ from tests.tasks import SENTIMENT
 
 
 def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, micro_batch_size: int | None) -> float:
-    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), model.config.decoder_start_token_id, micro_batch_size)
-    return sum(multi_task_loss(model, part, batch["totals"]).item() for part in batch["parts"])
+    backend = make_backend(model, tokenizer, SENTIMENT, {})
+    batch = collate(encode_pairs(pairs, backend, 64, 64), backend, micro_batch_size)
+    return sum(multi_task_loss(backend, part, batch["totals"]).item() for part in batch["parts"])
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -61,10 +63,11 @@ def test_the_weight_of_rationales_may_fall_to_nothing(
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     pairs = training_pairs(METHODS["cot_labelled"], examples[examples["split"] == "train"].head(5), annotations, SENTIMENT, 2.0)
-    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), 0)
+    backend = make_backend(model, tokenizer, SENTIMENT, {})
+    batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
     rationale = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "rationale"])
-    lost = multi_task_loss(model, batch["parts"][0], batch["totals"], 0.0, 0.25).item()
+    lost = multi_task_loss(backend, batch["parts"][0], batch["totals"], 0.0, 0.25).item()
     assert lost == pytest.approx(label + 0.25 * 2 * rationale, rel=1e-5)
 
     learnt = {}
@@ -82,14 +85,15 @@ def test_a_shared_encoder_reads_an_example_once_and_the_decoder_is_told_what_to_
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     train = examples[examples["split"] == "train"].head(5)
-    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 2.0, shared_encoder=True)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 2.0)
     asked = tokenizer(SENTIMENT.rationale_prefix, add_special_tokens=False)["input_ids"]
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
     rationale = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "rationale"], asked)
-    batch = collate(encode_pairs(pairs, tokenizer, 64, 64), 0, rationale_prompt=asked)
+    backend = make_backend(model, tokenizer, SENTIMENT, {"shared_encoder": True})
+    batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
     (part,) = batch["parts"]
     assert len(part["input_lengths"]) == len(train)
-    assert multi_task_loss(model, part, batch["totals"]).item() == pytest.approx(label + 2 * rationale, rel=1e-5)
+    assert multi_task_loss(backend, part, batch["totals"]).item() == pytest.approx(label + 2 * rationale, rel=1e-5)
 
     folder, apart = make_folder(tmp_path / "shared"), make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60)
     trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, shared_encoder=True)

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
+from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
 from cotd.training.collate import collate, multi_task_loss
 from cotd.training.distributed import BUCKET_SIZE, buckets, sum_gradients
-from cotd.training.encoding import encode_pairs
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
-from tests.cotd.training.helpers import make_folder, make_trial, parameters, timeless
+from tests.cotd.training.helpers import encode_pairs, make_folder, make_trial, parameters, timeless
 from tests.processes import free_port
 from tests.tasks import SENTIMENT
 
@@ -36,14 +36,15 @@ def test_the_workers_shares_of_a_batch_are_the_batch(
     model.eval()
     train = examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 0.5)
-    rows = encode_pairs(pairs, tokenizer, 64, 64)
-    batch = collate(rows, 0)
-    shares = [collate(rows, 0, 2, worker=(rank, workers)) for rank in range(workers)]
+    backend = make_backend(model, tokenizer, SENTIMENT, {})
+    rows = encode_pairs(pairs, backend, 64, 64)
+    batch = collate(rows, backend)
+    shares = [collate(rows, backend, 2, worker=(rank, workers)) for rank in range(workers)]
     reviewed = [i for share in shares for part in share["parts"] for i in part["example_ids"]]
     assert sorted(reviewed) == sorted(i for part in batch["parts"] for i in part["example_ids"])
     assert all(torch.equal(share["totals"], batch["totals"]) for share in shares)
-    losses = [multi_task_loss(model, part, share["totals"]).item() for share in shares for part in share["parts"]]
-    whole = multi_task_loss(model, batch["parts"][0], batch["totals"]).item()
+    losses = [multi_task_loss(backend, part, share["totals"]).item() for share in shares for part in share["parts"]]
+    whole = multi_task_loss(backend, batch["parts"][0], batch["totals"]).item()
     assert sum(losses) == pytest.approx(whole, rel=1e-5)
 
 

@@ -15,16 +15,19 @@ import torch
 from cotd.data.examples import select_fraction
 from cotd.data.spill import SortedRows
 from cotd.errors import CotdError
+from cotd.students.backends.base import Backend
+from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.teachers.annotations import KEY, SCHEMA, annotation_row
 from cotd.training.config import TrainingConfig
-from cotd.training.encoding import EncodedPairs, cached_pairs, encode_pairs, encode_trial
+from cotd.training.encoding import EncodedPairs, cached_pairs, encode_here, encode_trial
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.pairs import TARGET_KINDS, training_pairs
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
+from tests.cotd.training.helpers import encode_pairs
 from tests.tasks import SENTIMENT
 
 
@@ -47,6 +50,14 @@ def annotations(examples: pd.DataFrame) -> pd.DataFrame:
 def make_trial(base: Path, method: str = "cot_unlabelled", **fields: Any) -> Trial:
     training = TrainingConfig(steps=4, batch_size=8, eval_every=2, max_input_tokens=16, max_target_tokens=12)
     return replace(Trial(method, 1.0, "tiny", 0, str(base), training, "sentiment", "b", "r", "a"), **fields)
+
+
+def backend_of(base: Path) -> Backend:
+    return make_backend(*load_base(str(base)), SENTIMENT, {})
+
+
+def encoded(trial: Trial, examples: pd.DataFrame, annotations: pd.DataFrame | None, backend: Backend) -> EncodedPairs:
+    return encode_here(partial(encode_trial, trial, examples, annotations, backend))
 
 
 @pytest.mark.integration
@@ -79,16 +90,14 @@ def test_a_trial_on_the_cache_is_the_trial_without_it(
 def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     method: str, fraction: float, tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
-    tokenizer = load_base(str(tiny_t5))[1]
+    backend = backend_of(tiny_t5)
     train = examples[examples["split"] == "train"]
     trial = make_trial(tiny_t5, method)
     part = select_fraction(train, fraction)
-    mapped = cached_pairs(
-        tmp_path, trial, tokenizer, SENTIMENT, lambda: encode_trial(trial, train, annotations, tokenizer, SENTIMENT)
-    )
+    mapped = cached_pairs(tmp_path, trial, backend, partial(encode_trial, trial, train, annotations, backend))
     assert isinstance(mapped.tokens, np.memmap)
     rows = replace(mapped.head(len(part)), rationale_weight=0.3)
-    alone = replace(encode_trial(trial, part, annotations, tokenizer, SENTIMENT), rationale_weight=0.3)
+    alone = replace(encoded(trial, part, annotations, backend), rationale_weight=0.3)
     assert list(rows) == list(alone)
     assert set(rows.used_verbalizers()) == set(alone.used_verbalizers())
     pairs = training_pairs(METHODS[method], part, annotations, SENTIMENT, 0.3)
@@ -99,17 +108,16 @@ def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     assert longest <= 16
 
 
-def rationales(trial: Trial, examples: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any) -> list[int]:
+def rationales(trial: Trial, examples: pd.DataFrame, annotations: pd.DataFrame, backend: Backend) -> list[int]:
     """How many rationales each example is learned with."""
-    train = examples[examples["split"] == "train"]
-    return [len(row["rationale"]) for row in encode_trial(trial, train, annotations, tokenizer, SENTIMENT)]
+    return [len(row["rationale"]) for row in encoded(trial, examples, annotations, backend)]
 
 
 def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame) -> None:
-    tokenizer = load_base(str(tiny_t5))[1]
+    backend = backend_of(tiny_t5)
 
     def count(**fields: Any) -> list[int]:
-        return rationales(make_trial(tiny_t5, **fields), examples, annotations, tokenizer)
+        return rationales(make_trial(tiny_t5, **fields), examples, annotations, backend)
 
     assert count() == [2] * 22, "the third sample has another label; two examples are quarantined"
     assert count(samples=1) == [1] * 22
@@ -122,17 +130,15 @@ def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, examples: pd.DataFr
 
 
 def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, examples: pd.DataFrame, tmp_path: Path) -> None:
-    tokenizer = load_base(str(tiny_t5))[1]
+    backend = backend_of(tiny_t5)
     train = examples[examples["split"] == "train"]
-    whole = tokenizer(["predict: " + t for t in train["text"]])["input_ids"]
+    whole = backend.tokenizer(["predict: " + t for t in train["text"]])["input_ids"]
     assert min(map(len, whole)) > 8
     found = {}
     for truncation in ("head", "head_tail"):
         settings = TrainingConfig(max_input_tokens=8, truncation=truncation)
         trial = make_trial(tiny_t5, "finetune", training=settings)
-        pairs = cached_pairs(
-            tmp_path, trial, tokenizer, SENTIMENT, partial(encode_trial, trial, train, None, tokenizer, SENTIMENT)
-        )
+        pairs = cached_pairs(tmp_path, trial, backend, partial(encode_trial, trial, train, None, backend))
         found[truncation] = [row["label"][0][0] for row in pairs[:]]
     assert found == {"head": [[*ids[:7], ids[-1]] for ids in whole], "head_tail": [[*ids[:2], *ids[-6:]] for ids in whole]}
 
@@ -140,12 +146,9 @@ def test_what_is_cut_otherwise_is_encoded_apart(tiny_t5: Path, examples: pd.Data
 def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
     tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = load_base(str(tiny_t5))[1]
-    train = examples[examples["split"] == "train"]
+    backend = backend_of(tiny_t5)
     trial = make_trial(tiny_t5)
-
-    def encode() -> EncodedPairs:
-        return encode_trial(trial, train, annotations, tokenizer, SENTIMENT)
+    encode = partial(encode_trial, trial, examples, annotations, backend)
 
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -153,21 +156,22 @@ def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
     with monkeypatch.context() as patch:
         patch.setattr("cotd.training.encoding.write_json", fails)
         with pytest.raises(OSError, match="No space"):
-            cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)
+            cached_pairs(tmp_path, trial, backend, encode)
     assert not [p for p in tmp_path.glob("pairs-*") if not p.name.endswith(".part")]
-    assert list(cached_pairs(tmp_path, trial, tokenizer, SENTIMENT, encode)) == list(encode())
+    assert list(cached_pairs(tmp_path, trial, backend, encode)) == list(encode_here(encode))
 
 
 def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
-    _, tokenizer = load_base(str(tiny_t5))
-    pairs = pd.DataFrame([("r", "predict: " + "film " * 50, "warm " * 50, "label", 1.0)])
-    pairs.columns = ["example_id", "input", "target", "target_kind", "weight"]
-    ((source, target, _),) = encode_pairs(pairs, tokenizer, 16, 8)[0]["label"]
+    backend = backend_of(tiny_t5)
+    tokenizer = backend.tokenizer
+    pairs = pd.DataFrame([("r", "film " * 50, "warm " * 50, "label", 1.0)])
+    pairs.columns = ["example_id", "text", "target", "target_kind", "weight"]
+    ((source, target, _),) = encode_pairs(pairs, backend, 16, 8)[0]["label"]
     assert (len(source), len(target)) == (16, 8)
     assert source[-1] == target[-1] == tokenizer.eos_token_id
-    row = encode_pairs(pairs, tokenizer, 16, 64)[0]
+    row = encode_pairs(pairs, backend, 16, 64)[0]
     assert (row["cut_inputs"], row["cut_targets"]) == (1, 0)
-    joint = pairs.assign(target="warm " * 50 + "Answer: positive", target_kind="joint")
-    ((_, target, _),) = encode_pairs(joint, tokenizer, 16, 16)[0]["joint"]
+    joint = pairs.assign(target="warm " * 50 + " Answer: positive", target_kind="joint")
+    ((_, target, _),) = encode_pairs(joint, backend, 16, 16)[0]["joint"]
     assert len(target) == 16
     assert tokenizer.decode(target, skip_special_tokens=True).endswith("warm Answer: positive")

@@ -38,15 +38,15 @@ ANNOTATIONS = annotations(
 
 def pairs(method: str, examples: pd.DataFrame = EXAMPLES, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
     made = training_pairs(METHODS[method], examples, table, SENTIMENT, 0.5)
-    assert list(made.columns) == ["example_id", "input", "target", "target_kind", "weight"]
+    assert list(made.columns) == ["example_id", "text", "target", "target_kind", "weight"]
     return list(made.itertuples(index=False, name=None))
 
 
 def test_finetune_trains_on_gold_alone() -> None:
     expected = [
-        ("r1", "predict: Lovely.", "positive", "label", 1.0),
-        ("r2", "predict: Dire.", "negative", "label", 1.0),
-        ("r3", "predict: Fine.", "positive", "label", 1.0),
+        ("r1", "Lovely.", "positive", "label", 1.0),
+        ("r2", "Dire.", "negative", "label", 1.0),
+        ("r3", "Fine.", "positive", "label", 1.0),
     ]
     assert pairs("finetune") == expected
     assert pairs("finetune", table=None) == expected
@@ -54,47 +54,47 @@ def test_finetune_trains_on_gold_alone() -> None:
 
 def test_distill_trains_on_the_teachers_labels() -> None:
     assert pairs("distill") == [
-        ("r1", "predict: Lovely.", "positive", "label", 1.0),
-        ("r2", "predict: Dire.", "positive", "label", 1.0),
+        ("r1", "Lovely.", "positive", "label", 1.0),
+        ("r2", "Dire.", "positive", "label", 1.0),
     ]
 
 
 def test_cot_labelled_trains_on_gold_and_rationales_given_gold() -> None:
     assert pairs("cot_labelled") == [
-        ("r1", "predict: Lovely.", "positive", "label", 1.0),
-        ("r1", "explain: Lovely.", "It says lovely.", "rationale", 0.5),
-        ("r2", "predict: Dire.", "negative", "label", 1.0),
-        ("r2", "explain: Dire.", "Dire is a complaint.", "rationale", 0.5),
-        ("r3", "predict: Fine.", "positive", "label", 1.0),
-        ("r3", "explain: Fine.", "Fine is mild praise.", "rationale", 0.5),
+        ("r1", "Lovely.", "positive", "label", 1.0),
+        ("r1", "Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r2", "Dire.", "negative", "label", 1.0),
+        ("r2", "Dire.", "Dire is a complaint.", "rationale", 0.5),
+        ("r3", "Fine.", "positive", "label", 1.0),
+        ("r3", "Fine.", "Fine is mild praise.", "rationale", 0.5),
     ]
 
 
 def test_cot_unlabelled_trains_on_the_teachers_labels_and_its_own_rationales() -> None:
     assert pairs("cot_unlabelled") == [
-        ("r1", "predict: Lovely.", "positive", "label", 1.0),
-        ("r1", "explain: Lovely.", "It says lovely.", "rationale", 0.5),
-        ("r2", "predict: Dire.", "positive", "label", 1.0),
-        ("r2", "explain: Dire.", "Dire can be praise.", "rationale", 0.5),
+        ("r1", "Lovely.", "positive", "label", 1.0),
+        ("r1", "Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r2", "Dire.", "positive", "label", 1.0),
+        ("r2", "Dire.", "Dire can be praise.", "rationale", 0.5),
     ]
 
 
 def test_cot_joint_trains_on_one_target_that_ends_with_the_label() -> None:
     assert pairs("cot_joint") == [
-        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
-        ("r2", "explain: Dire.", "Dire is a complaint. Answer: negative", "joint", 1.0),
-        ("r3", "explain: Fine.", "Fine is mild praise. Answer: positive", "joint", 1.0),
+        ("r1", "Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "Dire.", "Dire is a complaint. Answer: negative", "joint", 1.0),
+        ("r3", "Fine.", "Fine is mild praise. Answer: positive", "joint", 1.0),
     ]
     assert pairs("cot_joint_unlabelled") == [
-        ("r1", "explain: Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
-        ("r2", "explain: Dire.", "Dire can be praise. Answer: positive", "joint", 1.0),
+        ("r1", "Lovely.", "It says lovely. Answer: positive", "joint", 1.0),
+        ("r2", "Dire.", "Dire can be praise. Answer: positive", "joint", 1.0),
     ]
 
 
 def test_rationale_input_reads_the_teachers_own_rationale_and_never_one_written_given_gold() -> None:
     assert pairs("rationale_input") == [
-        ("r1", "predict: It says lovely. Review: Lovely.", "positive", "label", 1.0),
-        ("r2", "predict: Dire can be praise. Review: Dire.", "negative", "label", 1.0),
+        ("r1", "It says lovely. Review: Lovely.", "positive", "label", 1.0),
+        ("r2", "Dire can be praise. Review: Dire.", "negative", "label", 1.0),
     ]
     assert [row[2] for row in pairs("rationale_input_unlabelled")] == ["positive", "positive"]
     with pytest.raises(ValueError, match="only the teacher's own rationales can be inputs"):
@@ -136,7 +136,7 @@ def test_several_samples_give_one_label_pair_and_a_rationale_pair_each() -> None
     assert [row[2] for row in pairs("cot_joint_unlabelled", table=annotations(*samples))] == [
         f"Reason {s}. Answer: positive" for s in range(3)
     ]
-    assert [row[1] for row in pairs("rationale_input", table=annotations(*samples))] == ["predict: Reason 0. Review: Lovely."]
+    assert [row[1] for row in pairs("rationale_input", table=annotations(*samples))] == ["Reason 0. Review: Lovely."]
 
 
 @pytest.mark.parametrize("method", ["finetune", "cot_labelled", "cot_joint", "rationale_input"])

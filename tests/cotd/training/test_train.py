@@ -79,7 +79,7 @@ def test_a_student_learns_labels_and_rationales(
     tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
     """The task is one word's presence: a student that does not learn it is not being trained."""
-    trial = make_trial(tiny_t5, "cot_labelled", steps=80, eval_every=80, max_target_tokens=16)
+    trial = make_trial(tiny_t5, "cot_labelled", steps=120, eval_every=120, max_target_tokens=16)
     theirs = dict.fromkeys(examples.loc[examples["split"] == "test", "id"], "The reviewer finds it, all in all, awful.")
     result = train_trial(trial, make_folder(tmp_path / "learns"), examples, annotations, teacher_rationales=theirs)
     assert result["test"]["accuracy"] == 1.0
@@ -101,7 +101,7 @@ def test_what_is_said_at_the_end_of_long_reviews_is_learned_by_those_who_read_it
     examples = build_examples(rows, "long", SENTIMENT).table
     accuracy = {}
     for truncation in ("head", "head_tail"):
-        trial = make_trial(tiny_t5, steps=80, eval_every=80, max_input_tokens=32, truncation=truncation)
+        trial = make_trial(tiny_t5, steps=120, eval_every=120, max_input_tokens=32, truncation=truncation)
         result = train_trial(trial, make_folder(tmp_path / truncation), examples, None)
         assert result["cut_inputs"] == result["train_pairs"] == 24
         accuracy[truncation] = result["test"]["accuracy"]

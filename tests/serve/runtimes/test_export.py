@@ -78,7 +78,8 @@ def test_an_export_that_differs_is_removed(student: Student, tmp_path: Path, mon
 
     def spoiled(*arguments: Any) -> Any:
         read_back = write_and_load(*arguments)
-        read_back.model.shared.weight.data += torch.randn_like(read_back.model.shared.weight)
+        weight = read_back.student.model.shared.weight
+        weight.data += torch.randn_like(weight)
         return read_back
 
     monkeypatch.setattr(export, "write_and_load", spoiled)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from cotd.students.backends.seq2seq import padded_logits
 from cotd.students.backends.t5 import packed
 from cotd.students.backends.t5.packed import run_block, token_states
-from cotd.training.collate import padded_logits
 
 
 @pytest.mark.parametrize(

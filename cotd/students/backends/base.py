@@ -1,0 +1,176 @@
+"""What a student's model does, whatever its architecture: read, learn, score answers and write.
+
+A *source* is the token ids of an input that asks for a target of some kind; a *target* those of what is to be written, which
+end in the end-of-sequence token and have none at the beginning.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+from cotd.data.truncation import Truncation
+from cotd.errors import CotdError
+from cotd.tasks.base import Task
+
+TARGET_KINDS = ("label", "rationale", "joint")  # joint: a rationale, and its answer after it
+IGNORED = -100  # the label of a token that is not learned
+
+
+class Pair(NamedTuple):
+    """What is learned of one source."""
+
+    kind: int  # position in TARGET_KINDS
+    source: Sequence[int]
+    target: Sequence[int]
+
+
+class Backend(ABC):
+    """A model with its tokenizer, for one task.
+
+    Args:
+        card: the student's card, of which `shared_encoder`, `rationale_before_label` and `chat` are read.
+
+    Attributes:
+        kind: "t5", "seq2seq", "causal" or "encoder".
+        writes: whether it can write text: rationales, and free answers.
+
+    Raises:
+        CotdError: the tokenizer has no end-of-sequence token.
+    """
+
+    kind: ClassVar[str]
+    writes: ClassVar[bool] = True
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
+        self.model, self.tokenizer, self.task, self.card = model, tokenizer, task, card
+        if problem := tokenizer_problem(self.kind, tokenizer):
+            raise CotdError(problem)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @abstractmethod
+    def sources(
+        self, texts: Sequence[str], kind: str, limit: int, truncation: Truncation = "head"
+    ) -> tuple[list[list[int]], list[bool]]:
+        """The inputs that ask for targets of a kind about rendered texts, and whether each was cut to `limit` tokens.
+
+        Only texts are cut; the words that ask stay.
+        """
+
+    @abstractmethod
+    def words(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
+        """The tokens of texts as parts of a target, without special tokens.
+
+        Args:
+            begins: whether they begin the target, or follow other words.
+        """
+
+    @abstractmethod
+    def pack(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+        """The pairs of some examples, as tensors that `loss` reads.
+
+        Among them are `labels` (M,), with IGNORED where nothing is learned, and `target_kinds` (M,), positions in TARGET_KINDS.
+        """
+
+    @abstractmethod
+    def loss(self, part: dict[str, Any], weights: Any, label_smoothing: float = 0.0) -> Any:
+        """Σ weights · cross-entropy of the learned tokens of a part, a scalar.
+
+        Args:
+            part: what `pack` gave. weights: (L,) of the tokens that are learned, in their order.
+        """
+
+    @abstractmethod
+    def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Any:
+        """Scores of the task's fixed labels, whose softmax are their probabilities: (B, labels), float32 on the CPU.
+
+        Args:
+            written: tokens that the student has written before its answer.
+        """
+
+    @abstractmethod
+    def score(
+        self,
+        sources: Sequence[list[int]],
+        candidates: Sequence[Sequence[list[int]]],
+        written: Sequence[list[int]] | None = None,
+    ) -> Any:
+        """log P(candidate | source), of whole candidates: (B, most candidates), -inf where a source has fewer."""
+
+    @abstractmethod
+    def generate(self, sources: Sequence[list[int]], kind: str, limit: int, streamer: Any = None) -> list[list[int]]:
+        """What the student writes, greedily, of at most `limit` tokens each, without special tokens."""
+
+    def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
+        """Targets of these words."""
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self.words(texts, begins)]
+
+    @cached_property
+    def answer_mark(self) -> list[int]:
+        """The tokens between rationale and answer of a joint target."""
+        return self.words([self.task.answer_mark], begins=False)[0]
+
+    @cached_property
+    def answers(self) -> list[list[int]]:
+        """The targets of the task's fixed labels, in their order."""
+        begins = not self.card.get("rationale_before_label")
+        return self.targets([self.task.verbalize(label) for label in self.task.labels], begins)
+
+    @cached_property
+    def first_tokens(self) -> list[int] | None:
+        """The first token of each fixed label, if they differ: one step then tells the labels apart. Else None."""
+        first = [ids[0] for ids in self.answers]
+        return first if self.writes and len(first) > 1 and len(set(first)) == len(first) else None
+
+    @property
+    def prompt_form(self) -> dict[str, Any]:
+        """What decides how inputs and targets are made beside the task and the tokenizer, for digests."""
+        return {"kind": self.kind}
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which answers are scored and written: the weights' own."""
+        return nullcontext()
+
+    def without_special(self, ids: Sequence[int]) -> list[int]:
+        """Token ids without special tokens."""
+        return [i for i in ids if i not in self._special]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
+
+
+def tokenizer_problem(kind: str, tokenizer: Any) -> str | None:
+    """Why a tokenizer cannot be a student's, or None."""
+    if kind != "encoder" and tokenizer.eos_token_id is None:
+        return (
+            "the base model's tokenizer has no end-of-sequence token: what a student writes would never end. Use another base."
+        )
+    if kind != "causal" and tokenizer.pad_token_id is None:
+        return "the base model's tokenizer has no padding token. Use another base model, or add one to its tokenizer."
+    return None
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool = False) -> tuple[Any, Any]:
+    """Token ids as rows of one width, and their mask of ones and zeros: both (B, W)."""
+    import torch
+
+    width = max(map(len, rows))
+    gaps = [width - len(row) for row in rows]
+    filled = [[pad] * gap + [*row] if left else [*row] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
+    return torch.tensor(filled, device=device), torch.tensor(mask, device=device)
+
+
+def in_columns(scores: Any, counts: Sequence[int]) -> Any:
+    """Scores one after another, so many of each row, as (B, most), -inf where a row has fewer."""
+    import torch
+
+    table = torch.full((len(counts), max(counts)), -torch.inf)
+    for row, part in zip(table, scores.split(list(counts)), strict=True):
+        row[: len(part)] = part
+    return table
