@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from cotd.errors import CotdError
-from cotd.students.student import Student
+from cotd.students.student import Prediction, Student
 from cotd.tasks.base import Task
 
 # How far a probability may fall in a test of direction: CheckList's tolerance.
@@ -79,7 +79,7 @@ def check_behaviour(student: Student) -> list[Outcome]:
         if test["kind"] == "invariance":
             return new.label == old.label
         if test["kind"] == "direction":
-            return new.probabilities[test["label"]] >= old.probabilities[test["label"]] - TOLERANCE
+            return probability(new, test["label"]) >= probability(old, test["label"]) - TOLERANCE
         return new.label == test["label"]
 
     outcomes = []
@@ -87,6 +87,11 @@ def check_behaviour(student: Student) -> list[Outcome]:
         failed = [case.text for case in cases if not passes(test, case)]
         outcomes.append(Outcome(test["kind"], test["name"], len(cases), len(cases) - len(failed), tuple(failed[:3])))
     return outcomes
+
+
+def probability(prediction: Prediction, label: str) -> float:
+    """The probability of a label of a fixed set; tasks with tests have one."""
+    return (prediction.probabilities or {})[label]
 
 
 def make_cases(test: Mapping[str, Any], texts: Sequence[str], contractions: Mapping[str, str]) -> list[Case]:

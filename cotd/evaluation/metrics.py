@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cotd.config.model import validate_config
+from cotd.data.config import DataConfig
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error
@@ -23,17 +25,30 @@ def require_split(split: str) -> None:
         raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
 
 
-def gold_examples(source: str, task: Task, split: str = "test", text: str = "text", label: str = "label") -> pd.DataFrame:
+def gold_examples(
+    source: str,
+    task: Task,
+    split: str = "test",
+    text: str = "text",
+    label: str = "label",
+    choices: str | None = None,
+    template: str | None = None,
+) -> pd.DataFrame:
     """A source's examples with gold labels, of one split or of all, as an example table.
+
+    Args:
+        text, label, choices: their columns; the last is that of each example's own options.
+        template: of the text, over columns, in place of a text column.
 
     Raises:
         CotdError: there is no such source, column or split, or no gold label in it.
     """
-    from cotd.data.config import Columns, DataConfig
     from cotd.data.sources import load_examples
 
     require_split(split)
-    every = load_examples(DataConfig(source=source, columns=Columns(text=text, label=label)), task)
+    columns = {"label": label, "choices": choices} | ({} if template else {"text": text})
+    data = validate_config(DataConfig, {"source": source, "input": template, "columns": columns}, source)
+    every = load_examples(data, task)
     examples = every.table if split == ALL else every.split(split)
     examples = examples[examples["label"].notna()]
     if examples.empty:
@@ -43,18 +58,28 @@ def gold_examples(source: str, task: Task, split: str = "test", text: str = "tex
 
 
 def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Predictions for labelled examples: columns example_id, gold, predicted, probability_LABEL…, truncated.
+    """Predictions for labelled examples.
 
     Args:
         rationales: example id → the teacher's own rationale, for a student that reads them.
+
+    Returns:
+        Columns example_id, gold, predicted (null where the student gave no answer), score (null for free answers),
+        probability_LABEL for each label of a fixed set, truncated.
     """
-    predicted = student.predict(list(examples["text"]), align(examples, rationales))
+    predicted = student.predict(list(examples["text"]), align(examples, rationales), own_choices(examples))
     table = pd.DataFrame({"example_id": examples["id"].to_list(), "gold": examples["label"].to_list()})
-    table["predicted"] = [p.label for p in predicted]
+    table["predicted"] = pd.Series([p.label for p in predicted], dtype=object)
+    table["score"] = pd.Series([p.score for p in predicted], dtype=float)
     for label in student.task.labels:
-        table[f"probability_{label}"] = [p.probabilities[label] for p in predicted]
+        table[f"probability_{label}"] = [p.probabilities[label] for p in predicted if p.probabilities]
     table["truncated"] = [p.truncated for p in predicted]
     return table
+
+
+def own_choices(examples: pd.DataFrame) -> list[list[str]] | None:
+    """The options of each example, or None if they have none of their own."""
+    return [list(c) for c in examples["choices"]] if "choices" in examples else None
 
 
 def align(examples: pd.DataFrame, rationales: Mapping[str, str] | None) -> list[str] | None:
@@ -66,37 +91,54 @@ def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] |
     """Metrics of a predictions table with gold labels.
 
     Args:
+        table: see `predictions_table`.
         teacher: example id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
 
     Returns:
-        accuracy with ci_low and ci_high (Wilson, 95 %), n, macro_f1, roc_auc (absent with one class),
-        expected_calibration_error, and for each label precision_LABEL (absent if it is never predicted) and recall_LABEL
-        (absent if no example has it); all in [0, 1] but n.
+        accuracy with ci_low and ci_high (Wilson, 95 %) and n. For a fixed set of labels: macro_f1, roc_auc (of two labels that
+        of the positive one, of more the mean of each against the rest; absent with one class), and for each label
+        precision_LABEL (absent if it is never predicted) and recall_LABEL (absent if no example has it). Where answers are
+        chosen: expected_calibration_error; where they are free: answered, the fraction of examples with an answer. All but n
+        are in [0, 1].
     """
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import f1_score
 
-    gold, predicted = table["gold"].to_numpy(), table["predicted"].to_numpy()
+    gold, predicted = (table[c].astype(object).where(table[c].notna(), None).to_numpy() for c in ("gold", "predicted"))
     correct = gold == predicted
-    labels = [c.removeprefix("probability_") for c in table if c.startswith("probability_")]
-    confidence = table[[f"probability_{label}" for label in labels]].max(axis=1).to_numpy()
-    metrics: dict[str, Any] = {
-        **accuracy_metrics(correct),
-        "macro_f1": float(f1_score(gold, predicted, average="macro")),
-        "expected_calibration_error": expected_calibration_error(confidence, correct),
-    }  # fmt: skip
-    for label in labels:
+    metrics: dict[str, Any] = accuracy_metrics(correct)
+    if is_free(task):
+        metrics["answered"] = float(table["predicted"].notna().mean())
+    else:
+        metrics["expected_calibration_error"] = expected_calibration_error(table["score"].to_numpy(), correct)
+    if task.labels:
+        metrics["macro_f1"] = float(f1_score(list(gold), list(predicted), average="macro"))
+        if (area := roc_auc(table, task)) is not None:
+            metrics["roc_auc"] = area
+    for label in task.labels:
         for name, among in (("precision", predicted == label), ("recall", gold == label)):
             if among.any():
                 metrics[f"{name}_{label}"] = float(correct[among].mean())
-    positive = task.positive_label
-    if positive and len(set(gold)) > 1:
-        metrics["roc_auc"] = float(roc_auc_score(gold == positive, table[f"probability_{positive}"]))
     if teacher:
-        shared = table[table["example_id"].isin(list(teacher))]
-        if len(shared):
-            agreed = shared["predicted"].to_numpy() == np.array([teacher[i] for i in shared["example_id"]])
-            metrics |= {"teacher_agreement": float(agreed.mean()), "n_teacher": len(shared)}
+        shared = table["example_id"].isin(list(teacher)).to_numpy()
+        if shared.any():
+            agreed = predicted[shared] == np.array([teacher[i] for i in table["example_id"][shared]], dtype=object)
+            metrics |= {"teacher_agreement": float(agreed.mean()), "n_teacher": int(shared.sum())}
     return metrics
+
+
+def is_free(task: Task) -> bool:
+    """Whether answers are generated, and not chosen among options."""
+    return task.options() is None
+
+
+def roc_auc(table: pd.DataFrame, task: Task) -> float | None:
+    """The area under the ROC curve of a predictions table's probabilities, see `score_predictions`; None with one class."""
+    from sklearn.metrics import roc_auc_score
+
+    ranked = [task.positive_label] if task.positive_label else [label for label in task.labels if label in set(table["gold"])]
+    if table["gold"].nunique() < 2:
+        return None
+    return float(np.mean([roc_auc_score(table["gold"] == label, table[f"probability_{label}"]) for label in ranked]))
 
 
 def accuracy_table(metrics: Mapping[str, Any]) -> list[str]:
@@ -116,7 +158,7 @@ def fit_temperature(logits: np.ndarray, gold: np.ndarray) -> float:
     """The temperature that minimises the negative log-likelihood of held-out labels (Guo et al. 2017).
 
     Args:
-        logits: (N, labels). gold: (N,) label indices.
+        logits: (N, options), -inf beyond an example's own options. gold: (N,) positions of the right ones.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax

@@ -25,27 +25,48 @@ def rouge_l(written: str, reference: str) -> float:
     return 2 * lengths[-1] / (len(a) + len(b)) if lengths[-1] else 0.0
 
 
-def stated_label(rationale: str, task: Task) -> str | None:
-    """The only label whose verbalizer is in a rationale; None if none or several are. Negations are not understood."""
-    named = [label for label in task.labels if re.search(task.label_pattern(label), rationale)]
-    return named[0] if len(named) == 1 else None
+def stated_label(rationale: str, task: Task, choices: Sequence[str] | None = None) -> str | None:
+    """The answer that a rationale names: the only one of the options in it, or, where answers are free, the last one.
+
+    An option within a longer one does not count: "bug report" does not name "bug". None if no or several options are named.
+    Negations are not understood.
+
+    Args:
+        choices: the example's own options.
+    """
+    options = task.options(choices)
+    if options is None:
+        return task.find(rationale)
+    spans = [(m.span(), option) for option in options for m in re.finditer(task.label_pattern(option), rationale)]
+
+    def within_longer(start: int, end: int) -> bool:
+        return any(a <= start and end <= b and b - a > end - start for (a, b), _ in spans)
+
+    named = {option for span, option in spans if not within_longer(*span)}
+    return named.pop() if len(named) == 1 else None
 
 
 def score_rationales(
-    written: Sequence[str], predicted: Sequence[str], task: Task, teacher: Sequence[str] | None = None
+    written: Sequence[str],
+    predicted: Sequence[str | None],
+    task: Task,
+    teacher: Sequence[str] | None = None,
+    choices: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float]:
     """Metrics of a student's rationales.
 
     Args:
-        predicted: the label that the student predicts for each of the same examples.
+        predicted: the answer that the student gives to each of the same examples.
         teacher: the teacher's rationale of each, "" if it has none.
+        choices: the options of each, where examples have their own.
 
     Returns:
-        `n_rationales`; `rationale_states_label`, the fraction that names one label; `rationale_agrees`, the fraction of those
+        `n_rationales`; `rationale_states_label`, the fraction that names one answer; `rationale_agrees`, the fraction of those
         that name the predicted one (absent if there are none); `rationale_rouge_l`, the mean over the `n_rouge_l` examples with
         a rationale of the teacher (absent if there are none). All but counts are in [0, 1].
     """
-    stated = [stated_label(why, task) for why in written]
+    each = [None] * len(written) if choices is None else choices
+    stated = [stated_label(why, task, own) for why, own in zip(written, each, strict=True)]
     agree = [label == p for label, p in zip(stated, predicted, strict=True) if label is not None]
     metrics = {"n_rationales": len(written), "rationale_states_label": len(agree) / len(written)}
     if agree:

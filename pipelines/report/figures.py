@@ -99,7 +99,7 @@ def draw_fractions(content: Content) -> Any:
             draw_lines(panel, [g for g in groups if g["size"] == size], "fraction", ticks)
             if linear := content["tfidf"]:
                 x, y = [b["fraction"] for b in linear], [b["accuracy"] * 100 for b in linear]
-                panel.plot(x, y, linestyle="-.", marker=".", color=BASELINE_COLOUR, label="TF-IDF + LR")
+                panel.plot(x, y, linestyle="-.", marker=".", color=BASELINE_COLOUR, label=linear[0]["name"])
             draw_references(panel, content, [b for b in content["bases"] if b["size"] == size])
             panel.set_xticks(ticks, [format_percent(t) for t in ticks])
             panel.set_title(f"{size}, {LABELS[source]}", fontsize="medium")
@@ -232,7 +232,7 @@ def draw_references(panel: Any, content: Content, bases: Sequence[dict[str, Any]
     """The teacher's line and band, and the lines of the most common label and of base models."""
     draw_line, draw_band = (panel.axvline, panel.axvspan) if vertical else (panel.axhline, panel.axhspan)
     references: list[tuple[dict[str, Any], str, str, Any]]
-    references = [(content["majority"], "most common label", BASELINE_COLOUR, ":")]
+    references = [(content["majority"], content["majority"]["name"], BASELINE_COLOUR, ":")]
     references += [(base, "before this training", BASELINE_COLOUR, (0, (6, 6))) for base in bases]
     if teacher := content["teacher"]:
         references.append((teacher, "teacher", TEACHER_COLOUR, "--"))

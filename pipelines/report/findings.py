@@ -137,7 +137,7 @@ def student_sentences(content: Content) -> list[str]:
         advice = "what it knows comes from its pretraining"
         rivals.append((base, f"{base['model']} before this training, {accuracy(base)}: {advice}"))
     for linear in (b for b in content["tfidf"] if b["fraction"] == best["fraction"]):
-        rivals.append((linear, f"TF-IDF with logistic regression on the same gold labels, {accuracy(linear)}"))
+        rivals.append((linear, f"{linear['name']} on the same examples, {accuracy(linear)}"))
     sentences += [f"No student is clearly better than {name}." for rival, name in rivals if rival["accuracy"] >= best["ci_low"]]
     place = f"{variant_of(best)} at {format_percent(best['fraction'])} ({best['size']})"
     return [*sentences, f"Highest test accuracy: {place}, {accuracy(best)}."]

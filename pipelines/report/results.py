@@ -13,7 +13,7 @@ import pandas as pd
 
 from cotd.data.examples import select_fraction
 from cotd.errors import CotdError
-from cotd.evaluation.baselines import tfidf_regression
+from cotd.evaluation.baselines import majority, tfidf_baseline
 from cotd.evaluation.statistics import accuracy_interval, over_seeds, percentiles, resampled_accuracies
 from cotd.storage.tracking_store import attempt
 from cotd.study.config import StudyConfig
@@ -248,19 +248,25 @@ def group_trials(results: Results) -> list[Group]:
     return groups
 
 
-def linear_baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | None = None) -> list[dict[str, Any]]:
-    """`tfidf_regression` at each fraction; on the study's own test examples it is computed once, and kept in its folder.
+def baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | None = None) -> dict[str, Any]:
+    """`majority`, and `tfidf`: the linear model at each fraction, as `report.json` has them.
 
     Args:
-        tested: other examples to test on.
+        tested: other examples to test on, with gold labels.
     """
-    examples = pd.read_parquet(plan.examples)
-    if tested is not None:
-        examples = pd.concat([examples[examples["split"] != "test"], tested.assign(split="test")], ignore_index=True)
-        return [baseline for f in fractions if (baseline := tfidf_regression(examples, f))]
+    examples, task = pd.read_parquet(plan.examples), plan.config.task
+    if tested is None:
+        return {"majority": majority(examples, task), "tfidf": kept_baselines(plan, fractions, examples)}
+    examples = pd.concat([examples[examples["split"] != "test"], tested.assign(split="test")], ignore_index=True)
+    linear = [baseline for f in fractions if (baseline := tfidf_baseline(examples, task, f))]
+    return {"majority": majority(examples, task), "tfidf": linear}
+
+
+def kept_baselines(plan: Plan, fractions: list[float], examples: pd.DataFrame) -> list[dict[str, Any]]:
+    """`tfidf_baseline` at each fraction, computed once for the study's examples, and kept in its folder."""
     path = plan.examples.with_name(plan.examples.name.replace("examples-", "tfidf-")).with_suffix(".json")
     known = read_json(path) if path.is_file() else {}
     if missing := [f for f in fractions if str(f) not in known]:
-        known |= {str(f): tfidf_regression(examples, f) for f in missing}
+        known |= {str(f): tfidf_baseline(examples, plan.config.task, f) for f in missing}
         write_json(path, known)
     return [known[str(f)] for f in fractions if known[str(f)]]

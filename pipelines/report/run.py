@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from cotd.errors import CotdError
-from cotd.evaluation.baselines import majority
 from cotd.evaluation.comparisons import draws_for
 from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
@@ -18,7 +17,7 @@ from pipelines.report.claims import compare_methods, compare_sizes, compare_with
 from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.page import report_page
 from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_examples
-from pipelines.report.results import Content, Results, group_trials, labelled_test, linear_baselines, plan_so_far, read_results
+from pipelines.report.results import Content, Results, baselines, group_trials, labelled_test, plan_so_far, read_results
 from pipelines.report.text import markdown
 from pipelines.sweep.plan import Plan
 
@@ -84,7 +83,7 @@ def study_content(plan: Plan, results: Results) -> Content:
         "trained_on": None,  # the same
         "teacher": summary["teacher"] if summary and summary["teacher"]["n"] else None,  # without gold it was not measured
         "annotation": annotation_costs(summary),
-        "tfidf": linear_baselines(plan, fractions_of(results)),
+        **baselines(plan, fractions_of(results)),
         "bases": base_scores(plan, results, test, plan.cache),
         **{path.stem: read_json(path) if path.is_file() else None for path in later},
     }
@@ -102,7 +101,7 @@ def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: P
         "source": other.name,
         "trained_on": plan.config.data.source_name,
         "left_out": len(other.examples) - len(examples),
-        "tfidf": linear_baselines(plan, fractions_of(results), examples),
+        **baselines(plan, fractions_of(results), examples),
         "bases": base_scores(plan, rescored, examples, folder / "predictions"),
         **dict.fromkeys(("teacher", "annotation", "champion", "serving")),
     }
@@ -131,7 +130,6 @@ def common_content(results: Results) -> Content:
         "size_comparisons": compare_sizes(results, groups),
         "teacher_comparisons": teacher_comparisons,
         "least_to_reach_teacher": least_to_reach(groups, teacher_comparisons) if teacher_comparisons else [],
-        "majority": majority(results.gold),
         "figures": [],
     }
 

@@ -145,7 +145,7 @@ def reference_rows(content: Content, fractions: list[float], bases: Sequence[dic
         yield [f"`{base['model']}` before this training", *blank, accuracy(base)]
     if content["tfidf"]:
         linear = {b["fraction"]: accuracy(b) for b in content["tfidf"]}
-        yield ["TF-IDF + logistic regression", *(linear.get(f, "") for f in fractions)]
+        yield [content["tfidf"][0]["name"], *(linear.get(f, "") for f in fractions)]
     yield [f"always *{content['majority']['label']}*", *blank, accuracy(content["majority"])]
     if teacher := content["teacher"]:
         yield [f"teacher ({teacher['model']})", *blank, accuracy(teacher)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cotd.evaluation.rationales import rouge_l, score_rationales, stated_label
-from tests.tasks import SENTIMENT
+from tests.tasks import QUIZ, SENTIMENT, SUMS, TICKETS
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,13 @@ def test_the_stated_label_is_the_only_one_named() -> None:
     assert stated_label("It speaks Positively of the cast.", SENTIMENT) == "positive"
     assert stated_label("Some negative and some positive words.", SENTIMENT) is None
     assert stated_label("The photograph's negatives were lost.", SENTIMENT) is None
+
+
+def test_an_option_within_a_longer_one_is_not_stated() -> None:
+    task = TICKETS.model_copy(update={"labels": ("bug", "bug report")})
+    assert stated_label("They sent a bug report.", task) == "bug report"
+    assert stated_label("It belongs in the sea.", QUIZ, ("sea", "sea bed")) == "sea"
+    assert stated_label("3 and 4 make 7.", SUMS) == "7"
 
 
 def test_rationales_are_scored_against_labels_and_teacher() -> None:

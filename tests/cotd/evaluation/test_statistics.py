@@ -134,6 +134,7 @@ def test_metrics_of_a_small_table() -> None:
         columns=["example_id", "gold", "predicted", "probability_positive"],
     )
     table["probability_negative"] = 1 - table["probability_positive"]
+    table["score"] = table[["probability_positive", "probability_negative"]].max(axis=1)
     metrics = score_predictions(table, SENTIMENT, teacher={"a": "negative", "b": "negative", "elsewhere": "positive"})
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["ci_low"] < 2 / 3 < metrics["ci_high"]
