@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serve.client import Client
 from serve.settings import Settings, token_sha256
 from tests.serve.conftest import TOKEN
 
@@ -61,6 +62,53 @@ def test_examples_are_classified_and_explained_by_keyboard(
     page.keyboard.press("Enter")
     page.wait_for_selector(".why[aria-busy=false]")
     assert len(cards.first.locator(".why").inner_text()) > 3
+
+
+SENT: dict[str, tuple[Any, ...]] = {
+    "tickets": (["The lamp came broken.", "When do you open?"],),
+    "intents": (["I lost my card.", "Where is the report?"],),
+    "quiz": (["Where is milk kept?", "What is red?"], [["a fridge", "a drawer"], ["a ripe tomato", "snow", "coal"]]),
+    "sums": (["What are 3 and 4?", "What are 5 and 5?"],),
+}
+TYPED = {
+    "tickets": "The lamp came broken.\nWhen do you open?",
+    "intents": "I lost my card.\nWhere is the report?",
+    "quiz": "Where is milk kept?\n- a fridge\n- a drawer\n\nWhat is red?\n- a ripe tomato\n- snow\n- coal",
+    "sums": "What are 3 and 4?\nWhat are 5 and 5?",
+}
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_the_page_speaks_of_the_task(
+    serve_http: Callable[[Settings], str],
+    open_page: Callable[..., Any],
+    settings: Settings,
+    student_of: Callable[..., Path],
+    name: str,
+) -> None:
+    url = serve_http(settings.model_copy(update={"student": str(student_of(name))}))
+    page = open_page(url)
+    page.locator("#model").filter(has_text="version").wait_for()
+    cards = page.get_by_role("list", name="Predictions").get_by_role("listitem")
+    page.get_by_role("button", name="Try an example").click()  # the task's own
+    cards.first.wait_for()
+    page.get_by_label("Examples").fill(TYPED[name])
+    page.get_by_role("button", name="Classify" if name in ("tickets", "intents") else "Answer").click()
+    cards.nth(1).wait_for()
+    with Client(url) as client:
+        expected = client.predict(*SENT[name])
+    for i, prediction in enumerate(expected):
+        shown = cards.nth(i).inner_text()
+        assert (prediction.label or "no answer that could be read") in shown
+        assert ("%" in shown) == (prediction.probabilities is not None)
+    assert "- " not in cards.first.locator(".example").inner_text()
+    assert ("15 others" in cards.first.inner_text()) == (name == "intents")
+    cards.nth(1).get_by_role("button", name="Why?").click()
+    page.wait_for_selector(".why[aria-busy=false]")
+    words = page.inner_text("body").lower()
+    assert "sentiment" not in words
+    assert "review" not in words
+    assert ("support ticket" in words) == (name == "tickets")
 
 
 def test_refusals_are_shown_and_a_token_is_requested(
