@@ -35,7 +35,7 @@ from cotd.teachers.output import (
     test_table,
     with_vote_shares,
 )
-from cotd.teachers.store import completion
+from cotd.teachers.store import new_completion
 from cotd.teachers.teacher import Teacher
 
 KEY = "teacher.imported.columns"
@@ -52,7 +52,7 @@ QUARANTINED = pa.schema(
 MAX_OTHER_LABELS = 1000
 BAD_CHOICES = "its options are not a list of at least two"
 # A completion of which only the text is known.
-WRITTEN = completion("", prompt_tokens=0, output_tokens=0)
+WRITTEN = new_completion("", prompt_tokens=0, output_tokens=0)
 
 
 def imported_files(data: DataConfig, config: ImportedConfig) -> list[str]:

@@ -43,13 +43,13 @@ RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)
 LISTING_SHARE = 0.1
 
 # The state of a request.
-ANSWERED, FAILED, REFUSED = 0, 1, 2
+COMPLETED, FAILED, REFUSED = 0, 1, 2
 REFUSED_REASON = "refused"
 
 Completion = dict[str, Any]  # a row with the columns of SCHEMA
 
 
-def completion(key: str, **values: Any) -> Completion:
+def new_completion(key: str, **values: Any) -> Completion:
     """A completion with the columns of SCHEMA; None for those that are not given."""
     return {"key": key} | dict.fromkeys(SCHEMA.names[1:]) | values
 
@@ -131,11 +131,11 @@ class CompletionStore:
             return
         write_bytes(Path(self.directory) / name, content, durable=True)
 
-    def find(self, keys: Iterable[str], states: Collection[int] = (ANSWERED,)) -> dict[str, Completion]:
+    def find(self, keys: Iterable[str], states: Collection[int] = (COMPLETED,)) -> dict[str, Completion]:
         """key → its completion, for those of `keys` that are in the store.
 
         Args:
-            states: which to return: ANSWERED, FAILED (may do better another time), REFUSED (will not).
+            states: which to return: COMPLETED, FAILED (may do better another time), REFUSED (will not).
         """
         self._refresh()
         keys = list(dict.fromkeys(keys))
@@ -164,14 +164,14 @@ class CompletionStore:
         for block in batched(new, 64):
             for shard, table in zip(block, self._read(block, ["key", "error", "finish_reason"]), strict=True):
                 refused = pc.equal(pc.fill_null(table["finish_reason"], ""), REFUSED_REASON)
-                state = pc.if_else(pc.is_null(table["error"]), ANSWERED, pc.if_else(refused, REFUSED, FAILED)).cast(pa.int8())
+                state = pc.if_else(pc.is_null(table["error"]), COMPLETED, pc.if_else(refused, REFUSED, FAILED)).cast(pa.int8())
                 number = np.full(len(table), len(self._shards), dtype=np.int32)
                 parts.append((encode_keys(table["key"].to_pylist()), number, state.to_numpy()))
                 self._shards.append(shard)
         keys, shards, states = (np.concatenate(column) for column in zip(*parts, strict=True))
         del parts
         # A completion counts before a failure, and a later one before an earlier.
-        order = np.lexsort((-shards, states != ANSWERED, keys))
+        order = np.lexsort((-shards, states != COMPLETED, keys))
         keys = keys[order]
         first = np.ones(len(keys), dtype=bool)
         first[1:] = keys[1:] != keys[:-1]

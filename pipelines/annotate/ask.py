@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from cotd.errors import CotdError
 from cotd.progress import say, track
 from cotd.teachers.requests import Request, retry_request
-from cotd.teachers.store import ANSWERED, FAILED, REFUSED, Completion, CompletionStore, completion
+from cotd.teachers.store import COMPLETED, FAILED, REFUSED, Completion, CompletionStore, new_completion
 from cotd.teachers.strategies import NOT_ASKED, Tag, Tagged, Usable
 from cotd.utils.iteration import batched
 from cotd.utils.keys import KeySet
 from pipelines.annotate.budget import Budget
 
-# Answers requests, a batch at a time, in any order; takes them from the iterable as it can.
+# Completes requests, a batch at a time, in any order; takes them from the iterable as it can.
 Complete = Callable[[Iterable[Request]], Iterator[list[Completion]]]
 LOOKUP_ROWS = 4096
-LOST = "the engine gave no answer"
+LOST = "the engine gave no completion"
 # What becomes of a request: known already, the same as an earlier one, skipped, or asked; for the n-th time after the
 # first it is ASK + n.
 KNOWN, REPEATED, SKIPPED, ASK = range(4)
@@ -28,23 +28,23 @@ KNOWN, REPEATED, SKIPPED, ASK = range(4)
 
 @dataclass
 class Outcome:
-    """How many requests were answered, how many failed, and with what at first."""
+    """How many requests were completed, how many failed, and with what at first."""
 
-    answered: int = 0
+    completed: int = 0
     failed: int = 0
     first_error: str = ""
 
-    def add(self, answer: Completion) -> None:
-        if answer["error"] is None:
-            self.answered += 1
-        elif answer["finish_reason"] != NOT_ASKED:
+    def add(self, completion: Completion) -> None:
+        if completion["error"] is None:
+            self.completed += 1
+        elif completion["finish_reason"] != NOT_ASKED:
             self.failed += 1
-            self.first_error = self.first_error or answer["error"]
+            self.first_error = self.first_error or completion["error"]
 
 
 @dataclass
 class Asker:
-    """Answers a strategy's requests: see `cotd.teachers.strategies.Ask`.
+    """Completes a strategy's requests: see `cotd.teachers.strategies.Ask`.
 
     Args:
         engine: starts the engine when it is first called.
@@ -68,7 +68,7 @@ class Asker:
         """Each request's tag with its completion, once; those that failed have their `error`, and are asked again next time.
 
         Raises:
-            CotdError: nothing was answered, now or before.
+            CotdError: nothing was completed, now or before.
         """
         fates = bytearray()  # of each request, a byte each
         known, new = Outcome(), Outcome()
@@ -77,7 +77,7 @@ class Asker:
         self.usage["requests"] += counts[KNOWN] + counts[ASK]
         self.usage["from_store"] += counts[KNOWN]
         if not counts[ASK]:
-            if known.failed and not known.answered and not counts[SKIPPED]:
+            if known.failed and not known.completed and not counts[SKIPPED]:
                 raise CotdError(
                     f"the teacher failed on all {known.failed:,} requests for {what}, and would again: {known.first_error}. "
                     "Fix the teacher's settings, or ask it again with --retry-errors."
@@ -87,10 +87,10 @@ class Asker:
         tagged = zip(requests(), fates, strict=True)
         to_ask = ((tag, numbered_try(request, fate - ASK)) for (tag, request), fate in tagged if fate >= ASK)
         with track(title, counts[ASK], "rows") as advance:
-            for tag, answer in self._from_engine(to_ask, advance):
-                new.add(answer)
-                yield tag, answer
-        if new.failed and not (known.answered or new.answered):
+            for tag, completion in self._from_engine(to_ask, advance):
+                new.add(completion)
+                yield tag, completion
+        if new.failed and not (known.completed or new.completed):
             raise CotdError(f"the teacher failed on all {new.failed} requests for {what}: {new.first_error}")
         if new.failed:
             self.usage["failed"] += new.failed
@@ -98,7 +98,7 @@ class Asker:
             return
         repeated = (tagged for tagged, fate in zip(requests(), fates, strict=True) if fate == REPEATED)
         for block in batched(repeated, LOOKUP_ROWS):
-            latest, _ = self._latest(block, usable, (ANSWERED, FAILED, REFUSED))
+            latest, _ = self._latest(block, usable, (COMPLETED, FAILED, REFUSED))
             yield from ((tag, latest.get(r.key) or not_asked(r.key, "it was not asked")) for tag, r in block)
 
     def _from_store(
@@ -130,10 +130,10 @@ class Asker:
             key → completion, of those that are known; of those that are not, and are not to be asked either; and key → how
             often it was tried, of those that are to be asked again.
         """
-        known, tries = self._latest(block, usable, (ANSWERED, REFUSED))
+        known, tries = self._latest(block, usable, (COMPLETED, REFUSED))
         if not self.retry:
             return known, {}, {}
-        known = {key: answer for key, answer in known.items() if not (key in tries or answer["error"])}
+        known = {key: completion for key, completion in known.items() if not (key in tries or completion["error"])}
         if self.only is None:
             return known, {}, tries
         failed = self.store.find((r.key for _, r in block), (FAILED, REFUSED))
@@ -154,15 +154,15 @@ class Asker:
         while pending:
             try_keys = {key: again.key for key, (_, r) in pending.items() if (again := retry_request(r, number))}
             # A later try that failed may do better another time, and hides no earlier completion.
-            stored = self.store.find(try_keys.values(), states if number == 0 else (ANSWERED, REFUSED))
+            stored = self.store.find(try_keys.values(), states if number == 0 else (COMPLETED, REFUSED))
             for key, (tag, request) in list(pending.items()):
-                answer = stored.get(try_keys.get(key, ""))
-                if answer is None:
+                completion = stored.get(try_keys.get(key, ""))
+                if completion is None:
                     del pending[key]
                     continue
-                latest[key] = answer
+                latest[key] = completion
                 tries.pop(key, None)
-                if answer["error"] is None and usable(tag, answer):
+                if completion["error"] is None and usable(tag, completion):
                     del pending[key]
                 elif retry_request(request, number + 1):
                     tries[key] = number + 1
@@ -187,11 +187,11 @@ class Asker:
 
         def keep(batch: list[Completion]) -> Iterator[tuple[Tag, Completion]]:
             self.store.append(batch)
-            for answer in batch:
-                self.budget.book(answer)
-                self.usage["prompt_tokens"] += answer["prompt_tokens"] or 0
-                self.usage["output_tokens"] += answer["output_tokens"] or 0
-                yield tags.pop(answer["key"]), answer
+            for completion in batch:
+                self.budget.book(completion)
+                self.usage["prompt_tokens"] += completion["prompt_tokens"] or 0
+                self.usage["output_tokens"] += completion["output_tokens"] or 0
+                yield tags.pop(completion["key"]), completion
 
         started = time.perf_counter()
         try:
@@ -202,7 +202,7 @@ class Asker:
                     yield from keep(batch)
                     advance(len(batch))
                 # A row that went in and did not come out would be missing from every table without a word.
-                yield from keep([completion(key, error=LOST, prompt_tokens=0, output_tokens=0) for key in tags])
+                yield from keep([new_completion(key, error=LOST, prompt_tokens=0, output_tokens=0) for key in tags])
                 if not held or kept == kept_before:
                     break
                 self.budget.reached = None
@@ -225,4 +225,4 @@ def numbered_try(request: Request, number: int) -> Request:
 
 
 def not_asked(key: str, why: str) -> Completion:
-    return completion(key, error=f"not asked: {why}", finish_reason=NOT_ASKED, prompt_tokens=0, output_tokens=0)
+    return new_completion(key, error=f"not asked: {why}", finish_reason=NOT_ASKED, prompt_tokens=0, output_tokens=0)

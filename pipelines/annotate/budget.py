@@ -12,7 +12,7 @@ from cotd.teachers.store import Completion
 class Budget:
     """What a run has used, and whether another request may be made within its limits.
 
-    A request counts with its prompt and the longest completion it may have until it is answered, once for each try that may
+    A request counts with its prompt and the longest completion it may have until it is completed, once for each try that may
     be paid for; so the limits are never passed by more than the prompts' token counts were off.
 
     Attributes:

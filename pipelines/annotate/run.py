@@ -1,4 +1,4 @@
-"""Examples → annotations: a strategy asks, the store answers what it knows, the engine the rest; or all of it is imported."""
+"""Examples → annotations: a strategy asks, the store has what was completed before, the engine the rest; or all of it is imported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def annotate(
     does nothing.
 
     Args:
-        complete: answers requests; the configured engine or endpoint unless given.
+        complete: completes requests; the configured engine or endpoint unless given.
         yes: accept an endpoint's price without a question.
         retry_errors: ask only about quarantined examples and requests that failed, also those refused for good and those
             whose completions cannot be used, which are sampled anew.
@@ -55,7 +55,7 @@ def annotate(
             completions cannot be kept.
 
     Example:
-        >>> summary = cotd.annotate(cotd.load_config("answered.yaml"))
+        >>> summary = cotd.annotate(cotd.load_config("imported.yaml"))
         >>> summary["teacher"]["model"]
         'gpt-3.5-turbo'
     """

@@ -59,10 +59,10 @@ def teacher_engine(
 
     Args:
         model: a folder or a hub id. revision: of a hub id, a commit.
-        engine_class: what answers in process in place of InProcessEngine, for measuring all but the engine.
+        engine_class: what completes in process in place of InProcessEngine, for measuring all but the engine.
 
     Yields:
-        A function that answers requests, all with the same keys in their sampling parameters, a batch at a time as they
+        A function that completes requests, all with the same keys in their sampling parameters, a batch at a time as they
         get done, in no particular order; each batch is a list of completions with the columns of
         `cotd.teachers.store.SCHEMA`. A request that the engine refuses, or dies of, comes back with its `error`. It raises a
         CotdError when there is no engine any more.
@@ -94,7 +94,7 @@ def teacher_engine(
             try:
                 # Nothing is fetched ahead: completions would be kept only once the next batch's are there.
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    completions = [json.loads(answer) for answer in batch["answer"].to_pylist()]
+                    completions = [json.loads(row) for row in batch["completion"].to_pylist()]
                     yield [c for c in completions if in_process.GONE not in c]
                     if gone := [c[in_process.GONE] for c in completions if in_process.GONE in c]:
                         raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")

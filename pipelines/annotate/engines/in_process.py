@@ -13,7 +13,7 @@ import ray
 
 from cotd.errors import CotdError
 from cotd.teachers.config import EngineConfig
-from cotd.teachers.store import REFUSED_REASON, Completion, completion
+from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
 from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters
 
 # Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
@@ -41,7 +41,7 @@ def start_engines(engine_class: type, model: str, arguments: dict[str, Any], con
 
 
 def run_pipeline(blocks: Any, engines: list[Any], tasks: int) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
+    """A dataset with the column `completion`, each row a completion as JSON. A block is a batch; `tasks` are asked at once.
 
     One process asks in as many threads: a task each would be a Python process each, which takes seconds to start on
     every node. The engines take turns, so that each has one batch to work on and one waiting.
@@ -74,9 +74,9 @@ class AskEngines:
         rows = {column: list(batch[column]) for column in ("key", "prompt", "sampling")}
         with self.searching[number]:
             searches = self.searches[number]
-            answers = engine.answer.remote(rows)
+            completions = engine.complete.remote(rows)
         try:
-            return ray.get(answers)
+            return ray.get(completions)
         except ray.exceptions.RayError as error:
             with self.searching[number]:
                 others = searches < self.searches[number]  # it may have failed with another batch's row
@@ -84,18 +84,18 @@ class AskEngines:
                 try:
                     revive(engine, error)
                     if others or may_be_innocent(error, rows):
-                        return {"answer": self._answers(engine, rows, again=not others)}
-                    return {"answer": self._halves(engine, rows, error)}
+                        return {"completion": self._completions(engine, rows, again=not others)}
+                    return {"completion": self._halves(engine, rows, error)}
                 except CotdError as gone:
-                    return {"answer": [json.dumps({GONE: str(gone)})]}
+                    return {"completion": [json.dumps({GONE: str(gone)})]}
 
-    def _answers(self, engine: Any, rows: Rows, again: bool = False) -> list[str]:
+    def _completions(self, engine: Any, rows: Rows, again: bool = False) -> list[str]:
         try:
-            return ray.get(engine.answer.remote(rows))["answer"]
+            return ray.get(engine.complete.remote(rows))["completion"]
         except ray.exceptions.RayError as error:
             revive(engine, error)
             if may_be_innocent(error, rows) and not again:
-                return self._answers(engine, rows, again=True)
+                return self._completions(engine, rows, again=True)
             return self._halves(engine, rows, error)
 
     def _halves(self, engine: Any, rows: Rows, error: Exception) -> list[str]:
@@ -103,9 +103,9 @@ class AskEngines:
         n = len(rows["key"])
         if n == 1:
             reason = f"the engine failed at it: {reason_of(error)}"
-            return [json.dumps(completion(rows["key"][0], error=reason, finish_reason=REFUSED_REASON))]
+            return [json.dumps(new_completion(rows["key"][0], error=reason, finish_reason=REFUSED_REASON))]
         parts = ({column: values[part] for column, values in rows.items()} for part in (slice(n // 2), slice(n // 2, n)))
-        return [answer for half in parts for answer in self._answers(engine, half)]
+        return [row for half in parts for row in self._completions(engine, half)]
 
 
 def may_be_innocent(error: Exception, rows: Rows) -> bool:
@@ -117,7 +117,7 @@ def may_be_innocent(error: Exception, rows: Rows) -> bool:
 
 
 def process_of(engine: Any) -> str | None:
-    """Which process an engine is in, while that lives; None where it does not answer."""
+    """Which process an engine is in, while that lives; None where it does not respond."""
     try:
         return ray.get(engine.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id()))
     except ray.exceptions.RayActorError:
@@ -166,8 +166,8 @@ class InProcessEngine:
 
         self.llm = LLM(**arguments)
 
-    def answer(self, batch: Rows) -> dict[str, list[str]]:
-        """Answers a batch; the column `answer` is JSON.
+    def complete(self, batch: Rows) -> dict[str, list[str]]:
+        """Completes a batch; the column `completion` is JSON.
 
         Raises:
             Exception: whatever vLLM fails with half way; from then on nothing but an error, until the actor is started anew.
@@ -183,8 +183,8 @@ class InProcessEngine:
         except (ValueError, VLLMClientError):
             if self._left_off():
                 raise
-            completions = [self._generate_one(row) for row in rows]  # refused for one bad request: the others are answered
-        return {"answer": [json.dumps(c) for c in completions]}
+            completions = [self._generate_one(row) for row in rows]  # refused for one bad request: the others are completed
+        return {"completion": [json.dumps(c) for c in completions]}
 
     def _generate(self, rows: list[tuple[str, str, dict[str, Any]]]) -> list[Completion]:
         outputs = self.llm.generate([p for _, p, _ in rows], [sampling_parameters(s) for _, _, s in rows], use_tqdm=False)
@@ -198,7 +198,7 @@ class InProcessEngine:
         except (ValueError, VLLMClientError) as error:
             if self._left_off():
                 raise
-            return completion(row[0], error=f"{type(error).__name__}: {error}")
+            return new_completion(row[0], error=f"{type(error).__name__}: {error}")
 
     def _left_off(self) -> bool:
         """Whether vLLM still holds requests of a batch that it failed at: it would go round for ever, waiting for those."""

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from cotd.teachers.config import EngineConfig
-from cotd.teachers.store import Completion, completion
+from cotd.teachers.store import Completion, new_completion
 from pipelines.annotate.engines.vllm import completion_from_tokens, environment
 from pipelines.cluster.session import has_gpus
 
@@ -19,7 +19,7 @@ RESTARTS = 3
 
 
 def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
-    """A dataset with the column `answer`, each row a completion as JSON."""
+    """A dataset with the column `completion`, each row a completion as JSON."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     use_gpu = has_gpus()
@@ -46,7 +46,7 @@ def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: Eng
         preprocess=lambda row: {
             "prompt": row["prompt"], "sampling_params": json.loads(row["sampling"]), "key": row["key"], "sampling": row["sampling"]
         },
-        postprocess=lambda row: {"answer": json.dumps(completion_of_row(row)), "key": row["key"]},
+        postprocess=lambda row: {"completion": json.dumps(completion_of_row(row)), "key": row["key"]},
     )  # fmt: skip
 
     # For what was not the engine's own fault; by default without end, and in silence.
@@ -56,7 +56,7 @@ def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: Eng
     def fill_errors(row: dict[str, Any]) -> dict[str, Any]:
         """Rows that the engine refused skip `postprocess`."""
         error = row.get("__inference_error__")
-        return {"answer": json.dumps(completion(row["key"], error=error)) if error else row["answer"]}
+        return {"completion": json.dumps(new_completion(row["key"], error=error)) if error else row["completion"]}
 
     return processor(blocks).map(fill_errors)
 

@@ -9,7 +9,7 @@ import ray
 
 from cotd.progress import is_verbose
 from cotd.teachers.config import EngineConfig
-from cotd.teachers.store import Completion, completion
+from cotd.teachers.store import Completion, new_completion
 from cotd.utils.hardware import choose_dtype
 
 
@@ -33,7 +33,7 @@ def engine_arguments(config: EngineConfig, use_gpu: bool) -> dict[str, Any]:
     }
     if not use_gpu:
         # Blocks of 32 tokens, the smallest the CPU attention allows: few-shot prefixes are then shared almost whole
-        # (6.2 against 3.9 rationales a second with the default of 128). Prompts are read whole, as a seeded answer to one that
+        # (6.2 against 3.9 rationales a second with the default of 128). Prompts are read whole, as a seeded completion of one that
         # is read in parts is more than vLLM 0.32's CPU engine survives ("CPU Generator does not use offset").
         arguments |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
     return arguments | config.engine_kwargs
@@ -65,11 +65,11 @@ def sampling_parameters(sampling: dict[str, Any]) -> Any:
 
 def completion_of(key: str, output: Any, label_tokens: list[int] | None) -> Completion:
     """A completion from vLLM's RequestOutput: log-probabilities reduced to scalars before they leave the actor."""
-    answer = output.outputs[0]
-    steps = [{t: alternative.logprob for t, alternative in step.items()} for step in answer.logprobs or []]
+    written = output.outputs[0]
+    steps = [{t: alternative.logprob for t, alternative in step.items()} for step in written.logprobs or []]
     prompt_tokens = len(output.prompt_token_ids)
     return completion_from_tokens(
-        key, answer.text, list(answer.token_ids), steps, prompt_tokens, answer.finish_reason, label_tokens
+        key, written.text, list(written.token_ids), steps, prompt_tokens, written.finish_reason, label_tokens
     )
 
 
@@ -83,7 +83,7 @@ def completion_from_tokens(
     label_tokens: list[int] | None,
 ) -> Completion:
     """A completion from the written tokens and, for each, a map from token id to log-probability."""
-    return completion(
+    return new_completion(
         key,
         text=text,
         logprob=sum(step[t] for step, t in zip(steps, tokens, strict=True)) if steps else None,

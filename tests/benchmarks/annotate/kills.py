@@ -22,7 +22,7 @@ from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotate.stub import stub_answer, write_study
+from tests.benchmarks.annotate.stub import stub_completion, write_study
 from tests.benchmarks.figures import command, figure, is_small, scratch_folder, write
 
 BLOCK = 32
@@ -38,7 +38,7 @@ def run(path: str) -> None:
                 log.write("".join(f"{r.key}\n" for r in batch))
                 log.flush()
                 time.sleep(SECONDS_A_BLOCK)
-                yield [stub_answer(r.key, r.prompt, r.sampling) for r in batch]
+                yield [stub_completion(r.key, r.prompt, r.sampling) for r in batch]
 
     annotate(load_config(path), complete)
 

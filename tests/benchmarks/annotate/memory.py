@@ -14,7 +14,7 @@ from cotd.study.config import load_config
 from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.run import annotate
-from tests.benchmarks.annotate.stub import stub_answer
+from tests.benchmarks.annotate.stub import stub_completion
 from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
 
 ROWS = {"10k": 10_000, "200k": 200_000}
@@ -22,7 +22,7 @@ ROWS = {"10k": 10_000, "200k": 200_000}
 
 def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
     for batch in batched(requests, 128):
-        yield [stub_answer(r.key, r.prompt, r.sampling) for r in batch]
+        yield [stub_completion(r.key, r.prompt, r.sampling) for r in batch]
 
 
 def peak_megabytes(rows: int) -> float:

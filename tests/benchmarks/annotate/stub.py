@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from cotd.study.config import StudyConfig, load_config
-from cotd.teachers.store import completion
+from cotd.teachers.store import new_completion
 
 WORDS = "a warm funny dull slow film with two leads and an ending that moved bored me to tears from start to end"
 
@@ -39,13 +39,13 @@ def write_study(folder: Path | str, train: int, held_out: int = 100, **teacher: 
     return load_config(path)
 
 
-def stub_answer(key: str, prompt: str, sampling: dict[str, Any]) -> dict[str, Any]:
+def stub_completion(key: str, prompt: str, sampling: dict[str, Any]) -> dict[str, Any]:
     """What depends on the prompt alone: a label score, or a rationale."""
     common = {"finish_reason": "stop", "prompt_tokens": len(prompt) // 4, "output_tokens": 12}
     if "allowed_token_ids" in sampling:
         warm = "warm" in prompt.rpartition("eview: ")[2]
-        return completion(key, label_logprobs=[-1.0, -0.1] if warm else [-0.2, -1.0], **common)
-    return completion(key, text=f" The reviewer says what it was like, as key {key[:12]} shows.", logprob=-3.0, **common)
+        return new_completion(key, label_logprobs=[-1.0, -0.1] if warm else [-0.2, -1.0], **common)
+    return new_completion(key, text=f" The reviewer says what it was like, as key {key[:12]} shows.", logprob=-3.0, **common)
 
 
 class StubEngine:
@@ -56,7 +56,7 @@ class StubEngine:
     def __init__(self, arguments: dict[str, Any]):
         pass
 
-    def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def complete(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         time.sleep(self.SECONDS_A_ROW * len(batch["key"]))
         rows = zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
-        return {"answer": [json.dumps(stub_answer(k, p, json.loads(s))) for k, p, s in rows]}
+        return {"completion": [json.dumps(stub_completion(k, p, json.loads(s))) for k, p, s in rows]}

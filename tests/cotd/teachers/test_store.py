@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cotd.errors import CotdError
 from cotd.teachers import store as store_module
 from cotd.teachers.requests import Request
-from cotd.teachers.store import CompletionStore, completion
+from cotd.teachers.store import CompletionStore, new_completion
 
 completions = st.fixed_dictionaries(
     {
@@ -50,21 +50,21 @@ def test_completions_are_found_and_nothing_else(written: list[list[dict[str, Any
 @pytest.mark.parametrize("folder", ["a [1] * ? {x,y}/completions", "memory://kept [1] * ? {x,y}"])
 def test_a_folder_may_have_any_name(tmp_path: Path, folder: str) -> None:
     where = folder if folder.startswith("memory:") else tmp_path / folder
-    CompletionStore(where).append([completion("k", text="fine")])
+    CompletionStore(where).append([new_completion("k", text="fine")])
     assert CompletionStore(where).find(["k"])["k"]["text"] == "fine"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:40] + b"\xff" * 80 + b[120:]])
 def test_a_damaged_shard_is_skipped(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     store = CompletionStore(tmp_path)
-    store.append([completion("lost", text="a" * 500)])
+    store.append([new_completion("lost", text="a" * 500)])
     (shard,) = tmp_path.glob("*.parquet")
     shard.write_bytes(damage(shard.read_bytes()))
-    store.append([completion("kept", text="fine")])
+    store.append([new_completion("kept", text="fine")])
     again = CompletionStore(tmp_path)
     assert set(again.find(["lost", "kept"])) == {"kept"}
     assert again.unreadable == [str(shard)]
-    again.append([completion("lost", text="asked again")])
+    again.append([new_completion("lost", text="asked again")])
     assert again.find(["lost"])["lost"]["text"] == "asked again"
 
 
@@ -79,11 +79,11 @@ def test_a_remote_store_is_retried_and_then_given_up(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(store_module, "RETRY_SECONDS", (0.0, 0.0))
     monkeypatch.setattr(store.files, "pipe_file", pipe_file, raising=False)
-    store.append([completion("k", text="fine")])
+    store.append([new_completion("k", text="fine")])
     assert set(store.find(["k"])) == {"k"}
     failing += [ConnectionError("reset")] * 3
     with pytest.raises(CotdError, match=r"1 completions cannot be kept in teacher\.store .*ConnectionError: reset"):
-        store.append([completion("k2", text="fine")])
+        store.append([new_completion("k2", text="fine")])
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:

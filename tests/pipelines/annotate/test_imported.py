@@ -27,8 +27,8 @@ COLUMNS = {"label": "said", "rationale": "why", "gold_rationale": "told"}
 
 
 @pytest.fixture
-def answered(example_rows: pd.DataFrame) -> pd.DataFrame:
-    """The 60 examples with a model's answers beside them: right but for the first test example, and one of another word."""
+def said_by_gpt(example_rows: pd.DataFrame) -> pd.DataFrame:
+    """The 60 examples with what a model said beside them: right but for the first test example, and one of another word."""
     said = [label.capitalize() + "." for label in example_rows["label"]]
     said[3], said[48] = "Mixed feelings", "Negative"
     why = [f"The reviewer calls number {i} what it is." for i in range(60)]
@@ -38,21 +38,21 @@ def answered(example_rows: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture
-def beside(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> Callable[..., StudyConfig]:
-    """A study with answers in a file of their own, of which a test says what it holds."""
+def beside(write_study: Callable[..., Path], said_by_gpt: pd.DataFrame, tmp_path: Path) -> Callable[..., StudyConfig]:
+    """A study with completions in a file of their own, of which a test says what it holds."""
 
-    def make(answers: pd.DataFrame = answered, columns: dict[str, Any] = COLUMNS, overrides: Sequence[str] = ()) -> StudyConfig:
-        path = tmp_path / "answers.parquet"
-        answers.to_parquet(path)
+    def make(rows: pd.DataFrame = said_by_gpt, columns: dict[str, Any] = COLUMNS, overrides: Sequence[str] = ()) -> StudyConfig:
+        path = tmp_path / "imported.parquet"
+        rows.to_parquet(path)
         teacher = {"model": "gpt-3.5-turbo", "imported": {"source": str(path), "columns": columns}}
         return load_config(write_study(teacher=teacher, grid=GRID), list(overrides))
 
     return make
 
 
-def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], answered: pd.DataFrame) -> None:
+def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], said_by_gpt: pd.DataFrame) -> None:
     teacher = {"model": "gpt-3.5-turbo", "imported": {"columns": COLUMNS | {"label_probability": "sure"}}}
-    config = load_config(write_study(answered, teacher=teacher, grid=GRID))
+    config = load_config(write_study(said_by_gpt, teacher=teacher, grid=GRID))
     summary = annotate(config)
     table, _ = read_annotations(config) or (pd.DataFrame(), None)
     assert len(table) == 48
@@ -80,10 +80,12 @@ def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], answ
     }  # fmt: skip
 
 
-def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], answered: pd.DataFrame, tmp_path: Path) -> None:
-    some = answered.iloc[[*range(10), 0, 0, 48, 49, 50]].assign(text=lambda table: "  " + table["text"].str.upper() + "<br>")
+def test_a_csv_of_completions_about_some_examples(
+    write_study: Callable[..., Path], said_by_gpt: pd.DataFrame, tmp_path: Path
+) -> None:
+    some = said_by_gpt.iloc[[*range(10), 0, 0, 48, 49, 50]].assign(text=lambda table: "  " + table["text"].str.upper() + "<br>")
     some.loc[2, "text"] = "A text that is no example."
-    file = tmp_path / "answers.csv"
+    file = tmp_path / "imported.csv"
     some[["text", "said", "why"]].rename(columns={"text": "example"}).to_csv(file, index=False)
     teacher = {
         "model": "gpt-4",
@@ -116,25 +118,25 @@ def test_a_csv_of_answers_about_some_examples(write_study: Callable[..., Path], 
     assert "14 of 15 rows" in "\n".join(preview(config, rows=2))
 
 
-def test_answers_are_known_by_their_content(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
+def test_files_are_known_by_their_content(beside: Callable[..., StudyConfig], said_by_gpt: pd.DataFrame) -> None:
     config = beside()
     first = annotate(config)
     examples = load_examples(config.data, config.task)
     assert check_annotations(config, examples.digest()) is not None
-    beside(answered.assign(why="It is what it is, says another model."))
+    beside(said_by_gpt.assign(why="It is what it is, says another model."))
     with pytest.raises(CotdError, match=r"Run `cotd annotate CONFIG` again"):
         check_annotations(config, examples.digest())
     assert annotate(config)["digest"] != first["digest"]
-    beside(answered.sample(frac=1.0, random_state=0))
+    beside(said_by_gpt.sample(frac=1.0, random_state=0))
     assert annotate(config)["digest"] == first["digest"], "in whatever order its rows are"
 
 
-def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfig], answered: pd.DataFrame) -> None:
-    wrong = answered.assign(said=["Negative", *answered["said"][1:]])
+def test_one_column_for_both_kinds_of_rationale(beside: Callable[..., StudyConfig], said_by_gpt: pd.DataFrame) -> None:
+    wrong = said_by_gpt.assign(said=["Negative", *said_by_gpt["said"][1:]])
     summary = annotate(beside(wrong, COLUMNS | {"gold_rationale": "why"}))
     assert summary["annotations"]["quarantined"]["the rationale is for a label other than gold"] == 1
     assert summary["annotations"]["rows"] == 48
-    without = beside(answered, {"label": "said", "rationale": "why"})
+    without = beside(said_by_gpt, {"label": "said", "rationale": "why"})
     annotate(without)
     with pytest.raises(CotdError, match=r"cot_labelled needs .* teacher\.imported\.columns\.gold_rationale"):
         check_annotations(without, load_examples(without.data, without.task).digest())
@@ -180,9 +182,9 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     ],
 )  # fmt: skip
 def test_files_that_are_refused(
-    beside: Callable[..., StudyConfig], answered: pd.DataFrame, change: dict[str, Any], columns: dict[str, Any], message: str
+    beside: Callable[..., StudyConfig], said_by_gpt: pd.DataFrame, change: dict[str, Any], columns: dict[str, Any], message: str
 ) -> None:
-    config = beside(answered.assign(**change), columns)
+    config = beside(said_by_gpt.assign(**change), columns)
     with pytest.raises(CotdError, match=message):
         annotate(config)
     assert read_annotations(config) is None
@@ -190,11 +192,11 @@ def test_files_that_are_refused(
 
 def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = beside()
-    (tmp_path / "answers.parquet").write_text("no Parquet")
-    with pytest.raises(CotdError, match=r"cannot read '.*answers\.parquet'"):
+    (tmp_path / "imported.parquet").write_text("no Parquet")
+    with pytest.raises(CotdError, match=r"cannot read '.*imported\.parquet'"):
         annotate(config)
-    (tmp_path / "answers.parquet").unlink()
-    with pytest.raises(CotdError, match=r"teacher\.imported\.source: no file '.*answers\.parquet' \(looked in "):
+    (tmp_path / "imported.parquet").unlink()
+    with pytest.raises(CotdError, match=r"teacher\.imported\.source: no file '.*imported\.parquet' \(looked in "):
         annotate(config)
 
 
@@ -208,7 +210,7 @@ def test_files_that_cannot_be_read(beside: Callable[..., StudyConfig], tmp_path:
         (["teacher.imported.columns.label=null"], "rationale belongs to a label: name the column of label, too"),
         (["teacher.imported.columns={}"], "nothing to learn from: name the column of label (and of rationale, if any), or of gold_r"),
         (["teacher.imported.columns.lable=x"], "unknown key 'teacher.imported.columns.lable'. Did you mean 'label'?"),
-        (["teacher.imported.source=answers.xlsx"], "not a file that ends in .parquet, .jsonl"),
+        (["teacher.imported.source=imported.xlsx"], "not a file that ends in .parquet, .jsonl"),
         (["teacher.strategy=chain_of_thought"], "`imported` and strategy chain_of_thought are mutually exclusive"),
         (["teacher.samples=3"], "each row of an example is a sample"),
         (["teacher={imported: {columns: {gold_rationale: why}}}"], "model is missing: name who wrote the file"),

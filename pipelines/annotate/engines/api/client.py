@@ -14,13 +14,13 @@ from dataclasses import replace
 
 from cotd.errors import CotdError
 from cotd.teachers.requests import Request
-from cotd.teachers.store import REFUSED_REASON, Completion, completion
+from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
 from pipelines.annotate.engines.api.endpoint import Endpoint
 from pipelines.annotate.engines.api.pacing import Pace
 from pipelines.annotate.engines.api.responses import CutOff, Refused, TeacherRefused, Transient, Usage, form_of
 
 BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many completions, or is so old
-# A request that only ever meets the rate limit is given up when no other has been answered for so long either.
+# A request that only ever meets the rate limit is given up when no other has been responded to for so long either.
 PATIENCE_SECONDS = 600.0
 FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: so long it may take to arrive
 # Before anything has succeeded few are in flight, more with each that ended, so that a wrong setting costs little.
@@ -39,7 +39,7 @@ class ApiClient:
 
     Attributes:
         fatal: why no more requests are made.
-        in_flight: the requests that are being answered.
+        in_flight: the requests that are in flight.
     """
 
     def __init__(self, endpoint: Endpoint, may_pay_again: Callable[[Request], bool] = lambda request: True):
@@ -49,7 +49,7 @@ class ApiClient:
         self.in_flight: set[asyncio.Task[Completion | None]] = set()
         self._done: list[Completion] = []
         self._ended = 0  # requests
-        self._answered_at = time.monotonic()  # when something was last answered
+        self._responded_at = time.monotonic()  # when the server last responded
         self._failed_in_a_row = 0
         self._probing = asyncio.Lock()
 
@@ -62,7 +62,7 @@ class ApiClient:
         return self.config.concurrency if self.endpoint.proven else min(few, self.config.concurrency)
 
     async def next_batch(self, requests: Iterator[Request]) -> list[Completion]:
-        """The next completions, or none when everything is answered; takes requests as capacity gets free.
+        """The next completions, or none when everything is completed; takes requests as capacity gets free.
 
         Raises:
             CotdError: no request can succeed; completions that came in are returned before.
@@ -73,7 +73,7 @@ class ApiClient:
                 request = next(requests, None)
                 if request is None:
                     break
-                self.in_flight.add(asyncio.create_task(self.answer(request)))
+                self.in_flight.add(asyncio.create_task(self.complete(request)))
             if not self.in_flight or (self._done and time.monotonic() >= deadline):
                 break
             await self._collect(BATCH_SECONDS)
@@ -94,7 +94,7 @@ class ApiClient:
     async def _collect(self, seconds: float) -> None:
         done, self.in_flight = await asyncio.wait(self.in_flight, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self._ended += len(done)
-        self._done += [answer for task in done if (answer := task.result()) is not None]
+        self._done += [completion for task in done if (completion := task.result()) is not None]
 
     async def close(self) -> None:
         """Drops what is in flight, and closes the endpoint's connections."""
@@ -105,17 +105,17 @@ class ApiClient:
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def answer(self, request: Request) -> Completion | None:
+    async def complete(self, request: Request) -> Completion | None:
         """A completion, with its `error` where every try failed; None, and `fatal` set, where no request can succeed."""
         usage = Usage()
         try:
-            return await self._answer(request, usage)
+            return await self._complete(request, usage)
         except Exception as error:  # noqa: BLE001 - whatever a server can send: its row fails, and no other completion is lost
             return self._give_up(request, f"its response could not be read: {type(error).__name__}: {error}", usage)
 
-    async def _answer(self, request: Request, usage: Usage) -> Completion | None:
+    async def _complete(self, request: Request, usage: Usage) -> Completion | None:
         most = Usage(self.endpoint.count(request.prompt), int(request.sampling["max_tokens"]))
-        tries = answers = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
+        tries = responses = limited_tries = 0  # a rate limit is no try: the server has not looked at the request
         began, spread = time.monotonic(), 0.0
         while True:
             booking = await self.pace.turn(most.tokens, spread)
@@ -123,10 +123,10 @@ class ApiClient:
                 return None
             before = usage.tokens
             try:
-                answer = await self.endpoint.ask(request, usage)
+                completion = await self.endpoint.ask(request, usage)
                 self._note_response()
                 self.endpoint.proven.add(form_of(request))
-                return answer
+                return completion
             except Transient as problem:
                 failure = problem
                 if failure.paid and usage.tokens == before:  # nobody says for how much
@@ -145,12 +145,12 @@ class ApiClient:
                 except CotdError as problem:
                     self.fatal = problem
                     return None
-                if time.monotonic() - max(began, self._answered_at) > PATIENCE_SECONDS + 2 * self.pace.longest_pause:
+                if time.monotonic() - max(began, self._responded_at) > PATIENCE_SECONDS + 2 * self.pace.longest_pause:
                     return self._give_up(request, str(failure), usage)
                 continue
             tries += 1
-            answers += failure.answered
-            if tries > self.config.retries or answers >= PAID_TRIES:
+            responses += failure.responded
+            if tries > self.config.retries or responses >= PAID_TRIES:
                 return self._give_up(request, str(failure), usage)
             if failure.paid and not self.may_pay_again(request):
                 return self._failed(request, f"{failure}; teacher.budget has no room for another try", usage)
@@ -188,7 +188,7 @@ class ApiClient:
             except (TeacherRefused, CutOff):
                 pass
             except Transient as problem:
-                if not problem.answered:
+                if not problem.responded:
                     return False
             except Refused as problem:
                 self.fatal = CotdError(
@@ -203,9 +203,9 @@ class ApiClient:
             return True
 
     def _note_response(self) -> None:
-        """Records that the server has answered."""
+        """Records that the server has responded."""
         self._failed_in_a_row = 0
-        self._answered_at = time.monotonic()
+        self._responded_at = time.monotonic()
 
     def _give_up(self, request: Request, reason: str, usage: Usage, kind: str | None = None, hint: str = "") -> Completion:
         """A request has failed. When nothing but failures comes in, the rows are not to blame, and the run ends."""
@@ -221,4 +221,4 @@ class ApiClient:
     def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None = None) -> Completion:
         tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
         error = self.endpoint.without_key(reason)[:LONGEST_REASON]
-        return completion(request.key, error=error, finish_reason=kind, **tokens)
+        return new_completion(request.key, error=error, finish_reason=kind, **tokens)

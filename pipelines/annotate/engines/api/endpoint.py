@@ -66,10 +66,10 @@ class Endpoint:
         try:
             return read_completion(request, response.json(), self.chat, usage, self.count)
         except MALFORMED as error:
-            raise Transient("the response is not what an OpenAI-compatible server sends", answered=True) from error
+            raise Transient("the response is not what an OpenAI-compatible server sends", responded=True) from error
         except NoLogprobs as error:
             if form_of(request) in self.proven:
-                raise Transient("the response has no log-probabilities", answered=True) from error
+                raise Transient("the response has no log-probabilities", responded=True) from error
             raise CotdError(
                 f"{self.url} gives no log-probabilities, which strategy score_then_explain needs. Set strategy: chain_of_thought."
             ) from error
@@ -86,7 +86,7 @@ class Endpoint:
         structured = sampling.pop("structured_outputs", {})
         sampling.pop("label_words", None)
         if "json" in structured and self.config.json_completions == "schema":
-            schema = {"name": "answer", "strict": True, "schema": structured["json"]}
+            schema = {"name": "completion", "strict": True, "schema": structured["json"]}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif "json" in structured:
             body["response_format"] = {"type": "json_object"}

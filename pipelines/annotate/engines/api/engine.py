@@ -82,11 +82,11 @@ async def check_models(endpoint: Endpoint) -> None:
 
 
 async def check_scoring(client: ApiClient, probe: Request) -> None:
-    answer = await client.answer(probe)
+    completion = await client.complete(probe)
     if client.fatal:
         raise client.fatal
-    if answer and answer["error"]:
-        raise CotdError(f"{client.config.base_url} cannot score labels: {answer['error']}. Set strategy: chain_of_thought.")
+    if completion and completion["error"]:
+        raise CotdError(f"{client.config.base_url} cannot score labels: {completion['error']}. Set strategy: chain_of_thought.")
 
 
 def model_names(response: httpx.Response) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cotd.data.cleaning import replace_surrogates
 from cotd.teachers.requests import Request
-from cotd.teachers.store import Completion, completion
+from cotd.teachers.store import Completion, new_completion
 
 # What reading JSON that may be anything can raise.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
@@ -24,7 +24,7 @@ class Transient(Exception):
 
     Attributes:
         retry_after: seconds that the server asks to wait. rate_limited: it was a rate limit, or the server says when to come
-            again, so that the request itself was not tried. answered: a response came. paid: one was, or may have been,
+            again, so that the request itself was not tried. responded: a response came. paid: one was, or may have been,
             written: the server had the request.
     """
 
@@ -33,11 +33,11 @@ class Transient(Exception):
         reason: str,
         retry_after: float | None = None,
         rate_limited: bool = False,
-        answered: bool = False,
+        responded: bool = False,
         paid: bool = False,
     ):
         super().__init__(reason)
-        self.retry_after, self.rate_limited, self.answered, self.paid = retry_after, rate_limited, answered, answered or paid
+        self.retry_after, self.rate_limited, self.responded, self.paid = retry_after, rate_limited, responded, responded or paid
 
 
 class Refused(Exception):
@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 class TeacherRefused(Exception):
-    """The teacher, or a filter of what it writes, will not answer a request."""
+    """The teacher, or a filter of what it writes, will not complete a request."""
 
 
 class NoLogprobs(Exception):
@@ -103,16 +103,18 @@ def read_completion(request: Request, content: Any, chat: bool, usage: Usage, co
         raise TeacherRefused("the endpoint's content filter refused")
     tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
     if words := request.sampling.get("label_words"):
-        return completion(request.key, text=text, label_logprobs=label_logprobs(choice, words), finish_reason="stop", **tokens)
+        return new_completion(
+            request.key, text=text, label_logprobs=label_logprobs(choice, words), finish_reason="stop", **tokens
+        )
     if not text.strip():
         if finish_reason == "length":
-            raise CutOff("the token limit was reached before anything was answered")
-        raise Transient("an empty response", answered=True)
+            raise CutOff("the token limit was reached before anything was written")
+        raise Transient("an empty response", responded=True)
     if not has_form(text, request.sampling.get("structured_outputs", {})):
         if finish_reason == "length":
             raise CutOff("the response is cut off by the token limit before it has the form asked for")
-        raise Transient("the response does not have the form asked for", answered=True)
-    return completion(request.key, text=text, finish_reason=finish_reason, **tokens)
+        raise Transient("the response does not have the form asked for", responded=True)
+    return new_completion(request.key, text=text, finish_reason=finish_reason, **tokens)
 
 
 def label_logprobs(choice: dict[str, Any], words: list[str]) -> list[float]:
@@ -123,7 +125,7 @@ def label_logprobs(choice: dict[str, Any], words: list[str]) -> list[float]:
     logprobs = {str(token): float(logprob) for token, logprob in top[0].items() if math.isfinite(float(logprob))}
     by_word = [label_logprob(word, logprobs, [w for w in words if w != word]) for word in words]
     if all(logprob is None for logprob in by_word):
-        raise Transient("no label word is among the likeliest tokens", answered=True)
+        raise Transient("no label word is among the likeliest tokens", responded=True)
     return [min(logprobs.values()) if logprob is None else logprob for logprob in by_word]
 
 

@@ -1,4 +1,4 @@
-"""In-process engines that die: the rows beside the one that they die of are answered all the same."""
+"""In-process engines that die: the rows beside the one that they die of are completed all the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from cotd.errors import CotdError
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.requests import Request
-from cotd.teachers.store import REFUSED_REASON, completion
+from cotd.teachers.store import REFUSED_REASON, new_completion
 from pipelines.annotate.engines.choose import teacher_engine
 from pipelines.annotate.engines.in_process import reason_of
 from pipelines.cluster.session import ray_session
@@ -25,7 +25,7 @@ def test_only_the_row_that_kills_an_engine_is_quarantined() -> None:
         def __init__(self, arguments: dict[str, Any]):
             self.clean = True
 
-        def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        def complete(self, batch: dict[str, Any]) -> dict[str, list[str]]:
             assert self.clean, "after an error that nobody expected an engine is not asked again"
             for prompt in batch["prompt"]:
                 if "deadly" in prompt:
@@ -33,7 +33,11 @@ def test_only_the_row_that_kills_an_engine_is_quarantined() -> None:
                 if "odd" in prompt:
                     self.clean = False
                     raise RuntimeError("CUDA error: an illegal memory access\nand a long trace")
-            return {"answer": [json.dumps(completion(k, text=p)) for k, p in zip(batch["key"], batch["prompt"], strict=True)]}
+            return {
+                "completion": [
+                    json.dumps(new_completion(k, text=p)) for k, p in zip(batch["key"], batch["prompt"], strict=True)
+                ]
+            }
 
     class Stillborn(Fragile):
         def __init__(self, arguments: dict[str, Any]):
@@ -44,22 +48,22 @@ def test_only_the_row_that_kills_an_engine_is_quarantined() -> None:
     config = EngineConfig(batch_size=4)
     with ray_session():
         with teacher_engine("stub", config, engine_class=Fragile) as complete:
-            answers = {a["key"]: a for batch in complete(requests.values()) for a in batch}
+            completions = {a["key"]: a for batch in complete(requests.values()) for a in batch}
         with (
             teacher_engine("stub", config, engine_class=Stillborn) as complete,
             pytest.raises(CotdError, match=r"the teacher's engine does not start: .*no such model"),
         ):
             list(complete(requests.values()))
-    assert len(answers) == 16
+    assert len(completions) == 16
     for prompt, request in requests.items():
-        answer = answers[request.key]
+        completion = completions[request.key]
         if "deadly" in prompt or "odd" in prompt:
-            assert answer["error"].startswith("the engine failed at it: ")
-            assert answer["finish_reason"] == REFUSED_REASON, "the next run's engine would die of it too"
+            assert completion["error"].startswith("the engine failed at it: ")
+            assert completion["finish_reason"] == REFUSED_REASON, "the next run's engine would die of it too"
         else:
-            assert (answer["text"], answer["error"]) == (prompt, None)
+            assert (completion["text"], completion["error"]) == (prompt, None)
     odd = next(r for p, r in requests.items() if "odd" in p)
-    assert answers[odd.key]["error"].endswith("RuntimeError: CUDA error: an illegal memory access")
+    assert completions[odd.key]["error"].endswith("RuntimeError: CUDA error: an illegal memory access")
 
 
 @pytest.mark.integration

@@ -30,14 +30,14 @@ BLOCK = 16
 
 
 class NotedEngine(StubEngine):
-    """Takes a second for fifty rows, and notes the keys of what it answers in the file that the variable KEYS names."""
+    """Takes a second for fifty rows, and notes the keys of what it completes in the file that the variable KEYS names."""
 
     SECONDS_A_ROW = 0.02
 
-    def answer(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def complete(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         with open(os.environ["KEYS"], "a") as file:
             file.write("".join(f"{key}\n" for key in batch["key"]))
-        return super().answer(batch)
+        return super().complete(batch)
 
 
 def run(config: StudyConfig, engine: type, replicas: int = 1) -> dict[str, Any]:

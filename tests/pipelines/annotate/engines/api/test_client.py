@@ -34,7 +34,7 @@ def test_an_endpoint_annotates(study: MakeStudy, provider: Provider) -> None:
     assert again["digest"] == summary["digest"]
 
 
-QUICK = ["teacher.api.timeout_seconds=2"]  # for what never answers; a busy machine may take a second over the rest
+QUICK = ["teacher.api.timeout_seconds=2"]  # for what never responds; a busy machine may take a second over the rest
 PASSING = [
     "429", "429_seconds", "429_date", "500", "hang", "truncated", "malformed", "no_choices", "odd", "not_gzip", "empty", "prose",
     "deep", "deep_text", "429_no_such_year",
@@ -44,7 +44,7 @@ PASSING = [
 @pytest.mark.parametrize("fault", PASSING)
 @pytest.mark.integration
 def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault: str) -> None:
-    """Every fourth example fails at its first try; in the end nothing is missing and no row has another's answer."""
+    """Every fourth example fails at its first try; in the end nothing is missing and no row has another's completion."""
     server = provider[0]
     server.fault = lambda prompt, tries: fault if tries == 0 and int(number_of(prompt)) % 4 == 0 else None
     config = study(*QUICK) if fault == "hang" else study()
@@ -63,7 +63,7 @@ def test_what_passes_is_tried_again(study: MakeStudy, provider: Provider, fault:
         ("refusal", "the teacher refused: I cannot help with that.", 1),
         ("filtered", "the endpoint's content filter refused", 1),
         ("length", "the response is cut off by the token limit before it has the form asked for", 1),
-        ("thought_only", "the token limit was reached before anything was answered", 1),
+        ("thought_only", "the token limit was reached before anything was written", 1),
         ("400", "HTTP 400: bad request, key Bearer [key]", 1),
         ("500", "HTTP 500: <html>out of order</html>", 3),
         ("half_pair", "HTTP 400: half \ufffd a pair", 1),
@@ -138,7 +138,7 @@ def test_a_server_that_goes_away_does_not_quarantine_the_rest(study: MakeStudy, 
         annotate(study("teacher.api.retries=0"), yes=True)
 
 
-def test_a_token_limit_that_cuts_every_answer_ends_the_run(study: MakeStudy, provider: Provider) -> None:
+def test_a_token_limit_that_cuts_every_completion_ends_the_run(study: MakeStudy, provider: Provider) -> None:
     server = provider[0]
     server.fault = lambda prompt, tries: "length"
     with pytest.raises(CotdError, match=r"the last 32 .* cut off by the token limit .* Raise teacher\.max_rationale_tokens"):
@@ -170,7 +170,7 @@ def test_a_teacher_that_refused_everything_is_an_error_again(study: MakeStudy, p
 
 
 def test_an_unreadable_response_does_not_affect_other_rows(study: MakeStudy, provider: Provider, monkeypatch: Any) -> None:
-    """Whatever else may go wrong with one answer: those beside it are kept."""
+    """Whatever else may go wrong with one completion: those beside it are kept."""
     real = pipelines.annotate.engines.api.endpoint.read_completion
 
     def breaks(request: Request, *rest: Any) -> Any:
