@@ -115,8 +115,8 @@ def fill(template: str, names: Iterable[str], values: Iterable[str]) -> str:
 
 
 def typo(text: str) -> str:
-    """A text with two neighbouring letters in the middle of its longest word swapped."""
-    word = max(re.findall(r"\w+", text), key=len)
+    """A text with two neighbouring letters in the middle of its longest word swapped; not of a field's name, as in `premise:`."""
+    word = max(re.findall(r"\w+(?![\w:])", text), key=len)
     at = next((i for i in range(len(word) // 2, len(word)) if word[i] != word[i - 1]), len(word) // 2)
     return text.replace(word, word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :], 1)
 

@@ -10,10 +10,11 @@ import pytest
 
 from cotd.cli.app import main
 from cotd.errors import CotdError
-from cotd.evaluation.checklist import check_behaviour, contract, load_checklist, typo
+from cotd.evaluation.checklist import check_behaviour, contract, load_checklist, make_cases, typo
 from cotd.students.base_models import load_base
 from cotd.students.student import Prediction, Student
 from cotd.tasks.base import Task
+from cotd.tasks.registry import get_task
 from tests.tasks import SENTIMENT
 
 CHECKLIST = load_checklist(SENTIMENT)
@@ -69,6 +70,23 @@ def test_texts_are_changed_and_still_readable() -> None:
     assert typo("A warm and lovely film.") == "A warm and loevly film."
     assert sum(contracted(r) != r for r in TEXTS) == len(TEXTS)
     assert all(typo(r) != r for r in TEXTS)
+
+
+@pytest.mark.parametrize("name", ["sentiment", "nli"])
+def test_every_test_has_cases_and_a_label_of_its_task(name: str) -> None:
+    task = get_task(name)
+    checklist = load_checklist(task)
+    for test in checklist["tests"]:
+        cases = make_cases(test, checklist["texts"], checklist["contractions"])
+        assert len(cases) >= 10, test["name"]
+        assert test.get("label", task.labels[0]) in task.labels
+        assert all(case.text != case.original for case in cases)
+        if name == "nli":
+            assert all(case.text.startswith("premise: ") and " hypothesis: " in case.text for case in cases)
+
+
+def test_a_typo_leaves_the_names_of_fields() -> None:
+    assert typo("premise: A boy sings. hypothesis: He hums.") == "premise: A boy snigs. hypothesis: He hums."
 
 
 def test_another_task_has_no_such_tests() -> None:
