@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cotd.data.examples import select_fraction
-from cotd.evaluation.statistics import accuracy_metrics
+from cotd.evaluation.statistics import accuracy_metrics, group_codes
 from cotd.tasks.base import Task
 
 # Inverse regularisation strengths; the best on validation is kept.
@@ -38,7 +38,7 @@ def majority(examples: pd.DataFrame, task: Task) -> dict[str, Any]:
         name = "most common position"
     train, validation, test = (answers[labelled["split"] == split] for split in ("train", "validation", "test"))
     label = str((train if len(train) else validation).mode()[0])
-    return {"label": label, "name": name, **accuracy_metrics((test == label).to_numpy())}
+    return {"label": label, "name": name, **accuracy_metrics((test == label).to_numpy(), groups_of(examples.loc[test.index]))}
 
 
 def tfidf_baseline(examples: pd.DataFrame, task: Task, fraction: float) -> dict[str, Any] | None:
@@ -72,7 +72,12 @@ def tfidf_baseline(examples: pd.DataFrame, task: Task, fraction: float) -> dict[
     models = [LogisticRegression(C=c, max_iter=1000).fit(x, train["label"]) for c in STRENGTHS]
     best = max(models, key=lambda m: float(np.mean(m.predict(x_validation) == validation["label"])))
     correct = best.predict(vectors.transform(test["text"])) == test["label"].to_numpy()
-    return {"name": REGRESSION, "fraction": fraction, **accuracy_metrics(correct), "train_examples": len(train)}
+    return {
+        "name": REGRESSION,
+        "fraction": fraction,
+        **accuracy_metrics(correct, groups_of(test)),
+        "train_examples": len(train),
+    }
 
 
 def most_similar(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
@@ -85,7 +90,12 @@ def most_similar(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
     similarity = np.asarray(vectors.transform(options).multiply(x[rows]).sum(axis=1)).ravel()  # vectors have length 1
     ends = np.cumsum(np.bincount(rows))
     chosen = [own[int(np.argmax(part))] for own, part in zip(test["choices"], np.split(similarity, ends[:-1]), strict=True)]
-    return accuracy_metrics(np.array(chosen) == test["label"].to_numpy())
+    return accuracy_metrics(np.array(chosen) == test["label"].to_numpy(), groups_of(test))
+
+
+def groups_of(examples: pd.DataFrame) -> np.ndarray | None:
+    """The numbers of the examples' groups, see `group_codes`."""
+    return group_codes(examples.get("group"))
 
 
 def vectorizer(texts: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from cotd.evaluation.statistics import (
+    by_group,
     detectable_difference,
     holm,
     mcnemar,
@@ -31,7 +32,7 @@ class Comparison:
     Attributes:
         difference, low, high: mean over rows and seeds, with a 95 % interval that bootstraps rows and seeds (rows alone if
             both have one seed); in [-1, 1].
-        p_value: of `test`: "McNemar" if both have one seed, else "permutation" of the rows' signs.
+        p_value: of `test`: "McNemar" if both have one seed and rows no groups, else "permutation" of the rows' signs.
         p_holm: corrected for all comparisons made together.
         detectable: the smallest difference this test finds with 80 % power at 5 %, given how often the two disagree;
             `detectable_holm` with the strictest level of Holm's correction.
@@ -63,12 +64,16 @@ def draws_for(comparisons: int) -> int:
     return max(MIN_DRAWS, 100 * comparisons)
 
 
-def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Comparison]:
+def compare(
+    correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], groups: np.ndarray | None = None
+) -> list[Comparison]:
     """Compares sets of students pairwise.
 
     Args:
         correct: booleans of shape (students, rows): whether each got each test row right.
         pairs: for each comparison, the indices of A's students (its seeds) and of B's.
+        groups: of the rows, see `group_codes`: they are what is drawn and what changes sign, and no test is McNemar's, which
+            takes rows to be independent.
 
     Returns:
         One Comparison a pair, in their order.
@@ -76,13 +81,13 @@ def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[i
     if not pairs:
         return []
     rows = correct.shape[1]
-    accuracies = resampled_accuracies(correct)
+    accuracies = resampled_accuracies(correct, groups=groups)
     # Seed means times both numbers of seeds: integers, as the permutation test needs them.
     scaled = np.stack(
         [len(b) * correct[list(a)].sum(axis=0) - len(a) * correct[list(b)].sum(axis=0) for a, b in pairs]
     )  # (pairs, rows)
-    p_values = sign_flip_test(scaled, draws_for(len(pairs)))
-    single = [len(a) == len(b) == 1 for a, b in pairs]
+    p_values = sign_flip_test(scaled, draws_for(len(pairs)), groups)
+    single = [groups is None and len(a) == len(b) == 1 for a, b in pairs]
     for i, (a, b) in enumerate(pairs):
         if single[i]:
             p_values[i] = mcnemar(correct[a[0]], correct[b[0]])
@@ -90,7 +95,7 @@ def compare(correct: np.ndarray, pairs: Sequence[tuple[Sequence[int], Sequence[i
     for (a, b), one, row, p, adjusted in zip(pairs, single, scaled, p_values, holm(p_values), strict=True):
         differences = row / (len(a) * len(b))
         drawn = over_seeds(accuracies[:, list(a)], seed=1) - over_seeds(accuracies[:, list(b)], seed=2)
-        disagreement = float(np.mean(differences**2))
+        disagreement = float((by_group(differences[:, None], groups).astype(float) ** 2).sum() / rows)
         comparisons.append(
             Comparison(
                 float(differences.mean()), *percentiles(drawn), "McNemar" if one else "permutation", float(p), float(adjusted),

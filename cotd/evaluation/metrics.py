@@ -12,7 +12,7 @@ from cotd.config.model import validate_config
 from cotd.data.config import DataConfig
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
-from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error
+from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error, group_codes
 from cotd.students.student import Student
 from cotd.tasks.base import Task
 
@@ -65,7 +65,7 @@ def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapp
 
     Returns:
         Columns example_id, gold, predicted (null where the student gave no answer), score (null for free answers),
-        probability_LABEL for each label of a fixed set, truncated.
+        probability_LABEL for each label of a fixed set, truncated; group, if the examples have groups.
     """
     predicted = student.predict(list(examples["text"]), align(examples, rationales), own_choices(examples))
     table = pd.DataFrame({"example_id": examples["id"].to_list(), "gold": examples["label"].to_list()})
@@ -74,6 +74,8 @@ def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapp
     for label in student.task.labels:
         table[f"probability_{label}"] = [p.probabilities[label] for p in predicted if p.probabilities]
     table["truncated"] = [p.truncated for p in predicted]
+    if "group" in examples:
+        table["group"] = examples["group"].to_list()
     return table
 
 
@@ -95,17 +97,17 @@ def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] |
         teacher: example id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
 
     Returns:
-        accuracy with ci_low and ci_high (Wilson, 95 %) and n. For a fixed set of labels: macro_f1, roc_auc (of two labels that
-        of the positive one, of more the mean of each against the rest; absent with one class), and for each label
-        precision_LABEL (absent if it is never predicted) and recall_LABEL (absent if no example has it). Where answers are
-        chosen: expected_calibration_error; where they are free: answered, the fraction of examples with an answer. All but n
-        are in [0, 1].
+        accuracy with ci_low and ci_high (see `accuracy_interval`), n, and n_groups if examples have groups. For a fixed set of
+        labels: macro_f1, roc_auc (of two labels that of the positive one, of more the mean of each against the rest; absent
+        with one class), and for each label precision_LABEL (absent if it is never predicted) and recall_LABEL (absent if no
+        example has it). Where answers are chosen: expected_calibration_error; where they are free: answered, the fraction of
+        examples with an answer. All but n and n_groups are in [0, 1].
     """
     from sklearn.metrics import f1_score
 
     gold, predicted = (table[c].astype(object).where(table[c].notna(), None).to_numpy() for c in ("gold", "predicted"))
     correct = gold == predicted
-    metrics: dict[str, Any] = accuracy_metrics(correct)
+    metrics: dict[str, Any] = accuracy_metrics(correct, group_codes(table.get("group")))
     if is_free(task):
         metrics["answered"] = float(table["predicted"].notna().mean())
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cotd.evaluation.comparisons import Comparison, compare
-from cotd.evaluation.statistics import mcnemar
+from cotd.evaluation.statistics import group_codes, mcnemar
 from cotd.training.methods import METHODS, Method
 from cotd.training.trial import MULTITASK_SETTINGS
 from pipelines.report.formatting import variant_of
@@ -25,7 +25,8 @@ def compare_methods(results: Results, groups: list[Group]) -> list[dict[str, Any
     Returns:
         Comparisons as `report.json` lists them: `a`, `b`, `size`, `model`, `fraction_a`, `fraction_b` (`fraction` where they
         are the same), `seeds_a`, `seeds_b`, the fields of `cotd.evaluation.comparisons.Comparison`, `verdict`, and `by_seed`:
-        McNemar's p-value for each seed that both have, uncorrected. All of them are corrected together.
+        McNemar's p-value for each seed that both have, uncorrected (none where test examples are in groups). All comparisons are
+        corrected together.
     """
     claimed = {(c.better, c.worse) for c in CLAIMS}
     pairs = [
@@ -64,14 +65,19 @@ def compare_with_teacher(results: Results, groups: list[Group]) -> list[dict[str
     if not annotated.any():
         return []
     correct = np.vstack([results.correct[:, annotated], results.teacher_correct[None, annotated].astype(bool)])
-    compared = compare(correct, [(g["trials"], [len(correct) - 1]) for g in groups])
+    compared = compare(correct, [(g["trials"], [len(correct) - 1]) for g in groups], groups_among(results, annotated))
     teacher = {"method": "teacher", "setting": "", "seeds": 1}
     return [entry(g, teacher | {"fraction": g["fraction"]}, c) for g, c in zip(groups, compared, strict=True)]
 
 
+def groups_among(results: Results, chosen: np.ndarray) -> np.ndarray | None:
+    """The numbers of the groups of some test examples, see `Results.groups`."""
+    return None if results.groups is None else group_codes(results.groups[chosen])
+
+
 def compare_groups(results: Results, pairs: Pairs) -> list[dict[str, Any]]:
     """The entries of pairs of groups, corrected together."""
-    compared = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs])
+    compared = compare(results.correct, [(a["trials"], b["trials"]) for a, b in pairs], results.groups)
     return [entry(a, b, c) | {"by_seed": by_seed(results, a, b)} for (a, b), c in zip(pairs, compared, strict=True)]
 
 
@@ -116,7 +122,9 @@ def entry(a: Group, b: Group, comparison: Comparison) -> dict[str, Any]:
 
 
 def by_seed(results: Results, a: Group, b: Group) -> list[dict[str, Any]]:
-    """McNemar's test for each seed that both groups have."""
+    """McNemar's test for each seed that both groups have; none where examples are in groups: it takes them to be independent."""
+    if results.groups is not None:
+        return []
     rows_a, rows_b = ({results.trials[i]["seed"]: results.correct[i] for i in group["trials"]} for group in (a, b))
     return [{"seed": s, "p_value": mcnemar(row, rows_b[s])} for s, row in rows_a.items() if s in rows_b]
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cotd.data.cleaning import clean_text
 from cotd.evaluation.metrics import predictions_table, score_predictions
+from cotd.evaluation.statistics import group_codes
 from cotd.progress import track
 from cotd.storage.working_copy import copy_of
 from cotd.students.base_models import CARD, model_digest, resolve_model
@@ -76,7 +77,10 @@ def transfer_results(plan: Plan, results: Results, examples: pd.DataFrame, folde
         notes.append(
             f"Students of {methods} are left out: they read the teacher's rationales, which these examples do not have."
         )
-    return replace(results, gold=gold, trials=entries, correct=stack(rows, gold), teacher_correct=None, notes=notes)
+    groups = group_codes(examples.get("group"))
+    return replace(
+        results, gold=gold, trials=entries, correct=stack(rows, gold), teacher_correct=None, notes=notes, groups=groups
+    )
 
 
 def base_scores(plan: Plan, results: Results, examples: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:

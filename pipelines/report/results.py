@@ -14,7 +14,7 @@ import pandas as pd
 from cotd.data.examples import select_fraction
 from cotd.errors import CotdError
 from cotd.evaluation.baselines import majority, tfidf_baseline
-from cotd.evaluation.statistics import accuracy_interval, over_seeds, percentiles, resampled_accuracies
+from cotd.evaluation.statistics import accuracy_interval, group_codes, over_seeds, percentiles, resampled_accuracies
 from cotd.storage.tracking_store import attempt
 from cotd.study.config import StudyConfig
 from cotd.study.grid import GridConfig
@@ -38,6 +38,7 @@ class Results:
 
     Attributes:
         gold: test example id → gold label.
+        groups: the numbers of the test examples' groups, see `group_codes`; None if they have none.
         trials: one entry a finished trial, as in `report.json`, by size, method and fraction.
         correct: booleans of shape (trials, test examples), in the order of `trials` and `gold`.
         teacher_correct: 1.0 where the teacher's label is right, 0.0 where it is wrong or missing, NaN where the teacher did not
@@ -54,6 +55,7 @@ class Results:
     missing: list[dict[str, str]]
     notes: list[str]
     given_up: int = 0
+    groups: np.ndarray | None = None
 
 
 def plan_so_far(config: StudyConfig) -> tuple[Plan, list[str]]:
@@ -86,7 +88,8 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
         CotdError: nothing is done, and there is no teacher to report either.
     """
     examples = pd.read_parquet(plan.examples)
-    gold = labelled_test(examples).set_index("id")["label"]
+    tested = labelled_test(examples)
+    gold = tested.set_index("id")["label"]
     tokens = teacher_tokens(plan, examples)
     sizes, methods = list(plan.config.sizes), list(METHODS)
     trials, rows, missing, given_up = [], [], [], 0
@@ -113,7 +116,7 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
             *(f"{m['title']}: {m['state']}: {m['why']}" for m in missing if m["state"] != "not started"),
         )
     notes = notes + log_runs(plan, trials)
-    return Results(gold, trials, stack(rows, gold), teacher_correct, missing, notes, given_up)
+    return Results(gold, trials, stack(rows, gold), teacher_correct, missing, notes, given_up, group_codes(tested.get("group")))
 
 
 def labelled_test(examples: pd.DataFrame) -> pd.DataFrame:
@@ -224,12 +227,12 @@ def group_trials(results: Results) -> list[Group]:
     for i, trial in enumerate(results.trials):
         setting = ", ".join(f"{key} {value}" for key, value in trial["settings"].items())
         members[trial["size"], trial["method"], setting, trial["fraction"]].append(i)
-    accuracies = resampled_accuracies(results.correct)
+    accuracies = resampled_accuracies(results.correct, groups=results.groups)
     groups = []
     for (size, method, setting, fraction), indices in members.items():
         trials = pd.DataFrame([results.trials[i] for i in indices])
         if len(indices) == 1:
-            accuracy, low, high = accuracy_interval(results.correct[indices[0]])
+            accuracy, low, high = accuracy_interval(results.correct[indices[0]], groups=results.groups)
         else:
             accuracy = float(results.correct[indices].mean())
             low, high = percentiles(over_seeds(accuracies[:, indices]))

@@ -36,6 +36,19 @@ def test_single_seeds_have_mcnemars_p_value() -> None:
     assert (c.test, c.p_value, c.p_holm) == ("McNemar", mcnemar(*correct), mcnemar(*correct))
 
 
+def test_rows_in_groups_are_compared_by_group() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 20)
+    better = rng.random(30) < 0.2  # groups where the first is right and the second wrong, all rows of them
+    correct = np.stack([np.ones(600, bool), ~better[groups]])
+    (by_row,), (by_group,) = compare(correct, [([0], [1])]), compare(correct, [([0], [1])], groups)
+    assert (by_row.test, by_group.test) == ("McNemar", "permutation")
+    assert by_group.difference == pytest.approx(by_row.difference)
+    assert by_group.p_value > 1000 * by_row.p_value
+    assert by_group.high - by_group.low > 2 * (by_row.high - by_row.low)
+    assert by_group.detectable > 2 * by_row.detectable
+
+
 def test_a_lucky_seed_makes_no_claim() -> None:
     """The mean is better on these rows beyond chance, but two of three trainings are not."""
     correct = students(0.70, 0.70, 0.85, 0.70, 0.70, 0.70, apart=0.02)

@@ -11,6 +11,7 @@ from cotd.evaluation.statistics import (
     accuracy_interval,
     detectable_difference,
     expected_calibration_error,
+    group_codes,
     holm,
     mcnemar,
     over_seeds,
@@ -46,6 +47,62 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     low_apart, high_apart = percentiles(over_seeds(resampled_accuracies(apart)))
     assert high_apart - low_apart > 1.5 * (high - low)
     assert percentiles(over_seeds(resampled_accuracies(apart))) == (low_apart, high_apart)
+
+
+def alike_within_groups(rng: np.random.Generator, groups: np.ndarray, p: float = 0.8) -> np.ndarray:
+    """Rows right or wrong with their whole group, but for a tenth of them."""
+    of_group = rng.random(groups.max() + 1) < p
+    return np.where(rng.random(len(groups)) < 0.9, of_group[groups], rng.random(len(groups)) < p)
+
+
+def test_rows_of_a_group_that_are_alike_widen_every_interval() -> None:
+    groups = np.repeat(np.arange(50), 10)
+    correct = alike_within_groups(np.random.default_rng(0), groups)
+    widths = []
+    for some in (None, groups):
+        _, low, high = accuracy_interval(correct, groups=some)
+        widths.append([high - low, np.ptp(percentiles(resampled_accuracies(correct[None], groups=some)[:, 0]))])
+    (wilson, drawn), (grouped_wilson, grouped_drawn) = widths
+    assert grouped_wilson > 2 * wilson
+    assert grouped_drawn > 2 * drawn
+    assert grouped_wilson == pytest.approx(grouped_drawn, rel=0.15), "the two ways agree"
+
+
+def test_groups_that_tell_nothing_change_little_and_few_groups_count_as_few_rows() -> None:
+    rng = np.random.default_rng(1)
+    rows, groups = rng.random(1000) < 0.8, np.repeat(np.arange(200), 5)
+    assert np.ptp(accuracy_interval(rows, groups=groups)[1:]) == pytest.approx(np.ptp(accuracy_interval(rows)[1:]), rel=0.1)
+    three = np.repeat(np.arange(3), [300, 300, 400])
+    low, high = accuracy_interval(rows, groups=three)[1:]
+    assert high - low > 0.5
+    assert 0 < accuracy_interval(np.ones(1000, bool), groups=groups)[1] < accuracy_interval(np.ones(1000, bool))[1]
+
+
+def test_the_interval_over_groups_holds_the_truth_nineteen_times_in_twenty() -> None:
+    held = {"groups": 0, "rows": 0}
+    for seed in range(200):
+        groups = np.repeat(np.arange(60), 5)
+        correct = alike_within_groups(np.random.default_rng(seed), groups)
+        for name, some in (("groups", groups), ("rows", None)):
+            _, low, high = accuracy_interval(correct, groups=some)
+            held[name] += low <= 0.8 <= high
+    assert held["groups"] >= 180
+    assert held["rows"] < 160, "as if rows were independent it is far too narrow"
+
+
+def test_rows_without_a_group_are_groups_of_their_own() -> None:
+    codes = group_codes(["a", None, "b", "a", float("nan")])
+    assert codes is not None
+    assert codes[0] == codes[3]
+    assert sorted(codes) == [0, 0, 1, 2, 3]
+    assert group_codes(["a", "b", None]) is None
+    assert group_codes(None) is None
+
+
+def test_signs_are_flipped_by_group() -> None:
+    groups = np.repeat(np.arange(5), 20)
+    (p,) = sign_flip_test(np.ones((1, 100)), draws=4000, groups=groups)
+    assert p == pytest.approx(2 / 2**5, abs=0.02), "five signs, of which two ways are as far from zero"
 
 
 def test_mcnemar_by_hand() -> None:
