@@ -9,6 +9,7 @@ from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from pipelines.annotate.files import read_rationales, read_teacher_test
 from pipelines.sweep.plan import plan_study
+from pipelines.sweep.vocabulary import check_vocabulary
 
 
 @sync_study
@@ -31,6 +32,7 @@ def train(config: StudyConfig) -> TrialFolder:
     folder = plan.folder(trial)
     if folder.done:
         return folder
+    check_vocabulary(plan, [trial])
     folder.write_trial(trial, config.model_dump())
     seen = 0
     with track(trial.title, trial.training.steps, "steps") as advance:

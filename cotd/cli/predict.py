@@ -132,6 +132,7 @@ def prediction_line(row: dict[str, Any]) -> str:
 def local_student(student: str, rationale: bool, store: str) -> Predict:
     """The student, loaded into this process."""
     from cotd.students.student import Student
+    from cotd.students.vocabulary import unread_warning
 
     check_student(student, store)
     model = Student.load(student)
@@ -142,6 +143,8 @@ def local_student(student: str, rationale: bool, store: str) -> Predict:
         if choices and not model.task.needs_choices:
             raise CotdError(f"the task '{model.task.name}' is {model.task.kind}: leave out --option.")
         predictions = model.predict(examples, choices=choices)
+        if warning := unread_warning(model.tokenizer, model.rendered(examples, choices)):
+            say(f"warning: {warning}")
         rationales = model.explain(examples, choices) if rationale else [None] * len(examples)
         return [{**asdict(p), "rationale": why} for p, why in zip(predictions, rationales, strict=True)]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cotd.data.cleaning import clean_text
 from cotd.data.truncation import Truncation, tail_length
 from cotd.errors import CotdError
 from cotd.students.backends.choose import make_backend
@@ -214,7 +215,8 @@ class Student:
 
     def candidates(self, choices: Sequence[str]) -> list[list[int]]:
         """The targets of a text's own options."""
-        return self.backend.targets([self.task.verbalize(option) for option in choices], not self.rationale_before_label)
+        words = [self.task.verbalize(clean_text(option)) for option in choices]
+        return self.backend.targets(words, not self.rationale_before_label)
 
     def written_answers(
         self,
@@ -244,7 +246,7 @@ class Student:
                 f"each text of the task '{self.task.name}' has its own options, and {len(choices or [])} lists of them came with "
                 f"{len(texts)} texts. Give the options of each text as choices."
             )
-        rendered = [self.task.render(text, own) for text, own in zip(texts, each_or_none(choices, len(texts)), strict=True)]
+        rendered = self.rendered(texts, choices)
         if not self.rationale_as_input:
             if rationales is not None:
                 raise CotdError("this student reads no rationales. Give it texts alone.")
@@ -309,9 +311,14 @@ class Student:
 
     def inputs_to_explain(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None) -> list[str]:
         """What is read to write rationales: no student that writes them reads others."""
-        if self.rationale_as_input:
-            return [self.task.render(text, own) for text, own in zip(texts, each_or_none(choices, len(texts)), strict=True)]
-        return self.inputs(texts, None, choices)
+        return self.rendered(texts, choices) if self.rationale_as_input else self.inputs(texts, None, choices)
+
+    def rendered(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None) -> list[str]:
+        """The texts with their options, cleaned as those are that students learn from."""
+        return [
+            self.task.render(clean_text(text), own and [clean_text(option) for option in own])
+            for text, own in zip(texts, each_or_none(choices, len(texts)), strict=True)
+        ]
 
     def require_writing(self) -> None:
         """Raises a CotdError if the student's model cannot write."""

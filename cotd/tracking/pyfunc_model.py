@@ -9,7 +9,10 @@ import pandas as pd
 
 
 class StudentModel(mlflow.pyfunc.PythonModel):
-    """Texts in, a frame with `label`, `score` and `truncated` out; a student that reads rationales has them in `rationale`."""
+    """Texts in, a frame with `label`, `score` and `truncated` out, all null for a text that is missing.
+
+    The options of a text are in `choices`, and the rationale, for a student that reads one, in `rationale`.
+    """
 
     def load_context(self, context: Any) -> None:
         from cotd.students.student import Student
@@ -23,9 +26,18 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         column = "text" if "text" in frame else 0
         if column not in frame:
             raise ValueError(f"no column 'text' in {list(frame.columns)}; give a list of texts or a frame with that column.")
-        read = self.student.rationale_as_input and "rationale" in frame
-        predictions = self.student.predict([str(t) for t in frame[column]], list(frame["rationale"]) if read else None)
-        return pd.DataFrame([{"label": p.label, "score": p.score, "truncated": p.truncated} for p in predictions])
+        texts = dict(enumerate(frame[column]))
+        texts = {i: text for i, text in texts.items() if isinstance(text, str) and text.strip()}  # MLflow fills in None and NaN
+        given = frame.iloc[list(texts)]
+        wanted = {
+            "rationales": ("rationale", self.student.rationale_as_input),
+            "choices": ("choices", self.student.task.needs_choices),
+        }
+        inputs: dict[str, Any] = {key: list(given[name]) for key, (name, read) in wanted.items() if read and name in given}
+        predicted = dict(zip(texts, self.student.predict(list(texts.values()), **inputs), strict=True))
+        nothing = {"label": None, "score": None, "truncated": None}
+        rows = [{k: getattr(predicted[i], k) for k in nothing} if i in predicted else nothing for i in range(len(frame))]
+        return pd.DataFrame(rows, columns=list(nothing), dtype=object if len(texts) < len(frame) else None)
 
 
 mlflow.models.set_model(StudentModel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +91,18 @@ def logged_student(client: Any, run_id: str) -> str | None:
     return f"models:/{models[-1].model_id}" if models else None
 
 
-def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_as_input: bool = False) -> None:
+def log_student(run_id: str, directory: Path, params: dict[str, Any], reads: Sequence[str] = ()) -> None:
     """Logs a student's folder as a pyfunc model of a run, as code and safetensors: nothing is pickled.
 
     Args:
         params: what the student was trained with.
-        rationale_as_input: whether it takes the teacher's rationale with each text.
+        reads: what it takes with each text: "rationale" (the teacher's), "choices" (the text's own options).
     """
     import mlflow
     import pandas as pd
 
-    example = pd.DataFrame({"text": ["A warm and funny film."]})
-    if rationale_as_input:
-        example["rationale"] = ["The reviewer finds the film warm and funny."]
+    given = {"rationale": "The reviewer finds the film warm and funny.", "choices": ["warm and funny", "cold and dull"]}
+    example = pd.DataFrame([{"text": "A warm and funny film.", **{name: given[name] for name in reads}}])
     # MLflow writes a hint about type hints, whatever the warning filters are; errors are raised, not written.
     with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
@@ -111,7 +111,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_
             artifacts={"student": str(directory)},
             code_paths=[str(COTD)],  # cotd itself: it is on no package index
             pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],
-            signature=student_signature(rationale_as_input),
+            signature=student_signature(reads),
             input_example=example,
             params=params,
             model_type="student",
@@ -119,17 +119,22 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], rationale_
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
 
-def student_signature(rationale_as_input: bool) -> Any:
+def student_signature(reads: Sequence[str] = ()) -> Any:
     """MLflow's signature of a student: texts in; `label`, `score` in [0, 1] and `truncated` out.
 
-    Texts have no column name unless rationales come with them: MLflow refuses a list of texts if one is named.
+    Texts have no column name unless something comes with them: MLflow refuses a list of texts if one is named.
+
+    Args:
+        reads: see `log_student`.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
 
-    names = ("text", "rationale") if rationale_as_input else (None,)
+    kinds = {"text": DataType.string, "rationale": DataType.string, "choices": Array(DataType.string)}
+    named = [ColSpec(kinds[name], name) for name in ("text", *reads)]
     outputs = {"label": DataType.string, "score": DataType.double, "truncated": DataType.boolean}
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, name) for name in names]),
+        inputs=Schema(named if reads else [ColSpec(DataType.string)]),
         outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
     )

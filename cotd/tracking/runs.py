@@ -11,6 +11,7 @@ from cotd.errors import CotdError
 from cotd.storage.tracking_store import SQLITE, friendly_errors, open_store
 from cotd.storage.working_copy import copy_of
 from cotd.study.config import StudyConfig
+from cotd.tasks.registry import parse_task
 from cotd.tracking.annotations import annotation_metrics, reliability_figure
 from cotd.tracking.datasets import StudyDatasets
 from cotd.tracking.registry import Registry, log_student, logged_student
@@ -221,7 +222,9 @@ class StudyTracker:
             if self.config.remote:
                 copy_of(self.config.remote, self.config.directory).pull(f"trials/{trial.id}/student")
             if folder.student.is_dir():
-                log_student(run_id, folder.student, trial_params(trial), METHODS[trial.method].rationale_as_input)
+                reads = ["rationale"] * METHODS[trial.method].rationale_as_input
+                reads += ["choices"] * parse_task(trial.task).needs_choices
+                log_student(run_id, folder.student, trial_params(trial), reads)
                 student = logged_student(self.client, run_id)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}
         self._log_metrics(run_id, values | {k: result[k] for k in RESULT_METRICS if k in result}, stamp)

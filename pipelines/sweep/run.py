@@ -31,6 +31,7 @@ from pipelines.sweep.gang_queue import GangQueue
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.search import METRIC, scheduler
 from pipelines.sweep.trial import run_trial, tune_storage
+from pipelines.sweep.vocabulary import check_vocabulary
 from pipelines.sweep.watch import TrialWatcher, error_line
 
 TUNE_ENVIRONMENT = {
@@ -89,6 +90,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
     plan = plan_study(config)
     tracker = StudyTracker(config)
     pending = plan.pending()
+    check_vocabulary(plan, pending)
     ended = plan.without(pending)
     status, behind = "KILLED", 0
     with friendly_errors(tracker.uri):

@@ -29,6 +29,9 @@ def test_versions_say_why_and_the_student_predicts(study: tuple[StudyConfig, Pla
     assert list(listed.columns) == ["label", "score", "truncated"] == model.metadata.signature.outputs.input_names()
     assert model.input_example is not None
     assert len(model.predict(model.input_example)) == 1
+    missing = model.predict(pd.DataFrame({"text": [texts[0], None, float("nan"), " "]}))
+    assert missing["label"].tolist() == [framed["label"][0], None, None, None]
+    assert missing["score"].notna().tolist() == [True, False, False, False]
     with pytest.raises(Exception, match="no column 'text'"):
         model.predict(pd.DataFrame({"id": ["r1"]}))
     logged = tracker.client.get_logged_model(model.metadata.model_id)
