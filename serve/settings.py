@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cotd.errors import CotdError
+from cotd.utils.urls import credentials_problem
 
 TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -20,7 +21,8 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """The endpoint's limits, and what it serves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Inputs stay out of errors: one may be a token where its digest was wanted.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     student: str = Field("models:/cotd-student@champion", description="models:/NAME@ALIAS, a folder, or a hub id")
     tracking_uri: str | None = Field(None, description="MLflow store that holds models:/…")
@@ -34,9 +36,29 @@ class Settings(BaseModel):
     max_queued_texts: Count = Field(1024, description="texts that wait for the runtime; more: 503 with Retry-After")
     max_queued_rationales: Count = Field(64, description="the same for rationales, which take far longer")
     poll_seconds: float = Field(10.0, ge=0, description="how often to look whether the alias has moved; 0: never")
-    token_sha256: str | None = Field(None, description="digest of the bearer token; the token itself is not passed on")
+    token_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="digest of the bearer token; the token itself is not passed on"
+    )
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None, description="names by which requests may call the endpoint, without port; others: 421. Default: any"
+    )
+    cors_origins: tuple[str, ...] = Field((), description="origins of pages that browsers let use the endpoint, or *")
     log_texts: bool = Field(False, description="write the examples themselves to the log")
-    metrics_folder: str | None = Field(None, description="where replicas of a machine share metrics and note what they serve")
+    metrics_folder: str | None = Field(
+        None, description="where replicas of a machine share metrics and note what they serve; of their user alone"
+    )
+
+    @property
+    def reserved_texts(self) -> int:
+        """How much of the queue is kept for requests of at most a batch, so that large ones do not starve them."""
+        return min(self.max_queued_texts // 4, self.max_queued_texts - self.max_texts)
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def without_credentials(cls, uri: str | None) -> str | None:
+        if uri and (problem := credentials_problem(uri)):
+            raise ValueError(problem)
+        return uri
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:

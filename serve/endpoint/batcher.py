@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import time
 from collections import deque
@@ -11,6 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+
+def equal_shares(wanted: Sequence[int], room: int) -> list[int]:
+    """How much each of at most `room` who want at least one gets: as much as any other, unless it wants less."""
+    shares = [0] * len(wanted)
+    while room and (hungry := [i for i, share in enumerate(shares) if share < wanted[i]]):
+        for i in hungry[:room]:
+            given = min(max(1, room // len(hungry)), wanted[i] - shares[i])
+            shares[i] += given
+            room -= given
+    return shares
 
 
 class QueueFull(Exception):
@@ -48,16 +60,20 @@ class Job:
 class Batcher:
     """Gathers texts into batches, which one thread computes.
 
-    An idle worker starts at once, so that a single request never waits; while it computes, the next batch gathers. A
-    request larger than a batch goes to the back of the queue after each of its batches, so that it does not hold up small
-    ones. Lives on one event loop. (`serve.batch` of Ray neither splits requests nor separates models.)
+    An idle worker starts at once, so that a single request never waits; while it computes, the next batch gathers, in which
+    every waiting request has an equal share: a large one holds up none. Lives on one event loop. (`serve.batch` of Ray neither
+    splits requests nor separates models.)
 
     Args:
         compute: (model, texts) → one result a text; called in the worker thread.
         max_batch: texts a batch.
         max_queued: texts that may wait; the batch being computed does not count.
+        reserved: how many of them only requests of at most a batch may have.
         on_batch: called with (texts, seconds) after each batch.
         on_queue: called with the number of waiting texts when it changes.
+
+    Attributes:
+        succeeded, failed: batches that were computed, and batches whose computation raised.
     """
 
     def __init__(
@@ -67,13 +83,15 @@ class Batcher:
         max_queued: int,
         on_batch: Callable[[int, float], None] = lambda texts, seconds: None,
         on_queue: Callable[[int], None] = lambda queued: None,
+        reserved: int = 0,
     ):
         self.compute = compute
         self.max_batch = max_batch
         self.max_queued = max_queued
+        self.reserved = reserved
         self.on_batch = on_batch
         self.on_queue = on_queue
-        self.queued = 0
+        self.queued = self.succeeded = self.failed = 0
         self.busy = self.closed = False
         self.computing: list[tuple[Job, Sequence[Any]]] = []
         self.jobs: deque[Job] = deque()
@@ -89,13 +107,17 @@ class Batcher:
         """
         if self.closed:
             raise Closed
-        if self.queued + len(texts) > self.max_queued:
+        if not self.has_room(len(texts)):
             raise QueueFull(self.seconds_to_empty())
         job = Job(model, texts, asyncio.get_running_loop().create_future())
         self.jobs.append(job)
         self.queued += len(texts)
         self._start()
         return await job.done
+
+    def has_room(self, texts: int) -> bool:
+        """Whether a request of so many texts fits into the queue."""
+        return self.queued + texts <= self.max_queued - (self.reserved if texts > self.max_batch else 0)
 
     def close(self) -> None:
         """Stops computing after the present batch. Every waiting request fails at once."""
@@ -112,26 +134,21 @@ class Batcher:
         return max(1, math.ceil(self.queued * self.seconds_a_text))
 
     def _gather(self) -> list[tuple[Job, Sequence[Any]]]:
-        """The next batch: parts of one or more jobs of the same model."""
-        parts: list[tuple[Job, Sequence[Any]]] = []
-        room = self.max_batch
-        other_models, unfinished = [], []
-        while self.jobs and room:
-            job = self.jobs.popleft()
+        """The next batch: equal shares of the jobs of one model, that of the oldest job."""
+        for job in self.jobs:
             if job.done.done():  # its client has disconnected, or an earlier batch of it failed
                 self.queued -= len(job.texts) - job.started
-            elif parts and job.model is not parts[0][0].model:
-                other_models.append(job)
-            else:
-                part = job.texts[job.started : job.started + room]
-                parts.append((job, part))
-                job.started += len(part)
-                room -= len(part)
-                self.queued -= len(part)
-                if job.started < len(job.texts):
-                    unfinished.append(job)
-        self.jobs.extendleft(reversed(other_models))
-        self.jobs.extend(unfinished)
+        self.jobs = deque(job for job in self.jobs if not job.done.done())
+        chosen = list(itertools.islice((job for job in self.jobs if job.model is self.jobs[0].model), self.max_batch))
+        shares = equal_shares([len(job.texts) - job.started for job in chosen], self.max_batch)
+        parts = []
+        for job, share in zip(chosen, shares, strict=True):
+            parts.append((job, job.texts[job.started : job.started + share]))
+            job.started += share
+            self.queued -= share
+        # Those that are left have had their turn: the others come first.
+        unfinished = [job for job in chosen if job.started < len(job.texts)]
+        self.jobs = deque([*(job for job in self.jobs if job not in chosen), *unfinished])
         return parts
 
     def _start(self) -> None:
@@ -151,7 +168,10 @@ class Batcher:
             return
         self._start()
         error = done.exception()
-        if error is not None:
+        if error is None:
+            self.succeeded += 1
+        else:
+            self.failed += 1
             for job, _ in parts:
                 if not job.done.done():
                     job.done.set_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,7 @@ class Champion:
     async def watch(self) -> None:
         """Looks at the alias every `poll_seconds`, and serves the student it names."""
         while True:
-            await asyncio.sleep(self.settings.poll_seconds)
+            await asyncio.sleep(self.settings.poll_seconds * random.uniform(0.75, 1.25))  # not all replicas at once
             try:
                 await self.refresh()
             except Exception:  # noqa: BLE001 - swapping must not end because of one failure

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Callable, Sequence
 from string import ascii_lowercase
 from typing import Any
 
 from cotd.students.student import Prediction
 from cotd.tasks.base import Task
-from cotd.tasks.samples import Sample
+from cotd.tasks.samples import Sample, sample_examples
+from cotd.utils.text import first_line
 from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.champion import Champion
 from serve.endpoint.metrics import Metrics
 from serve.endpoint.served import Served
 from serve.endpoint.stream import RationaleStream
+from serve.log import LOG
 from serve.settings import Settings
 
 
@@ -36,15 +40,18 @@ class Endpoint:
         self.metrics = Metrics(settings.metrics_folder)
         self.champion = Champion(settings, self.metrics)
         self.streaming = 0
-        self.labels = self._batcher("label", Served.predict, settings.max_queued_texts)
+        self.checked = 0  # batches that had been computed at the last look at this replica's health
+        self.labels = self._batcher("label", Served.predict, settings.max_queued_texts, settings.reserved_texts)
         self.rationales = self._batcher("rationale", Served.explain, settings.max_queued_rationales)
 
-    def _batcher(self, work: str, compute: Callable[[Served, list[Sample]], Sequence[Any]], max_queued: int) -> Batcher:
+    def _batcher(
+        self, work: str, compute: Callable[[Served, list[Sample]], Sequence[Any]], max_queued: int, reserved: int = 0
+    ) -> Batcher:
         def on_batch(texts: int, seconds: float) -> None:
             self.metrics.batch_texts.labels(work).observe(texts)
             self.metrics.batch_seconds.labels(work).observe(seconds)
 
-        return Batcher(compute, self.settings.max_batch, max_queued, on_batch, self.metrics.queued.labels(work).set)
+        return Batcher(compute, self.settings.max_batch, max_queued, on_batch, self.metrics.queued.labels(work).set, reserved)
 
     def close(self) -> None:
         """Stops computing; what is queued is refused."""
@@ -56,6 +63,26 @@ class Endpoint:
     def served(self) -> Served:
         """What new requests are served by."""
         return self.champion.served
+
+    async def check_health(self) -> None:
+        """Raises if the student cannot compute: an example of its own, unless batches have been computed since the last call.
+
+        An idle student that writes before it answers, which takes seconds, is asked only after a batch of it failed.
+        """
+        labels, served = self.labels, self.served
+        computed, self.checked = labels.succeeded - self.checked, labels.succeeded
+        failed, labels.failed = labels.failed, 0
+        if labels.closed or (not failed and (computed or served.student.free_answers or served.student.rationale_before_label)):
+            return
+        probe = list(sample_examples(served.student.task)[:1])
+        try:
+            (prediction,) = await asyncio.get_running_loop().run_in_executor(labels.worker, served.predict, probe)
+            if prediction.score is not None and not math.isfinite(prediction.score):
+                raise RuntimeError("a probability is not a number")
+        except Exception as error:
+            labels.failed = failed or 1  # until it has computed again
+            LOG.error("the student cannot compute: %s", first_line(error))
+            raise
 
     async def predict(self, served: Served, texts: Sequence[Sample]) -> list[Prediction]:
         """The answer to each text.

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from cotd.errors import CotdError
+
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 ALIVE = ".alive"  # suffix of the file that announces a replica
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -24,9 +26,9 @@ class Metrics:
     """
 
     def __init__(self, folder: str | None = None):
-        self.folder = Path(folder) if folder else None
+        self.folder = Path(folder).expanduser() if folder else None
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
             self._join(self.folder)
             os.environ[FOLDER_VARIABLE] = str(self.folder)  # read once, when prometheus_client is imported
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -87,6 +89,20 @@ class Metrics:
         everything = CollectorRegistry()
         MultiProcessCollector(everything, path=str(self.folder))
         return generate_latest(everything), CONTENT_TYPE_LATEST
+
+
+def make_private(folder: Path) -> None:
+    """Creates a folder that only this user can write to.
+
+    Raises:
+        CotdError: it is there and others can: they could name the student that is loaded, see `serve.endpoint.last_good`.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise CotdError(
+            f"metrics_folder: other users can write to {folder}. Name a folder of your own, or run: chmod go-w {folder}"
+        )
 
 
 def alive(pid: int) -> bool:

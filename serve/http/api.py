@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response, Security
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from cotd import __version__
@@ -22,7 +24,7 @@ from serve.endpoint.endpoint import Endpoint
 from serve.endpoint.served import Served
 from serve.endpoint.stream import RationaleStream
 from serve.http.errors import HANDLERS, Refused, documented, internal_error
-from serve.http.guard import Guard
+from serve.http.guard import REQUEST_ID, Guard
 from serve.http.invocations import read_invocation
 from serve.http.openapi import make_document
 from serve.http.pages import DOCS, page_response
@@ -39,7 +41,7 @@ from serve.schemas import (
     TextPrediction,
 )
 
-JSON_LINES = "application/x-ndjson"
+JSON_LINES, EVENTS = "application/x-ndjson", "text/event-stream"
 SHOWN_LIMITS = ("max_texts", "max_characters", "max_body_bytes", "max_queued_texts")
 
 
@@ -60,6 +62,14 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
 
     api = FastAPI(title="cotd", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, endpoint=endpoint, proxied=proxied)
+    if origins := endpoint.settings.cors_origins:  # around the guard: a browser first asks without a token
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            expose_headers=[REQUEST_ID, "Retry-After"],
+        )
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
     # For the documentation only: the guard has checked the token before.
@@ -71,7 +81,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         response_model=PredictResponse,
         response_model_exclude_unset=True,
         responses={
-            200: {"content": {JSON_LINES: {"schema": {"type": "string"}}}},
+            200: {"content": {kind: {"schema": {"type": "string"}} for kind in (JSON_LINES, EVENTS)}},
             **documented(400, 401, 408, 413, 415, 422, 500, 503),
         },
     )
@@ -79,11 +89,13 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         """Predicts one or many texts; with `"rationale": true` the student also explains.
 
         With `"stream": true` the response is JSON lines: the predictions, then `{"index", "rationale"}` with the next piece of
-        a text's rationale. A stream that fails ends with a line `{"error"}`, which has the shape of all errors.
+        a text's rationale. A stream that fails ends with a line `{"error"}`, which has the shape of all errors. With the header
+        `Accept: text/event-stream` these are server-sent events, called `predictions`, `rationale` and `error`.
         """
         served = endpoint.served
         texts = accept(endpoint, served, body, request)
-        if not body.stream:
+        as_events = EVENTS in request.headers.get("accept", "")
+        if not (body.stream or as_events):
             return await predict_whole(endpoint, served, texts, body.rationale)
         pieces = endpoint.stream_rationales(served, texts) if body.rationale else None
         try:
@@ -92,7 +104,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             if pieces:
                 pieces.close()
             raise
-        return LinesResponse(request, response, pieces)
+        return StreamResponse(request, response, pieces, as_events)
 
     @api.post(
         "/invocations",
@@ -140,14 +152,14 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
     @api.get("/readyz", responses=documented(503))
     async def readyz() -> Status:
         """Whether the queue has room for a request; if not, send requests elsewhere for a while."""
-        if endpoint.labels.queued + endpoint.settings.max_texts > endpoint.settings.max_queued_texts:
+        if not endpoint.labels.has_room(endpoint.settings.max_texts):
             raise QueueFull(endpoint.labels.seconds_to_empty())
         return Status(status="ready")
 
     @api.get("/metrics", dependencies=bearer, response_class=Response, responses=documented(401))
     async def metrics() -> Response:
         """Prometheus metrics of all replicas on this machine."""
-        content, kind = endpoint.metrics.render()
+        content, kind = await asyncio.to_thread(endpoint.metrics.render)  # reads files of all replicas
         return Response(content, media_type=kind)
 
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -252,12 +264,13 @@ def describe_task(task: Task) -> TaskResponse:
     return TaskResponse(**words, labels=list(task.labels), examples=examples)
 
 
-class LinesResponse(StreamingResponse):
-    """A streamed response: JSON lines. However it ends, its rationales' places in the queue are freed."""
+class StreamResponse(StreamingResponse):
+    """A streamed response: JSON lines, or server-sent events. However it ends, its rationales' places in the queue are freed."""
 
-    def __init__(self, request: Request, first: PredictResponse, pieces: RationaleStream | None):
-        super().__init__(self._lines(request, first, pieces), media_type=JSON_LINES)
-        self.pieces = pieces
+    def __init__(self, request: Request, first: PredictResponse, pieces: RationaleStream | None, as_events: bool):
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no proxy is to keep pieces back
+        super().__init__(self._lines(request, first, pieces), headers=headers, media_type=EVENTS if as_events else JSON_LINES)
+        self.pieces, self.as_events = pieces, as_events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
@@ -267,12 +280,17 @@ class LinesResponse(StreamingResponse):
             if self.pieces:
                 self.pieces.close()
 
+    def line(self, event: str, content: BaseModel) -> str:
+        """A piece of the response."""
+        json = content.model_dump_json(exclude_unset=True)
+        return f"event: {event}\ndata: {json}\n\n" if self.as_events else f"{json}\n"
+
     async def _lines(self, request: Request, first: PredictResponse, pieces: RationaleStream | None) -> AsyncIterator[str]:
-        yield first.model_dump_json(exclude_unset=True) + "\n"
+        yield self.line("predictions", first)
         if pieces is None:
             return
         try:
             async for index, rationale in pieces:
-                yield RationalePiece(index=index, rationale=rationale).model_dump_json() + "\n"
+                yield self.line("rationale", RationalePiece(index=index, rationale=rationale))
         except Exception as error:  # noqa: BLE001 - the status has been sent: the body is what is left to report it in
-            yield internal_error(request, error).model_dump_json() + "\n"
+            yield self.line("error", internal_error(request, error))

@@ -52,6 +52,14 @@ def unauthorized(request: Request) -> Response:
     return JSONResponse(error.model_dump(), 401, {"WWW-Authenticate": "Bearer"})
 
 
+def misdirected(request: Request) -> Response:
+    """The response to a request that calls the endpoint by a name that is not its own."""
+    message = (
+        "the request's Host is no name of this endpoint. Use its address, or allow the name: allowed_hosts (--allow-host)."
+    )
+    return JSONResponse(make_error(request, "unknown_host", message).model_dump(), 421)
+
+
 async def handle_refusal(request: Request, error: Any) -> Response:
     """Refused by the endpoint, or by the framework: an unknown route or method, or a body that is not JSON."""
     code = error.code if isinstance(error, Refused) else HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

@@ -7,6 +7,8 @@ import hmac
 import re
 import time
 import uuid
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,14 +16,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.endpoint.endpoint import Endpoint
-from serve.http.errors import Refused, unauthorized
+from serve.http.errors import Refused, misdirected, unauthorized
 from serve.log import LOG
 from serve.settings import token_sha256
 
 REQUEST_ID = "X-Request-ID"
 VALID_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 # Routes that need no token: for load balancers, browsers and readers of the documentation.
-OPEN_ROUTES = {"/", "/healthz", "/ping", "/readyz", "/docs", "/openapi.json"}
+PROBED_ROUTES = {"/healthz", "/ping", "/readyz"}  # by load balancers, which know a replica by its address alone
+OPEN_ROUTES = {"/", *PROBED_ROUTES, "/docs", "/openapi.json"}
 
 
 class Guard:
@@ -42,6 +45,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # as a GET, without its body
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         client_id = headers.get(REQUEST_ID, "")
         state = scope.setdefault("state", {})
@@ -55,12 +61,15 @@ class Guard:
                 status = message["status"]
                 if not returned_by_proxy:
                     MutableHeaders(scope=message)[REQUEST_ID] = state["request_id"]
-            await send(message)
+            await send({**message, "body": b""} if is_head and message["type"] == "http.response.body" else message)
 
+        settings, route = self.endpoint.settings, get_route_path(scope)
         self.endpoint.metrics.in_flight.inc()
         try:
             # Before the body is read: a request that is not allowed costs nothing.
-            if get_route_path(scope) in OPEN_ROUTES or has_token(self.endpoint.settings.token_sha256, headers):
+            if route not in PROBED_ROUTES and not is_allowed_host(settings.allowed_hosts, headers):
+                await misdirected(Request(scope))(scope, receive, send_with_id)
+            elif route in OPEN_ROUTES or has_token(settings.token_sha256, headers):
                 await self.app(scope, self.limited(headers, receive), send_with_id)
             else:
                 await unauthorized(Request(scope))(scope, receive, send_with_id)
@@ -102,6 +111,16 @@ class Guard:
             facts = {key: state[key] for key in ("texts", "model", "error") if key in state}
             tail = "".join(f" {key}={value}" for key, value in facts.items())
             LOG.info("%s %s %s %d %.1f ms%s", state["request_id"], scope["method"], route, status, seconds * 1000, tail)
+
+
+def is_allowed_host(allowed: Sequence[str] | None, headers: Headers) -> bool:
+    """Whether a request calls the endpoint by one of its names. A page that has its own name resolve to this machine does not."""
+    if allowed is None:
+        return True
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname in {host.strip("[]").lower() for host in allowed}
+    except ValueError:
+        return False
 
 
 def has_token(expected: str | None, headers: Headers) -> bool:

@@ -33,6 +33,18 @@ def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
         token_digest(tmp_path / "nowhere")
 
 
+def test_a_token_in_place_of_its_digest_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValidationError, match="token_sha256") as caught:
+        Settings(token_sha256=TOKEN)
+    assert TOKEN not in str(caught.value)
+
+
+def test_credentials_in_an_address_are_refused_and_not_shown() -> None:
+    with pytest.raises(ValidationError, match="the address holds credentials") as caught:
+        Settings(tracking_uri="https://me:secret@mlflow.example")
+    assert "secret" not in str(caught.value)
+
+
 def test_a_queue_must_hold_a_request() -> None:
     with pytest.raises(ValidationError, match="would always be refused"):
         Settings(max_texts=10, max_queued_texts=5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.endpoint.batcher import Batcher, Closed, QueueFull
+from serve.endpoint.batcher import Batcher, Closed, QueueFull, equal_shares
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +66,33 @@ async def test_a_large_request_does_not_hold_up_a_small_one(computer: Computer) 
     await first
     assert await small == ["zz"]
     assert await large == ["aa", "bb", "cc", "dd", "ee"]
-    assert [texts for _, texts in computer.batches] == [["first"], ["a", "b"], ["z", "c"], ["d", "e"]]
+    assert [texts for _, texts in computer.batches] == [["first"], ["a", "z"], ["b", "c"], ["d", "e"]]
+
+
+async def test_many_large_requests_do_not_starve_lone_ones(computer: Computer) -> None:
+    batcher = Batcher(computer, max_batch=4, max_queued=20, reserved=4)
+    first = await held(computer, batcher)
+    large = [asyncio.create_task(batcher.submit("m", [f"{name}{i}" for i in range(8)])) for name in "ab"]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await batcher.submit("m", [str(i) for i in range(5)])
+    lone = [asyncio.create_task(batcher.submit("m", [name])) for name in "wxyz"]
+    await asyncio.sleep(0)
+    assert batcher.queued == 20
+    computer.may_go.set()
+    await first
+    assert await asyncio.gather(*lone) == [["ww"], ["xx"], ["yy"], ["zz"]]
+    assert len(computer.batches) <= 4, "the lone texts are in the first two batches, not behind sixteen texts"
+    assert [len(results) for results in await asyncio.gather(*large)] == [8, 8]
+    assert computer.batches[1][1] == ["a0", "b0", "w", "x"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "room", "shares"),
+    [([256], 32, [32]), ([256, 1], 32, [31, 1]), ([1] * 40, 32, [1] * 32 + [0] * 8), ([2, 3], 9, [2, 3])],
+)
+def test_shares_of_a_batch(wanted: list[int], room: int, shares: list[int]) -> None:
+    assert equal_shares(wanted, room) == shares
 
 
 async def test_models_do_not_share_a_batch(computer: Computer) -> None:

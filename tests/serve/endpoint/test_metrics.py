@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from cotd.errors import CotdError
+from serve.endpoint.metrics import make_private
+
 REPLICA = """
 import sys
 from serve.endpoint.metrics import Metrics
@@ -45,3 +50,13 @@ def test_replicas_add_up_and_dead_ones_do_not_count_as_serving(tmp_path: Path) -
     assert second.scrape()[COUNTED] == 12
     assert fourth.scrape()[SERVING] == 1
     assert Replica(tmp_path).scrape()[COUNTED] == 3, "no replica was alive: it starts from zero"
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    """What is recorded there names a student that will be loaded."""
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(CotdError, match="other users can write to"):
+        make_private(shared)
+    make_private(tmp_path / "own")
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700

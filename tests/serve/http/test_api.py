@@ -90,6 +90,16 @@ def test_readiness_is_of_a_queue_that_would_take_a_request(with_endpoint: Any, s
     with_endpoint(settings.model_copy(update={"max_texts": 4, "max_queued_texts": 8}), use)
 
 
+def test_a_stream_of_server_sent_events(ask: Ask) -> None:
+    body = {"texts": TEXTS, "rationale": True}
+    lines = [json.loads(line) for line in ask({**body, "stream": True}).text.splitlines()]
+    response = ask(body, {"Accept": "text/event-stream"})
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    events = [dict(part.split(": ", 1) for part in event.split("\n")) for event in response.text.split("\n\n")[:-1]]
+    assert [event["event"] for event in events] == ["predictions"] + ["rationale"] * (len(lines) - 1)
+    assert [json.loads(event["data"]) for event in events] == lines
+
+
 def test_no_more_streams_are_taken_than_may_wait(with_endpoint: Any, settings: Settings) -> None:
     body = {"texts": ["A warm and funny film."], "rationale": True}
 

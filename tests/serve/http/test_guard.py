@@ -53,6 +53,42 @@ def test_the_token_guards_what_is_worth_guarding(with_endpoint: Any, settings: S
     with_endpoint(settings.model_copy(update={"token_sha256": token_sha256(TOKEN)}), use)
 
 
+def test_a_name_that_is_not_the_endpoints_own_is_refused(ask: Ask) -> None:
+    """A page of another site may have its name resolve to 127.0.0.1 (DNS rebinding)."""
+    own = ("localhost", "127.0.0.1", "::1")
+    for host in ("127.0.0.1:8000", "LOCALHOST", "[::1]:8000"):
+        assert ask(path="/v1/model", headers={"Host": host}, allowed_hosts=own).status_code == 200
+    for host in ("evil.example:8000", "127.0.0.1.evil.example", "[", ""):
+        answer = ask({"texts": "fine"}, headers={"Host": host}, allowed_hosts=own)
+        assert (answer.status_code, error_of(answer)["code"]) == (421, "unknown_host")
+    assert ask(path="/healthz", headers={"Host": "10.0.0.7:8000"}, allowed_hosts=own).status_code == 200
+
+
+def test_pages_of_allowed_origins_may_use_the_endpoint(with_endpoint: Any, settings: Settings) -> None:
+    async def use(client: httpx.AsyncClient, _: Endpoint) -> None:
+        preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
+            answer = await client.options("/v1/predict", headers={"Origin": origin, **preflight})
+            assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == allowed
+            answer = await client.post("/v1/predict", json={"texts": "fine"}, headers={"Origin": origin})
+            assert answer.status_code == 401
+            assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == allowed
+
+    changes = {"cors_origins": ("https://app.example",), "token_sha256": token_sha256(TOKEN)}
+    with_endpoint(settings.model_copy(update=changes), use)
+
+
+def test_heads_are_answered_as_gets_without_a_body(with_endpoint: Any, settings: Settings) -> None:
+    async def use(client: httpx.AsyncClient, _: Endpoint) -> None:
+        for path in ("/", "/healthz", "/readyz", "/ping", "/v1/model", "/metrics", "/openapi.json"):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert int(answer.headers["Content-Length"]) > 0
+        assert (await client.head("/v1/predict")).status_code == 405
+
+    with_endpoint(settings, use)
+
+
 @pytest.mark.parametrize(("given", "kept"), [("abc-123", True), ("x" * 200, False), ("a b", False), (None, False)])
 def test_request_ids_are_accepted_or_made(ask: Ask, given: str | None, kept: bool) -> None:
     made = ask(path="/healthz", headers={"X-Request-ID": given} if given else None).headers["X-Request-ID"]
