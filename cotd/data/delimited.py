@@ -6,7 +6,7 @@ import csv
 import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from cotd.progress import say
 
@@ -54,19 +54,20 @@ class Delimited:
     Args:
         name: of the file, for messages.
         preferred: the delimiter, unless another fits better.
+        warn: is told of what was decided.
 
     Raises:
         ValueError: there is no header.
     """
 
-    def __init__(self, lines: Iterable[str], name: str, preferred: str = ","):
+    def __init__(self, lines: Iterable[str], name: str, preferred: str = ",", warn: Callable[[str], None] = say):
         csv.field_size_limit(sys.maxsize)  # characters of a cell; else 131,072
-        self._lines, self._name = Lines(lines), name
+        self._lines, self._name, self._warn = Lines(lines), name, warn
         sample = list(itertools.islice(self._lines, SAMPLE_LINES))
         self._lines.give_back(sample)
         self.delimiter = find_delimiter(sample, preferred)
         if self.delimiter != preferred:
-            say(f"  {name}: cells are separated by {self.delimiter!r}")
+            warn(f"  {name}: cells are separated by {self.delimiter!r}")
         header = next((row for row, _ in self._parsed(None) if row), None)
         if header is None:
             raise ValueError("it is empty.")
@@ -89,7 +90,7 @@ class Delimited:
                 problem = f"{quoted}{len(row)} cells, but the header has {width}"
                 yield [None] * width, problem, "".join(self._taken).strip()
         if stray:
-            say(
+            self._warn(
                 f"  warning: {self._name} has {stray:,} rows with a quote that is not closed or not doubled, the first in line "
                 f"{first:,}: their quotes are read as characters"
             )

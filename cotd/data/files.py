@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -98,20 +98,31 @@ def read_file(path: str) -> Iterator[pd.DataFrame]:
     """
     (file,) = find_files(path)
     ending = file_type(file)
+    with readable(file) as binary:
+        if ending == ".parquet":
+            yield from read_parquet(binary)
+        elif ending in (".jsonl", ".json"):
+            yield from json_blocks(json_rows(binary, file))
+        else:
+            yield from read_csv(text_lines(binary, path, newline=""), path, delimiter_of(file))
+
+
+def delimiter_of(path: str) -> str:
+    """What stands between the cells of a file, by its name."""
+    return "\t" if file_type(path) == ".tsv" else ","
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[IO[bytes]]:
+    """`open_file`; whatever goes wrong in the block, other than in a program, is a CotdError that names the file."""
     try:
-        with open_file(file) as binary:
-            if ending == ".parquet":
-                yield from read_parquet(binary)
-            elif ending in (".jsonl", ".json"):
-                lines = text_lines(binary, path, newline="\n")  # JSON strings may hold U+2028 and its like
-                yield from read_json_lines(lines) if ending == ".jsonl" else read_json(lines)
-            else:
-                yield from read_csv(text_lines(binary, path, newline=""), path, "\t" if ending == ".tsv" else ",")
-    except CotdError:
+        with open_file(path) as file:
+            yield file
+    except (CotdError, GeneratorExit):
         raise
     except Exception as error:
         # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError; what is behind URLs has errors of its own.
-        if isinstance(error, (ValueError, OSError)):
+        if isinstance(error, (ValueError, OSError, EOFError)):
             raise CotdError(f"cannot read '{path}': {error}") from error
         if is_url(path):
             raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
@@ -143,8 +154,11 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     return table.to_pandas(integer_object_nulls=True)
 
 
-def text_lines(file: IO[bytes], name: str, newline: str) -> Iterator[str]:
+def text_lines(file: IO[bytes], name: str, newline: str, warn: Callable[[str], None] = say) -> Iterator[str]:
     """A file's lines with their ends, `newline` as in `open`. Bytes that are not UTF-8 become U+FFFD.
+
+    Args:
+        warn: is told of such bytes.
 
     Raises:
         ValueError: the file is in another encoding, which may be known only after the last line.
@@ -163,42 +177,45 @@ def text_lines(file: IO[bytes], name: str, newline: str) -> Iterator[str]:
     if len(bad) > max(1, MAX_INVALID * number):
         raise ValueError(f"{len(bad):,} of its {number:,} lines are not UTF-8, first line {bad[0]:,}. Save it as UTF-8.")
     if bad:
-        say(f"  warning: {len(bad):,} lines of {name} are not UTF-8 (line {bad[0]:,}); bad bytes are replaced by U+FFFD")
+        warn(f"  warning: {len(bad):,} lines of {name} are not UTF-8 (line {bad[0]:,}); bad bytes are replaced by U+FFFD")
 
 
-def read_json(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
-    """Blocks of a JSON file: a list of objects, which is read as a whole, or JSON lines."""
-    remaining = itertools.dropwhile(lambda line: not line.strip(), lines)
-    first = next(remaining, "")
-    content = itertools.chain([first], remaining)
-    if not first.lstrip().startswith("["):
-        yield from read_json_lines(content)
+def json_rows(file: IO[bytes], path: str, warn: Callable[[str], None] = say) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    """The objects of a JSON file, None for what is not one, and how each is written.
+
+    A `.json` file may be a list of objects, which is read as a whole, or JSON lines; empty lines are skipped.
+    """
+    lines = text_lines(file, path, "\n", warn)  # JSON strings may hold U+2028 and its like
+    remaining = (line for line in lines if line.strip())
+    first = next(remaining, None)
+    if first is None:
         return
-    try:
-        rows = json.loads("".join(content))
-    except RecursionError as error:
-        raise ValueError("its lists are nested too deeply.") from error
-    yield from json_blocks(((row if isinstance(row, dict) else None, json.dumps(row)) for row in rows), "entries")
+    content = itertools.chain([first], remaining)
+    if file_type(path) == ".json" and first.lstrip().startswith("["):
+        try:
+            entries = json.loads("".join(content))
+        except RecursionError as error:
+            raise ValueError("its lists are nested too deeply.") from error
+        for entry in entries:
+            yield entry if isinstance(entry, dict) else None, json.dumps(entry, ensure_ascii=False)
+        return
+    for line in content:
+        yield parse_row(line), line.strip()
 
 
-def read_json_lines(lines: Iterable[str]) -> Iterator[pd.DataFrame]:
-    """Blocks of JSON objects, one a line; empty lines are skipped.
+def json_blocks(rows: Iterable[tuple[dict[str, Any] | None, str]]) -> Iterator[pd.DataFrame]:
+    """Blocks of what `json_rows` gives.
 
     Raises:
-        ValueError: no line is a JSON object.
+        ValueError: no row is a JSON object.
     """
-    yield from json_blocks(((parse_row(line), line.strip()) for line in lines if line.strip()), "lines")
-
-
-def json_blocks(rows: Iterable[tuple[dict[str, Any] | None, str]], kind: str) -> Iterator[pd.DataFrame]:
-    """Blocks of (the object of a row, or None; the row as it is written)."""
     total = good = 0
     for block in batched(rows, BLOCK):
         total += len(block)
         good += sum(row is not None for row, _ in block)
         yield pd.DataFrame([{PROBLEM: NOT_AN_OBJECT, LINE: line} if r is None else r for r, line in block], dtype=object)
     if not good:
-        raise ValueError(f"none of its {total:,} {kind} is a JSON object.")
+        raise ValueError(f"none of its {total:,} lines is a JSON object.")
 
 
 def text_problem(value: Any) -> str | None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,15 @@ SIMILAR = 0.8
 QUOTED_LIST = re.compile(r"\[((?:'[^']*'(?:, )?)+)\]")  # as Python writes a list of names
 
 
-def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None) -> Examples:
+def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None, needed: Sequence[str] = SPLITS) -> Examples:
     """The examples of a source, split, cleaned, and limited to the configured number of rows.
 
     Args:
         spill_dir: a folder on whose disk their texts are kept, see `cotd.data.spill.open_spill_file`.
+        needed: splits that must have examples.
 
     Raises:
-        CotdError: the source does not exist, a mapped column is missing, its labels are not the task's, or a split has no
+        CotdError: the source does not exist, a mapped column is missing, its labels are not the task's, or a needed split has no
             usable row.
     """
     name = dataset_name(data)
@@ -49,7 +50,7 @@ def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None) -
         say(f"  {note}")
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     examples = limit_rows(examples, limits)
-    empty = [s for s in SPLITS if not examples.counts[f"kept_{s}"]]
+    empty = [s for s in needed if not examples.counts[f"kept_{s}"]]
     if empty:
         raise CotdError(
             f"{name}: no example in split {' or '.join(empty)}. "

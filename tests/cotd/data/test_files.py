@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.data.config import Columns, DataConfig
-from cotd.data.files import LINE, NOT_AN_OBJECT, PROBLEM, read_csv, read_file, read_json_lines
+from cotd.data.files import LINE, NOT_AN_OBJECT, PROBLEM, json_blocks, read_csv, read_file
 from cotd.data.sources import load_examples
 from cotd.errors import CotdError
 from cotd.utils.jsonl import parse_row
@@ -45,7 +45,7 @@ def test_bad_json_lines_change_no_other(drawn: list[dict[str, Any] | str]) -> No
     good = [row for row in drawn if isinstance(row, dict)]
     lines = [line.replace("\n", " ") if isinstance(line, str) else json.dumps(line) for line in drawn]
     try:
-        frame = pd.concat(read_json_lines(f"{line}\n" for line in lines), ignore_index=True)
+        frame = pd.concat(json_blocks((parse_row(line), line) for line in lines if line.strip()), ignore_index=True)
     except ValueError:
         assert not any(parse_row(line) for line in lines)
         return
