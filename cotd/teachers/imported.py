@@ -24,6 +24,7 @@ from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, decode
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
+from cotd.tasks.find import find_answer
 from cotd.teachers.annotations import annotation_row, tidy_rationale
 from cotd.teachers.config import ImportedConfig, TeacherConfig
 from cotd.teachers.output import (
@@ -37,6 +38,7 @@ from cotd.teachers.output import (
 )
 from cotd.teachers.store import new_completion
 from cotd.teachers.teacher import Teacher
+from cotd.utils.model_output import json_objects, without_thoughts
 
 KEY = "teacher.imported.columns"
 CELLS = ["text", "choices", "label", "rationale", "gold_rationale", "label_probability", "problem", "line"]
@@ -50,7 +52,6 @@ QUARANTINED = pa.schema(
 )
 # How many different labels outside the task are counted: a wrong column may hold as many as rows.
 MAX_OTHER_LABELS = 1000
-BAD_CHOICES = "its options are not a list of at least two"
 # A completion of which only the text is known.
 WRITTEN = new_completion("", prompt_tokens=0, output_tokens=0)
 
@@ -305,16 +306,18 @@ class ImportedReader:
 
 
 def parse_model_label(value: Any, task: Task, choices: Sequence[str] | None = None) -> str | None:
-    """The label that a language model's words stand for, or None: "Positive.", "**negative**", "(b)" and what data sets write."""
+    """The label that a cell of a language model's words stands for, or None: see `cotd.tasks.find.find_answer`."""
     if not isinstance(value, (str, int, float, np.number)):
         return None
-    return task.find(value, choices) if isinstance(value, str) else task.parse(value, choices)
+    return find_answer(value, task, choices) if isinstance(value, str) else task.parse(value, choices)
 
 
 def rationale_text(cell: Any) -> tuple[str, str | None]:
-    """(A rationale as text, "" if it is missing; why it cannot be read, or None)."""
+    """(A rationale as text, "" if it is missing; why it cannot be read, or None): that of a model's JSON, without its thoughts."""
     if cell is None or isinstance(cell, str):
-        return clean_text(cell or ""), None
+        text = without_thoughts(cell or "")
+        written = [plain["rationale"] for plain in json_objects(text) if isinstance(plain.get("rationale"), str)]
+        return clean_text(written[-1] if written else text), None
     return "", f"the rationale is a {type(cell).__name__}, not a string"
 
 

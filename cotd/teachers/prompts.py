@@ -18,7 +18,9 @@ from cotd.config.digest import digest
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.errors import CotdError, nearest
 from cotd.tasks import registry
-from cotd.tasks.base import PUNCTUATION, Task
+from cotd.tasks.base import Task
+from cotd.tasks.find import find_answer
+from cotd.utils.model_output import json_objects, without_thoughts
 
 GENERAL = Path(registry.__file__).with_name("prompts.yaml")
 # Prompt → its parts, with the placeholders that each must have.
@@ -169,25 +171,24 @@ class Prompts:
     ) -> tuple[str | None, str]:
         """(answer, rationale) of a JSON completion, which may have text around it; (None, "") if there is no such JSON.
 
-        The answer is None unless it is `labelled`.
+        Of several objects the last one counts that has both. The answer is None unless it is `labelled`.
         """
-        try:
-            plain = json.loads(completion[completion.find("{") : completion.rfind("}") + 1])
-        except (ValueError, RecursionError):
-            return None, ""
-        if not isinstance(plain, dict) or not isinstance(plain.get("rationale"), str):
-            return None, ""
-        answer = plain.get(self.answer_key) if labelled else None
-        label = self._answer_of(answer, choices) if isinstance(answer, str) else self.task.parse(answer, choices)
-        return label, replace_surrogates(plain["rationale"]).strip()
+        found: tuple[str | None, str] = (None, "")
+        for plain in json_objects(without_thoughts(completion)):
+            if not isinstance(plain.get("rationale"), str):
+                continue
+            answer = plain.get(self.answer_key) if labelled else None
+            label = self._answer_of(answer, choices) if isinstance(answer, str) else self.task.parse(answer, choices)
+            if label is not None or found[0] is None:
+                found = label, replace_surrogates(plain["rationale"]).strip()
+        return found
 
     def _answer(self, word: str) -> str:
         return self.templates["chain_of_thought"]["answer"].format(**self._words(None), label=word)
 
-    def _answer_of(self, word: str, choices: Sequence[str] | None) -> str | None:
-        """The answer that a teacher's word stands for."""
-        by_word = {w.casefold(): label for label, w in self.label_words.items()}
-        return by_word.get(word.strip(PUNCTUATION).casefold()) or self.task.find(word, choices)
+    def _answer_of(self, words: str, choices: Sequence[str] | None) -> str | None:
+        """The answer that a teacher's words stand for."""
+        return find_answer(words, self.task, choices, {word.casefold(): label for label, word in self.label_words.items()})
 
     def chain_of_thought_regex(self, choices: Sequence[str] | None = None, max_characters: int = 400) -> str:
         """What a chain of thought must match: one line of rationale, then an answer."""
@@ -196,10 +197,11 @@ class Prompts:
 
     def parse_chain_of_thought(self, completion: str, choices: Sequence[str] | None = None) -> tuple[str | None, str]:
         """(answer, rationale) of a chain of thought; the answer is None if it has none that the example can have."""
-        rationale, separator, word = completion.rpartition(self._answer(""))
+        completion = without_thoughts(completion)
+        rationale, separator, words = completion.rpartition(self._answer(""))
         if not separator:
             return None, completion.strip()
-        return self._answer_of(word, choices), rationale.strip()
+        return self._answer_of(words, choices), rationale.strip()
 
 
 def either(words: Sequence[str]) -> str:

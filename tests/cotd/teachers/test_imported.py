@@ -27,7 +27,7 @@ TEXTS = [example_text(i, i % 2 == 0) for i in range(9)]
 # Cells as models write them → their labels.
 LABELS: dict[Any, str | None] = {
     "positive": "positive", "Positive.": "positive", " **NEGATIVE** ": "negative", "'neg'": "negative", 1: "positive",
-    "Mixed": None, "The sentiment is positive.": None, "": None, None: None, "-1": None,
+    "Mixed": None, "The sentiment is not positive.": None, "": None, None: None, "-1": None,
 }  # fmt: skip
 SPELLINGS = ["{}", "  {} ", "{}<br />", "{}\n"]
 RATIONALES: list[Any] = ["The words are telling.", " Because\nof the words. ", "No.", "", None, 7, *HOSTILE[:12]]

@@ -1,0 +1,54 @@
+"""The answer in a language model's words, whatever it put around it; and none where it did not say one plainly."""
+
+from __future__ import annotations
+
+import pytest
+
+from cotd.tasks.find import find_answer
+from tests.tasks import QUIZ, SENTIMENT, SUMS, TICKETS
+
+OPTIONS = ["a wall", "the sea", "a sign"]
+POSITIVE = [
+    "Positive", "**Positive**", "Label: Positive.", "**Label:** positive", "sentiment = POSITIVE", "Final answer: `positive`",
+    "Because it praises the film.\nSentiment: positive", "Positive (0.93)", "positive, 93 %", "positive with probability 0.8",
+    "Positive [very sure]", "Positive. The reviewer enjoyed all of it.", "positive - it praises all of the film",
+    "So the sentiment is positive.", "I think this is positive.", "The review is positive (0.7).",
+    '{"label": "Positive", "rationale": "It praises."}', "{'sentiment': 'positive',}", '```json\n{"Answer": "positive"}\n```',
+    '{"rationale": "Is it {bad}? No.", "result": {"label": "**positive**"}}', "<think>Negative? No.</think>Positive",
+    "Negative at first sight.\n</thinking>\n\nPositive", "[THINK]negative[/THINK] positive", "◁think▷negative◁/think▷positive",
+    "<|channel|>analysis<|message|>negative?<|end|><|start|>assistant<|channel|>final<|message|>positive<|return|>",
+]  # fmt: skip
+NO_ANSWER = [
+    "Mixed", "", "not positive", "It is not positive.", "It isn't positive.", "positive or negative", "positive?", "Not: positive",
+    "positive\nnegative", "positive, negative or mixed", "<think>It is positive.", "Some would call it positive.", "{" * 100_000,
+    '{"label": null}', "The claim that it is positive is false.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", POSITIVE)
+def test_a_label_is_found(words: str) -> None:
+    assert find_answer(words, SENTIMENT) == "positive"
+
+
+@pytest.mark.parametrize("words", NO_ANSWER)
+def test_no_label_is_guessed(words: str) -> None:
+    assert find_answer(words, SENTIMENT) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["b", "(B)", "Answer: (b) the sea", "So the answer is (b).", "b (0.9)", "The sea", '{"answer": "(b)"}', "the sea [sure]"],
+)
+def test_an_option_is_found(words: str) -> None:
+    assert find_answer(words, QUIZ, OPTIONS) == "the sea"
+
+
+@pytest.mark.parametrize(
+    "words", ["-5", "Answer: -5", "3 - 8 = -5", "-5 (0.93)", "Answer: -5 apples.\nThere were 3.", '{"answer": -5}', "#### -5"]
+)
+def test_a_number_is_found(words: str) -> None:
+    assert find_answer(words, SUMS) == "-5"
+
+
+def test_a_teachers_own_words_count() -> None:
+    assert find_answer("Answer: Money back (0.8)", TICKETS, words={"money back": "refund"}) == "refund"
