@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from cotd.config.digest import digest
-from cotd.data.sources import noun
+from cotd.data.config import SPLITS
+from cotd.data.sources import load_examples, noun
 from cotd.study.config import StudyConfig, load_config
 from cotd.study.trials import plan_trials
 from cotd.teachers.prompts import load_prompts
@@ -46,6 +47,21 @@ def test_study_loads_and_plans(path: Path, variant: str | None) -> None:
     assert len({t.title for t in trials}) == len(trials)
     load_prompts(config.task, noun(config.data, config.task), config.teacher.prompts)
     assert StudyConfig.model_validate(config.model_dump()) == config, "what is saved is what was run"
+
+
+OWN = sorted(FOLDER.glob("*.csv"))
+
+
+@pytest.mark.parametrize("file", OWN, ids=lambda file: file.name)
+def test_every_row_of_a_shipped_table_is_an_example(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)  # studies name the table as seen from the repository
+    config = load(file.with_suffix(".yaml"), None)
+    assert config.data.source == f"tune_configs/{file.name}"
+    examples = load_examples(config.data, config.task)
+    assert examples.counts["quarantined"] == examples.counts["repeats"] == 0
+    assert examples.table["label"].notna().all()
+    for split in SPLITS:
+        assert set(examples.split(split)["label"]) == set(config.task.labels) or not config.task.labels, split
 
 
 def test_studies_have_names_of_their_own() -> None:
