@@ -86,7 +86,7 @@ class DataConfig(ConfigModel):
 
     @model_validator(mode="after")
     def one_text(self) -> DataConfig:
-        if self.input is not None and "text" in self.columns.model_fields_set:
+        if self.input is not None and self.columns.text != Columns().text:
             raise ValueError("input and columns.text are mutually exclusive: leave out one")
         return self
 

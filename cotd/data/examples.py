@@ -33,6 +33,7 @@ NO_GROUP = 0
 TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation", "test"))
 CONTRADICTORY = "repeated with different labels"
 DIVIDED_GROUP = "its group is also in a split that the test protects"
+BAD_CHOICES = "its options are not a list of at least two different ones"
 NO_LABEL = "-1"  # how hub data sets write that a row of the test has no label
 # More labels than this fraction that are not the task's mean a wrong mapping; fewer are bad rows.
 MAX_WRONG = 0.05
@@ -204,9 +205,7 @@ class RowReader:
             if not text:
                 reasons[i] = self.reason(problems[i] or text_problem(raw_texts[i]) or "empty text")
             elif self.task.needs_choices and choices[i] is None:
-                reasons[i] = self.reason(
-                    "no options" if raw_choices[i] is None else "its options are not a list of at least two"
-                )
+                reasons[i] = self.reason("no options" if raw_choices[i] is None else BAD_CHOICES)
             elif label is None and self.task.labels and cell_text(raw) == NO_LABEL:
                 self.minus_one += 1
             elif raw is not None and str(raw).strip():

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import DataConfig
-from cotd.data.examples import Examples, example_id, parse_choices
+from cotd.data.examples import BAD_CHOICES, Examples, example_id, parse_choices
 from cotd.data.files import text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows

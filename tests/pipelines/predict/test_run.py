@@ -16,7 +16,7 @@ from cotd.errors import CotdError
 from cotd.students.student import Student
 from cotd.tasks.registry import parse_task
 from pipelines.cluster.session import ray_session
-from pipelines.predict.files import LINE, row_writer
+from pipelines.predict.files import scan
 from pipelines.predict.run import RowRefused, predict_file, predict_file_with, require_columns, require_output, with_predictions
 from tests.tasks import SENTIMENT
 
@@ -117,23 +117,66 @@ def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> N
     assert len(read(target)) == 599, "the file that was there stays"
 
 
-def test_lines_of_json_become_columns_where_there_are_columns(tmp_path: Path) -> None:
-    lines = pa.table({LINE: ['{"text": "fine", "id": 1}', '{"text": "dull", "id": 2}'], "predicted_label": ["a", "b"]})
-    with row_writer(tmp_path / "out.csv") as write:
-        write(lines)
-    assert pd.read_csv(tmp_path / "out.csv").to_dict("list") == {
-        "text": ["fine", "dull"], "id": [1, 2], "predicted_label": ["a", "b"]
-    }  # fmt: skip
+def answer(texts: list[str], choices: Any = None) -> list[dict[str, Any]]:
+    return [{"label": "positive", "score": 0.9, "truncated": False} for _ in texts]
+
+
+def test_columns_that_few_lines_have_are_kept(tmp_path: Path) -> None:
+    """Of what kind they are depends on all lines: 1 and 2.5 are numbers, 1 and "a" are strings."""
+    lines = [
+        {"text": "fine", "size": 1, "kind": 1},
+        {"text": "dull", "size": 2.5},
+        {"text": "warm", "kind": "a", "shop": "north"},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    for name in ("out.csv", "out.parquet"):
+        predict_file_with(answer, str(tmp_path / "in.jsonl"), str(tmp_path / name), InputColumns())
+    rows = pd.read_parquet(tmp_path / "out.parquet")
+    assert rows["size"].tolist()[:2] == [1, 2.5]
+    assert rows["kind"].tolist() == ["1", None, "a"]
+    assert pd.read_csv(tmp_path / "out.csv")["shop"].tolist()[2] == "north"
+
+
+def test_damage_costs_the_damaged_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cell too many, a byte that is not UTF-8, a quote that nothing closes; a byte order mark, an empty line, no text."""
+    rows = [b"\xef\xbb\xbftext;note", b"Fine tea;a", b"Too;many;cells", b"Caf\xe9;b", b'"Open;c', b"Warm tea;d", b"", b";e"]
+    (tmp_path / "in.csv").write_bytes(b"\n".join(rows))
+    summary = predict_file_with(answer, str(tmp_path / "in.csv"), str(tmp_path / "out.csv"), InputColumns())
+    out, aside = pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "out.quarantine.csv")
+    assert out["text"].tolist() == ["Fine tea", "Caf\ufffd", '"Open', "Warm tea"]
+    assert aside["line"].tolist()[0] == "Too;many;cells"
+    assert summary.reasons == {"3 cells, but the header has 2": 1, "no text": 1}
+    assert capsys.readouterr().err.count("not UTF-8") == 1
+
+    lines = ["\ufeff", '{"note": 1}', "", '{"text": "Fine tea"}', "[1]"]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    summary = predict_file_with(answer, str(tmp_path / "in.jsonl"), str(tmp_path / "lines.csv"), InputColumns())
+    assert pd.read_csv(tmp_path / "lines.csv")["text"].tolist() == ["Fine tea"]
+    assert sum(summary.reasons.values()) == 3
+
+
+def test_what_training_reads_is_predicted(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    """A folder of compressed files; one of JSON that is a list."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    example_rows.iloc[:20].to_csv(folder / "a.csv.gz", index=False)
+    example_rows.iloc[20:40].to_json(folder / "b.json", orient="records")
+    example_rows.iloc[40:].to_parquet(folder / "c.parquet")
+    for source in (folder, folder / "[a-c].*"):
+        summary = predict_file_with(answer, str(source), str(tmp_path / "out.jsonl"), InputColumns())
+        assert summary.rows == 60
+    rows = pd.read_json(tmp_path / "out.jsonl", lines=True)
+    assert rows["text"].tolist() == example_rows["text"].tolist()
 
 
 def test_what_cannot_be_done_is_said_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("reviw,predicted_label\nfine,\n")
     with pytest.raises(CotdError, match=r"no column 'review' \(--text\); it has: reviw, predicted_label.*Did you mean 'reviw'"):
-        require_columns(str(tmp_path / "in.csv"), InputColumns("review"))
+        require_columns(scan(str(tmp_path / "in.csv")), InputColumns("review"))
     with pytest.raises(CotdError, match="has the column 'predicted_label' already"):
-        require_columns(str(tmp_path / "in.csv"), InputColumns("reviw"))
+        require_columns(scan(str(tmp_path / "in.csv")), InputColumns("reviw"))
     with pytest.raises(CotdError, match="no file"):
-        require_columns("nowhere.csv", InputColumns())
+        scan("nowhere.csv")
     with pytest.raises(CotdError, match=r"is not a .parquet, .jsonl, .csv, .tsv file"):
         require_output("out.xlsx")
     with pytest.raises(CotdError, match="there is no folder"):
@@ -172,7 +215,7 @@ def test_options_and_templates_over_columns(tmp_path: Path, kind: str) -> None:
     columns = InputColumns.make({"data": {"input": "{a} of {b}", "columns": {"choices": "of"}}}, QUESTIONS)
     summary = predict_file_with(predict, str(source), str(target), columns)
     assert seen == [(["Where? of a shelf"], [["a wall", "the sea"]])]
-    assert summary.reasons == {"its options are not a list of at least two": 1, "no options": 1}
+    assert summary.reasons == {"its options are not a list of at least two different ones": 1, "no options": 1}
     assert (summary.rows, summary.labels) == (1, {})
     assert str(target) in summary.sentences[0]
 
