@@ -23,6 +23,7 @@ from cotd.data.sources import load_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import Tag, Tagged, Usable
 from cotd.utils.iteration import batched
+from tests.object_store import ObjectStore, object_store
 from tests.tasks import SENTIMENT
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
@@ -188,6 +189,13 @@ def write_study(tmp_path: Path, example_rows: pd.DataFrame) -> Callable[..., Pat
         return path
 
     return write
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[ObjectStore]:
+    """An empty bucket on an S3 server; starting it takes a second."""
+    with object_store(tmp_path) as store:
+        yield store
 
 
 def biased_scores(request: Request) -> list[float]:
