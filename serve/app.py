@@ -22,10 +22,11 @@ from cotd.errors import CotdError
 from serve.endpoint.endpoint import Endpoint
 from serve.http.api import build_api
 from serve.log import LOG
-from serve.settings import Settings, token_digest
+from serve.settings import OWN_NAMES, Settings, is_loopback, token_digest
 
 APP = "cotd-student"
 CONTROLLER = {"namespace": "serve", "name": "SERVE_CONTROLLER_ACTOR"}  # Serve's own actor
+DIED = re.compile(r"(?i)\b(ActorDiedError|ActorUnavailableError|WorkerCrashedError|OutOfMemoryError|actor (has )?died)\b")
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -51,6 +52,10 @@ class StudentServer:
             folder = Path(settings.metrics_folder) / re.sub(r"[^\w.-]", "_", serve.get_replica_context().app_name)
             settings = settings.model_copy(update={"metrics_folder": str(folder)})
         self.endpoint = Endpoint(settings)
+
+    async def check_health(self) -> None:
+        """Called by Serve every ten seconds; it replaces a replica of which this raises three times in a row."""
+        await self.endpoint.check_health()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -92,6 +97,8 @@ def serving(
     from cotd.students.base_models import resolve_model
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if is_loopback(host) and settings.allowed_hosts is None:
+        settings = settings.model_copy(update={"allowed_hosts": OWN_NAMES})
     use_tracking(settings.tracking_uri)
     if not settings.student.startswith("models:/"):  # to an absolute path: replicas have another working directory
         settings = settings.model_copy(update={"student": resolve_model(settings.student)})
@@ -110,11 +117,11 @@ def serving(
         serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
         try:
             serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
-        except RuntimeError as error:
+        except (RuntimeError, ray.exceptions.RayError) as error:
             raise CotdError(f"the endpoint did not start: {start_error(error)}") from error
         if serve_was_running:
             require_response(host, port)
-        yield f"http://{host}:{port}"
+        yield address(host, port)
 
 
 def require_resources(replicas: int, cpus: float, gpus: float) -> None:
@@ -135,18 +142,33 @@ def require_resources(replicas: int, cpus: float, gpus: float) -> None:
         raise CotdError(*problems)
 
 
-def start_error(error: RuntimeError) -> str:
-    """Why replicas did not start: the last error of cotd's in their status, else what Ray says."""
-    application = serve.status().applications.get(APP)
+def start_error(error: Exception) -> str:
+    """Why replicas did not start: the last error of cotd's in their status, that they were killed, else what Ray says."""
+    application = None
+    with contextlib.suppress(Exception):  # Serve itself may have died
+        application = serve.status().applications.get(APP)
     messages = "\n".join(d.message for d in application.deployments.values()) if application else ""
     errors = re.findall(r"(?:CotdError|Unfit): (.+)", messages)
-    return errors[-1] if errors else str(error).strip()
+    if errors:
+        return errors[-1]
+    if DIED.search(messages) or DIED.search(f"{type(error).__name__} {error}"):
+        return (
+            "a process of it was killed while it started, as the system does when memory runs out. Free some memory, serve a "
+            "smaller student, or lower --replicas. Ray's logs say more: /tmp/ray/session_latest/logs."
+        )
+    return str(error).strip()
+
+
+def address(host: str, port: int) -> str:
+    """The URL of an endpoint that listens there, for this machine."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def require_response(host: str, port: int) -> None:
     """Raises a CotdError if Serve was started earlier with another address, which it keeps."""
     try:
-        httpx.get(f"http://{host}:{port}/healthz", trust_env=False, timeout=30)
+        httpx.get(f"{address(host, port)}/healthz", trust_env=False, timeout=30)
     except httpx.TransportError as error:
         raise CotdError(
             f"Serve is already running on this Ray, at another address than {host}:{port}. Give its address: --host and --port."

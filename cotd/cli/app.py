@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,23 @@ app = typer.Typer(
 )
 
 
+class Stopped(SystemExit):
+    """The end of a command that was interrupted and has said so."""
+
+
+@contextlib.contextmanager
+def stopped_with(result: str) -> Iterator[None]:
+    """Says what a command leaves when Ctrl-C or SIGTERM ends it, in place of the words for commands that continue."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as ended:
+        code = ended.code if isinstance(ended, SystemExit) else 130
+        if code not in (130, 143):
+            raise
+        print(f"\nstopped; {result}.", file=sys.stderr)
+        raise Stopped(code) from None
+
+
 def main() -> None:
     """Entry point: bad input ends in a readable message and exit code 2, a fault of the program's in exit code 1."""
     try:
@@ -38,7 +57,7 @@ def main() -> None:
         print(f"{heading} {error}" if len(problems) == 1 else f"{heading}\n{error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as ended:
-        if ended.code == 130:  # Ctrl-C
+        if ended.code == 130 and not isinstance(ended, Stopped):  # Ctrl-C
             print("\nstopped; what was done is kept, and the same command continues from there.", file=sys.stderr)
         raise
     except Exception as error:

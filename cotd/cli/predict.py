@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cotd.cli.app import app
+from cotd.cli.app import app, stopped_with
 from cotd.cli.arguments import CHAMPION, Json, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
 from cotd.errors import CotdError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.predict.run import Predict, PredictionSummary
 
 ENDPOINT = "http://127.0.0.1:8000"
+OPTIONS_MISSING = "the task is multiple choice: each text comes with its options. Give them: --option ONE --option ANOTHER."
 
 Named = tuple[str | None, str | None, str | None]  # --text, --input-template, --choices
 
@@ -46,7 +47,10 @@ def predict(
     as_json: Json = False,
     input: Annotated[
         str | None,
-        typer.Option(help="a .parquet, .csv or .jsonl file to predict: with Ray Data, or with --url by that endpoint"),
+        typer.Option(
+            help="a .parquet, .jsonl, .json, .csv or .tsv file, a folder, pattern or URL of such, to predict with Ray "
+            "Data or, with --url, by that endpoint"
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="the file for --input's rows with their predictions")] = None,
     text: Annotated[
@@ -91,10 +95,11 @@ def predict(
     model, store = student or CHAMPION, tracking_uri or default_tracking_uri()
     if input and output:
         named = (text, input_template, choices)
-        if url:
-            summary = predict_file_by_endpoint(input, output, named, rationale, url)
-        else:
-            summary = predict_file_by_student(input, output, named, rationale, model, store)
+        with stopped_with(f"{output} was not written: its rows are put in place when all are predicted"):
+            if url:
+                summary = predict_file_by_endpoint(input, output, named, rationale, url)
+            else:
+                summary = predict_file_by_student(input, output, named, rationale, model, store)
         for sentence in summary.sentences:
             say(sentence)
         if not summary.rows:
@@ -106,7 +111,7 @@ def predict(
         predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
         rows = predicted(examples, option, predict_rows, 4 if rationale else 32)
         if (first := next(rows, None)) is None:
-            raise CotdError("no text given: name some as arguments, or give them on standard input, a line each.")
+            raise CotdError("no example given: name some as arguments, or give them on standard input, a line each.")
         rows = itertools.chain([first], rows)
         show(context, as_json, list(rows) if as_json else [], map(prediction_line, rows))
 
@@ -142,6 +147,8 @@ def local_student(student: str, rationale: bool, store: str) -> Predict:
     def predict_rows(examples: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
         if choices and not model.task.needs_choices:
             raise CotdError(f"the task '{model.task.name}' is {model.task.kind}: leave out --option.")
+        if model.task.needs_choices and not choices:
+            raise CotdError(OPTIONS_MISSING)
         predictions = model.predict(examples, choices=choices)
         if warning := unread_warning(model.tokenizer, model.rendered(examples, choices)):
             say(f"warning: {warning}")
@@ -153,38 +160,50 @@ def local_student(student: str, rationale: bool, store: str) -> Predict:
 
 def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predict:
     """The endpoint at an address, for as long as the stack is open."""
-    from serve.client import Client
+    from serve.client import Client, Rejected
 
     client = stack.enter_context(Client(url))
-    return lambda examples, choices: [p.model_dump() for p in client.predict(examples, choices, rationale)]
+
+    def predict_rows(examples: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
+        try:
+            return [p.model_dump() for p in client.predict(examples, choices, rationale)]
+        except Rejected as error:
+            if error.code != "choices_missing":
+                raise
+            raise CotdError(OPTIONS_MISSING) from error
+
+    return predict_rows
 
 
 def predict_file_by_student(
     source: str, target: str, named: Named, rationale: bool, student: str, store: str
 ) -> PredictionSummary:
     """Predicts a file with Ray Data."""
+    from cotd.data.files import find_files
     from pipelines.cluster.session import ray_session
     from pipelines.predict import run
 
-    require_all(lambda: run.column_names(source), lambda: run.require_output(target), lambda: check_student(student, store))
+    require_all(lambda: find_files(source), lambda: run.require_output(target), lambda: check_student(student, store))
     columns, _ = run.columns_of(student, *named)
-    run.require_columns(source, columns)
+    run.require_columns(table := run.scan(source), columns)
     with ray_session():
-        return run.predict_file(source, target, student, store, columns, rationale)
+        return run.predict_file(table, target, student, store, columns, rationale)
 
 
 def predict_file_by_endpoint(source: str, target: str, named: Named, rationale: bool, url: str) -> PredictionSummary:
     """Predicts a file by an endpoint."""
+    from cotd.data.files import find_files
     from cotd.data.inputs import InputColumns
     from cotd.tasks.registry import parse_task
     from pipelines.predict import run
-    from serve.client import Client
+    from serve.client import Client, NotFound
 
-    require_all(lambda: run.column_names(source), lambda: run.require_output(target))
+    require_all(lambda: find_files(source), lambda: run.require_output(target))
     with contextlib.ExitStack() as stack:
-        with Client(url) as client:
+        card: dict[str, Any] = {}
+        with Client(url) as client, contextlib.suppress(NotFound):
             card = client.model().card
-        task = parse_task(card["task"])
+        task = parse_task(card.get("task", {"name": "unknown", "kind": "multiple_choice" if named[2] else "numeric"}))
         columns = InputColumns.make(card, task, *named)
         predict_rows = refusals_as_rows(endpoint_at(url, rationale, stack))
         return run.predict_file_with(predict_rows, source, target, columns, task.labels, rationale)
