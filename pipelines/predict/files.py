@@ -1,104 +1,186 @@
-"""Files of rows with columns of any kind, read and written a block at a time: Parquet, CSV, TSV, and JSON lines."""
+"""Files of rows with columns of any kind, read by the one reader of examples, and written a block at a time.
+
+Rows pass as Arrow tables: of Parquet with its columns, of CSV with strings, of JSON with each row as it is written, since no
+schema would hold them all. PROBLEM says why a row of text cannot be used.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
-from cotd.errors import CotdError
+from cotd.data.delimited import Delimited
+from cotd.data.files import (
+    LINE,
+    NOT_AN_OBJECT,
+    PROBLEM,
+    delimiter_of,
+    file_type,
+    find_files,
+    json_rows,
+    readable,
+    text_lines,
+)
+from cotd.progress import say
 from cotd.utils.files import replacing
+from cotd.utils.iteration import batched
 from cotd.utils.jsonl import parse_row
 
-FILE_TYPES = (".parquet", ".jsonl", ".csv", ".tsv")
-LONGEST_ROW = 16 * 2**20  # bytes of a CSV row or a line of JSON
-# The column of JSON lines as they are: no schema would hold them all, and none may change what it does not understand.
-LINE = "__line__"
+FILE_TYPES = (".parquet", ".jsonl", ".csv", ".tsv")  # that are written
+BLOCK = 1024  # rows of text in memory at once
+RAW = pa.schema({PROBLEM: pa.string(), LINE: pa.string()})
+BAD_LINE = "line"  # the column of lines that cannot be read, in what is written
 
 
-def csv_options(source: str) -> dict[str, Any]:
-    """How Arrow reads a CSV file, whose cells stay the strings that they are (007 is not 7), or JSON lines, in `LINE`."""
-    blocks = {"block_size": LONGEST_ROW, "use_threads": False}  # a row must fit into a block
-    if source.endswith(".jsonl"):
-        # As a table of one column, whose delimiter no JSON may hold. `ray.data.read_text` breaks lines where JSON has
-        # none, at U+2028 for one, and reads the file as a whole.
-        return {
-            "read_options": pa.csv.ReadOptions(column_names=[LINE], **blocks),
-            "parse_options": pa.csv.ParseOptions(delimiter="\x1f", quote_char=False),
-            "convert_options": pa.csv.ConvertOptions(column_types={LINE: pa.string()}),
-        }
-    return {
-        "read_options": pa.csv.ReadOptions(**blocks),
-        "parse_options": pa.csv.ParseOptions(delimiter=delimiter(source), newlines_in_values=True),
-        "convert_options": pa.csv.ConvertOptions(column_types=dict.fromkeys(column_names(source), pa.string())),
-    }
+@dataclass(frozen=True)
+class Table:
+    """What is known of a source's rows before they are read for good.
+
+    Attributes:
+        source: as it was named.
+        files: those that it stands for.
+        schema: of the columns that any row has.
+        rows: how many there are.
+        damaged: whether any cannot be read.
+    """
+
+    source: str
+    files: list[str]
+    schema: pa.Schema
+    rows: int
+    damaged: bool
 
 
-def delimiter(source: str | Path) -> str:
-    """What stands between the cells of a CSV or TSV file."""
-    return "\t" if str(source).endswith(".tsv") else ","
+def scan(source: str) -> Table:
+    """Looks through a file, folder, pattern or URL: a column may first occur in the last line, and a bad byte, too.
+
+    Raises:
+        CotdError: it does not exist, or cannot be read to its end.
+    """
+    files = find_files(source)
+    schema, rows, damaged = pa.schema([]), 0, False
+    for file in files:
+        if file_type(file) == ".parquet":
+            with readable(file) as binary, pq.ParquetFile(binary) as parquet:
+                own, count = parquet.schema_arrow.remove_metadata(), parquet.metadata.num_rows
+            schema, rows = merged(schema, own), rows + count
+            continue
+        for table in read_text(file, say):
+            schema, rows = merged(schema, described(table)), rows + len(table)
+            damaged = damaged or table[PROBLEM].null_count < len(table)
+    return Table(source, files, schema, rows, damaged)
 
 
-def read_blocks(source: str, rows: int) -> Iterator[pa.Table]:
-    """The file in this process, at most so many rows at a time.
+def described(table: pa.Table) -> pa.Schema:
+    """The columns that a block of text stands for; of one that has values of several kinds, strings."""
+    if table.schema.names != RAW.names:
+        return pa.schema([field for field in table.schema if field.name not in RAW.names])
+    cells: dict[str, list[Any]] = {}
+    for row in filter(None, map(parse_row, table[LINE].to_pylist())):
+        for name, value in row.items():
+            cells.setdefault(name, []).append(value)
+    return pa.schema({name: kind_of(values) for name, values in cells.items()})
+
+
+def kind_of(values: list[Any]) -> pa.DataType:
+    try:
+        return pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+
+
+def merged(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The columns of both."""
+    fields = {field.name: field for field in one}
+    for field in other:
+        known = fields.get(field.name, field)
+        try:
+            (fields[field.name],) = pa.unify_schemas([pa.schema([known]), pa.schema([field])], promote_options="permissive")
+        except pa.ArrowException:
+            fields[field.name] = pa.field(field.name, pa.string())
+    return pa.schema(list(fields.values()))
+
+
+def read_tables(path: str, rows: int) -> Iterator[pa.Table]:
+    """One of a source's files in this process, at most so many rows at a time.
 
     Raises:
         CotdError: it cannot be read to its end.
     """
-    path = str(Path(source).expanduser())
-    try:
-        if source.endswith(".parquet"):
-            with pa.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(rows):
-                    yield pa.Table.from_batches([batch])
+    if file_type(path) == ".parquet":
+        with readable(path) as binary, pq.ParquetFile(binary) as file:
+            for batch in file.iter_batches(rows):
+                yield pa.Table.from_batches([batch])
+        return
+    for table in read_text(path):
+        for start in range(0, len(table), rows):
+            yield table.slice(start, rows)
+
+
+def read_text(path: str, warn: Callable[[str], None] = lambda _: None) -> Iterator[pa.Table]:
+    """A file of text in blocks."""
+    with readable(path) as binary:
+        if file_type(path) in (".json", ".jsonl"):
+            for block in batched(json_rows(binary, path, warn), BLOCK):
+                problems = [None if row is not None else NOT_AN_OBJECT for row, _ in block]
+                yield pa.table([pa.array(problems, pa.string()), pa.array([line for _, line in block], pa.string())], RAW)
             return
-        with pa.csv.open_csv(path, **csv_options(source)) as reader:
-            for batch in reader:
-                for start in range(0, len(batch), rows):
-                    yield pa.Table.from_batches([batch.slice(start, rows)])
-    except (OSError, pa.ArrowException) as error:
-        raise CotdError(f"cannot read '{source}': {error}") from error
+        rows = Delimited(text_lines(binary, path, "", warn), path, delimiter_of(path), warn)
+        names = list(dict.fromkeys(rows.header))
+        places = [rows.header.index(name) for name in names]  # of columns with the same name the first counts
+        schema = pa.schema([*((name, pa.string()) for name in names), *RAW])
+        for read in batched(rows, BLOCK):
+            columns = [[row[place] for row, _, _ in read] for place in places]
+            columns += [[problem for _, problem, _ in read], [line for _, _, line in read]]
+            yield pa.table([pa.array(column, pa.string()) for column in columns], schema)
 
 
 @contextlib.contextmanager
-def row_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+def row_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """A function that appends rows to a Parquet, CSV or JSON-lines file, which is put in place at the end of the block.
 
-    Rows that came as lines of JSON get back the columns they had. Without rows the file is empty.
+    Args:
+        schema: of the columns that any row has. JSON lines have those that each row had when it was read.
     """
-    writer: Any = None
-    schema: pa.Schema | None = None
-
-    def write(table: pa.Table) -> None:
-        nonlocal writer, schema
-        if path.suffix == ".jsonl":
-            writer = writer or LinesWriter(temporary)
-        elif LINE in table.column_names:
-            table = pa.Table.from_pylist([plain_row(row) for row in table.to_pylist()])
-        if writer is None:
-            if not len(table):
-                return  # its columns may have no type yet
-            schema = table.schema
-            if path.suffix == ".parquet":
-                writer = pa.parquet.ParquetWriter(temporary, schema)
-            else:
-                writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(delimiter=delimiter(path)))
-        writer.write(table.cast(schema) if schema and len(table) else table)
-
     with replacing(path) as temporary:
+        writer: Any = None
+        if path.suffix == ".jsonl":
+            writer = LinesWriter(temporary)
+        elif path.suffix == ".parquet":
+            writer = pq.ParquetWriter(temporary, schema)
+        elif schema.names:
+            writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(delimiter=delimiter_of(path.name)))
         try:
-            yield write
+            yield lambda table: writer.write(table if path.suffix == ".jsonl" else conformed(table, schema))
         finally:
-            if writer:
-                writer.close()
-        temporary.touch()
+            writer.close()
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows with all columns of a schema, and no others."""
+    if LINE in table.column_names:
+        rows = plain_rows(table)
+        return pa.table([cells([row.get(field.name) for row in rows], field.type) for field in schema], schema)
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema)
+
+
+def cells(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column; in one of strings, other values are written as JSON."""
+    if kind == pa.string():
+        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    return pa.array(values, kind)
 
 
 class LinesWriter:
@@ -108,50 +190,21 @@ class LinesWriter:
         self.file = path.open("w", encoding="utf-8")
 
     def write(self, table: pa.Table) -> None:
-        for row in table.to_pylist():
-            self.file.write(json.dumps(plain_row(row), ensure_ascii=False, default=str) + "\n")
+        for row in plain_rows(table):
+            self.file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
-def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the columns of the JSON line that it came from, if any; a line that is not an object stays a string."""
-    if LINE not in row:
-        return row
-    line = row.pop(LINE)
-    parsed = parse_row(line)
-    return ({"line": line} if parsed is None else parsed) | row
-
-
-def column_names(source: str) -> list[str]:
-    """The file's columns: of JSON lines, those of the first.
-
-    Raises:
-        CotdError: it is not there, of another type, or cannot be read.
-    """
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise CotdError(f"no file '{source}' (looked in {path.absolute().parent}).")
-    try:
-        if path.suffix == ".parquet":
-            return list(pa.parquet.read_schema(path).names)
-        if path.suffix in (".csv", ".tsv"):
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return next(csv.reader(file, delimiter=delimiter(path)), [])
-        if path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
-                return list(json.loads(file.readline() or "{}"))
-    except (OSError, ValueError, TypeError, csv.Error) as error:  # ArrowInvalid and JSON's errors are ValueErrors
-        raise CotdError(f"cannot read '{source}': {error}") from error
-    raise CotdError(f"'{source}' is not a {', '.join(FILE_TYPES)} file.")
-
-
-def count_rows(source: str) -> int:
-    """The number of rows of a file, at least one; of lines for text files, which is good enough for a progress bar."""
-    path = Path(source).expanduser()
-    if path.suffix == ".parquet":
-        return max(1, int(pa.parquet.read_metadata(path).num_rows))
-    with path.open("rb") as file:
-        lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
-    return max(1, lines - (path.suffix in (".csv", ".tsv")))
+def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows with the columns that they had when they were read; a line that cannot be read is in BAD_LINE."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    if LINE not in table.column_names:
+        return rows
+    plain = []
+    for row in rows:
+        line, problem = row.pop(LINE), row.pop(PROBLEM)
+        read = {BAD_LINE: line} if problem else (parse_row(line) or {}) if line is not None else {}
+        plain.append(read | row)
+    return plain

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
-from cotd.data.files import NOT_AN_OBJECT
+from cotd.data.files import LINE, PROBLEM, is_url
 from cotd.data.inputs import InputColumns
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
 from cotd.students.base_models import find_student
+from cotd.students.vocabulary import unknown_characters
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.jsonl import parse_row
 from cotd.utils.text import last_line
-from pipelines.predict.files import FILE_TYPES, LINE, column_names, count_rows, csv_options, read_blocks, row_writer
+from pipelines.predict.files import BAD_LINE, FILE_TYPES, Table, read_tables, row_writer, scan
 
 BATCH = 256
 REASON = "quarantine_reason"
+UNREAD = "cotd.unread"  # whether a row has characters that the student cannot read; counted, and not written
 ADDED = {
     "predicted_label": pa.string(),
     "predicted_score": pa.float64(),
@@ -34,7 +37,8 @@ ADDED = {
     "predicted_rationale": pa.string(),
     REASON: pa.string(),
 }
-# Texts, and the options of each if the task needs them → `label`, `score`, `truncated` and, on request, `rationale` of each.
+# Texts, and the options of each if the task needs them → `label`, `score`, `truncated`, on request `rationale`, and `unread` if it
+# is known, of each.
 Predict = Callable[[list[str], list[list[str]] | None], Sequence[dict[str, Any]]]
 SHOWN = 12  # labels that are counted in the summary, the most frequent ones
 
@@ -52,6 +56,7 @@ class PredictionSummary:
         labels: predicted label → rows, if the task's labels are fixed.
         unanswered: how many of the rows have a prediction without an answer, which only free answers can lack.
         reasons: why rows were quarantined → rows.
+        unread: how many of the rows have characters that the student cannot read.
         output: the file that holds the rows with a prediction.
         quarantine: the file that holds the other rows, if there are any.
     """
@@ -60,6 +65,7 @@ class PredictionSummary:
     labels: dict[str, int]
     unanswered: int
     reasons: dict[str, int]
+    unread: int
     output: Path
     quarantine: Path | None
     seconds: float
@@ -73,6 +79,10 @@ class PredictionSummary:
         counts += [f"{self.unanswered:,} without an answer"] * (self.unanswered > 0)
         by_label = f": {', '.join(counts)}" if counts else ""
         sentences = [f"{self.rows:,} rows predicted in {self.seconds:.0f} s{by_label}. They are in {self.output}."]
+        if self.unread:
+            sentences.append(
+                f"{self.unread:,} rows have characters that are not in the student's vocabulary: it cannot read them."
+            )
         if self.quarantine:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in sorted(self.reasons.items()))
             sentences.append(f"{sum(self.reasons.values()):,} rows are quarantined in {self.quarantine}: {reasons}.")
@@ -80,7 +90,7 @@ class PredictionSummary:
 
 
 def predict_file(
-    source: str,
+    source: str | Table,
     target: str,
     student: str,
     tracking_uri: str | None,
@@ -95,7 +105,8 @@ def predict_file(
     `quarantine_reason`. Both are put in place when all is done.
 
     Args:
-        source, target: `.parquet`, `.csv` or `.jsonl` files; on a cluster, where every node can read them.
+        source: whatever `data.source` of a study takes but hub data sets, or what `scan` saw of it; on a cluster, where every node
+            can read it. target: a `.parquet`, `.csv`, `.tsv` or `.jsonl` file.
         student: whatever `Student.load` takes; of `models:/NAME@ALIAS`, the version that it is at the start.
         columns: what is read of each row; None: what the student's card says.
 
@@ -107,19 +118,25 @@ def predict_file(
     student = pinned(student, tracking_uri)
     named, task = columns_of(student)
     columns = columns or named
-    require_columns(source, columns)
+    table = source if isinstance(source, Table) else scan(source)
+    require_columns(table, columns)
     require_output(target)
     options = ray.data.DataContext.get_current().execution_options
     preserve_order, options.preserve_order = options.preserve_order, True
     try:
-        tables = predicted_tables(source, student, tracking_uri, columns, rationale)
-        return write_predicted(source, target, tables, task.labels)
+        tables = predicted_tables(table, student, tracking_uri, columns, rationale)
+        return write_predicted(table, target, tables, task.labels, rationale)
     finally:
         options.preserve_order = preserve_order
 
 
 def predict_file_with(
-    predict: Predict, source: str, target: str, columns: InputColumns, labels: Sequence[str] = (), rationale: bool = False
+    predict: Predict,
+    source: str | Table,
+    target: str,
+    columns: InputColumns,
+    labels: Sequence[str] = (),
+    rationale: bool = False,
 ) -> PredictionSummary:
     """`predict_file` by a function, from this process and without Ray.
 
@@ -130,27 +147,36 @@ def predict_file_with(
     Raises:
         CotdError: as `predict_file`, and whatever `predict` raises.
     """
-    require_columns(source, columns)
+    table = source if isinstance(source, Table) else scan(source)
+    require_columns(table, columns)
     require_output(target)
-    tables = (with_predictions(table, columns, predict, rationale) for table in read_blocks(source, BATCH))
-    return write_predicted(source, target, tables, labels)
+    blocks = (block for file in table.files for block in read_tables(file, BATCH))
+    tables = (with_predictions(block, columns, predict, rationale) for block in blocks)
+    return write_predicted(table, target, tables, labels, rationale)
 
 
-def write_predicted(source: str, target: str, tables: Iterator[pa.Table], fixed: Sequence[str] = ()) -> PredictionSummary:
+def write_predicted(
+    source: Table, target: str, tables: Iterator[pa.Table], fixed: Sequence[str] = (), rationale: bool = False
+) -> PredictionSummary:
     """Writes rows with the columns of `ADDED` to the output and to the quarantine."""
     started = time.monotonic()
-    rows = unanswered = 0
+    rows = unanswered = unread = 0
     labels: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     output = Path(target)
     quarantine = output.with_name(f"{output.stem}.quarantine{output.suffix}")
+    predicted = [pa.field(n, k) for n, k in ADDED.items() if n != REASON and (rationale or n != "predicted_rationale")]
+    bad_rows = [*[pa.field(BAD_LINE, pa.string())] * (source.damaged and BAD_LINE not in source.schema.names)]
+    bad_rows += [pa.field(REASON, ADDED[REASON])]
     try:
         with (
-            row_writer(output) as write,
-            row_writer(quarantine) as write_quarantined,
-            track("predicting", count_rows(source), "rows") as advance,
+            row_writer(output, pa.schema([*source.schema, *predicted])) as write,
+            row_writer(quarantine, pa.schema([*source.schema, *bad_rows])) as write_quarantined,
+            track("predicting", source.rows, "rows") as advance,
         ):
             for table in tables:
+                unread += pa.compute.sum(table[UNREAD]).as_py() or 0
+                table = table.drop_columns([UNREAD])
                 bad = table[REASON].is_valid()
                 good = table.filter(pa.compute.invert(bad)).drop_columns([REASON])
                 write(good)
@@ -161,25 +187,26 @@ def write_predicted(source: str, target: str, tables: Iterator[pa.Table], fixed:
                 reasons.update(table[REASON].drop_null().to_pylist())
                 advance(len(table))
             if not rows and not reasons:
-                raise CotdError(f"'{source}' has no rows.")
+                raise CotdError(f"'{source.source}' has no rows.")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise CotdError(f"cannot write '{target}': {error}. A .jsonl file takes columns of any kind.") from error
     if not reasons:
         quarantine.unlink()
     seconds = time.monotonic() - started
-    return PredictionSummary(rows, dict(labels), unanswered, dict(reasons), output, quarantine if reasons else None, seconds)
+    quarantined = quarantine if reasons else None
+    return PredictionSummary(rows, dict(labels), unanswered, dict(reasons), unread, output, quarantined, seconds)
 
 
 def predicted_tables(
-    source: str, student: str, tracking_uri: str | None, columns: InputColumns, rationale: bool
+    source: Table, student: str, tracking_uri: str | None, columns: InputColumns, rationale: bool
 ) -> Iterator[pa.Table]:
-    """The file's rows with the columns of `ADDED`, in order, as Ray Data delivers them."""
+    """The source's rows with the columns of `ADDED` and `UNREAD`, in order, as Ray Data delivers them."""
     import ray
 
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     # At least four batches for each actor, which takes seconds to start.
-    actors = min(gpus or max(1, int(resources.get("CPU", 1))), math.ceil(count_rows(source) / (4 * BATCH)))
+    actors = min(gpus or max(1, int(resources.get("CPU", 1))), math.ceil(source.rows / (4 * BATCH)) or 1)
     predicted = read_dataset(source).map_batches(
         StudentActor,
         fn_constructor_args=(student, tracking_uri, columns, rationale),
@@ -196,19 +223,25 @@ def predicted_tables(
         yield from predicted.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
-        raise CotdError(f"cannot predict '{source}': {last_line(cause or error)}") from error
+        raise CotdError(f"cannot predict '{source.source}': {last_line(cause or error)}") from error
 
 
-def read_dataset(source: str) -> Any:
-    """The file as a Ray dataset."""
+def read_dataset(source: Table) -> Any:
+    """The files as a Ray dataset, a task each."""
     import ray
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
 
-    path = str(Path(source).expanduser().absolute())
-    # No partitioning: else a folder called kind=radio would add a column.
-    options: dict[str, Any] = {"partitioning": None, "file_extensions": None}
-    if source.endswith(".parquet"):
-        return ray.data.read_parquet(path, **options)
-    return ray.data.read_csv(path, **csv_options(source), **options)
+    class Files(Datasource):
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None)
+            return [ReadTask(partial(read_tables, str(file), BATCH), unknown) for file in files]
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+    files = [file if is_url(file) else Path(file).absolute() for file in source.files]
+    return ray.data.read_datasource(Files())
 
 
 class StudentActor:
@@ -225,7 +258,10 @@ class StudentActor:
         model = Student.load(student)
 
         def predict(texts: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
-            rows = [asdict(p) for p in model.predict(texts, choices=choices)]
+            unknown = unknown_characters(model.tokenizer, model.rendered(texts, choices))
+            rows = [
+                {**asdict(p), "unread": bool(u)} for p, u in zip(model.predict(texts, choices=choices), unknown, strict=True)
+            ]
             if rationale:
                 rows = [{**row, "rationale": r} for row, r in zip(rows, model.explain(texts, choices), strict=True)]
             return rows
@@ -268,7 +304,7 @@ def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, r
             table = table.append_column(name, pa.array(reasons, kind))
         elif rationale or name != "predicted_rationale":
             table = table.append_column(name, pa.array([row.get(name.removeprefix("predicted_")) for row in rows], kind))
-    return table
+    return table.append_column(UNREAD, pa.array([row.get("unread", False) for row in rows], pa.bool_()))
 
 
 def read_table(table: pa.Table, columns: InputColumns) -> tuple[list[Any], list[list[str]] | None, list[str | None]]:
@@ -276,22 +312,27 @@ def read_table(table: pa.Table, columns: InputColumns) -> tuple[list[Any], list[
     names = [name for name, _ in columns.names]
     if LINE not in table.column_names:
         return columns.read(table.select([n for n in names if n in table.column_names]).to_pandas(integer_object_nulls=True))
-    rows = [parse_row(line) for line in table[LINE].to_pylist()]
-    cells = {name: pd.Series([(row or {}).get(name) for row in rows], dtype=object) for name in names}
-    texts, choices, problems = columns.read(pd.DataFrame(cells))
-    return texts, choices, [NOT_AN_OBJECT if row is None else problem for row, problem in zip(rows, problems, strict=True)]
+    if table.column_names == [PROBLEM, LINE]:
+        rows = [parse_row(line) or {} for line in table[LINE].to_pylist()]
+        frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
+    else:
+        frame = table.select([n for n in names if n in table.column_names]).to_pandas()
+    texts, choices, problems = columns.read(frame)
+    return texts, choices, [bad or problem for bad, problem in zip(table[PROBLEM].to_pylist(), problems, strict=True)]
 
 
-def require_columns(source: str, columns: InputColumns) -> None:
-    """Raises a CotdError unless the file is there, has the columns that are read, and has none that would be added."""
-    names = column_names(source)
+def require_columns(source: Table, columns: InputColumns) -> None:
+    """Raises a CotdError unless the source has the columns that are read, and none that would be added."""
+    names = source.schema.names
     problems = [
-        f"{source}: no column '{name}' ({option}); it has: {', '.join(names)}.{nearest(name, names)}"
+        f"{source.source}: no column '{name}' ({option}); it has: {', '.join(names)}.{nearest(name, names)}"
         for name, option in columns.names
         if name not in names
     ]
     if existing := [name for name in ADDED if name in names]:
-        problems.append(f"{source}: has the column '{existing[0]}' already, which would be overwritten. Rename or drop it.")
+        problems.append(
+            f"{source.source}: has the column '{existing[0]}' already, which would be overwritten. Rename or drop it."
+        )
     if problems:
         raise CotdError(*problems)
 
