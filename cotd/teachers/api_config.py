@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import re
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from pydantic import Field, field_validator
 
 from cotd.config.model import ConfigModel
 
+# The names of query parameters that hold a secret.
+SECRET = re.compile(r"key|token|secret|sig|pass|auth|code|credential", re.IGNORECASE)
+
 
 class ApiConfig(ConfigModel):
     """An OpenAI-compatible endpoint as the teacher's engine."""
 
-    base_url: str = Field(description="up to and including its version, for example https://api.openai.com/v1")
+    base_url: str = Field(
+        description="up to and including its version, for example https://api.openai.com/v1; of Azure, the deployment's with "
+        "?api-version=…"
+    )
     key_env: str | None = Field(
         "OPENAI_API_KEY", description="NAME of the environment variable that holds the key, never the key itself; null: no key"
+    )
+    key_header: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="the header that carries the key as it is; null: api-key where base_url has an api-version (Azure), else "
+        "Authorization, as a bearer token",
     )
     server: Literal["openai", "vllm"] = Field(
         "openai",
@@ -35,7 +47,10 @@ class ApiConfig(ConfigModel):
     tokenizer: str | None = Field(
         None, description="embedded:NAME, a local directory or a hub id, for exact counts and cuts of tokens; null: by length"
     )
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="added to each request as is; part of its identity")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="added to each request as is; null takes a parameter out, as in {temperature: null}; part of its identity",
+    )
     concurrency: int = Field(64, ge=1, description="requests in flight")
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0, description="prompt and output; outputs count with their limit")
@@ -52,12 +67,26 @@ class ApiConfig(ConfigModel):
     @field_validator("base_url")
     @classmethod
     def plain_url(cls, url: str) -> str:
+        """The URL without what follows it in a request, and without a secret."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("not an http(s) URL such as https://api.openai.com/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("holds credentials or a query; keys belong in the environment variable that key_env names")
-        return url.rstrip("/")
+        if parts.username or parts.password or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, True)):
+            raise ValueError("holds credentials; keys belong in the environment variable that key_env names (see key_header)")
+        path = re.sub(r"/(chat/)?completions$", "", parts.path.rstrip("/"))
+        return urlunsplit(parts._replace(path=path, fragment=""))
+
+    def url(self, path: str) -> str:
+        """The address of a path below `base_url`, with the latter's query."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit(parts._replace(path=f"{parts.path}/{path}"))
+
+    def headers(self, key: str | None) -> dict[str, str]:
+        """The headers that carry the key."""
+        if not key:
+            return {}
+        name = self.key_header or ("api-key" if "api-version=" in urlsplit(self.base_url).query else "Authorization")
+        return {name: f"Bearer {key}" if name.lower() == "authorization" else key}
 
     @field_validator("key_env")
     @classmethod

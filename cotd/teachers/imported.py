@@ -207,7 +207,12 @@ class ImportedReader:
         if self.columns.label:
             rationale, unread = rationale_text(cells["rationale"]) if self.columns.rationale else (None, None)
             error = problem or unread
-            rows.append(annotation_row(i, sample, False, label, probability, rationale, WRITTEN, self.origin, error=error))
+            both = two_probabilities(self.task.options(cells["choices"]), label, probability)
+            rows.append(
+                annotation_row(
+                    i, sample, False, label, probability, rationale, WRITTEN, self.origin, error=error, probabilities=both
+                )
+            )
         if self.columns.gold_rationale and self.config.gold_conditioned and gold:
             rationale, unread = rationale_text(cells["gold_rationale"])
             shared = self.columns.gold_rationale == self.columns.rationale
@@ -310,6 +315,15 @@ def parse_model_label(value: Any, task: Task, choices: Sequence[str] | None = No
     if not isinstance(value, (str, int, float, np.number)):
         return None
     return find_answer(value, task, choices) if isinstance(value, str) else task.parse(value, choices)
+
+
+def two_probabilities(
+    options: Sequence[str] | None, label: str | None, probability: float | None
+) -> tuple[float, float] | None:
+    """The probabilities of two options, of which one's is known; None if it is not, or if there are others."""
+    if probability is None or not options or len(options) != 2:
+        return None
+    return (probability, 1 - probability) if label == options[0] else (1 - probability, probability)
 
 
 def rationale_text(cell: Any) -> tuple[str, str | None]:

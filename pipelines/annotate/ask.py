@@ -206,7 +206,7 @@ class Asker:
                 if not held or kept == kept_before:
                     break
                 self.budget.reached = None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             say(f"  stopping; {kept:,} new completions are kept in {self.store.directory}")
             raise
         finally:

@@ -36,6 +36,22 @@ RESPONSES: dict[str, tuple[int, Any, dict[str, str]]] = {
     "half_pair": (400, {"error": {"message": "half \ud800 a pair"}}, {}),
     "not_gzip": (200, b"plain", {"Content-Encoding": "gzip"}),
     "404": (404, {"error": {"message": "no such model"}}, {}),
+    "402": (402, {"error": {"message": "the balance is used up", "code": 402}}, {}),
+    "400_credit": (400, {"type": "error", "error": {"type": "billing_error", "message": "buy more"}}, {}),
+    "403_credit": (403, {"code": "403", "msg": "Insufficient balance of the account"}, {}),
+    "429_credit": (429, [{"error": {"code": 429, "status": "exceeded_current_quota_error", "message": "see your plan"}}], {}),
+    "200_credit": (200, {"error": {"code": 402, "message": "the balance is used up"}}, {}),
+    "403": (403, {"error": {"message": "flagged by a filter", "metadata": {"reasons": ["insult"]}}}, {}),
+    "403_page": (403, b"<html><h1>Blocked</h1></html>", {}),
+    "403_limit": (403, {"message": "API rate limit exceeded"}, {}),
+    "200_limit": (200, {"error": {"code": 429, "message": "the provider is busy"}}, {}),
+    "200_limit_word": (200, {"error": {"type": "rate_limit_error", "message": "wait"}, "choices": None}, {}),
+    "200_limit_number": (200, {"base_resp": {"status_code": 1002, "status_msg": "rate limit triggered"}, "choices": []}, {}),
+    "200_wait": (200, {"error": "Too many requests: try again in 20ms"}, {}),
+    "200_stream": (200, b'data: {"error": {"code": "429", "message": "wait"}}\n\ndata: [DONE]\n\n', {}),
+    "200_choice": (200, {"choices": [{"error": {"code": 502, "message": "lost the provider"}, "finish_reason": "error"}]}, {}),
+    "200_unknown": (200, {"object": "error", "message": "it did not go well", "code": 40303}, {}),
+    "200_flagged": (200, {"error": {"code": "content_policy_violation", "message": "flagged by a filter"}}, {}),
 }
 # Responses as good ones are, but for their text and finish reason.
 COMPLETIONS = {
@@ -57,6 +73,9 @@ class FaultServer:
         bodies, headers, arrivals: of every completion request, in order of arrival (monotonic seconds).
         upstream: a real server's URL up to /v1, which then makes the good responses.
         logprobs: whether responses have log-probabilities of labels.
+        models: those that it lists. deployed: those that it has.
+        wrap: a good response's text → the message that holds it.
+        refuse: path, body and headers of a request → why it is refused with 400, or None.
     """
 
     def __init__(self, upstream: str | None = None):
@@ -69,6 +88,9 @@ class FaultServer:
         self.arrivals: list[float] = []
         self.tries: Counter[str] = Counter()
         self.models = ["teacher-1"]
+        self.deployed = {"teacher-1"}
+        self.wrap: Callable[[str], dict[str, Any]] = lambda text: {"content": text}
+        self.refuse: Callable[[str, dict[str, Any], Any], str | None] = lambda path, body, headers: None
         self.closing = threading.Event()
         self.lock = threading.Lock()
 
@@ -132,6 +154,12 @@ class Handler(BaseHTTPRequestHandler):
             self.faults.headers.append({k.lower(): v for k, v in self.headers.items()})
             number = self.faults.tries[prompt]
             self.faults.tries[prompt] += 1
+        if body["model"] not in self.faults.deployed:
+            self.send(*RESPONSES["404"])
+            return
+        if why := self.faults.refuse(self.path, body, self.headers):
+            self.send(400, {"error": {"message": why}})
+            return
         fault = self.faults.fault(prompt, number)
         if fault in RESPONSES:
             status, content, headers = RESPONSES[fault]
@@ -151,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         text = self.faults.write(prompt) if text is None else text
         choice: dict[str, Any] = {"finish_reason": finish_reason, "index": 0}
         if "messages" in body:
-            choice["message"] = {"role": "assistant", "content": text}
+            choice["message"] = {"role": "assistant", **self.faults.wrap(text)}
         else:
             choice["text"] = text
             if "logprobs" in body and self.faults.logprobs:

@@ -70,9 +70,7 @@ def test_columns_of_the_examples_own_file(write_study: Callable[..., Path], said
     examples = load_examples(config.data, config.task)
     assert check_annotations(config, examples.digest()) is not None
     pairs = {
-        name: training_pairs(METHODS[name], examples.split("train"), table, SENTIMENT, 0.5)["target_kind"]
-        .value_counts()
-        .to_dict()
+        name: training_pairs(METHODS[name], examples.split("train"), table, SENTIMENT)["target_kind"].value_counts().to_dict()
         for name in GRID["method"]
     }
     assert pairs == {
@@ -164,11 +162,11 @@ def test_labels_alone(beside: Callable[..., StudyConfig]) -> None:
     assert not any(line.startswith("rationales:") for line in summary_lines(summary, AnnotationFiles.of(config).annotations))
     table, _ = check_annotations(config, load_examples(config.data, config.task).digest()) or (pd.DataFrame(), None)
     train = load_examples(config.data, config.task).table.query("split == 'train'")
-    pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT, 0.5)
+    pairs = training_pairs(METHODS["distill"], train, table, SENTIMENT)
     assert set(pairs["target_kind"]) == {"label"}
     assert len(pairs) == 23
     with pytest.raises(CotdError, match="needs annotations"):
-        training_pairs(METHODS["cot_unlabelled"], train, table, SENTIMENT, 0.5)
+        training_pairs(METHODS["cot_unlabelled"], train, table, SENTIMENT)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_samples_for_another_label_than_the_majoritys_are_filtered(config: Study
         )
         examples = pd.read_csv(config.data.source).assign(id=lambda t: [example_id(x) for x in t["text"]])
         table = (read_annotations(sampled) or (None,))[0]
-        pairs = training_pairs(METHODS["cot_unlabelled"], examples[examples["split"] == "train"], table, SENTIMENT, 0.5)
+        pairs = training_pairs(METHODS["cot_unlabelled"], examples[examples["split"] == "train"], table, SENTIMENT)
         seeds = {t.split()[1] for t in pairs[pairs["target_kind"] == "rationale"]["target"]}
         assert set(pairs[pairs["target_kind"] == "label"]["target"]) == ({"positive"} if filters else {"negative"})
         assert seeds == ({"1", "2"} if filters else {"0"})

@@ -16,8 +16,9 @@ from cotd.errors import CotdError
 from cotd.teachers.requests import Request
 from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
 from pipelines.annotate.engines.api.endpoint import Endpoint
+from pipelines.annotate.engines.api.errors import CutOff, Refused, TeacherRefused, Transient
 from pipelines.annotate.engines.api.pacing import Pace
-from pipelines.annotate.engines.api.responses import CutOff, Refused, TeacherRefused, Transient, Usage, form_of
+from pipelines.annotate.engines.api.responses import Usage, form_of
 
 BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many completions, or is so old
 # A request that only ever meets the rate limit is given up when no other has been responded to for so long either.
@@ -48,8 +49,10 @@ class ApiClient:
         self.fatal: CotdError | None = None
         self.in_flight: set[asyncio.Task[Completion | None]] = set()
         self._done: list[Completion] = []
+        self._main: asyncio.Task[list[Completion]] | None = None
         self._ended = 0  # requests
         self._responded_at = time.monotonic()  # when the server last responded
+        self._accepted_at = 0.0  # when the last request was sent that the server is known to have taken
         self._failed_in_a_row = 0
         self._probing = asyncio.Lock()
 
@@ -67,6 +70,7 @@ class ApiClient:
         Raises:
             CotdError: no request can succeed; completions that came in are returned before.
         """
+        self._main = asyncio.current_task()
         deadline = time.monotonic() + BATCH_SECONDS
         while len(self._done) < BATCH_ROWS:
             while self.fatal is None and len(self.in_flight) < self.capacity:
@@ -81,6 +85,11 @@ class ApiClient:
         if not batch and self.fatal:
             raise self.fatal
         return batch
+
+    def stop(self) -> None:
+        """Lets `next_batch` raise asyncio.CancelledError; what is in flight goes on."""
+        if self._main is not None:
+            self._main.cancel()
 
     async def finish(self) -> list[Completion]:
         """What is still in flight, as far as it arrives soon."""
@@ -121,10 +130,11 @@ class ApiClient:
             booking = await self.pace.turn(most.tokens, spread)
             if booking is None:
                 return None
-            before = usage.tokens
+            before, sent_at = usage.tokens, time.monotonic()
             try:
                 completion = await self.endpoint.ask(request, usage)
                 self._note_response()
+                self._accepted_at = max(self._accepted_at, sent_at)
                 self.endpoint.proven.add(form_of(request))
                 return completion
             except Transient as problem:
@@ -132,7 +142,7 @@ class ApiClient:
                 if failure.paid and usage.tokens == before:  # nobody says for how much
                     usage.add(most)
             except (TeacherRefused, Refused, CutOff, CotdError) as problem:
-                return await self._settle(request, problem, usage)
+                return await self._settle(request, problem, usage, sent_at)
             finally:
                 self.pace.tokens.settle(booking, usage.tokens - before)
             if self.fatal:
@@ -156,14 +166,17 @@ class ApiClient:
                 return self._failed(request, f"{failure}; teacher.budget has no room for another try", usage)
             await asyncio.sleep(self.pace.backoff(tries) * random.uniform(0.5, 1.0))
 
-    async def _settle(self, request: Request, problem: Exception, usage: Usage) -> Completion | None:
+    async def _settle(self, request: Request, problem: Exception, usage: Usage, sent_at: float) -> Completion | None:
         """What becomes of a request that is not tried again."""
         if isinstance(problem, TeacherRefused):
             self._note_response()
             return self._failed(request, str(problem), usage, REFUSED_REASON)
         if isinstance(problem, Refused):
-            # Of a wrong setting it may do better another time.
-            kind = REFUSED_REASON if await self._accepts_form(request, usage) else None
+            # Of a wrong setting it may do better another time. What is forbidden may be so to a key that has been revoked.
+            since = sent_at if problem.forbidden else 0.0
+            kind = REFUSED_REASON if await self._accepts_form(request, usage, since) else None
+            if self.fatal:
+                return None
             return self._give_up(request, str(problem), usage, kind)
         if isinstance(problem, CutOff):
             hint = "Raise teacher.max_rationale_tokens, or have a model that thinks before it answers think less. "
@@ -172,17 +185,19 @@ class ApiClient:
         self.fatal = problem
         return None
 
-    async def _accepts_form(self, request: Request, usage: Usage) -> bool:
+    async def _accepts_form(self, request: Request, usage: Usage, since: float) -> bool:
         """Whether the server takes requests of this form, so that what it has against this one is its text.
 
-        Where none of them has succeeded yet it is asked with a harmless text; what refuses that too ends the run.
+        Where none of them has succeeded yet, or nothing has that was sent since a time, it is asked with a harmless text; what
+        refuses that too ends the run.
         """
         async with self._probing:
-            if form_of(request) in self.endpoint.proven:
+            if form_of(request) in self.endpoint.proven and self._accepted_at >= since:
                 return True
             if self.fatal:
                 return False
             self.pace.requests.take(1)
+            sent_at = time.monotonic()
             try:
                 await self.endpoint.ask(replace(request, prompt=PROBE), usage)
             except (TeacherRefused, CutOff):
@@ -191,14 +206,12 @@ class ApiClient:
                 if not problem.responded:
                     return False
             except Refused as problem:
-                self.fatal = CotdError(
-                    f"{self.endpoint.url} refuses all requests of this kind, whatever their text ({problem}). Check the settings "
-                    "that they are made of: teacher.api.server, json_completions, max_tokens_field, extra_body."
-                )
+                self.fatal = CotdError(problem.advice or str(problem))
                 return False
             except CotdError as problem:
                 self.fatal = problem
                 return False
+            self._accepted_at = sent_at
             self.endpoint.proven.add(form_of(request))
             return True
 

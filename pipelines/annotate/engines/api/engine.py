@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 import httpx
@@ -17,6 +18,7 @@ from cotd.teachers.store import Completion
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.api.client import ApiClient
 from pipelines.annotate.engines.api.endpoint import Endpoint
+from pipelines.annotate.engines.api.errors import MALFORMED
 
 
 def api_key(config: ApiConfig) -> str | None:
@@ -43,7 +45,7 @@ def api_key(config: ApiConfig) -> str | None:
 
 
 def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None:
-    """Raises a CotdError if the endpoint does not respond, refuses the key, or lacks the model or the log-probabilities.
+    """Raises a CotdError if the endpoint does not respond, or lacks the log-probabilities.
 
     Args:
         probe: a scoring request, to see whether label log-probabilities come back.
@@ -53,7 +55,7 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
 
     async def run() -> None:
         try:
-            await check_models(endpoint)
+            await look_at_models(endpoint)
             if probe is not None:
                 await check_scoring(client, probe)
         finally:
@@ -62,22 +64,27 @@ def check_endpoint(model: str, config: ApiConfig, probe: Request | None) -> None
     asyncio.run(run())
 
 
-async def check_models(endpoint: Endpoint) -> None:
+async def look_at_models(endpoint: Endpoint) -> None:
+    """Says so if the server does not list the model: the first request decides, as a list may be of other things, or not be allowed.
+
+    Raises:
+        CotdError: there is no server.
+    """
     model, config = endpoint.model, endpoint.config
     try:
-        response = await endpoint.http.get(f"{config.base_url}/models", timeout=min(15.0, config.timeout_seconds))
-    except httpx.RequestError as error:
+        response = await endpoint.http.get(config.url("models"), timeout=min(15.0, config.timeout_seconds))
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         why = endpoint.without_key(str(error) or type(error).__name__)
         raise CotdError(
             f"no response from {config.base_url} ({why}). Check teacher.api.base_url, and that the server runs."
         ) from error
-    if response.status_code in (401, 403):
-        endpoint.check_status(response)
+    except httpx.RequestError:
+        return
     names = model_names(response)
     if names and bare_name(model) not in map(bare_name, names):
-        raise CotdError(
-            f"{config.base_url} has no model '{model}' (teacher.model); it has {len(names)}, among them "
-            f"{', '.join(sorted(names)[:5])}.{nearest(model, names)}"
+        say(
+            f"  note: {config.base_url} does not list the model '{model}' (teacher.model); it lists {len(names)}, among them "
+            f"{', '.join(sorted(names)[:5])}.{nearest(model, names)} It is asked all the same."
         )
 
 
@@ -91,11 +98,9 @@ async def check_scoring(client: ApiClient, probe: Request) -> None:
 
 def model_names(response: httpx.Response) -> list[str]:
     """The models that a server lists; empty where it lists none."""
-    if response.status_code != 200:
-        return []
     try:
-        return [str(m["id"]) for m in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+        return [str(m["id"]) for m in response.json()["data"]] if response.status_code == 200 else []
+    except MALFORMED:
         return []
 
 
@@ -118,23 +123,41 @@ def api_engine(
 
     Yields:
         A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as capacity gets free.
-        On Ctrl-C it waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
+        On Ctrl-C, or SIGTERM, it waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
     client = ApiClient(Endpoint(model, config, api_key(config), count), may_pay_again)
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, on_terminate(runner, client.stop):
 
         def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
             remaining = iter(requests)
             try:
                 while batch := runner.run(client.next_batch(remaining)):
                     yield batch
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, asyncio.CancelledError) as stopped:
                 say(f"  waiting for {len(client.in_flight):,} requests in flight (Ctrl-C again drops them)")
                 if batch := runner.run(client.finish()):
                     yield batch
+                if isinstance(stopped, asyncio.CancelledError):
+                    raise SystemExit(128 + signal.SIGTERM) from None
                 raise
 
         try:
             yield complete
         finally:
             runner.run(client.close())
+
+
+@contextlib.contextmanager
+def on_terminate(runner: asyncio.Runner, stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` on SIGTERM, on the runner's event loop, for the duration of a block; only where signals can be handled."""
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        runner.get_loop().add_signal_handler(signal.SIGTERM, stop)
+    except (ValueError, RuntimeError, NotImplementedError):  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        runner.get_loop().remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, previous)

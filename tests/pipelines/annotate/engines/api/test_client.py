@@ -113,7 +113,7 @@ def test_retrying_errors_sends_nothing_else(study: MakeStudy, provider: Provider
             r"refuses the key \(HTTP 401: bad key Bearer \[key\]\)\. Check the key in the environment variable TEACHER_KEY",
         ),
         ("404", "has no model 'teacher-1'"),
-        ("quota", "has no quota left"),
+        ("quota", "has no credit left"),
     ],
 )
 def test_what_no_request_can_pass_stops_the_run(study: MakeStudy, provider: Provider, fault: str, message: str) -> None:
@@ -152,7 +152,9 @@ def test_a_token_limit_that_cuts_every_completion_ends_the_run(study: MakeStudy,
 def test_a_setting_that_the_server_refuses_ends_the_run_and_leaves_no_trace(study: MakeStudy, provider: Provider) -> None:
     server = provider[0]
     server.fault = lambda prompt, tries: "400"
-    with pytest.raises(CotdError, match=r"refuses all requests of this kind.*Check .*max_tokens_field"):
+    with pytest.raises(
+        CotdError, match=r"refuses all requests of this kind.*Check .*max_tokens_field.*null leaves a parameter out"
+    ):
         annotate(study("teacher.api.concurrency=64"), yes=True)
     assert len(server.bodies) <= 8
     server.fault = lambda prompt, tries: None
@@ -183,26 +185,26 @@ def test_an_unreadable_response_does_not_affect_other_rows(study: MakeStudy, pro
     assert quarantined == {"its response could not be read: MemoryError: key [key]": 2}
 
 
-def test_a_stopped_run_keeps_what_is_in_flight(study: MakeStudy, provider: Provider, hear_interrupts: None) -> None:
+@pytest.mark.parametrize(("number", "stopped"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_run_keeps_what_is_in_flight(
+    study: MakeStudy, provider: Provider, hear_interrupts: None, number: signal.Signals, stopped: type[BaseException]
+) -> None:
     server = provider[0]
+    before = signal.getsignal(signal.SIGTERM)
 
     def interrupt(prompt: str, tries: int) -> None:
         if len(server.bodies) == 25:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     server.fault = interrupt
     config = study()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stopped) as caught:
         annotate(config, yes=True)
+    assert stopped is KeyboardInterrupt or caught.value.code == 143  # type: ignore[attr-defined]
+    assert signal.getsignal(signal.SIGTERM) is before
     assert read_annotations(config) is None
     server.fault = lambda prompt, tries: None
     summary = annotate(config, yes=True)
     assert summary["usage"]["from_store"] >= 25
     assert len(server.bodies) == 60, "nothing that was paid for is asked again"
     assert set(server.tries.values()) == {1}
-
-
-# --- label scores ---------------------------------------------------------------------------------------------------
-
-
-# --- before anything is asked ---------------------------------------------------------------------------------------

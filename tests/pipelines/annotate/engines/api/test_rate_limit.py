@@ -116,12 +116,21 @@ def test_a_rate_limit_holds_in_any_minute(per_minute: float, amounts: list[float
     assert sum(a for _, a in taken) >= per_minute * (whole_minutes - 1) * 0.5, "nor does it hold back"
 
 
-def test_retry_after_in_both_forms() -> None:
+def test_retry_after_in_every_form() -> None:
     now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     seconds = {
         "7": 7.0, "0.5": 0.5, "Thu, 01 Jan 2026 12:00:30 GMT": 30.0, "Thu, 01 Jan 2026 11:00:00 GMT": 0.0,
         "Fri, 31 Dec 99999999999999999999 23:59:59 GMT": None, "soon": None, "": None, "999999": 999999.0,
     }  # fmt: skip
     for value, expected in seconds.items():
-        assert retry_after(httpx.Headers({"retry-after": value}), now) == expected, value
-    assert retry_after(httpx.Headers({}), now + timedelta(0)) is None
+        assert retry_after(httpx.Headers({"retry-after": value}), now=now) == expected, value
+    words = {
+        "try again in 1m2.5s.": 62.5,
+        "Please retry after 20 seconds": 20.0,
+        "try again in 6ms": 0.006,
+        "try again later": None,
+    }
+    for message, expected in words.items():
+        assert retry_after(httpx.Headers({}), message) == expected, message
+    assert retry_after(httpx.Headers({"retry-after-ms": "250", "retry-after": "1"})) == 0.25
+    assert retry_after(httpx.Headers({}), now=now + timedelta(0)) is None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from cotd.errors import CotdError
 from cotd.teachers.teacher import load_teacher
 from pipelines.annotate.engines.api.responses import label_logprob, token_count
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
-from tests.pipelines.annotate.fault_server import MakeStudy, Provider, answer_in_json
+from tests.pipelines.annotate.fault_server import MakeStudy, Provider, answer_in_json, number_of
 
 
 def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Provider) -> None:
@@ -19,6 +23,58 @@ def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Pro
     server.write = lambda prompt: answer_in_json(prompt).replace("Positive", "positive").replace("Negative", " NEGATIVE.")
     summary = annotate(study("teacher.api.json_completions=object"), yes=True)
     assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
+
+
+THOUGHT = 'Perhaps {"rationale": "It is bad.", "label": "Negative"}? No.'
+WRAPS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "fences": lambda text: {"content": f"Here you are:\n```json\n{text}\n```\nAnything else?"},
+    "thought": lambda text: {"content": f"<think>{THOUGHT}</think>\n{text}"},
+    "thought without a beginning": lambda text: {"content": f"{THOUGHT}\n</think>\n\n{text}"},
+    "draft": lambda text: {"content": f"{THOUGHT} Rather: {text}"},
+    "bold": lambda text: {"content": re.sub(r'"(Positive|Negative)"', r'"**\1**."', text)},
+    "label with its name": lambda text: {"content": re.sub(r'"(Positive|Negative)"', r'"Label: \1 (0.9)"', text)},
+    "inner object": lambda text: {"content": f'{{"result": [{text}]}}'},
+    "keys in capitals": lambda text: {"content": text.replace('"label"', '"Label"').replace('"rationale"', '"Rationale"')},
+    "parts": lambda text: {"content": [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": text}]},
+    "strings": lambda text: {"content": [text[:9], text[9:]]},
+    "object": lambda text: {"content": json.loads(text)},
+    "taken for a thought": lambda text: {"content": None, "reasoning_content": text},
+    "beside a thought": lambda text: {"content": text, "reasoning_content": THOUGHT, "reasoning": THOUGHT},
+    "tool": lambda text: {"content": None, "tool_calls": [{"function": {"name": "completion", "arguments": text}}]},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_completion_is_found_in_whatever_form_it_comes(study: MakeStudy, provider: Provider, wrap: str) -> None:
+    server = provider[0]
+    server.wrap = WRAPS[wrap]
+    summary = annotate(study(), yes=True)
+    assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
+    assert summary["teacher"]["accuracy_on_train"] == 1.0
+
+
+def test_a_refusal_among_the_parts_of_a_message_is_one(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.wrap = lambda text: {"content": [{"type": "refusal", "refusal": "No."}] if "number 3." in text else text}
+    server.write = lambda prompt: answer_in_json(prompt).replace("film", f"film number {number_of(prompt)}.")
+    assert annotate(study(), yes=True)["annotations"]["quarantined"] == {"the teacher refused: No.": 2}
+
+
+@pytest.mark.parametrize("mark", ["<think>", "[THINK]"])
+def test_a_thought_that_does_not_end_is_no_completion(study: MakeStudy, provider: Provider, mark: str) -> None:
+    server = provider[0]
+    server.wrap = lambda text: {"content": f"{mark}{THOUGHT}" if "number 3." in text else text}
+    server.write = lambda prompt: answer_in_json(prompt).replace("film", f"film number {number_of(prompt)}.")
+    assert annotate(study("teacher.api.retries=0"), yes=True)["annotations"]["quarantined"] == {"an empty response": 2}
+
+
+def test_a_vllm_that_is_too_old_for_patterns_is_recognised(study: MakeStudy, provider: Provider) -> None:
+    provider[0].write = lambda prompt: "It praises the film, so it is positive."
+    with pytest.raises(
+        CotdError, match=r"this version of vLLM is too old for structured_outputs\. .*teacher\.api\.server: openai"
+    ):
+        annotate(study("teacher.api.server=vllm"), yes=True)
+    assert len(provider[0].bodies) <= 4
 
 
 def test_odd_counts_of_tokens_are_not_believed(study: MakeStudy, provider: Provider) -> None:
