@@ -20,6 +20,19 @@ TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
 ]
 
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="the text column; default: as in the student's study, else text")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label", help="the label column; default: as in the student's study, else label")
+]
+InputTemplate = Annotated[
+    str | None, typer.Option(help='in place of --text, a template over columns: "{title}: {body}"; default: as --text')
+]
+ChoicesColumn = Annotated[
+    str | None, typer.Option("--choices", help="for multiple choice: the column of options; default: as --text, else choices")
+]
+
 
 def redirect_output(context: typer.Context, as_json: bool) -> bool:
     """With --json: until the command ends, standard output is for its document alone, whatever a library prints."""

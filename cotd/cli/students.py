@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import Json, TrackingUri, show
+from cotd.cli.arguments import ChoicesColumn, InputTemplate, Json, LabelColumn, TextColumn, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
 from cotd.storage.tracking_store import default_tracking_uri
 
@@ -20,22 +20,30 @@ def evaluate(
     student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
     source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
     split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
-    text: Annotated[str, typer.Option(help="the text column")] = "text",
-    label: Annotated[str, typer.Option(help="the label column")] = "label",
+    text: TextColumn = None,
+    label: LabelColumn = None,
+    input_template: InputTemplate = None,
+    choices: ChoicesColumn = None,
     as_json: Json = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Scores a student against the gold labels of any source; prints JSON.
+    """Scores a student against the gold labels of any source, without the examples that it has seen in training; prints JSON.
 
     Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
     """
-    from cotd.evaluation.metrics import gold_examples, predictions_table, require_split, score_predictions
+    from cotd.evaluation.gold import Named, gold_examples, require_split
+    from cotd.evaluation.metrics import predictions_table, score_predictions
+    from cotd.evaluation.seen import unseen_by
+    from cotd.students.base_models import find_student
     from cotd.students.student import Student as Model
+    from cotd.tasks.registry import parse_task
 
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
-    model = Model.load(student)
-    examples = gold_examples(source, model.task, split, text, label)
-    scores = score_predictions(predictions_table(model, examples), model.task)
+    folder, card = find_student(student)
+    task = parse_task(card["task"])
+    examples = gold_examples(source, task, split, Named(text, input_template, choices, label), card.get("data"))
+    examples, seen = unseen_by(folder, examples, source)
+    scores = score_predictions(predictions_table(Model.load(folder), examples), task) | {"seen": seen}
     show(context, as_json, scores, [json.dumps(scores, indent=2)])
 
 

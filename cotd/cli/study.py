@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cotd.cli.app import app
-from cotd.cli.arguments import Config, Json, Overrides, show
+from cotd.cli.arguments import ChoicesColumn, Config, InputTemplate, Json, LabelColumn, Overrides, TextColumn, show
 from cotd.errors import CotdError
 
 
@@ -144,8 +144,10 @@ def report(
         str | None, typer.Option(help="score the students on the examples of another source, named as in cotd evaluate")
     ] = None,
     split: Annotated[str, typer.Option(help="with --on: train, validation, test or all")] = "test",
-    text: Annotated[str, typer.Option(help="with --on: the text column")] = "text",
-    label: Annotated[str, typer.Option(help="with --on: the label column")] = "label",
+    text: TextColumn = None,
+    label: LabelColumn = None,
+    input_template: InputTemplate = None,
+    choices: ChoicesColumn = None,
     as_json: Json = False,
 ) -> None:
     """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
@@ -157,14 +159,18 @@ def report(
 
     Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
     """
-    from cotd.evaluation.metrics import gold_examples
+    from cotd.evaluation.gold import Named, gold_examples
     from cotd.study.config import load_config
     from pipelines.report.rescoring import OtherSource, transfer_folder
     from pipelines.report.run import report as run
     from pipelines.report.text import terminal
 
     study = load_config(config, overrides)
-    content = run(study, OtherSource(on, gold_examples(on, study.task, split, text, label)) if on else None)
+    named = Named(text, input_template, choices, label)
+    if not on and (any(named) or split != "test"):
+        raise CotdError("--split, --text, --label, --input-template and --choices are for the source of --on: name one.")
+    other = OtherSource(on, gold_examples(on, study.task, split, named, study.data.model_dump())) if on else None
+    content = run(study, other)
     files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
     show(context, as_json, content, [terminal(content), f"written to {where}: {', '.join(files)}"])

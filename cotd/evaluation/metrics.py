@@ -8,53 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cotd.config.model import validate_config
-from cotd.data.config import DataConfig
-from cotd.data.table import SPLITS
-from cotd.errors import CotdError
 from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error, group_codes
 from cotd.students.student import Student
 from cotd.tasks.base import Task
-
-ALL = "all"
-
-
-def require_split(split: str) -> None:
-    """Raises a CotdError if there is no such split."""
-    if split not in (*SPLITS, ALL):
-        raise CotdError(f"--split '{split}' is not {', '.join(SPLITS)} or {ALL}.")
-
-
-def gold_examples(
-    source: str,
-    task: Task,
-    split: str = "test",
-    text: str = "text",
-    label: str = "label",
-    choices: str | None = None,
-    template: str | None = None,
-) -> pd.DataFrame:
-    """A source's examples with gold labels, of one split or of all, as an example table.
-
-    Args:
-        text, label, choices: their columns; the last is that of each example's own options.
-        template: of the text, over columns, in place of a text column.
-
-    Raises:
-        CotdError: there is no such source, column or split, or no gold label in it.
-    """
-    from cotd.data.sources import load_examples
-
-    require_split(split)
-    columns = {"label": label, "choices": choices} | ({} if template else {"text": text})
-    data = validate_config(DataConfig, {"source": source, "input": template, "columns": columns}, source)
-    every = load_examples(data, task)
-    examples = every.table if split == ALL else every.split(split)
-    examples = examples[examples["label"].notna()]
-    if examples.empty:
-        where = source if split == ALL else f"the {split} split of {source}"
-        raise CotdError(f"there are no gold labels to score against: {where}. Name the label column, or another split.")
-    return examples
 
 
 def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:

@@ -30,7 +30,7 @@ class MultipleChoice(Task):
     def parse(self, value: Any, choices: Sequence[str] | None = None) -> str | None:
         """The option that a cell names by its text, in any case, or by its letter."""
         text = cell_text(value)
-        if text is None or not choices:
+        if text is None or choices is None:
             return None
         by_text = {option.strip().casefold(): option for option in choices}
         if (option := by_text.get(text.casefold())) is not None:
@@ -53,5 +53,5 @@ class MultipleChoice(Task):
 
     def render(self, text: str, choices: Sequence[str] | None = None) -> str:
         """The text and its options, with letters."""
-        listed = " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, choices or (), strict=False))
+        listed = " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, () if choices is None else choices, strict=False))
         return f"{text} {listed}".strip()

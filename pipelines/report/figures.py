@@ -14,18 +14,21 @@ from cotd.utils.text import format_percent
 from pipelines.report.formatting import place, short, variant_of
 from pipelines.report.results import Content
 
-# Colours that colour-blind readers can distinguish (Okabe and Ito 2008); None is the page's own ink.
+# Colours that colour-blind readers can distinguish (Okabe and Ito 2008, Paul Tol's muted scheme); None is the page's own ink.
 COLOURS = {
     "finetune": None, "distill": "#E69F00", "cot_labelled": "#0072B2", "cot_unlabelled": "#009E73",
     "cot_joint": "#56B4E9", "cot_joint_unlabelled": "#B8A800", "rationale_input": "#CC79A7",
-    "rationale_input_unlabelled": "#A0527E",
+    "rationale_input_unlabelled": "#A0527E", "distill_soft": "#882255", "distill_then_finetune": "#332288",
+    "cot_after": "#117733", "cot_after_unlabelled": "#999933",
 }  # fmt: skip
-OTHER_COLOURS = ("#882255", "#117733", "#332288", "#999933")  # of methods that are added (Paul Tol's muted scheme)
-TEACHER_COLOUR, BASELINE_COLOUR, INK = "#D55E00", "#8A8A8A", "#1b1b1b"
+OTHER_COLOURS = ("#44AA99", "#AA4499", "#6699CC", "#661100")  # of methods that are added (Paul Tol's muted scheme)
+TEACHER_COLOUR, BASELINE_COLOUR, INK, CORRECT_COLOUR = "#D55E00", "#8A8A8A", "#1b1b1b", "#56B4E9"
 # Settings of one method, in studies that vary more than method, fraction and size.
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
-FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png")
+CONFUSION_FILE = "confusion.png"
+FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png", CONFUSION_FILE)
+MOST_LABELS = 60  # of a confusion matrix; more cannot be read
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
 ACCURACY_AXIS = "test accuracy, % (95 % interval)"
 
@@ -55,6 +58,10 @@ def figures_of(content: Content) -> list[Figure]:
         figures.append(Figure(FILES[0], "Accuracy by method", draw_methods))
     if content["claims"]:
         figures.append(Figure(FILES[2], "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims))
+    if content["by_label"] and len(content["by_label"]["labels"]) <= MOST_LABELS:
+        figures.append(
+            Figure(CONFUSION_FILE, "What the best student takes each label for, in % of its examples", draw_confusion)
+        )
     return figures
 
 
@@ -179,6 +186,30 @@ def draw_differences(panels: Mapping[str, Rows]) -> Any:
         panel.grid(axis="x", alpha=0.3)
         panel.set_title(title, fontsize="medium")
     return figure
+
+
+def draw_confusion(content: Content) -> Any:
+    """Gold labels downwards, predicted ones across: the share of each gold label's examples."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    labels = [shorten(label) for label in content["by_label"]["labels"]]
+    counts = np.array(content["by_label"]["confusion"])
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = 2.2 + 0.42 * len(labels)
+    figure, panel = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
+    for i, j in np.argwhere(counts):  # transparent: the page may be dark
+        panel.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=CORRECT_COLOUR, alpha=0.1 + 0.6 * shares[i, j], linewidth=0))
+        panel.text(j, i, f"{shares[i, j] * 100:.0f}", ha="center", va="center", fontsize="small" if len(labels) <= 10 else 6.5)
+    panel.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
+    panel.set_yticks(range(len(labels)), labels, fontsize="small")
+    edge = len(labels) - 0.5
+    panel.set(xlabel="predicted", ylabel="gold", xlim=(-0.5, edge), ylim=(edge, -0.5))
+    return figure
+
+
+def shorten(label: str, most: int = 24) -> str:
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def draw_difference(panel: Any, y: float, c: dict[str, Any]) -> None:

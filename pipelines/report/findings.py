@@ -20,12 +20,69 @@ from pipelines.report.formatting import (
     span,
     variant_of,
 )
-from pipelines.report.results import Content
+from pipelines.report.labels import best_group
+from pipelines.report.results import Content, Group, alone
 
 Comparisons = list[dict[str, Any]]
 # A claim tested in more places than this gives its intervals in the table alone.
 MAX_INTERVALS = 4
 VERDICTS = {"holds": "holds for", "opposite": "is contradicted for", "not shown": "is not shown for"}
+
+
+def in_short(content: Content) -> list[str]:
+    """What won, by how much, and how sure that is, for a reader who knows none of the methods."""
+    best = best_group(content["groups"])
+    if best is None:
+        return []
+    count = f"{content['test_examples']:,} test examples"
+    seeds = f", the mean of {best['seeds']} trainings" if best["seeds"] > 1 else ""
+    sentences = [
+        f"**{percentage(best['accuracy'])}** of {count} are right{seeds} (95 % interval {best['ci_low'] * 100:.1f} to "
+        f"{best['ci_high'] * 100:.1f}): the best student on validation, `{variant_of(best)}` ({METHODS[best['method']].title}), "
+        f"{best['size']}, with {format_percent(best['fraction'])} of the training data."
+    ]
+    sentences += [f"Compared with {name}: {by_how_much(c)}" for name, c in rivals_of(best, content)]
+    always, linear = content["majority"], [b for b in content["tfidf"] if b["fraction"] == best["fraction"]]
+    simple = [f"always answering *{always['label']}* {percentage(always['accuracy'])}"]
+    simple += [f"{b['name']} on the same examples {percentage(b['accuracy'])}" for b in linear]
+    sentences.append(f"What needs no such training: {', '.join(simple)}.")
+    return sentences
+
+
+def rivals_of(best: Group, content: Content) -> list[tuple[str, dict[str, Any]]]:
+    """What the best student is compared with: the best of the other kind of labels at its size and data, and its teacher.
+
+    Returns:
+        (what it is, the comparison, the best student's side first).
+    """
+    rivals = []
+    mine = (variant_of(best), best["size"], best["fraction"])
+    kinds = {variant_of(g): METHODS[g["method"]].distilled for g in content["groups"]}
+    others = []
+    for c in content["comparisons"]:
+        if c["fraction"] is not None and mine in ((c["a"], c["size"], c["fraction"]), (c["b"], c["size"], c["fraction"])):
+            turned = c if c["a"] == mine[0] else swapped(c)
+            if kinds[turned["b"]] != METHODS[best["method"]].distilled:
+                others.append(turned)
+    if others:
+        nearest = min(others, key=lambda c: c["difference"])
+        kind = (
+            "the best student without a teacher" if METHODS[best["method"]].distilled else "the best student of the teacher's"
+        )
+        rivals.append((f"{kind}, `{nearest['b']}`, at the same size and data", nearest))
+    of_teacher = [c for c in content["teacher_comparisons"] if mine == (c["a"], c["size"], c["fraction_a"])]
+    if of_teacher and content["teacher"]:
+        rivals.append((f"the teacher, {content['teacher']['model']}", of_teacher[0]))
+    return rivals
+
+
+def by_how_much(c: dict[str, Any]) -> str:
+    """ "4.8 points more (95 % interval 2.1 to 7.5), which is beyond chance." """
+    more = c["difference"] >= 0
+    turned = c if more else swapped(c)
+    size, low, high = (f"{turned[key] * 100 + 0.0:.1f}" for key in ("difference", "low", "high"))
+    chance = "may be chance" if c["verdict"] == "not shown" else "is beyond chance"
+    return f"{size} points {'more' if more else 'fewer'} (95 % interval {low.replace('-', '−')} to {high}), which {chance}."
 
 
 def findings(content: Content) -> list[str]:
@@ -116,11 +173,6 @@ def power_sentences(comparisons: Comparisons, kind: str, rows: int) -> list[str]
     return sentences
 
 
-def without_readers(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose students need no teacher at inference; all where there are none."""
-    return [e for e in entries if not METHODS[e["method"]].rationale_as_input] or entries
-
-
 def student_sentences(content: Content) -> list[str]:
     """The best student, and whether it is better than what needs no training."""
     if not content["groups"]:
@@ -128,8 +180,8 @@ def student_sentences(content: Content) -> list[str]:
     sentences = []
     if readers := dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].rationale_as_input):
         names = " and ".join(readers)
-        sentences.append(f"Students of {names} read the teacher's rationale of each review: they cannot be used without it.")
-    best = max(without_readers(content["groups"]), key=lambda g: g["accuracy"])
+        sentences.append(f"Students of {names} read the teacher's rationale of each example: they cannot be used without it.")
+    best = max(alone(content["groups"]), key=lambda g: g["accuracy"])
     always = content["majority"]
     advice = "more examples, more steps or a pretrained student are needed"
     rivals = [(always, f"always predicting {always['label']} ({percentage(always['accuracy'])}): {advice}")]
@@ -150,7 +202,7 @@ def teacher_sentences(content: Content) -> list[str]:
         return []
     if not content["least_to_reach_teacher"]:
         return [f"Teacher: {accuracy(teacher)} of {teacher['n']:,} test examples."]
-    least = without_readers(content["least_to_reach_teacher"])
+    least = alone(content["least_to_reach_teacher"])
     reached = [r for r in least if r["fraction"] is not None]
     name = f"its teacher, {accuracy(teacher)} on the same {teacher['n']:,} examples"
     if not reached:

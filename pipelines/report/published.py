@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REPORT = "SC4001"
+TASK = "sentiment"  # of both data sets
 SCORED_BY_TEACHER = {"cot_unlabelled", "distill"}
 DATASETS = {"imdb": "IMDb", "yelp": "Yelp"}
 TEACHER = "GPT-3.5, few-shot chain of thought"
@@ -69,6 +70,6 @@ CLAIMS = (
 )
 
 
-def similar_datasets(source: str) -> list[str]:
-    """The published data sets to compare a source with: the one it is, or all."""
-    return [d for d in DATASETS if d in source.lower()] or list(DATASETS)
+def published_dataset(source: str) -> list[str]:
+    """The published data set that a source is, as a list; an empty one if it is none of them."""
+    return [d for d in DATASETS if d in source.lower()]

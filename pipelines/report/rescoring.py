@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cotd.data.cleaning import clean_text
 from cotd.evaluation.metrics import predictions_table, score_predictions
+from cotd.evaluation.seen import was_seen
 from cotd.evaluation.statistics import group_codes
 from cotd.progress import track
 from cotd.storage.working_copy import copy_of
@@ -44,10 +46,14 @@ def transfer_folder(config: StudyConfig, source: str) -> Path:
 
 
 def unseen_examples(plan: Plan, examples: pd.DataFrame) -> pd.DataFrame:
-    """The examples without those that the study trains or selects on, by their normalised text."""
+    """The examples without those that the study trains or selects on, by their normalised text, or that its base models saw."""
     study = pd.read_parquet(plan.examples, columns=["text", "split"])
-    seen = {clean_text(text).casefold() for text in study[study["split"] != "test"]["text"]}
-    return examples[[clean_text(text).casefold() not in seen for text in examples["text"]]].reset_index(drop=True)
+    texts = {clean_text(text).casefold() for text in study[study["split"] != "test"]["text"]}
+    seen = np.array([clean_text(text).casefold() in texts for text in examples["text"]], dtype=bool)
+    for model in {t.model for t in plan.trials}:
+        by_base = was_seen(resolve_model(model), examples)
+        seen |= False if by_base is None else by_base
+    return examples[~seen].reset_index(drop=True)
 
 
 def transfer_results(plan: Plan, results: Results, examples: pd.DataFrame, folder: Path) -> Results:
@@ -67,7 +73,7 @@ def transfer_results(plan: Plan, results: Results, examples: pd.DataFrame, folde
             path = folder / "predictions" / f"{trial['trial_id']}.parquet"
             table = kept_predictions(path, examples, partial(load_student, plan, trial["trial_id"]))
             scores = score_predictions(table, plan.config.task)
-            metrics = {key: scores[key] for key in ("accuracy", "ci_low", "ci_high", "macro_f1")}
+            metrics = {key: scores.get(key) for key in ("accuracy", "ci_low", "ci_high", "macro_f1", "answered")}
             entries.append({**trial, **metrics, "n_test": scores["n"], "teacher_agreement": None})
             rows.append(correctness(path, gold))
             advance(1)

@@ -25,11 +25,14 @@ from cotd.training.trial import Trial, format_setting
 from cotd.utils.files import read_json, write_json
 from cotd.utils.text import last_line
 from pipelines.annotate.files import read_annotations
+from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.sweep.plan import Plan, plan_study
 
 # What `report.json` holds, and one of its `groups`: the seeds of a size, method, setting and fraction.
 Content = dict[str, Any]
 Group = dict[str, Any]
+# Of a trial, if its task has them.
+MEASURED = ("macro_f1", "answered", "teacher_agreement", "validation_roc_auc")
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,14 @@ def read_results(plan: Plan, notes: list[str]) -> Results:
             why = f"{type(error).__name__}: {error}. Delete {folder.path} and run `cotd sweep CONFIG` again"
             missing.append({"title": trial.title, "state": "unreadable", "why": why})
     teacher_correct = teacher_correctness(plan, gold)
-    if not trials and teacher_correct is None:
+    others = finished_elsewhere(plan.config, (t.id for t in plan.trials))
+    if not trials and (teacher_correct is None or others):
         raise CotdError(
             f"study {plan.config.name} has no finished trial to report. Run `cotd sweep CONFIG` first.",
             *(f"{m['title']}: {m['state']}: {m['why']}" for m in missing if m["state"] != "not started"),
+            *([describe_others(plan.config, others)] if others else []),
         )
-    notes = notes + log_runs(plan, trials)
+    notes = notes + log_runs(plan, trials) + ([describe_others(plan.config, others)] if others and missing else [])
     return Results(gold, trials, stack(rows, gold), teacher_correct, missing, notes, given_up, group_codes(tested.get("group")))
 
 
@@ -137,7 +142,8 @@ def trial_entry(trial: Trial, folder: TrialFolder, tokens: int | None) -> dict[s
     return {
         "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed, "settings": settings,
         "accuracy": test["accuracy"], "ci_low": test["ci_low"], "ci_high": test["ci_high"], "n_test": test["n"],
-        "validation_accuracy": result["validation"]["accuracy"], "macro_f1": test["macro_f1"],
+        "validation_accuracy": result["validation"]["accuracy"], "validation_roc_auc": result["validation"].get("roc_auc"),
+        "macro_f1": test.get("macro_f1"), "answered": test.get("answered"), "temperature": result.get("temperature"),
         "teacher_agreement": test.get("teacher_agreement"), "train_examples": result["train_examples"],
         "train_seconds": round(result["train_seconds"], 1), "parameters": result["parameters"], "model": trial.model,
         "teacher_tokens": tokens, "trial_id": trial.id, "mlflow_run_id": None,
@@ -236,19 +242,28 @@ def group_trials(results: Results) -> list[Group]:
         else:
             accuracy = float(results.correct[indices].mean())
             low, high = percentiles(over_seeds(accuracies[:, indices]))
-        agreement = trials["teacher_agreement"].astype(float).mean()  # without those that have none
         first = results.trials[indices[0]]
         groups.append(
             {
                 "size": size, "method": method, "setting": setting, "fraction": fraction, "seeds": len(indices),
                 "accuracy": accuracy, "ci_low": low, "ci_high": high,
-                **{key: float(trials[key].mean()) for key in ("macro_f1", "validation_accuracy")},
-                "teacher_agreement": None if np.isnan(agreement) else float(agreement),
+                "validation_accuracy": float(trials["validation_accuracy"].mean()), **{key: mean_of(trials[key]) for key in MEASURED},
                 **{key: first[key] for key in ("settings", "train_examples", "parameters", "model", "teacher_tokens")},
                 "train_seconds": round(float(trials["train_seconds"].mean()), 1), "trials": indices,
             }
         )  # fmt: skip
     return groups
+
+
+def mean_of(values: pd.Series) -> float | None:
+    """The mean of those that are known; None if none is."""
+    mean = values.astype(float).mean()
+    return None if np.isnan(mean) else float(mean)
+
+
+def alone(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials, groups or the like whose students need no teacher at inference; all if there are none."""
+    return [e for e in entries if not METHODS[e["method"]].rationale_as_input] or entries
 
 
 def baselines(plan: Plan, fractions: list[float], tested: pd.DataFrame | None = None) -> dict[str, Any]:

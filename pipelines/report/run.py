@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cotd.errors import CotdError
 from cotd.evaluation.comparisons import draws_for
+from cotd.evaluation.statistics import accuracy_metrics, group_codes
 from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
+from cotd.tasks.base import Task
+from cotd.tasks.registry import is_built_in
 from cotd.utils.files import read_json, write_bytes, write_json
 from pipelines.annotate.files import read_annotations
+from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
 from pipelines.report.figures import FILES, figures_of, rendered
+from pipelines.report.labels import label_scores
 from pipelines.report.page import report_page
 from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_examples
 from pipelines.report.results import Content, Results, baselines, group_trials, labelled_test, plan_so_far, read_results
@@ -49,8 +56,27 @@ def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
         content = transfer_content(plan, results, other, folder)
     else:
         folder, content = config.directory, study_content(plan, results)
+        require_no_richer(config, content)
     write_report(content, folder)
     return content
+
+
+def require_no_richer(config: StudyConfig, content: Content) -> None:
+    """Raises a CotdError if the report in the folder has trials that this one lacks, although they are still there.
+
+    It was then written with other settings, those of the sweep, which this command was not given.
+    """
+    try:
+        written = {t["trial_id"] for t in read_json(config.directory / "report.json")["trials"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    reported = {t["trial_id"] for t in content["trials"]}
+    others = [folder for folder in finished_elsewhere(config, reported) if folder.path.name in written]
+    if others and len(reported) < len(written):
+        raise CotdError(
+            f"the report in {config.directory} has {len(written)} trials, and with these settings there are {len(reported)}: it is "
+            f"left as it is. {describe_others(config, others)} To replace the report, delete its report.json."
+        )
 
 
 def write_report(content: Content, folder: Path) -> None:
@@ -77,11 +103,11 @@ def study_content(plan: Plan, results: Results) -> Content:
     test = labelled_test(pd.read_parquet(plan.examples))
     later = [config.directory / name for name in ("champion.json", "serving.json")]  # stages that may not have run yet
     return {
-        **common_content(results),
+        **common_content(results, config.task, lambda trial_id: plan.folder_of(trial_id).predictions),
         "study": config.name,
         "source": config.data.source_name,
         "trained_on": None,  # the same
-        "teacher": summary["teacher"] if summary and summary["teacher"]["n"] else None,  # without gold it was not measured
+        "teacher": teacher_entry(summary, results),
         "annotation": annotation_costs(summary),
         **baselines(plan, fractions_of(results)),
         "bases": base_scores(plan, results, test, plan.cache),
@@ -96,7 +122,7 @@ def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: P
         raise CotdError(f"{other.name}: {plan.config.name} trains or selects on all its examples. Score on another source.")
     rescored = transfer_results(plan, results, examples, folder)
     return {
-        **common_content(rescored),
+        **common_content(rescored, plan.config.task, lambda trial_id: folder / "predictions" / f"{trial_id}.parquet"),
         "study": plan.config.name,
         "source": other.name,
         "trained_on": plan.config.data.source_name,
@@ -111,19 +137,43 @@ def fractions_of(results: Results) -> list[float]:
     return sorted({t["fraction"] for t in results.trials} or {1.0})
 
 
-def common_content(results: Results) -> Content:
-    """What follows from which students were right about which examples."""
+def teacher_entry(summary: dict[str, Any] | None, results: Results) -> dict[str, Any] | None:
+    """The teacher's benchmark; None if it was not measured, as it is without gold labels."""
+    if summary is None or not summary["teacher"]["n"]:
+        return None
+    teacher, correct = summary["teacher"], results.teacher_correct
+    if results.groups is None or correct is None:
+        return teacher
+    known = ~np.isnan(correct)
+    return teacher | accuracy_metrics(correct[known].astype(bool), group_codes(results.groups[known]))
+
+
+def common_content(results: Results, task: Task, predictions: Callable[[str], Path]) -> Content:
+    """What follows from which students were right about which examples.
+
+    Args:
+        predictions: trial id → the trial's predictions table.
+    """
     groups = group_trials(results)
     comparisons = compare_methods(results, groups)
     teacher_comparisons = compare_with_teacher(results, groups)
     return {
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "noun": task.noun,
+            "expected": task.expected(),
+            "built_in": is_built_in(task),
+        },
         "test_examples": len(results.gold),
+        "test_groups": None if results.groups is None else int(results.groups.max()) + 1,
         "trials": results.trials,
         "missing": results.missing,
         "missing_trials": [m["title"] for m in results.missing],
         "notes": results.notes,
         "given_up": results.given_up,
         "groups": groups,
+        "by_label": label_scores(results, groups, task, predictions),
         "comparisons": comparisons,
         "draws": draws_for(len(comparisons)),
         "claims": judge_claims(comparisons),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cotd.evaluation.statistics import FEW_GROUPS
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
 from pipelines.report import published
-from pipelines.report.findings import findings
+from pipelines.report.figures import CONFUSION_FILE
+from pipelines.report.findings import findings, in_short
 from pipelines.report.formatting import (
     accuracy,
     fractions_of,
@@ -30,14 +32,16 @@ REACHING = (
     "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test examples (the question of "
     "Hsieh et al. 2023, *Outperforming LLMs using minimum model size and least training data*)."
 )
+LABELS_HEADER = ["label", "test examples", "found", "right when predicted", "confidence"]
+MOST_LABELS = 30  # in the table
 REACHING_HEADER = [
     "method", "size", "least data that reach it", "accuracy there", "minus the teacher's, points", "significant (Holm)",
 ]  # fmt: skip
 COMPARISON_HEADER = ["verdict", "size", "data", "difference, points", "p (Holm)", "p", "detectable"]
 COSTS_HEADER = [
-    "method", "size (parameters)", "data", "seeds", "examples", "training, s", "teacher's tokens", "validation", "test", "macro F1",
-    "agrees with the teacher",
+    "method", "size (parameters)", "data", "seeds", "examples", "training, s", "teacher's tokens", "validation", "test",
 ]  # fmt: skip
+MEASURED_HEADER = {"macro_f1": "macro F1", "answered": "answered", "teacher_agreement": "agrees with the teacher"}
 COSTS_NOTE = (
     "Training seconds are the mean of one training run, on its hardware, with whatever else ran there. The "
     "teacher's tokens, input and output, are those of the annotations that the method learns from: they are spent once for all "
@@ -61,17 +65,32 @@ reflects the seeds, does not contain zero.
 the two disagree (Connor 1987).
 - **Test examples** are used for no choice: models and the champion are selected on validation."""
 
+GROUP_NOTE = (
+    "- **Groups**: test examples of one group (a film, a product) are alike, and count for less than independent ones. Wilson's "
+    "interval is that of the effective number of examples (Kish 1965), bootstrap samples draw groups whole, permutation tests flip "
+    "the signs of a group together, and McNemar's test is not used."
+)
+
 
 def markdown(content: Content) -> str:
     """The whole report."""
     lines = heading(content)
-    lines += [f"- {sentence}" for sentence in findings(content)]
-    lines += ["", "## Accuracy", "", *accuracy_tables(content)]
-    for figure in content["figures"]:
-        lines += [f"![{figure['title']}]({figure['file']})", ""]
+    lines += ["## Accuracy", "", *accuracy_tables(content)]
+    figures = {figure["file"]: [f"![{figure['title']}]({figure['file']})", ""] for figure in content["figures"]}
+    confusion = figures.pop(CONFUSION_FILE, [])
+    lines += [line for figure in figures.values() for line in figure]
+    lines += ["## Findings", "", *(f"- {sentence}" for sentence in findings(content)), ""]
+    lines += label_table(content, confusion)
     for section in (published_tables, claims_table, reaching_table, costs_table, comparison_tables, missing_lines):
         lines += section(content)
     lines += ["## How this was computed", "", *METHOD_NOTES.format(draws=content["draws"]).splitlines()]
+    if groups := content["test_groups"]:
+        few = (
+            f" {groups} groups are few: intervals over several seeds and of differences are too narrow."
+            if groups < FEW_GROUPS
+            else ""
+        )
+        lines.append(f"{GROUP_NOTE}{few}")
     if any(METHODS[g["method"]].rationale_as_input for g in content["groups"]):
         lines.append("- Students that read rationales were given the teacher's own rationale of each test example.")
     return "\n".join(lines) + "\n"
@@ -86,12 +105,15 @@ def terminal(content: Content) -> str:
 def heading(content: Content) -> list[str]:
     planned = len(content["trials"]) + len(content["missing"])
     data, count = f"`{content['source']}`", f"{content['test_examples']:,} test examples"
+    if groups := content["test_groups"]:
+        count += f" in {groups:,} groups"
     if is_transfer(content):
         data = f"trained on `{content['trained_on']}`, tested on {data}"
         count += f", without {n:,} that the study trains or selects on" if (n := content["left_out"]) else ""
     lines = [
-        f"# {content['study']}", "",
-        f"Data: {data}, {count}. Accuracy is against gold labels, the mean over seeds, with 95 % intervals. "
+        f"# {content['study']}", "", *(line for sentence in in_short(content) for line in (sentence, "")),
+        f"Task `{content['task']['name']}`: {content['task']['noun']} → {content['task']['expected']}. Data: {data}, {count}. "
+        "Accuracy is against gold labels, the mean over seeds, with 95 % intervals. "
         f"{len(content['trials'])} of {planned} trials are done.", "",
     ]  # fmt: skip
     if content["given_up"]:
@@ -106,9 +128,10 @@ def is_transfer(content: Content) -> bool:
     return content["trained_on"] is not None
 
 
-def similar_datasets(content: Content) -> list[str]:
-    """The papers' data sets to compare with: the papers tested on what they trained on."""
-    return [] if is_transfer(content) else published.similar_datasets(content["source"])
+def papers_datasets(content: Content) -> list[str]:
+    """The papers' data set to compare with, where the study's is the same, and so is its task: they tested on what they trained on."""
+    same_task = content["task"]["name"] == published.TASK and content["task"]["built_in"]
+    return published.published_dataset(content["source"]) if same_task and not is_transfer(content) else []
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1) -> list[str]:
@@ -153,13 +176,12 @@ def reference_rows(content: Content, fractions: list[float], bases: Sequence[dic
 
 def published_tables(content: Content) -> list[str]:
     """The papers' two tables, each of our rows followed by theirs."""
-    datasets = similar_datasets(content)
+    datasets = papers_datasets(content)
     groups = [g for g in content["groups"] if g["method"] in published.METHODS and not g["setting"]]
     tables = [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
     if not datasets or not tables:
         return []
-    other = "" if len(datasets) == 1 else " They are of other examples and of another teacher's, and show the scale only."
-    intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in datasets)}.{other}"
+    intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in datasets)}."
     return ["## Compared with the papers", "", intro, "", *tables, SCORED_BY_TEACHER, ""]
 
 
@@ -219,14 +241,14 @@ def claims_table(content: Content) -> list[str]:
     """The papers' claims, one row a comparison, with what the papers found."""
     if not content["claims"]:
         return []
-    datasets = similar_datasets(content)
+    datasets = papers_datasets(content)
     rows = []
     for claim in content["claims"]:
         for c in (content["comparisons"][i] for i in claim["comparisons"]):
             title = claim["title"].replace(c["method_a"], c["a"], 1)
             rows.append([title, *comparison_cells(c), *(published_difference(d, c) for d in datasets)])
     header = ["claim", *COMPARISON_HEADER, *(f"{published.REPORT}, {published.DATASETS[d]}" for d in datasets)]
-    return ["## The papers' claims", "", *table(header, rows, 4), SCORED_BY_TEACHER, ""]
+    return ["## The papers' claims", "", *table(header, rows, 4), *([SCORED_BY_TEACHER, ""] if datasets else [])]
 
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
@@ -263,16 +285,16 @@ def reaching_table(content: Content) -> list[str]:
 def costs_table(content: Content) -> list[str]:
     if not content["groups"]:
         return []
+    shown = {key: name for key, name in MEASURED_HEADER.items() if any(g[key] is not None for g in content["groups"])}
     rows = [
         [
             f"`{variant_of(g)}`", size_title(g), format_percent(g["fraction"]), str(g["seeds"]), f"{g['train_examples']:,}",
             f"{g['train_seconds']:,.0f}", tokens(g["teacher_tokens"]), percentage(g["validation_accuracy"]),
-            percentage(g["accuracy"]), f"{g['macro_f1']:.3f}",
-            "" if g["teacher_agreement"] is None else percentage(g["teacher_agreement"]),
+            percentage(g["accuracy"]), *(measured(g[key]) for key in shown),
         ]
         for g in content["groups"]
     ]  # fmt: skip
-    lines = ["## What it cost", "", *table(COSTS_HEADER, rows, 2), COSTS_NOTE, ""]
+    lines = ["## What it cost", "", *table([*COSTS_HEADER, *shown.values()], rows, 2), COSTS_NOTE, ""]
     if cost := content["annotation"]:
         price = "" if cost["cost"] is None else f", at a cost of {cost['cost']:,.4f}"
         lines += [
@@ -283,9 +305,45 @@ def costs_table(content: Content) -> list[str]:
     return lines
 
 
+def measured(value: float | None) -> str:
+    return "" if value is None else percentage(value)
+
+
 def tokens(count: int | None) -> str:
     """None is not known, 0 is none."""
     return "unknown" if count is None else short(count) if count else "none"
+
+
+def label_table(content: Content, confusion: list[str]) -> list[str]:
+    """The best student's answers by label: how many of each are found, how many are right, and how sure it is of them."""
+    scores = content["by_label"]
+    if not scores:
+        return []
+    best = content["groups"][scores["group"]]
+    rows = sorted(scores["rows"], key=lambda r: 2.0 if r["recall"] is None else r["recall"])
+    left = max(0, len(rows) - MOST_LABELS)
+    cells = [
+        [f"`{r['label']}`", f"{r['examples']:,}", *(measured(r[key]) for key in ("recall", "precision", "confidence"))]
+        for r in rows[:MOST_LABELS]
+    ]
+    lines = [
+        "## By label", "",
+        f"The answers of `{variant_of(best)}`, {best['size']}, {format_percent(best['fraction'])}, the labels that it finds least "
+        "often first. *Confidence* is the mean probability that it gives to a label when it predicts it: calibrated, it is what "
+        "is right.", "", *table(LABELS_HEADER, cells),
+    ]  # fmt: skip
+    if left:
+        lines += [f"{left} more labels are in `report.json`.", ""]
+    if scores["calibration_error"]:
+        error = sum(scores["calibration_error"]) / len(scores["calibration_error"])
+        temperatures = [t for t in scores["temperature"] if t is not None]
+        scaled = (
+            f", after division of its scores by a temperature of {sum(temperatures) / len(temperatures):.2f}"
+            if temperatures
+            else ""
+        )
+        lines += [f"Expected calibration error: {error:.3f}{scaled}.", ""]
+    return [*lines, *confusion]
 
 
 def comparison_tables(content: Content) -> list[str]:

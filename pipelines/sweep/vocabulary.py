@@ -29,7 +29,9 @@ def check_vocabulary(plan: Plan, trials: Iterable[Trial]) -> None:
         return
     task = plan.config.task
     rows = itertools.chain.from_iterable(block.to_dict("records") for block in example_blocks(plan.examples, "train"))
-    texts = [task.render(row["text"], row.get("choices")) for row in itertools.islice(rows, SAMPLE)]
+    texts = [
+        task.render(row["text"], list(row["choices"]) if "choices" in row else None) for row in itertools.islice(rows, SAMPLE)
+    ]
     problems = []
     for size, model in sizes.items():
         config, tokenizer = read_base(model)

@@ -22,7 +22,8 @@ from tests.pipelines.report.studies import METHODS, Make, content
 
 def test_a_study_of_one_size_or_fraction_gets_the_figures_that_make_sense(study: Make) -> None:
     whole = content(study(method=METHODS, size=["tiny", "small"]).finish_all())
-    assert [f.file for f in figures_of(whole)] == ["accuracy.png", "accuracy_by_size.png", "differences.png"]
+    assert [f.file for f in figures_of(whole)] == ["accuracy.png", "accuracy_by_size.png", "differences.png", "confusion.png"]
+    whole["by_label"] = None
     one_size = whole | {"groups": [g for g in whole["groups"] if g["size"] == "tiny"], "claims": []}
     assert [f.title for f in figures_of(one_size)] == ["Accuracy against the share of training data"]
     one_fraction = whole | {"groups": [g for g in whole["groups"] if g["fraction"] == 1.0], "claims": []}
@@ -77,9 +78,31 @@ def test_a_finished_study_is_written_as_files(study: Make, monkeypatch: pytest.M
     links = Links()
     links.feed(page)
     assert links.addresses == []
-    assert links.tags.count("svg") == len(written["figures"]) == 2
+    assert links.tags.count("svg") == len(written["figures"]) == 3
     assert "script" not in links.tags
     assert "url(http" not in page
+
+
+def test_a_report_does_not_replace_a_richer_one(study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the overrides that the sweep had: other settings, and so other trials."""
+    made = study(method=["finetune", "distill"], fraction=[1.0]).finish_all()
+    monkeypatch.setattr(package, "plan_so_far", lambda config: (made.plan(), []))
+    report(made.config)
+    written = (made.config.directory / "report.json").read_bytes()
+    every = list(made.trials)
+    made.trials = every[:1]
+    made.config = made.config.model_copy(update={"training": made.config.training.model_copy(update={"steps": 7})})
+    message = (
+        r"has 4 trials, and with these settings there are 1: it is left as it is\. 3 finished trials .*training\.steps=300"
+    )
+    with pytest.raises(CotdError, match=message):
+        report(made.config)
+    assert (made.config.directory / "report.json").read_bytes() == written
+    made.trials = []
+    with pytest.raises(CotdError, match=r"no finished trial to report(.|\n)*give the overrides that the sweep had"):
+        report(made.config)
+    made.trials = every
+    assert len(report(made.config)["trials"]) == 4
 
 
 def test_a_study_with_nothing_done_says_what_to_do(write_study: Callable[..., Path]) -> None:
