@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class Student:
         task: what it answers, and the words it was trained with.
         backend: what its model does, and how; `backend.kind` is "t5", "seq2seq", "causal" or "encoder".
         card: the content of `cotd.json`: method, data and teacher provenance, metrics, `temperature`, and what it does:
-            `writes_rationales`, `rationale_before_label`, `rationale_as_input` (it needs the teacher's rationale of each text).
+            `writes_rationales`, `rationale_before_label`, `rationale_after_label`, `rationale_as_input` (it needs the teacher's
+            rationale of each text).
 
     Example:
         >>> student = cotd.Student.load(folder.student)  # or "models:/cotd-student@champion"
@@ -120,6 +122,11 @@ class Student:
         return bool(self.card.get("rationale_before_label"))
 
     @property
+    def rationale_after_label(self) -> bool:
+        """Whether a rationale goes on from what it answered."""
+        return bool(self.card.get("rationale_after_label"))
+
+    @property
     def rationale_as_input(self) -> bool:
         """Whether it reads the teacher's rationale with each text."""
         return bool(self.card.get("rationale_as_input"))
@@ -142,7 +149,7 @@ class Student:
     @property
     def rationale_kind(self) -> str:
         """The kind of target that holds its rationale."""
-        return "joint" if self.rationale_before_label else "rationale"
+        return "joint" if self.rationale_before_label else "after_label" if self.rationale_after_label else "rationale"
 
     def predict(
         self,
@@ -279,12 +286,32 @@ class Student:
         """
         self.require_writing()
         rationales = [""] * len(texts)
-        kind = self.rationale_kind
-        for indices, sources, _ in self.batches(self.inputs_to_explain(texts, choices), kind, batch_size):
-            written = [self.rationale_tokens(ids) for ids in self.backend.generate(sources, kind, self.max_target_tokens)]
-            for i, text in zip(indices, self.tokenizer.batch_decode(written), strict=True):
+        for indices, ids in self.written_rationales(texts, choices, batch_size):
+            for i, text in zip(indices, self.tokenizer.batch_decode(ids), strict=True):
                 rationales[i] = text.strip()
         return rationales
+
+    def written_rationales(
+        self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None, batch_size: int, streamer: Any = None
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """Batches of rationales: (positions in `texts`, tokens). A text without an answer for its rationale to follow has none."""
+        kind, answers = self.rationale_kind, None
+        if self.rationale_after_label:
+            said = [p.label for p in self.predict(texts, choices=choices)]
+            answers = [
+                [] if label is None else self.backend.targets([self.task.verbalize(clean_text(label))])[0] for label in said
+            ]
+        for indices, sources, _ in self.batches(self.inputs_to_explain(texts, choices), kind, batch_size):
+            if answers is None:
+                ids = self.backend.generate(sources, kind, self.max_target_tokens, streamer)
+                yield indices, [self.rationale_tokens(written) for written in ids]
+                continue
+            batch = sorted(zip(indices, sources, strict=True), key=lambda row: len(answers[row[0]]))
+            for length, group in itertools.groupby(batch, key=lambda row: len(answers[row[0]])):
+                if length:
+                    rows, read = map(list, zip(*group, strict=True))
+                    before = [answers[i] for i in rows]
+                    yield rows, self.backend.generate(read, kind, self.max_target_tokens, streamer, before)
 
     def stream_rationale(self, text: str, on_text: Callable[[str], None], choices: Sequence[str] | None = None) -> None:
         """Like `explain` for one text, calling `on_text` with each part of the rationale as it is written.
@@ -306,8 +333,8 @@ class Student:
                     on_text(text)
 
         streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        for _, sources, _ in self.batches(self.inputs_to_explain([text], own), self.rationale_kind, 1):
-            self.backend.generate(sources, self.rationale_kind, self.max_target_tokens, streamer)
+        for _ in self.written_rationales([text], own, 1, streamer):
+            pass
 
     def inputs_to_explain(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None) -> list[str]:
         """What is read to write rationales: no student that writes them reads others."""

@@ -16,10 +16,11 @@ from cotd.training.methods import METHODS
 
 def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig, task: Task) -> list[str]:
     """Problems of what the teacher writes, or a file holds, with the task and what the grid learns from."""
+    unknown_probabilities = probability_problems(teacher, grid, task)
     if teacher.imported:
-        return [*source_problems(teacher.imported, data), *rationale_problems(teacher, grid)]
-    asked = "strategy" in teacher.model_fields_set or any(METHODS[m].labels != "gold" for m in grid.all_values("method"))
-    if asked and (problems := scoring_problems(teacher, task)):
+        return [*source_problems(teacher.imported, data), *rationale_problems(teacher, grid), *unknown_probabilities]
+    asked = "strategy" in teacher.model_fields_set or any(METHODS[m].learns_teacher_labels for m in grid.all_values("method"))
+    if asked and (problems := [*unknown_probabilities, *scoring_problems(teacher, task)]):
         return problems
     samples = max(grid.all_values("samples"), default=0)
     if samples <= teacher.samples:
@@ -27,6 +28,30 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig,
     return [
         f"grid.samples has {samples}, and the teacher writes {teacher.samples} an example (teacher.samples). Raise teacher.samples"
     ]
+
+
+def probability_problems(teacher: TeacherConfig, grid: GridConfig, task: Task) -> list[str]:
+    """Why a teacher cannot give the probabilities that methods of the grid learn."""
+    needing = [method for method in grid.all_values("method") if METHODS[method].learns_probabilities]
+    if not needing:
+        return []
+    wanted = f"method '{needing[0]}' learns the probability of every answer"
+    if not task.labels and not task.needs_choices:
+        return [f"{wanted}, and those of task '{task.name}' are free ({task.kind}). Use distill"]
+    if teacher.imported is None:
+        if teacher.strategy == "score_then_explain":
+            return []
+        return [f"{wanted}, which a chain of thought does not give. Set teacher.strategy: score_then_explain, or use distill"]
+    if teacher.imported.columns.label_probability is None:
+        return [
+            f"{wanted}: name the column of the label's probability, teacher.imported.columns.label_probability, or use distill"
+        ]
+    if len(task.labels) != 2:
+        return [
+            f"{wanted}, and the label's alone, teacher.imported.columns.label_probability, tells them of two labels only: task "
+            f"'{task.name}' has {len(task.labels) or 'other options for each example'}. Use distill"
+        ]
+    return []
 
 
 def scoring_problems(teacher: TeacherConfig, task: Task) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,16 +13,17 @@ import pyarrow as pa
 from cotd.utils.text import count_words, sentence_ends
 
 ANNOTATION_COLUMNS = [
-    "example_id", "sample", "label", "label_probability", "rationale", "rationale_logprob", "finish_reason",
+    "example_id", "sample", "label", "label_probability", "probabilities", "rationale", "rationale_logprob", "finish_reason",
     "gold_conditioned", "teacher", "revision", "prompt_hash", "prompt_tokens", "output_tokens", "error",
 ]  # fmt: skip
 KEY = ["example_id", "gold_conditioned", "sample"]  # teacher, revision and prompts are the same throughout a table
-DIGESTED = [*KEY, "label", "rationale", "error"]
+DIGESTED = [*KEY, "label", "probabilities", "rationale", "error"]
+LABELS_DIGITS = 8  # of the 16 of a digest
 SCHEMA = pa.schema(
     {name: pa.string() for name in ANNOTATION_COLUMNS}
     | dict.fromkeys(("sample", "prompt_tokens", "output_tokens"), pa.int64())
     | dict.fromkeys(("label_probability", "rationale_logprob"), pa.float64())
-    | {"gold_conditioned": pa.bool_()}
+    | {"gold_conditioned": pa.bool_(), "probabilities": pa.list_(pa.float64())}
 )
 
 
@@ -52,6 +54,7 @@ def annotation_row(
     origin: Mapping[str, str | None],
     extra_prompt_tokens: int = 0,
     error: str | None = None,
+    probabilities: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """One row of the Annotation table.
 
@@ -61,6 +64,7 @@ def annotation_row(
         origin: teacher, revision and prompt_hash (None for an imported annotation, whose prompt is not known).
         extra_prompt_tokens: of the label-scoring request, if that was a separate one.
         error: why the row is quarantined; else that follows from completion and rationale.
+        probabilities: of all options of the example, in their order; None if the teacher does not give them.
     """
     if completion is None:
         completion = {"error": "the teacher gave no completion"}
@@ -71,6 +75,7 @@ def annotation_row(
         rationale, error = tidy_rationale(rationale, completion["finish_reason"])
     return {
         "example_id": example_id, "sample": sample, "label": label, "label_probability": label_probability,
+        "probabilities": probabilities,
         "rationale": rationale or "", "rationale_logprob": completion["logprob"], "finish_reason": completion["finish_reason"],
         "gold_conditioned": gold_conditioned, **origin,
         "prompt_tokens": completion["prompt_tokens"] + extra_prompt_tokens, "output_tokens": completion["output_tokens"],
@@ -79,20 +84,30 @@ def annotation_row(
 
 
 class AnnotationsDigest:
-    """Content digest of what students learn from: ids, labels, rationales and quarantine."""
+    """Content digest of what students learn from: ids, labels, rationales and quarantine.
+
+    Its first half is of the teacher's labels alone, see `labels_digest`.
+    """
 
     def __init__(self) -> None:
-        self._content = hashlib.sha256()
+        self._labels, self._content = hashlib.sha256(), hashlib.sha256()
 
     def add(self, annotations: pd.DataFrame) -> None:
         """Adds the next rows of a table that is sorted by KEY."""
         for start in range(0, len(annotations), 4096):  # a million rows of Python strings would take a gigabyte
             block = annotations[DIGESTED].iloc[start : start + 4096].astype(object)
-            for row in block.where(block.notna(), "").itertuples(index=False):
-                self._content.update("\t".join(map(str, row)).encode() + b"\n")
+            for row in block.where(block.notna(), None).itertuples(index=False):
+                self._content.update(json_line([row.error is None, *row[:-1]]))
+                if row.error is None and not row.gold_conditioned:
+                    self._labels.update(json_line([row.example_id, row.sample, row.label, row.probabilities]))
 
     def __str__(self) -> str:
-        return self._content.hexdigest()[:16]
+        return self._labels.hexdigest()[:LABELS_DIGITS] + self._content.hexdigest()[: 16 - LABELS_DIGITS]
+
+
+def json_line(cells: list[Any]) -> bytes:
+    """Cells as bytes that differ if any cell does."""
+    return json.dumps(cells, default=lambda array: array.tolist()).encode() + b"\n"
 
 
 def annotations_digest(table: pd.DataFrame) -> str:
@@ -100,3 +115,8 @@ def annotations_digest(table: pd.DataFrame) -> str:
     digest = AnnotationsDigest()
     digest.add(table.sort_values(KEY))
     return str(digest)
+
+
+def labels_digest(annotations_digest: str) -> str:
+    """What a method that learns no rationales is identified by: new rationales do not train it again."""
+    return annotations_digest[:LABELS_DIGITS]

@@ -77,10 +77,14 @@ def score_then_explain(teacher: Teacher, examples: Examples, prompts: Prompts, a
             rationales.add({"example_id": example_id, "rationale": usable_rationale(rationale, completion)})
         for by_gold in kinds:  # one completion serves both kinds if the labels are equal
             probability = None if by_gold else scored.choose(position)[1]
+            each = None if by_gold else scored.probabilities(position)
             scoring_tokens = 0 if by_gold or sample else int(prompt_tokens[position])
             rows.add(
-                annotation_row(example_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens)
-            )
+                annotation_row(
+                    example_id, sample, by_gold, label, probability, rationale, completion, origin, scoring_tokens,
+                    probabilities=each,
+                )
+            )  # fmt: skip
     for position, example_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
         if not scored.has_score(position):
             rows.add(annotation_row(example_id, 0, False, None, None, "", None, origin, error=errors[position]))
@@ -193,6 +197,11 @@ class ScoredExamples:
         """(Which of an example's options is its label, the label's probability), once calibrated."""
         assert self.calibration is not None
         return self.calibration.choose(self.scores[position])
+
+    def probabilities(self, position: int) -> list[float]:
+        """Of an example's options, once calibrated; 0 for those that another example has beyond its own."""
+        assert self.calibration is not None
+        return self.calibration.probabilities(self.scores[position][None])[0].tolist()
 
     def labels(self, position: int, choices: Sequence[str] | None) -> list[str]:
         """An example's label, or nothing if it has no score."""

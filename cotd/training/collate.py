@@ -1,7 +1,8 @@
 """What one training step computes: the pairs of a batch of examples in parts, and the multi-task loss over them.
 
 L = L_label + λ L_rationale, both the mean token cross-entropy of the target sequences (Hsieh et al. 2023, equation 3;
-λ is `training.rationale_weight`). Rationale and label as one target have the single loss of that sequence.
+λ is `training.rationale_weight`). Rationale and label as one target have the single loss of that sequence. A label's loss against a
+teacher's probabilities is the mean of its answers' losses by them (Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ def collate(
         worker: (rank, number of workers). Each takes every n-th example, so that their lengths are alike, and perhaps none.
 
     Returns:
-        `totals` (K, 3): the sum of pair weights, pairs and target tokens of each target kind, over all workers. `parts`: what the
+        `totals` (K,): the target tokens of each target kind by the weights of their pairs, over all workers. `parts`: what the
         backend's `pack` gives of each, and its `example_ids`.
     """
 
-    def total(kind: str) -> list[float]:
-        pairs = [pair for row in rows for pair in row[kind]]
-        return [sum(weight for *_, weight in pairs), len(pairs), sum(len(target) for _, target, _ in pairs)]
+    def total(kind: str) -> float:
+        return sum(len(target) * weight for row in rows for _, target, weight in row[kind])
 
     rank, workers = worker
     own = list(rows[rank::workers])
@@ -45,10 +45,7 @@ def collate(
     parts = []
     for start in range(0, len(own), size):
         part = own[start : start + size]
-        pairs = [
-            [Pair(number, source, target) for number, kind in enumerate(TARGET_KINDS) for source, target, _ in row[kind]]
-            for row in part
-        ]
+        pairs = [[Pair(number, *pair) for number, kind in enumerate(TARGET_KINDS) for pair in row[kind]] for row in part]
         parts.append({"example_ids": [row["example_id"] for row in part], **backend.pack(pairs)})
     return {"totals": torch.tensor([total(kind) for kind in TARGET_KINDS], dtype=torch.float32), "parts": parts}
 
@@ -59,16 +56,17 @@ def tokens(row: dict[str, Any]) -> int:
 
 
 def multi_task_loss(
-    backend: Backend, part: dict[str, Any], totals: Tensor, label_smoothing: float = 0.0, rationale_factor: float = 1.0
+    backend: Backend, part: dict[str, Any], totals: Tensor, label_smoothing: float = 0.0, rationale_weight: float = 1.0
 ) -> Tensor:
     """What a part adds to its batch's loss: each target kind's mean token cross-entropy over the whole batch times its weight.
 
     Args:
         totals: those of the batch, of all parts and workers.
-        rationale_factor: multiplies the weight of rationales: a schedule's fraction of λ at this step.
+        rationale_weight: λ at this step.
     """
-    kinds = part["target_kinds"][part["labels"] != IGNORED]
-    sums, pairs, tokens = totals.unbind(1)
-    factors = sums.new_tensor([rationale_factor if kind == "rationale" else 1.0 for kind in TARGET_KINDS])
-    weights = (factors * sums / (pairs * tokens).clamp_min(1))[kinds]  # (L,)
+    learned = part["labels"] != IGNORED
+    factors = totals.new_tensor([rationale_weight if kind == "rationale" else 1.0 for kind in TARGET_KINDS]) / totals.clamp_min(
+        1
+    )
+    weights = factors[part["target_kinds"][learned]] * part["target_weights"][learned]  # (L,)
     return backend.loss(part, weights, label_smoothing)

@@ -34,6 +34,9 @@ class TrainingConfig(ConfigModel):
     learning_rate: float = Field(2e-3, gt=0, description="for a pretrained base; from random weights or embeddings alone, 5e-3")
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float | None = Field(
+        1.0, gt=0, description="gradients of a larger norm are scaled down to this one; null: never"
+    )
     rationale_weight: float = Field(0.5, ge=0, description="λ in L = L_label + λ L_rationale (SC4001 report: 0.5)")
     rationale_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: λ falls in a straight line, from rationale_weight at the first step to 0 at the end"
@@ -61,9 +64,9 @@ class TrainingConfig(ConfigModel):
         "auto", description="auto: bfloat16 autocast if the processor or GPU multiplies it in hardware, else float32"
     )
 
-    def rationale_weight_left(self, step: int) -> float:
-        """The fraction of λ at a step, in [0, 1]; steps are counted from 0."""
-        return 1 - step / self.steps if self.rationale_schedule == "linear" else 1.0
+    def rationale_weight_at(self, step: int) -> float:
+        """λ at a step; steps are counted from 0."""
+        return self.rationale_weight * (1 - step / self.steps if self.rationale_schedule == "linear" else 1)
 
     @model_validator(mode="before")
     @classmethod

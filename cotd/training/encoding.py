@@ -26,11 +26,11 @@ from cotd.data.truncation import Truncation, truncate
 from cotd.students.backends.base import TARGET_KINDS, Backend
 from cotd.teachers.filters import choose_annotations
 from cotd.training.methods import METHODS
-from cotd.training.pairs import pairs_in_blocks
+from cotd.training.pairs import AFTER_LABEL, pairs_in_blocks
 from cotd.training.trial import Trial
 from cotd.utils.files import read_json, replacing, write_json
 
-FORMAT = 2  # raised when the same trial would be encoded otherwise
+FORMAT = 3  # raised when the same trial would be encoded otherwise
 BLOCK = 4096  # examples that are encoded at once
 PAIR = np.dtype(
     [
@@ -51,7 +51,6 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         examples: (R,) with fields `id`, `position` in the training split, `first` of its pairs, and one past the `last`.
         verbalizers: what the `verbalizer` of a pair indexes; -1 is none.
         train_rows: how many training examples there are, with and without pairs.
-        rationale_weight: multiplies the weights of rationale pairs.
     """
 
     tokens: np.ndarray
@@ -59,7 +58,6 @@ class EncodedPairs(Sequence[dict[str, Any]]):
     examples: np.ndarray
     verbalizers: list[str]
     train_rows: int
-    rationale_weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -75,8 +73,7 @@ class EncodedPairs(Sequence[dict[str, Any]]):
             kind = TARGET_KINDS[pair["target_kind"]]
             source = self.tokens[pair["input"] : pair["input"] + pair["input_length"]].tolist()
             target = self.tokens[pair["target"] : pair["target"] + pair["target_length"]].tolist()
-            weight = float(pair["weight"]) * (self.rationale_weight if kind == "rationale" else 1.0)
-            row[kind].append((source, target, weight))
+            row[kind].append((source, target, float(pair["weight"])))
         return {"example_id": str(example["id"]), **count_cut(pairs), **row}
 
     def head(self, train_examples: int) -> EncodedPairs:
@@ -127,8 +124,8 @@ def encode(
 ) -> None:
     """Writes training pairs as token ids, a block at a time, so that memory does not depend on how many there are.
 
-    Targets are cut to their limit, their last token staying the end of sequence. Of a joint target the rationale is cut, and the
-    answer stays.
+    Rationales are cut to their limit, their last token staying the end of sequence; answers are not: of a joint target the
+    rationale is cut, and the answer stays.
 
     Args:
         blocks: (position in the training split of each example id, pairs (PAIR_COLUMNS), those of an example beside each other).
@@ -194,10 +191,16 @@ def encode_targets(
 ) -> tuple[list[tuple[list[int], bool]], list[str | None]]:
     """The (tokens, whether they were cut to the limit) of each target, and the answer in it."""
     if kind == "label":
-        return [cut_target([], ids, limit) for ids in backend.targets(targets)], list(targets)
+        return [(ids, False) for ids in backend.targets(targets)], list(targets)  # scored whole, and so learned whole
+    end = [backend.tokenizer.eos_token_id]
     if kind == "rationale":
-        end = [backend.tokenizer.eos_token_id]
         return [cut_target(ids, end, limit) for ids in backend.words(targets)], [None] * len(targets)
+    if kind == "after_label":
+        # The end of sequence between them ends what is written where an answer alone is asked for.
+        labels, _, reasons = zip(*(target.partition(AFTER_LABEL) for target in targets), strict=True)
+        written = [cut_target(ids, end, limit) for ids in backend.words(reasons)]
+        said = zip(backend.targets(labels), written, strict=True)
+        return [([*label, *ids], was_cut) for label, (ids, was_cut) in said], list(labels)
     parts = [target.rsplit(f" {backend.task.answer_mark} ", maxsplit=1) for target in targets]
     rationales = backend.words([rationale for rationale, _ in parts])
     answers = backend.targets([answer for _, answer in parts], begins=False)
@@ -254,7 +257,7 @@ def encode_trial(
             rows += len(block)
             yield block
 
-    pairs = pairs_in_blocks(METHODS[trial.method], blocks(), annotations, task, 1.0)
+    pairs = pairs_in_blocks(METHODS[trial.method], blocks(), annotations, task)
     limits = Limits(trial.training.max_input_tokens, trial.training.max_target_tokens, trial.truncation)
     total = sum(len(block) for block in example_blocks(examples, "train", ["id"]))
     encode(((positions, block) for block in pairs), backend, limits, total, folder)

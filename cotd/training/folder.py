@@ -27,6 +27,12 @@ class TrialFolder:
         self._pruned = path / "pruned.json"
         self._trial = path / "trial.json"
 
+    def of_stage(self, number: int) -> TrialFolder:
+        """The same files, with checkpoints of their own for a stage of the training."""
+        stage = TrialFolder(self.path)
+        stage.checkpoints = self.checkpoints / f"stage-{number}"
+        return stage
+
     @property
     def done(self) -> bool:
         """Whether the trial is finished."""

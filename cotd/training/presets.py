@@ -14,7 +14,7 @@ from cotd.errors import unknown
 TRAINER_DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
     "dropout": 0.1, "patience": None, "shared_encoder": False, "rationale_schedule": "constant",
-    "truncation": "head", "weight_average": None,
+    "truncation": "head", "weight_average": None, "gradient_clipping": 1.0,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from cotd.training.methods import METHODS
 from cotd.training.pairs import missing_input
 from cotd.training.trainer import StudentTrainer
 from cotd.training.trial import Trial
+from cotd.utils.hardware import choose_dtype
 from cotd.utils.iteration import each_or_none
 
 # Test examples whose rationales are written and scored, which takes a decoder step a token; a label takes one in all.
@@ -81,12 +81,12 @@ def train_trial(
     torch.set_flush_denormal(True)  # moments of rarely used weights become denormal, with which a step takes seconds
     student = untrained_student(trial, task)
     with explain_full_disk(folder.path):
-        pairs = training_part(trial, student, examples, annotations, cache)
-        require_both_labels(trial, task, len(pairs), pairs.used_verbalizers(), validation)
+        parts = [training_part(stage, student, examples, annotations, cache) for stage in trial.stages]
+        for stage, pairs in zip(trial.stages, parts, strict=True):
+            require_both_labels(stage, task, len(pairs), pairs.used_verbalizers(), validation)
 
-        trainer = StudentTrainer(student, pairs, validation, trial, folder, on_score, inputs)
         training_started = time.perf_counter()
-        trainer.fit()
+        trainer = train_stages(trial, student, parts, validation, folder, on_score, inputs)
         train_seconds = time.perf_counter() - training_started
         if not trainer.is_world_process_zero():
             return {}
@@ -106,24 +106,61 @@ def train_trial(
 
         identity = {
             "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
+            "precision": choose_dtype(trial.training.precision, torch.cuda.is_available()),
         }  # fmt: skip
         student.card |= {
             **identity, "base": trial.model, "temperature": student.temperature, "training": trial.training.model_dump(),
             "metrics": {"validation": validation_metrics, "test": test_metrics}, **(provenance or {}),
         }  # fmt: skip
         student.save(folder.student)
-        write_seen(folder.student, select_fraction(read_split(examples, "train"), trial.fraction), validation)
+        write_seen(folder.student, select_fraction(read_split(examples, "train"), trial.fraction), validation, trial.model)
         predictions.to_parquet(folder.predictions, index=False)
         result = {
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,
-            "best_step": trainer.state.best_global_step, "steps": trainer.state.global_step, "train_examples": len(pairs),
-            **pairs.counts(), "parameters": sum(p.numel() for p in student.model.parameters()),
+            "best_step": trainer.first_step + trainer.state.best_global_step, "steps": trainer.step,
+            **counted(parts), "parameters": sum(p.numel() for p in student.model.parameters()),
             "temperature": student.temperature, "train_seconds": train_seconds, "seconds": time.perf_counter() - started,
         }  # fmt: skip
         folder.write_result(result)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     folder.error.unlink(missing_ok=True)
     return result
+
+
+def train_stages(
+    trial: Trial,
+    student: Student,
+    parts: Sequence[EncodedPairs],
+    validation: pd.DataFrame,
+    folder: TrialFolder,
+    on_score: Callable[[dict[str, float]], None] | None,
+    rationales: dict[str, str] | None,
+) -> StudentTrainer:
+    """Trains a student by each stage of its method in turn, and returns the trainer of the last one.
+
+    Each stage begins with the best weights of the one before. An interrupted attempt is continued in the last stage that has a
+    checkpoint: of a finished stage the checkpoints stay until the trial ends.
+
+    Args:
+        parts: what each stage is trained on.
+    """
+    stages = trial.stages
+    folders = [folder.of_stage(number) for number in range(len(stages))] if len(stages) > 1 else [folder]
+    reached = max((number for number, part in enumerate(folders) if part.latest_checkpoint()), default=0)
+    for number in range(reached, len(stages)):
+        first_step = sum(stage.training.steps for stage in stages[:number])
+        trainer = StudentTrainer(
+            student, parts[number], validation, stages[number], folders[number], on_score, rationales, first_step
+        )
+        trainer.fit()
+    return trainer
+
+
+def counted(parts: Sequence[EncodedPairs]) -> dict[str, int]:
+    """How many examples the stages of a trial learn from, and what `EncodedPairs.counts` says of all their pairs."""
+    counts = [part.counts() for part in parts]
+    examples = np.unique(np.concatenate([part.examples["id"] for part in parts]))
+    return {"train_examples": len(examples), **{key: sum(count[key] for count in counts) for key in counts[0]}}
 
 
 def untrained_student(trial: Trial, task: Task) -> Student:
@@ -136,7 +173,8 @@ def untrained_student(trial: Trial, task: Task) -> Student:
         model.disable_input_require_grads()  # a hook that only the older, re-entrant kind needs
     card = {
         "method": trial.method, "writes_rationales": method.writes_rationales,
-        "rationale_before_label": method.rationale_before_label, "rationale_as_input": method.rationale_as_input,
+        "rationale_before_label": method.rationale_before_label, "rationale_after_label": method.rationale_after_label,
+        "rationale_as_input": method.rationale_as_input,
         "shared_encoder": trial.shares_encoder, "truncation": trial.truncation,
         "max_input_tokens": settings.max_input_tokens, "max_target_tokens": settings.max_target_tokens,
     }  # fmt: skip
@@ -158,7 +196,7 @@ def training_part(
 
     every = cached_pairs(cache, trial, student.backend, encode) if cache else encode_here(encode)
     rows = fraction_rows(every.train_rows, trial.fraction)
-    part = replace(every.head(rows), rationale_weight=trial.training.rationale_weight)
+    part = every.head(rows)
     if not len(part):
         labelled = read_split(examples, "train").head(rows)["label"].notna().sum()
         raise CotdError(missing_input(METHODS[trial.method], rows, int(labelled)))

@@ -35,6 +35,7 @@ class StudentTrainer(Trainer):
         validation: labelled examples, by which the student is selected.
         on_score: called with each validation score.
         rationales: example id → the teacher's rationale, for a student that reads them.
+        first_step: the steps of the stages before this one.
 
     Attributes:
         average: the average of the weights, if that is what is scored and kept.
@@ -49,6 +50,7 @@ class StudentTrainer(Trainer):
         folder: TrialFolder,
         on_score: Callable[[dict[str, float]], None] | None = None,
         rationales: Mapping[str, str] | None = None,
+        first_step: int = 0,
     ):
         settings, arguments = trial.training, training_arguments(trial, folder)
         collator = partial(
@@ -62,6 +64,7 @@ class StudentTrainer(Trainer):
             optimizer_cls_and_kwargs=custom_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay),
         )  # fmt: skip
         self.student, self.trial, self.folder, self.on_score = student, trial, folder, on_score
+        self.first_step = first_step
         self.texts, self.gold = list(validation["text"]), list(validation["label"])
         self.choices = own_choices(validation)
         self.rationales = align(validation, rationales)
@@ -73,6 +76,11 @@ class StudentTrainer(Trainer):
             self.add_callback(self.average)
         if settings.patience:
             self.add_callback(EarlyStoppingCallback(settings.patience))
+
+    @property
+    def step(self) -> int:
+        """Steps done, those of earlier stages among them."""
+        return self.first_step + self.state.global_step
 
     def _get_train_sampler(self, *_: Any) -> Any:
         """A random order, as in the papers: batches of like length save little where nothing is padded, and learn less."""
@@ -95,12 +103,12 @@ class StudentTrainer(Trainer):
         model.train()
         inputs, settings = self._prepare_inputs(inputs), self.trial.training
         total = torch.zeros((), device=self.args.device)
-        rationale_factor = settings.rationale_weight_left(self.state.global_step)
+        rationale_weight = settings.rationale_weight_at(self.state.global_step)
         for part in inputs["parts"]:
             with self.accelerator.autocast():
-                loss = multi_task_loss(self.student.backend, part, inputs["totals"], settings.label_smoothing, rationale_factor)
+                loss = multi_task_loss(self.student.backend, part, inputs["totals"], settings.label_smoothing, rationale_weight)
             if not loss.isfinite():
-                raise CotdError(not_a_number(self.state.global_step + 1, "the loss", part["example_ids"]))
+                raise CotdError(not_a_number(self.step + 1, "the loss", part["example_ids"]))
             self.accelerator.backward(loss)
             total += loss.detach()
         sum_gradients(self.model.parameters(), total)
@@ -111,7 +119,7 @@ class StudentTrainer(Trainer):
         computed = self.validation_accuracy() if self.is_world_process_zero() else 0.0
         accuracy = broadcast(torch.tensor(computed, dtype=torch.float64, device=self.args.device)).item()
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-        point = {"step": self.state.global_step, "validation_accuracy": accuracy}
+        point = {"step": self.step, "validation_accuracy": accuracy}
         point |= {"train_loss": losses[-1]} if losses else {}
         if self.is_world_process_zero():
             self.folder.add_point(point)
@@ -132,7 +140,7 @@ class StudentTrainer(Trainer):
         predictions = self.student.predict(self.texts, self.rationales, self.choices)
         self.student.model = self.model
         if not all(p.score is None or isfinite(p.score) for p in predictions):
-            raise CotdError(not_a_number(self.state.global_step, "a validation score", []))
+            raise CotdError(not_a_number(self.step, "a validation score", []))
         return sum(p.label == gold for p, gold in zip(predictions, self.gold, strict=True)) / len(self.gold)
 
     def save_model(self, output_dir: str | None = None, **options: Any) -> None:
@@ -153,7 +161,7 @@ class StudentTrainer(Trainer):
         try:
             self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except torch.OutOfMemoryError as error:
-            raise CotdError(out_of_memory(self.trial, self.state.global_step + 1, error)) from error
+            raise CotdError(out_of_memory(self.trial, self.step + 1, error)) from error
         if self.average:  # the Trainer has loaded the best weights, not their average
             self.average.load(self.state.best_model_checkpoint)
             self.student.model = self.average.model
@@ -168,7 +176,8 @@ def training_arguments(trial: Trial, folder: TrialFolder) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         optim=TRAINER_NAMES[settings.optimizer], learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-        lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay, eval_strategy="steps", eval_steps=eval_every,
+        lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay,
+        max_grad_norm=settings.gradient_clipping or 0.0, eval_strategy="steps", eval_steps=eval_every,
         save_strategy="steps", save_steps=eval_every, save_total_limit=1, load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy", greater_is_better=True, logging_strategy="steps", logging_steps=eval_every,
         log_level="error", seed=trial.seed, data_seed=trial.seed, report_to="none", disable_tqdm=True, use_cpu=not use_gpu,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import itertools
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,8 @@ from cotd.utils.text import format_percent
 MULTITASK_SETTINGS = ("rationale_weight", "rationale_schedule", "shared_encoder")
 # Training settings that change memory and time, and not the student.
 PERFORMANCE_SETTINGS = ("micro_batch_size", "gradient_checkpointing")
+# Keys of a task that say how data are read, and not what a student learns.
+READING_KEYS = ("name", "spellings")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,25 @@ class Trial:
         Left out are names (their digests count), display values, and settings that do not change the student or that its
         method does not use.
         """
-        unused = PERFORMANCE_SETTINGS if METHODS[self.method].multitask else PERFORMANCE_SETTINGS + MULTITASK_SETTINGS
-        training = self.training.model_dump(exclude=set(unused)) | {"truncation": self.truncation}
+        method, unused = METHODS[self.method], set(PERFORMANCE_SETTINGS)
+        unused |= set() if method.multitask else set(MULTITASK_SETTINGS)
+        if not method.writes_rationales and self.task.get("labels"):  # what it writes has no limit
+            unused.add("max_target_tokens")
+        training = self.training.model_dump(exclude=unused) | {"truncation": self.truncation}
+        task = {key: value for key, value in self.task.items() if key not in READING_KEYS}
         identity = {key: value for key, value in self.to_dict().items() if key not in ("model", "size", "overrides")}
-        return digest(identity | {"training": training})
+        return digest(identity | {"training": training, "task": task})
+
+    @property
+    def stages(self) -> list[Trial]:
+        """A trial of each stage of its method, which share its steps; itself if it has none."""
+        parts = METHODS[self.method].parts
+        ends = [round(self.training.steps * number / len(parts)) for number in range(len(parts) + 1)]
+        steps = [max(1, end - start) for start, end in itertools.pairwise(ends)]
+        return [
+            replace(self, method=part.name, training=self.training.model_copy(update={"steps": own}))
+            for part, own in zip(parts, steps, strict=True)
+        ]
 
     @property
     def shares_encoder(self) -> bool:

@@ -24,6 +24,7 @@ COLUMNS = {
     "sample": "number of the sample, from 0",
     "label": "the teacher's label; the gold label where `gold_conditioned`",
     "label_probability": "the teacher's probability of its label, or the share of its samples that agree; null if not known",
+    "probabilities": "the teacher's probabilities of all labels, in the order of the task; null if not known",
     "rationale": "the teacher's rationale, or empty",
     "rationale_logprob": "log probability of the rationale; null if not known",
     "finish_reason": "why the teacher stopped: `stop` or `length`",

@@ -6,9 +6,9 @@ end in the end-of-sequence token and have none at the beginning.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +16,9 @@ from cotd.data.truncation import Truncation
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 
-TARGET_KINDS = ("label", "rationale", "joint")  # joint: a rationale, and its answer after it
+# joint: a rationale, and its answer after it; after_label: an answer, and its rationale after it, each with its end of sequence
+TARGET_KINDS = ("label", "rationale", "joint", "after_label")
+ASK_LABEL = ("label", "after_label")  # kinds that are asked for as an answer alone is
 IGNORED = -100  # the label of a token that is not learned
 
 
@@ -26,6 +28,7 @@ class Pair(NamedTuple):
     kind: int  # position in TARGET_KINDS
     source: Sequence[int]
     target: Sequence[int]
+    weight: float = 1.0
 
 
 class Backend(ABC):
@@ -47,9 +50,10 @@ class Backend(ABC):
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
         self.model, self.tokenizer, self.task, self.card = model, tokenizer, task, card
-        if problem := tokenizer_problem(self.kind, tokenizer):
+        vocabulary = model.get_input_embeddings().num_embeddings
+        if problem := tokenizer_problem(self.kind, tokenizer, vocabulary):
             raise CotdError(problem)
-        if tokenizer.pad_token_id is None:
+        if not has_token(tokenizer.pad_token_id, vocabulary):
             tokenizer.pad_token = tokenizer.eos_token
 
     @abstractmethod
@@ -73,7 +77,8 @@ class Backend(ABC):
     def pack(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
         """The pairs of some examples, as tensors that `loss` reads.
 
-        Among them are `labels` (M,), with IGNORED where nothing is learned, and `target_kinds` (M,), positions in TARGET_KINDS.
+        Among them are `labels` (M,), with IGNORED where nothing is learned, and of each token's pair `target_kinds` (M,), positions
+        in TARGET_KINDS, and `target_weights` (M,).
         """
 
     @abstractmethod
@@ -102,8 +107,19 @@ class Backend(ABC):
         """log P(candidate | source), of whole candidates: (B, most candidates), -inf where a source has fewer."""
 
     @abstractmethod
-    def generate(self, sources: Sequence[list[int]], kind: str, limit: int, streamer: Any = None) -> list[list[int]]:
-        """What the student writes, greedily, of at most `limit` tokens each, without special tokens."""
+    def generate(
+        self,
+        sources: Sequence[list[int]],
+        kind: str,
+        limit: int,
+        streamer: Any = None,
+        written: Sequence[list[int]] | None = None,
+    ) -> list[list[int]]:
+        """What the student writes, greedily, of at most `limit` tokens each, without special tokens.
+
+        Args:
+            written: tokens that it has written before, as many for each source.
+        """
 
     def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
         """Targets of these words."""
@@ -131,9 +147,17 @@ class Backend(ABC):
         """What decides how inputs and targets are made beside the task and the tokenizer, for digests."""
         return {"kind": self.kind}
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which answers are scored and written: the weights' own."""
-        return nullcontext()
+    def token_ids(self, texts: Sequence[str], space: str = "") -> list[list[int]]:
+        """The tokens of texts with a space before each, without special tokens."""
+        if not len(texts):
+            return []
+        return self.tokenizer([space + text for text in texts], add_special_tokens=False, verbose=False)["input_ids"]
+
+    @cached_property
+    def space(self) -> str:
+        """What must precede words that follow others: byte-level tokenizers have a token for a word with its space."""
+        good, film, both = self.token_ids(["good", "film", "good film"])
+        return "" if good + film == both else " "
 
     def without_special(self, ids: Sequence[int]) -> list[int]:
         """Token ids without special tokens."""
@@ -144,15 +168,20 @@ class Backend(ABC):
         return frozenset(self.tokenizer.all_special_ids)
 
 
-def tokenizer_problem(kind: str, tokenizer: Any) -> str | None:
-    """Why a tokenizer cannot be a student's, or None."""
-    if kind != "encoder" and tokenizer.eos_token_id is None:
+def tokenizer_problem(kind: str, tokenizer: Any, vocabulary: int) -> str | None:
+    """Why a tokenizer cannot be a student's, or None. A causal model does without a padding token: it looks back only."""
+    if kind != "encoder" and not has_token(tokenizer.eos_token_id, vocabulary):
         return (
             "the base model's tokenizer has no end-of-sequence token: what a student writes would never end. Use another base."
         )
-    if kind != "causal" and tokenizer.pad_token_id is None:
+    if kind != "causal" and not has_token(tokenizer.pad_token_id, vocabulary):
         return "the base model's tokenizer has no padding token. Use another base model, or add one to its tokenizer."
     return None
+
+
+def has_token(token: int | None, vocabulary: int) -> bool:
+    """Whether a model has an embedding for a special token: tokenizers may have more tokens than their model."""
+    return token is not None and token < vocabulary
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool = False) -> tuple[Any, Any]:
@@ -168,9 +197,6 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool = Fa
 
 def in_columns(scores: Any, counts: Sequence[int]) -> Any:
     """Scores one after another, so many of each row, as (B, most), -inf where a row has fewer."""
-    import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    table = torch.full((len(counts), max(counts)), -torch.inf)
-    for row, part in zip(table, scores.split(list(counts)), strict=True):
-        row[: len(part)] = part
-    return table
+    return pad_sequence(scores.split(list(counts)), batch_first=True, padding_value=-math.inf)

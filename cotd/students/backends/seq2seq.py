@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from cotd.data.truncation import Truncation, tail_length, truncate
-from cotd.students.backends.base import IGNORED, TARGET_KINDS, Backend, Pair, in_columns, padded
+from cotd.students.backends.base import ASK_LABEL, IGNORED, TARGET_KINDS, Backend, Pair, in_columns, padded
 from cotd.tasks.base import Task
 
 # The cache must be requested: a base whose configuration says `use_cache: false`, as the embedded student's does, would
@@ -42,7 +42,7 @@ class Seq2Seq(Backend):
     def sources(
         self, texts: Sequence[str], kind: str, limit: int, truncation: Truncation = "head"
     ) -> tuple[list[list[int]], list[bool]]:
-        asks_label = kind == "label" or (kind == "rationale" and self.shared_encoder)
+        asks_label = kind in ASK_LABEL or (kind == "rationale" and self.shared_encoder)
         prefix = self.task.label_prefix if asks_label else self.task.rationale_prefix
         # Not verbose: it would warn of indexing errors, which a T5, whose positions are relative, does not have.
         encoded = self.tokenizer([prefix + text for text in texts], verbose=False)["input_ids"] if len(texts) else []
@@ -50,17 +50,7 @@ class Seq2Seq(Backend):
         return [truncate(ids, limit, tail) for ids in encoded], [len(ids) > limit for ids in encoded]
 
     def words(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
-        space = "" if begins else self._space
-        return self.tokenizer([space + text for text in texts], add_special_tokens=False)["input_ids"] if len(texts) else []
-
-    @cached_property
-    def _space(self) -> str:
-        """What must precede words that follow others: byte-level tokenizers have a token for a word with its space."""
-
-        def ids(text: str) -> list[int]:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        return "" if ids("good") + ids("film") == ids("good film") else " "
+        return self.token_ids(texts, "" if begins else self.space)
 
     def decoder_prompt(self, kind: str) -> list[int]:
         """What the decoder reads before it writes a target."""
@@ -81,7 +71,7 @@ class Seq2Seq(Backend):
         Returns:
             `input_ids` (N,) and `input_lengths` (I,) of the distinct inputs; `sources` (P,) the input of each pair;
             `decoder_input_ids` (M,); `labels` (M,), IGNORED where nothing is learned; `target_lengths` (P,); `target_kinds` (M,),
-            positions in TARGET_KINDS.
+            positions in TARGET_KINDS; `target_weights` (M,).
         """
         pairs = sorted(chain.from_iterable(examples), key=lambda pair: pair.kind)
         # The samples of an example share their input, which is encoded once.
@@ -100,6 +90,7 @@ class Seq2Seq(Backend):
             "labels": torch.tensor(list(chain.from_iterable(labels))),
             "target_lengths": lengths,
             "target_kinds": torch.tensor([pair.kind for pair in pairs]).repeat_interleave(lengths),
+            "target_weights": torch.tensor([pair.weight for pair in pairs]).repeat_interleave(lengths),
         }
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -118,8 +109,7 @@ class Seq2Seq(Backend):
         pad, device = self.tokenizer.pad_token_id, self.model.device
         ids, mask = padded(sources, pad, device)
         decoder_ids, _ = padded(decoder_inputs, pad, device)
-        with self.autocast():
-            output = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)
+        output = self.model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)
         last = torch.tensor([len(row) - 1 for row in decoder_inputs])
         return output.logits[torch.arange(len(last)), last][:, self.first_tokens].float().cpu()
 
@@ -151,15 +141,22 @@ class Seq2Seq(Backend):
         ]
         return in_columns(torch.stack(scores).cpu(), counts)
 
-    def generate(self, sources: Sequence[list[int]], kind: str, limit: int, streamer: Any = None) -> list[list[int]]:
-        prompt = self.decoder_prompt(kind)
+    def generate(
+        self,
+        sources: Sequence[list[int]],
+        kind: str,
+        limit: int,
+        streamer: Any = None,
+        written: Sequence[list[int]] | None = None,
+    ) -> list[list[int]]:
+        prompts = [[*self.decoder_prompt(kind), *before] for before in written or [[]] * len(sources)]
         ids, mask = padded(sources, self.tokenizer.pad_token_id, self.model.device)
-        begun = torch.tensor([prompt] * len(sources), device=self.model.device)
+        begun = torch.tensor(prompts, device=self.model.device)
         with torch.inference_mode():
-            written = self.model.generate(
+            output = self.model.generate(
                 input_ids=ids, attention_mask=mask, decoder_input_ids=begun, max_new_tokens=limit, streamer=streamer, **GREEDY
             )
-        return [self.without_special(row) for row in written[:, len(prompt) :].tolist()]
+        return [self.without_special(row) for row in output[:, begun.shape[1] :].tolist()]
 
 
 def padded_logits(

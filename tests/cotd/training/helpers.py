@@ -19,6 +19,7 @@ from cotd.training.encoding import EncodedPairs, Limits, encode, encode_here
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
+from tests.tasks import SENTIMENT
 
 SETTINGS = {
     "optimizer": "adamw",
@@ -41,7 +42,7 @@ Trained = tuple[Trial, TrialFolder, dict[str, Any]]
 
 def make_trial(base: Path, method: str = "finetune", fraction: float = 1.0, seed: int = 0, **settings: Any) -> Trial:
     training = TrainingConfig(**{**SETTINGS, **settings})
-    return Trial(method, fraction, "tiny", seed, str(base), training, "sentiment", "b", "r", "a")
+    return Trial(method, fraction, "tiny", seed, str(base), training, SENTIMENT.to_dict(), "b", "r", "a")
 
 
 def encode_pairs(

@@ -26,10 +26,10 @@ from tests.cotd.training.helpers import (
 from tests.tasks import SENTIMENT
 
 
-def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, micro_batch_size: int | None) -> float:
+def loss_of(model: Any, pairs: pd.DataFrame, tokenizer: Any, micro_batch_size: int | None, weight: float = 1.0) -> float:
     backend = make_backend(model, tokenizer, SENTIMENT, {})
     batch = collate(encode_pairs(pairs, backend, 64, 64), backend, micro_batch_size)
-    return sum(multi_task_loss(backend, part, batch["totals"]).item() for part in batch["parts"])
+    return sum(multi_task_loss(backend, part, batch["totals"], rationale_weight=weight).item() for part in batch["parts"])
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
@@ -40,12 +40,12 @@ def test_the_loss_is_label_plus_lambda_rationale(
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     train = examples[examples["split"] == "train"].head(5)
-    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, weight)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT)
     label, rationale = (loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == t]) for t in ("label", "rationale"))
-    assert loss_of(model, pairs, tokenizer, micro_batch_size) == pytest.approx(label + weight * rationale, rel=1e-5)
+    assert loss_of(model, pairs, tokenizer, micro_batch_size, weight) == pytest.approx(label + weight * rationale, rel=1e-5)
     for method in ("finetune", "cot_joint"):  # one target a review: λ weighs nothing
-        pairs = training_pairs(METHODS[method], train, annotations, SENTIMENT, weight)
-        assert loss_of(model, pairs, tokenizer, micro_batch_size) == pytest.approx(
+        pairs = training_pairs(METHODS[method], train, annotations, SENTIMENT)
+        assert loss_of(model, pairs, tokenizer, micro_batch_size, weight) == pytest.approx(
             loss_by_hand(model, tokenizer, pairs), rel=1e-5
         )
 
@@ -55,20 +55,20 @@ def test_the_weight_of_rationales_may_fall_to_nothing(
 ) -> None:
     settings = {"steps": 4, "eval_every": 4, "precision": "float32", "learning_rate": 1e-2, "rationale_weight": 2.0}
     falling = make_trial(tiny_t5, "cot_labelled", **settings, rationale_schedule="linear")
-    assert [falling.training.rationale_weight_left(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [falling.training.rationale_weight_at(step) for step in range(4)] == [2.0, 1.5, 1.0, 0.5]
     constant = make_trial(tiny_t5, "cot_labelled", **settings)
     assert falling.id != constant.id
     assert make_trial(tiny_t5, rationale_schedule="linear").id == make_trial(tiny_t5).id, "finetune has no rationales"
 
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
-    pairs = training_pairs(METHODS["cot_labelled"], examples[examples["split"] == "train"].head(5), annotations, SENTIMENT, 2.0)
+    pairs = training_pairs(METHODS["cot_labelled"], examples[examples["split"] == "train"].head(5), annotations, SENTIMENT)
     backend = make_backend(model, tokenizer, SENTIMENT, {})
     batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
     rationale = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "rationale"])
-    lost = multi_task_loss(backend, batch["parts"][0], batch["totals"], 0.0, 0.25).item()
-    assert lost == pytest.approx(label + 0.25 * 2 * rationale, rel=1e-5)
+    lost = multi_task_loss(backend, batch["parts"][0], batch["totals"], 0.0, 0.5).item()
+    assert lost == pytest.approx(label + 0.5 * rationale, rel=1e-5)
 
     learnt = {}
     for name, trial in {"falling": falling, "constant": constant}.items():
@@ -85,7 +85,7 @@ def test_a_shared_encoder_reads_an_example_once_and_the_decoder_is_told_what_to_
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     train = examples[examples["split"] == "train"].head(5)
-    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 2.0)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT)
     asked = tokenizer(SENTIMENT.rationale_prefix, add_special_tokens=False)["input_ids"]
     label = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "label"])
     rationale = loss_by_hand(model, tokenizer, pairs[pairs["target_kind"] == "rationale"], asked)
@@ -93,7 +93,8 @@ def test_a_shared_encoder_reads_an_example_once_and_the_decoder_is_told_what_to_
     batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
     (part,) = batch["parts"]
     assert len(part["input_lengths"]) == len(train)
-    assert multi_task_loss(backend, part, batch["totals"]).item() == pytest.approx(label + 2 * rationale, rel=1e-5)
+    loss = multi_task_loss(backend, part, batch["totals"], rationale_weight=2.0)
+    assert loss.item() == pytest.approx(label + 2 * rationale, rel=1e-5)
 
     folder, apart = make_folder(tmp_path / "shared"), make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60)
     trial = make_trial(tiny_t5, "cot_labelled", steps=60, eval_every=60, shared_encoder=True)

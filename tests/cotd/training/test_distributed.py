@@ -35,7 +35,7 @@ def test_the_workers_shares_of_a_batch_are_the_batch(
     model, tokenizer = load_base(str(tiny_t5))
     model.eval()
     train = examples[examples["split"] == "train"].head(5)
-    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT, 0.5)
+    pairs = training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT)
     backend = make_backend(model, tokenizer, SENTIMENT, {})
     rows = encode_pairs(pairs, backend, 64, 64)
     batch = collate(rows, backend)

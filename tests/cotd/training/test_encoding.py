@@ -49,7 +49,7 @@ def annotations(examples: pd.DataFrame) -> pd.DataFrame:
 
 def make_trial(base: Path, method: str = "cot_unlabelled", **fields: Any) -> Trial:
     training = TrainingConfig(steps=4, batch_size=8, eval_every=2, max_input_tokens=16, max_target_tokens=12)
-    return replace(Trial(method, 1.0, "tiny", 0, str(base), training, "sentiment", "b", "r", "a"), **fields)
+    return replace(Trial(method, 1.0, "tiny", 0, str(base), training, SENTIMENT.to_dict(), "b", "r", "a"), **fields)
 
 
 def backend_of(base: Path) -> Backend:
@@ -96,11 +96,11 @@ def test_a_fraction_of_what_is_encoded_is_what_is_encoded_of_a_fraction(
     part = select_fraction(train, fraction)
     mapped = cached_pairs(tmp_path, trial, backend, partial(encode_trial, trial, train, annotations, backend))
     assert isinstance(mapped.tokens, np.memmap)
-    rows = replace(mapped.head(len(part)), rationale_weight=0.3)
-    alone = replace(encoded(trial, part, annotations, backend), rationale_weight=0.3)
+    rows = mapped.head(len(part))
+    alone = encoded(trial, part, annotations, backend)
     assert list(rows) == list(alone)
     assert set(rows.used_verbalizers()) == set(alone.used_verbalizers())
-    pairs = training_pairs(METHODS[method], part, annotations, SENTIMENT, 0.3)
+    pairs = training_pairs(METHODS[method], part, annotations, SENTIMENT)
     assert rows.counts() == alone.counts()
     assert rows.counts()["train_pairs"] == len(pairs)
     assert sorted(w for row in rows for kind in TARGET_KINDS for _, _, w in row[kind]) == sorted(pairs["weight"])
@@ -161,14 +161,16 @@ def test_a_cut_off_cache_is_not_taken_for_a_whole_one(
     assert list(cached_pairs(tmp_path, trial, backend, encode)) == list(encode_here(encode))
 
 
-def test_targets_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
+def test_rationales_are_cut_to_the_limit_and_end(tiny_t5: Path) -> None:
     backend = backend_of(tiny_t5)
     tokenizer = backend.tokenizer
-    pairs = pd.DataFrame([("r", "film " * 50, "warm " * 50, "label", 1.0)])
+    pairs = pd.DataFrame([("r", "film " * 50, "warm " * 50, "rationale", 1.0)])
     pairs.columns = ["example_id", "text", "target", "target_kind", "weight"]
-    ((source, target, _),) = encode_pairs(pairs, backend, 16, 8)[0]["label"]
+    ((source, target, _),) = encode_pairs(pairs, backend, 16, 8)[0]["rationale"]
     assert (len(source), len(target)) == (16, 8)
     assert source[-1] == target[-1] == tokenizer.eos_token_id
+    ((_, target, _),) = encode_pairs(pairs.assign(target_kind="label"), backend, 16, 8)[0]["label"]
+    assert len(target) > 50, "answers are scored whole"
     row = encode_pairs(pairs, backend, 16, 64)[0]
     assert (row["cut_inputs"], row["cut_targets"]) == (1, 0)
     joint = pairs.assign(target="warm " * 50 + " Answer: positive", target_kind="joint")

@@ -11,7 +11,7 @@ from cotd.errors import CotdError
 from cotd.teachers.annotations import ANNOTATION_COLUMNS
 from cotd.training.methods import METHODS, Method
 from cotd.training.pairs import training_pairs
-from tests.tasks import SENTIMENT
+from tests.tasks import QUIZ, SENTIMENT
 
 EXAMPLES = pd.DataFrame(
     [("r1", "Lovely.", "positive", "train"), ("r2", "Dire.", "negative", "train"), ("r3", "Fine.", "positive", "train")],
@@ -37,7 +37,7 @@ ANNOTATIONS = annotations(
 
 
 def pairs(method: str, examples: pd.DataFrame = EXAMPLES, table: pd.DataFrame | None = ANNOTATIONS) -> list[tuple[object, ...]]:
-    made = training_pairs(METHODS[method], examples, table, SENTIMENT, 0.5)
+    made = training_pairs(METHODS[method], examples, table, SENTIMENT)
     assert list(made.columns) == ["example_id", "text", "target", "target_kind", "weight"]
     return list(made.itertuples(index=False, name=None))
 
@@ -62,20 +62,20 @@ def test_distill_trains_on_the_teachers_labels() -> None:
 def test_cot_labelled_trains_on_gold_and_rationales_given_gold() -> None:
     assert pairs("cot_labelled") == [
         ("r1", "Lovely.", "positive", "label", 1.0),
-        ("r1", "Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r1", "Lovely.", "It says lovely.", "rationale", 1.0),
         ("r2", "Dire.", "negative", "label", 1.0),
-        ("r2", "Dire.", "Dire is a complaint.", "rationale", 0.5),
+        ("r2", "Dire.", "Dire is a complaint.", "rationale", 1.0),
         ("r3", "Fine.", "positive", "label", 1.0),
-        ("r3", "Fine.", "Fine is mild praise.", "rationale", 0.5),
+        ("r3", "Fine.", "Fine is mild praise.", "rationale", 1.0),
     ]
 
 
 def test_cot_unlabelled_trains_on_the_teachers_labels_and_its_own_rationales() -> None:
     assert pairs("cot_unlabelled") == [
         ("r1", "Lovely.", "positive", "label", 1.0),
-        ("r1", "Lovely.", "It says lovely.", "rationale", 0.5),
+        ("r1", "Lovely.", "It says lovely.", "rationale", 1.0),
         ("r2", "Dire.", "positive", "label", 1.0),
-        ("r2", "Dire.", "Dire can be praise.", "rationale", 0.5),
+        ("r2", "Dire.", "Dire can be praise.", "rationale", 1.0),
     ]
 
 
@@ -91,6 +91,35 @@ def test_cot_joint_trains_on_one_target_that_ends_with_the_label() -> None:
     ]
 
 
+def test_cot_after_trains_on_one_target_that_begins_with_the_label() -> None:
+    assert pairs("cot_after") == [
+        ("r1", "Lovely.", "positive\nIt says lovely.", "after_label", 1.0),
+        ("r2", "Dire.", "negative\nDire is a complaint.", "after_label", 1.0),
+        ("r3", "Fine.", "positive\nFine is mild praise.", "after_label", 1.0),
+    ]
+    assert pairs("cot_after_unlabelled") == [
+        ("r1", "Lovely.", "positive\nIt says lovely.", "after_label", 1.0),
+        ("r2", "Dire.", "positive\nDire can be praise.", "after_label", 1.0),
+    ]
+
+
+def test_distill_soft_trains_on_every_answer_by_the_teachers_probability_of_it() -> None:
+    each = [[0.25, 0.75], None, [0.0004, 0.9996], None, [0.5, 0.5], None]
+    assert pairs("distill_soft", table=ANNOTATIONS.assign(probabilities=each)) == [
+        ("r1", "Lovely.", "negative", "label", 0.25),
+        ("r1", "Lovely.", "positive", "label", 0.75),
+        ("r2", "Dire.", "positive", "label", 1.0),
+    ], "what is all but impossible is no target; the annotation of r3 is quarantined"
+    with pytest.raises(CotdError, match=r"learns the teacher's probabilities.*score_then_explain"):
+        pairs("distill_soft")
+    columns = ["id", "text", "choices", "label", "split"]
+    examples = pd.DataFrame([("q1", "One and one?", ["two", "three", "four"], "two", "train")], columns=columns)
+    table = annotations(("q1", 0, False, "two", "", None)).assign(probabilities=[[0.7, 0.2, 0.1, 0.0]])
+    made = training_pairs(METHODS["distill_soft"], examples, table, QUIZ)
+    assert made["target"].tolist() == ["two", "three", "four"]
+    assert made["weight"].to_list() == pytest.approx([0.7, 0.2, 0.1])
+
+
 def test_rationale_input_reads_the_teachers_own_rationale_and_never_one_written_given_gold() -> None:
     assert pairs("rationale_input") == [
         ("r1", "It says lovely. Review: Lovely.", "positive", "label", 1.0),
@@ -99,18 +128,22 @@ def test_rationale_input_reads_the_teachers_own_rationale_and_never_one_written_
     assert [row[2] for row in pairs("rationale_input_unlabelled")] == ["positive", "positive"]
     with pytest.raises(ValueError, match="only the teacher's own rationales can be inputs"):
         Method("leaky", "", "gold", "given_gold", "input")
+    with pytest.raises(ValueError, match="probabilities are the teacher's"):
+        Method("soft", "", "gold", soft=True)
     given_gold = ANNOTATIONS[ANNOTATIONS["gold_conditioned"]]
     with pytest.raises(CotdError, match="'rationale_input' needs annotations"):
         pairs("rationale_input", table=given_gold)
 
 
-NEEDING = [name for name in METHODS if name != "finetune"]
+# Those with stages have the pairs of each stage's method.
+NEEDING = [name for name, method in METHODS.items() if name != "finetune" and not method.stages]
 
 
 @pytest.mark.parametrize("method", NEEDING)
 def test_an_example_without_annotation_is_dropped(method: str) -> None:
-    table = ANNOTATIONS[ANNOTATIONS["example_id"] != "r1"]
-    assert {row[0] for row in pairs(method, table=table)} == {row[0] for row in pairs(method)} - {"r1"}
+    every = ANNOTATIONS.assign(probabilities=[[0.5, 0.5]] * len(ANNOTATIONS))
+    table = every[every["example_id"] != "r1"]
+    assert {row[0] for row in pairs(method, table=table)} == {row[0] for row in pairs(method, table=every)} - {"r1"}
 
 
 def test_an_example_without_gold_is_dropped_where_gold_is_the_target() -> None:
@@ -148,7 +181,7 @@ def test_no_gold_at_all_is_an_error(method: str) -> None:
 @pytest.mark.parametrize("method", NEEDING)
 @pytest.mark.parametrize("table", [None, ANNOTATIONS.assign(error="no answer"), ANNOTATIONS[:0]], ids=["none", "bad", "empty"])
 def test_no_usable_annotation_is_an_error(method: str, table: pd.DataFrame | None) -> None:
-    with pytest.raises(CotdError, match=f"'{method}' needs annotations.*cotd annotate CONFIG"):
+    with pytest.raises(CotdError, match=f"'{method}' (needs annotations|learns).*cotd annotate CONFIG"):
         pairs(method, table=table)
 
 
