@@ -20,6 +20,7 @@ from ray import serve
 
 from cotd.errors import CotdError
 from serve.endpoint.endpoint import Endpoint
+from serve.environment import drain_haproxy
 from serve.http.api import build_api
 from serve.log import LOG
 from serve.settings import OWN_NAMES, Settings, is_loopback, token_digest
@@ -27,6 +28,7 @@ from serve.settings import OWN_NAMES, Settings, is_loopback, token_digest
 APP = "cotd-student"
 CONTROLLER = {"namespace": "serve", "name": "SERVE_CONTROLLER_ACTOR"}  # Serve's own actor
 DIED = re.compile(r"(?i)\b(ActorDiedError|ActorUnavailableError|WorkerCrashedError|OutOfMemoryError|actor (has )?died)\b")
+CTRL_C_SECONDS, DRAIN_SECONDS = 5, 30  # for requests under way; Kubernetes kills what has not ended after 30 s
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -110,10 +112,12 @@ def serving(
         deployment = StudentServer.options(  # type: ignore[attr-defined]
             num_replicas=replicas,
             ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-            graceful_shutdown_timeout_s=5,  # Ctrl-C does not wait for rationales
+            graceful_shutdown_timeout_s=CTRL_C_SECONDS,
         )
         serve_was_running = serve_is_running()
         stack.callback(shut_down, keep_serve=serve_was_running)
+        if not serve_was_running:
+            stack.push(drain)
         serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
         try:
             serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
@@ -122,6 +126,11 @@ def serving(
         if serve_was_running:
             require_response(host, port)
         yield address(host, port)
+
+
+def drain(kind: type[BaseException] | None, *_: object) -> None:
+    """Lets requests under way end, as the block of `serving` does: for seconds if Ctrl-C ended it, longer otherwise."""
+    drain_haproxy(CTRL_C_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
 
 def require_resources(replicas: int, cpus: float, gpus: float) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cotd.errors import CotdError
-from cotd.utils.urls import credentials_problem
+from cotd.utils.urls import without_credentials
 
 TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -57,10 +57,8 @@ class Settings(BaseModel):
 
     @field_validator("tracking_uri")
     @classmethod
-    def without_credentials(cls, uri: str | None) -> str | None:
-        if uri and (problem := credentials_problem(uri)):
-            raise ValueError(problem)
-        return uri
+    def uri_without_credentials(cls, uri: str | None) -> str | None:
+        return without_credentials(uri)
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:

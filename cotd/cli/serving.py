@@ -74,7 +74,7 @@ def serve_command(
         max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,
         allowed_hosts=(*OWN_NAMES, *allow_host) if allow_host else None, cors_origins=tuple(cors_origin or ()),
     )  # fmt: skip
-    stopped = stopped_with("requests under way were answered; no process of the endpoint is left")
+    stopped = stopped_with("the endpoint has ended, and no process of it is left")
     with stopped, ray_session(), serving(settings, host, port, replicas, cpus, gpus) as url:
         print(f"serving {student} at {url}  (Ctrl-C ends it)", flush=True)
         print(f"try: {example_request(student, url)}", flush=True)

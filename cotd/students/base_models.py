@@ -17,6 +17,7 @@ from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
 CARD = "cotd.json"  # describes a trained student; beside its weights
+SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
 
 
@@ -43,7 +44,7 @@ def find_student(source: str) -> tuple[Path, dict[str, Any]]:
     """The local folder of a trained student, fetched if it is on the hub, and the content of its card.
 
     Raises:
-        CotdError: nothing is there, or it is a base model.
+        CotdError: nothing is there, it is a base model, or its weights are not safetensors.
     """
     folder = Path(resolve_model(source))
     if not folder.is_dir():
@@ -53,6 +54,8 @@ def find_student(source: str) -> tuple[Path, dict[str, Any]]:
             f"'{source}' is not a trained student: it has no {CARD}. "
             "Train one with `cotd sweep` or `cotd train`; `models:/NAME@champion` names the promoted one."
         )
+    if not any((folder / name).is_file() for name in SAFE_WEIGHTS):  # transformers would read others, which can hold code
+        raise CotdError(f"'{source}' has no weights in {SAFE_WEIGHTS[0]}. Save it again with `cotd export` or `Student.save`.")
     return folder, read_json(folder / CARD)
 
 

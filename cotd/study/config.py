@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -23,6 +25,7 @@ from cotd.tasks.base import Task
 from cotd.tasks.registry import get_task, parse_task
 from cotd.teachers.config import TeacherConfig
 from cotd.training.config import TrainingConfig
+from cotd.utils.urls import without_credentials
 
 # Size name → model, where a study names none.
 SIZES = {
@@ -39,6 +42,28 @@ class TrackingConfig(ConfigModel):
     uri: str | None = Field(None, description="MLflow tracking URI; null: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     experiment: str | None = Field(None, description="null: the study's name")
     registered_model: str = "cotd-student"
+    models: int = Field(
+        3, ge=0, description="students logged as MLflow models: the best by validation; the champion is one in any case"
+    )
+
+    @field_validator("registered_model")
+    @classmethod
+    def can_be_registered(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w .-]*", name):
+            raise ValueError("a registered model's name has letters, digits, spaces, dots, dashes and underscores, and no slash")
+        return name
+
+    @field_validator("uri")
+    @classmethod
+    def no_password(cls, uri: str | None) -> str | None:
+        if uri and "://" in uri and urlsplit(uri).password:
+            raise ValueError("a URL with a password, which results would show. Leave it out, and set MLFLOW_TRACKING_URI")
+        return uri
+
+    @field_validator("uri")
+    @classmethod
+    def uri_without_credentials(cls, uri: str | None) -> str | None:
+        return without_credentials(uri)
 
 
 class StudyConfig(ConfigModel):
@@ -82,6 +107,7 @@ class StudyConfig(ConfigModel):
     @field_validator("storage")
     @classmethod
     def storage_can_be_used(cls, storage: str) -> str:
+        without_credentials(storage)
         if is_remote(storage):
             try:
                 open_remote(storage)

@@ -18,3 +18,10 @@ def credentials_problem(url: str) -> str | None:
     else:
         advice = "Put them where the database's or store's client looks for them, such as ~/.pgpass"
     return f"the address holds credentials, which would be written to files and logs. Leave them out. {advice}"
+
+
+def without_credentials(url: str | None) -> str | None:
+    """The address of a setting; ValueError if it holds a user or a password."""
+    if url and (problem := credentials_problem(url)):
+        raise ValueError(problem)
+    return url

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from cotd.errors import CotdError
 from cotd.students.student import Student
 from serve.app import require_port, require_resources
 from serve.client import Client
-from tests.processes import free_port, marked
+from tests.processes import free_port, marked, marked_processes
 from tests.serve.conftest import TOKEN, Registry
 
 pytestmark = pytest.mark.integration
@@ -162,6 +164,145 @@ def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Endpoint, environme
     lines = output.splitlines()
     assert lines[0].startswith("serving models:/cotd-student@champion at ")
     assert [line for line in lines if line and not line.startswith(("serving", "try:", "stopped;"))] == []
+    assert marked(environment) == []
+
+
+def test_sigterm_fails_no_request(student_of: Callable[..., Path], environment: dict[str, str]) -> None:
+    """Connections are refused at once, which clients try elsewhere; what is under way is answered, rationales too."""
+    port = free_port()
+    command = [sys.executable, "-m", "cotd.cli", "serve", "--student", str(student_of("tickets")), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    url, outcomes = f"http://127.0.0.1:{port}", Counter[Any]()
+
+    def send(body: dict[str, Any]) -> None:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            while process.poll() is None:
+                try:
+                    outcomes[client.post(f"{url}/v1/predict", json=body).status_code] += 1
+                except httpx.TransportError as error:
+                    outcomes[type(error)] += 1
+                    time.sleep(0.05)
+
+    try:
+        wait_until(lambda: process.poll() is not None or healthy(url), "the endpoint")
+        proxies = [process for process in marked_processes(environment) if process.name() == "haproxy"]
+        listening = {c.laddr.port for p in proxies for c in p.net_connections() if c.status == "LISTEN"}
+        assert listening == {port}, "HAProxy's pages of statistics listen nowhere"
+        bodies = [{"texts": ["fine"]}, {"texts": ["fine"] * 256}, {"texts": ["fine"] * 32, "rationale": True}]
+        clients = [threading.Thread(target=send, args=(body,)) for body in bodies]
+        for client in clients:
+            client.start()
+        wait_until(lambda: outcomes[200] > 20, "answers")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        for client in clients:
+            client.join()
+    finally:
+        process.kill()
+    assert set(outcomes) <= {200, httpx.ConnectError}, outcomes
+    assert process.returncode == 143
+    assert "stopped; the endpoint has ended, and no process of it is left." in output
+    assert marked(environment) == []
+
+
+TASKS = """
+import json
+import sys
+import httpx
+from pipelines.cluster.session import ray_session
+from serve.environment import prefer_haproxy
+prefer_haproxy()
+from serve.app import serving
+from serve.client import Client
+from serve.settings import Settings
+
+port, texts, choices = int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+with ray_session(num_cpus=1):
+    for folder in sys.argv[4:]:
+        with serving(Settings(student=folder, poll_seconds=0), port=port) as url, Client(url) as client:
+            task = client.model().task
+            own = choices if task.needs_choices else None
+            rows = [{"text": text} | ({"choices": own[i]} if own else {}) for i, text in enumerate(texts)]
+            body = {"dataframe_records": rows, "params": {"rationale": True}}
+            invoked = httpx.post(f"{url}/invocations", json=body, trust_env=False, timeout=60)
+            predicted = [p.model_dump() for p in client.predict(texts, own, rationale=True)]
+            print(json.dumps({"kind": task.kind, "client": predicted, "invocations": invoked.json()["predictions"]}))
+"""
+
+
+def test_every_kind_of_task(student_of: Callable[..., Path], environment: dict[str, str]) -> None:
+    texts, choices = ["Where is milk kept?", "What is red?"], [["a fridge", "a drawer"], ["snow", "a ripe tomato", "coal"]]
+    folders = [student_of(name) for name in ("tickets", "quiz", "sums")]
+    command = [sys.executable, "-c", TASKS, str(free_port()), json.dumps(texts), json.dumps(choices), *map(str, folders)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [answer["kind"] for answer in answers] == ["classification", "multiple_choice", "numeric"]
+    for folder, answer in zip(folders, answers, strict=True):
+        student = Student.load(folder, "cpu")
+        own = choices if student.task.needs_choices else None
+        for row, invoked, expected, why in zip(
+            answer["client"],
+            answer["invocations"],
+            student.predict(texts, choices=own),
+            student.explain(texts, own),
+            strict=True,
+        ):
+            assert row == invoked
+            assert (row["label"], row["rationale"]) == (expected.label, why)
+            assert row["probabilities"] == (expected.probabilities and pytest.approx(expected.probabilities, abs=1e-4))
+
+
+BROKEN = """
+import sys
+import time
+from pathlib import Path
+import httpx
+from pipelines.cluster.session import ray_session
+from serve.environment import prefer_haproxy
+prefer_haproxy()
+from serve.app import serving
+from serve.client import Client
+from serve.settings import Settings
+
+student, port, mark = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+
+def break_students():
+    # In every worker: a student computes until the file is there; the process that meets it stays broken, as with a GPU.
+    from serve.endpoint.served import Served
+    predict = Served.predict
+    state = {"broken": False}
+    def predict_until(self, texts):
+        if mark.exists() or state["broken"]:
+            state["broken"] = True
+            mark.unlink(missing_ok=True)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return predict(self, texts)
+    Served.predict = predict_until
+
+with ray_session(num_cpus=1, runtime_env={"worker_process_setup_hook": break_students}):
+    with serving(Settings(student=student, poll_seconds=0), port=port) as url, Client(url, retries=0) as client:
+        client.predict(["fine"])
+        mark.touch()
+        def status():
+            answer = httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False, timeout=60)
+            return answer.status_code
+        assert status() == 500
+        started = time.monotonic()
+        while status() != 200:
+            assert time.monotonic() - started < 120, "the replica was not replaced"
+            time.sleep(0.5)
+        print("replaced")
+"""
+
+
+def test_a_replica_whose_student_cannot_compute_is_replaced(
+    student_folder: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", BROKEN, str(student_folder), str(free_port()), str(tmp_path / "broken")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "replaced"
     assert marked(environment) == []
 
 

@@ -233,7 +233,7 @@ def test_error_responses_of_any_shape_are_read(response: httpx.Response, message
 def test_a_token_is_not_sent_unencrypted_to_another_machine(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COTD_SERVE_TOKEN", "a-token-long-enough")
     for url in ("http://gpu-box:8000", "http://192.0.2.7", "http://127.0.0.1.evil.example"):
-        with pytest.raises(CotdError, match="the token would be sent to .* unencrypted") as caught:
+        with pytest.raises(CotdError, match=r"the token would be sent to .* unencrypted") as caught:
             client(url)
         assert "long-enough" not in str(caught.value)
         client(url, plain_http=True)
@@ -245,6 +245,6 @@ def test_a_token_is_not_sent_unencrypted_to_another_machine(client: Any, monkeyp
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://[::1", "http://me:secret@host"])
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(CotdError, match="no address of an endpoint|holds credentials") as caught:
+    with pytest.raises(CotdError, match=r"no address of an endpoint|holds credentials") as caught:
         Client(url)
     assert "secret" not in str(caught.value)

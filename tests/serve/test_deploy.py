@@ -23,8 +23,12 @@ def serve_config() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "serve.yaml").read_text())
 
 
+def manifests() -> dict[str, Any]:
+    return {d["kind"]: d for d in yaml.safe_load_all((FOLDER / "rayservice.yaml").read_text())}
+
+
 def rayservice() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
+    return manifests()["RayService"]
 
 
 def kuberay_config() -> dict[str, Any]:
@@ -68,3 +72,24 @@ def test_pods_have_the_ray_that_is_pinned_and_the_token() -> None:
         (container,) = group["template"]["spec"]["containers"]
         assert container["env"][0]["name"] == "COTD_SERVE_TOKEN"
         assert "secretKeyRef" in container["env"][0]["valueFrom"]
+
+
+def test_pods_have_no_more_rights_than_they_need() -> None:
+    cluster = rayservice()["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}, "else whoever reaches Ray runs code"
+    (workers,) = cluster["workerGroupSpecs"]
+    for group in (cluster["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        selected = manifests()["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]
+        assert selected.items() <= group["template"]["metadata"]["labels"].items()
+    assert manifests()["PodDisruptionBudget"]["spec"]["minAvailable"] == 1
+    assert workers["template"]["spec"]["terminationGracePeriodSeconds"] > 60
+
+
+def test_no_folder_that_others_could_make_first() -> None:
+    for name in ("serve.yaml", "rayservice.yaml"):
+        assert "/tmp" not in (FOLDER / name).read_text()
