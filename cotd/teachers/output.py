@@ -44,6 +44,7 @@ class TeacherOutput:
         calibration: what was fitted on what, or None.
         held_out: the teacher's own rationales of validation and test examples with columns example_id and rationale, "" if it
             gave none; without the examples that it was not asked about; empty without `held_out_rationales`.
+        answered_first: completions whose answer came before the rationale, which then had no part in it.
         imported: what became of the rows of an imported file, if the teacher was not asked.
     """
 
@@ -52,6 +53,7 @@ class TeacherOutput:
     calibration: dict[str, Any] | None
     held_out: SortedRows
     imported: ImportedRows | None = None
+    answered_first: int = 0
 
 
 def annotation_rows(

@@ -183,6 +183,15 @@ class Prompts:
                 found = label, replace_surrogates(plain["rationale"]).strip()
         return found
 
+    def answers_first(self, completion: str) -> bool:
+        """Whether a JSON completion has its answer before its rationale, as servers write it that sort keys."""
+        keys = [
+            list(plain)
+            for plain in json_objects(without_thoughts(completion))
+            if {"rationale", self.answer_key} <= plain.keys()
+        ]
+        return bool(keys) and keys[-1].index(self.answer_key) < keys[-1].index("rationale")
+
     def _answer(self, word: str) -> str:
         return self.templates["chain_of_thought"]["answer"].format(**self._words(None), label=word)
 

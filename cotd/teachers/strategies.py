@@ -110,6 +110,7 @@ def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask
     rationales = rationale_rows(explained)
     is_explained = np.concatenate([np.isin(part.numbers, explained.numbers) for part in held_out])
     predicted, asked = np.full(len(is_explained), None, dtype=object), np.ones(len(is_explained), dtype=bool)
+    answered_first = 0
     for tag, completion in ask(
         lambda: thought_requests(teacher, prompts, held_out, train),
         "chains of thought",
@@ -121,6 +122,7 @@ def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask
             rows.add(annotation_row(example_id, sample, True, train.label(position), None, rationale, completion, origin))
             continue
         label, rationale = parsed(teacher, prompts, choices, completion)
+        answered_first += label is not None and teacher.writes_json and prompts.answers_first(completion["text"])
         if kind == "think":
             error = None if label or completion["error"] else "no label of the task in the completion"
             rows.add(annotation_row(example_id, sample, False, label, None, rationale, completion, origin, error=error))
@@ -131,7 +133,7 @@ def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask
             if is_explained[position]:
                 rationales.add({"example_id": example_id, "rationale": usable_rationale(rationale, completion)})
     measured = test_table(test, predicted[: len(test)], None, asked[: len(test)])
-    return TeacherOutput(rows, measured, None, rationales)
+    return TeacherOutput(rows, measured, None, rationales, answered_first=answered_first)
 
 
 STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}

@@ -66,7 +66,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
     held_out = [(block["rationale"] != "").to_numpy() for block in output.held_out.blocks()]
     return {
         "study": config.name, "examples": job.examples.counts | {"cut": job.teacher.count_cut(job.examples.rows)},
-        "warnings": job.warnings + store_warnings(job.store),
+        "warnings": job.warnings + store_warnings(job.store) + order_warnings(output),
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
             "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
@@ -92,6 +92,16 @@ def store_warnings(store: CompletionStore) -> list[str]:
     return [f"{len(store.unreadable):,} shards of {store.directory} are damaged and count as missing: {names}. Delete them."]
 
 
+def order_warnings(output: TeacherOutput) -> list[str]:
+    """A warning of completions that are no chains of thought, if there are any."""
+    if not output.answered_first:
+        return []
+    return [
+        f"{output.answered_first:,} completions have the label before the rationale, which then is no thought that led to it: the "
+        "server sorts the keys. Ask one that keeps the order of a schema, or set teacher.api.json_completions: object."
+    ]
+
+
 def spent(ask: Asker) -> dict[str, Any]:
     """What new completions took: tokens, cost (None without prices), seconds, rates; and the limit that was reached."""
     new = ask.usage["requests"] - ask.usage["from_store"]
@@ -109,6 +119,9 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     counts, teacher, spent = summary["annotations"], summary["teacher"], summary["spent"]
     yield f"{counts['usable']:,} usable annotations of {counts['examples']:,} examples: {path}"
     yield f"to read them in a browser: {path.with_suffix('.html')}"
+    for warning in summary["warnings"]:
+        if "before the rationale" in warning:
+            yield f"warning: {warning}"
     for reason, count in counts["quarantined"].items():
         yield f"  quarantined: {count:,} × {reason}"
     imported = summary.get("imported")

@@ -14,6 +14,7 @@ from cotd.teachers.teacher import load_teacher
 from pipelines.annotate.engines.api.responses import label_logprob, token_count
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
+from pipelines.annotate.summary import summary_lines
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider, answer_in_json, number_of
 
 
@@ -66,6 +67,17 @@ def test_a_thought_that_does_not_end_is_no_completion(study: MakeStudy, provider
     server.wrap = lambda text: {"content": f"{mark}{THOUGHT}" if "number 3." in text else text}
     server.write = lambda prompt: answer_in_json(prompt).replace("film", f"film number {number_of(prompt)}.")
     assert annotate(study("teacher.api.retries=0"), yes=True)["annotations"]["quarantined"] == {"an empty response": 2}
+
+
+def test_labels_before_their_rationales_are_counted(study: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.wrap = lambda text: {"content": json.dumps(json.loads(text), sort_keys=True)}
+    summary = annotate(study(), yes=True)
+    assert summary["annotations"]["usable"] == 48
+    assert summary["warnings"][-1].startswith("36 completions have the label before the rationale")
+    assert any(
+        line.startswith("warning: 36 completions") for line in summary_lines(summary, AnnotationFiles.of(study()).annotations)
+    )
 
 
 def test_a_vllm_that_is_too_old_for_patterns_is_recognised(study: MakeStudy, provider: Provider) -> None:
