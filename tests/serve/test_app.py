@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from cotd.errors import CotdError
@@ -83,6 +85,16 @@ def served(
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+
+
+def listening(environment: dict[str, str]) -> set[int]:
+    """The ports at which HAProxy listens."""
+    ports = set()
+    for process in marked_processes(environment):
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "haproxy":
+                ports |= {c.laddr.port for c in process.net_connections() if c.status == "LISTEN"}
+    return ports
 
 
 def ask(url: str, body: Any, **headers: str) -> httpx.Response:
@@ -185,9 +197,8 @@ def test_sigterm_fails_no_request(student_of: Callable[..., Path], environment: 
 
     try:
         wait_until(lambda: process.poll() is not None or healthy(url), "the endpoint")
-        proxies = [process for process in marked_processes(environment) if process.name() == "haproxy"]
-        listening = {c.laddr.port for p in proxies for c in p.net_connections() if c.status == "LISTEN"}
-        assert listening == {port}, "HAProxy's pages of statistics listen nowhere"
+        # HAProxy's pages of statistics listen nowhere.
+        wait_until(lambda: listening(environment) == {port}, "HAProxy")
         bodies = [{"texts": ["fine"]}, {"texts": ["fine"] * 256}, {"texts": ["fine"] * 32, "rationale": True}]
         clients = [threading.Thread(target=send, args=(body,)) for body in bodies]
         for client in clients:
@@ -198,7 +209,9 @@ def test_sigterm_fails_no_request(student_of: Callable[..., Path], environment: 
         for client in clients:
             client.join()
     finally:
-        process.kill()
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
     assert set(outcomes) <= {200, httpx.ConnectError}, outcomes
     assert process.returncode == 143
     assert "stopped; the endpoint has ended, and no process of it is left." in output
