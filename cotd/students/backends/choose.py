@@ -16,6 +16,14 @@ def make_backend(model: Any, tokenizer: Any, task: Task, card: dict[str, Any]) -
         from cotd.students.backends.t5.backend import T5
 
         return T5(model, tokenizer, task, card)
+    if kind == "causal":
+        from cotd.students.backends.causal.backend import Causal
+
+        return Causal(model, tokenizer, task, card)
+    if kind == "encoder":
+        from cotd.students.backends.encoder import Encoder
+
+        return Encoder(model, tokenizer, task, card)
     from cotd.students.backends.seq2seq import Seq2Seq
 
     return Seq2Seq(model, tokenizer, task, card)

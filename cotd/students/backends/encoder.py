@@ -1,0 +1,117 @@
+"""An encoder with a classification head as a student: a fixed set of labels, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from cotd.data.truncation import Truncation, tail_length, truncate
+from cotd.errors import CotdError
+from cotd.students.backends.base import Backend, Pair, padded
+from cotd.tasks.base import Task
+
+GROUP_ROWS = 8  # rows that are padded to one width
+
+
+class Encoder(Backend):
+    """A target is a single number, that of its label.
+
+    Raises:
+        CotdError: the task has no fixed set of labels.
+    """
+
+    kind = "encoder"
+    writes = False
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
+        super().__init__(model, tokenizer, task, card)
+        if problem := encoder_problem(task):
+            raise CotdError(problem)
+
+    def sources(
+        self, texts: Sequence[str], kind: str, limit: int, truncation: Truncation = "head"
+    ) -> tuple[list[list[int]], list[bool]]:
+        encoded = self.tokenizer(list(texts), verbose=False)["input_ids"] if len(texts) else []
+        tail = tail_length(truncation, limit)
+        return [truncate(ids, limit, tail) for ids in encoded], [len(ids) > limit for ids in encoded]
+
+    def words(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
+        return [[self._numbers[text]] for text in texts]
+
+    def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
+        """The labels' numbers. Args: texts: verbalized labels."""
+        return self.words(texts)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {self.task.verbalize(label): number for number, label in enumerate(self.task.labels)}
+
+    def pack(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+        """Distinct inputs one after another, the longest first.
+
+        Returns:
+            `input_ids` (N,) and `lengths` (I,) of the inputs; `sources` (P,) the input of each pair; `labels`, `target_kinds` and
+            `target_weights` (P,).
+        """
+        pairs = [pair for example in examples for pair in example]
+        # The answers that a teacher thinks possible share their text.
+        inputs = sorted(dict.fromkeys(tuple(pair.source) for pair in pairs), key=len, reverse=True)
+        positions = {source: position for position, source in enumerate(inputs)}
+        return {
+            "input_ids": torch.tensor([i for source in inputs for i in source]),
+            "lengths": torch.tensor([len(source) for source in inputs]),
+            "sources": torch.tensor([positions[tuple(pair.source)] for pair in pairs]),
+            "labels": torch.tensor([pair.target[0] for pair in pairs]),
+            "target_kinds": torch.tensor([pair.kind for pair in pairs]),
+            "target_weights": torch.tensor([pair.weight for pair in pairs]),
+        }
+
+    def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        rows, pad = part["input_ids"].split(part["lengths"].tolist()), self.tokenizer.pad_token_id
+        logits = []
+        for start in range(0, len(rows), GROUP_ROWS):
+            group = slice(start, start + GROUP_ROWS)
+            ids = pad_sequence(list(rows[group]), batch_first=True, padding_value=pad)
+            real = torch.arange(ids.shape[1], device=ids.device) < part["lengths"][group, None]
+            logits.append(self.model(input_ids=ids, attention_mask=real.long()).logits.float())
+        scores = torch.cat(logits)[part["sources"]]
+        losses = functional.cross_entropy(scores, part["labels"], reduction="none", label_smoothing=label_smoothing)
+        return (losses * weights).sum()
+
+    def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Tensor:
+        ids, mask = padded(sources, self.tokenizer.pad_token_id, self.model.device)
+        return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+
+    def score(
+        self,
+        sources: Sequence[list[int]],
+        candidates: Sequence[Sequence[list[int]]],
+        written: Sequence[list[int]] | None = None,
+    ) -> Tensor:
+        raise CotdError("an encoder scores a fixed set of labels, not answers in words.")
+
+    def generate(
+        self,
+        sources: Sequence[list[int]],
+        kind: str,
+        limit: int,
+        streamer: Any = None,
+        written: Sequence[list[int]] | None = None,
+    ) -> list[list[int]]:
+        raise CotdError("an encoder labels and writes nothing. Use a causal or encoder-decoder student.")
+
+
+def encoder_problem(task: Task) -> str | None:
+    """Why an encoder cannot be a task's student, or None."""
+    if task.labels:
+        return None
+    return (
+        f"an encoder tells a fixed set of labels apart, and the task '{task.name}' is {task.kind}. "
+        "Use a causal or encoder-decoder student."
+    )

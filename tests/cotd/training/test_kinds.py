@@ -1,0 +1,85 @@
+"""Students of every kind learn, answer, explain, and are what they were when they are loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from cotd.students.student import Student
+from cotd.training.folder import TrialFolder
+from cotd.training.train import train_trial
+from cotd.training.trial import Trial
+from tests.cotd.training.helpers import make_folder, make_trial
+from tests.tiny_models import MAKERS, write_tiny
+
+TEXTS = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
+# So many steps teach a random model of a few thousand weights two dozen examples.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "t5": {"steps": 120, "learning_rate": 1e-2},
+    "seq2seq": {"steps": 160, "learning_rate": 1e-2},
+    "causal": {"steps": 100, "learning_rate": 5e-3},
+    "encoder": {"steps": 60, "learning_rate": 5e-3},
+}
+SLOW = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def base(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Writes a tiny model of a name, once."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+
+    def folder(name: str) -> Path:
+        path = tmp_path_factory.getbasetemp() / f"tiny-{name}"
+        return path if path.is_dir() else write_tiny(name, path, tokenizer)
+
+    return folder
+
+
+def trial_of(name: str, base: Any, method: str) -> Trial:
+    settings = SETTINGS[MAKERS[name][0]]
+    return make_trial(base(name), method, **settings, eval_every=settings["steps"], max_target_tokens=24)
+
+
+def learned(trial: Trial, path: Path, examples: pd.DataFrame, annotations: pd.DataFrame | None) -> TrialFolder:
+    folder = make_folder(path)
+    train_trial(trial, folder, examples, annotations)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[SLOW] if n in ("mt5", "gpt2", "gemma2", "qwen2") else []) for n in MAKERS]
+)
+def test_labels_and_rationales_are_learned(
+    name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    kind = MAKERS[name][0]
+    method = "finetune" if kind == "encoder" else "cot_labelled"
+    folder = learned(trial_of(name, base, method), tmp_path / "trial", examples, annotations)
+    student = Student.load(folder.student, device="cpu")
+    assert student.backend.kind == kind
+    assert folder.result()["test"]["accuracy"] == 1.0
+    assert [p.label for p in student.predict(TEXTS)] == ["positive", "negative"]
+    assert student.can_explain == (kind != "encoder")
+    if student.can_explain:
+        warm, dull = student.explain(TEXTS)
+        assert "warm" in warm
+        assert "dull" in dull
+        parts: list[str] = []
+        student.stream_rationale(TEXTS[0], parts.append)
+        assert "".join(parts).strip() == warm
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["bart", "llama"])
+def test_a_rationale_before_the_answer_is_learned(
+    name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    folder = learned(trial_of(name, base, "cot_joint"), tmp_path / "trial", examples, annotations)
+    student = Student.load(folder.student, device="cpu")
+    assert folder.result()["test"]["accuracy"] == 1.0
+    assert [p.label for p in student.predict(TEXTS)] == ["positive", "negative"]
+    assert "dull" in student.explain(TEXTS)[1]
