@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from cotd import assets
 from cotd.config.digest import digest
 from cotd.data.examples import Examples
+from cotd.data.files import file_digest, find_files, is_url, names_files
 from cotd.data.sources import load_examples
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
@@ -30,9 +30,11 @@ class Prepared:
     """A study's examples, and what became of its source's rows.
 
     Attributes:
-        path: the Parquet file, with columns `id`, `text`, `label` and `split`.
-        digest: of all ids, labels and splits.
-        counts: `rows` read, `repeats` dropped, `quarantined`, and examples by split as `kept_train` and so on.
+        path: the Parquet file, with the columns of `ExampleTable.blocks`.
+        digest: of all texts, options, labels, splits and groups.
+        counts: `rows` read, `repeats` dropped, `quarantined`, and examples by split as `kept_train` and so on; with
+            `data.unlabelled` also how many of them are `unlabelled` and how many such texts are left out, as `unlabelled_held_out`
+            (they are in validation or test) and `unlabelled_repeats`.
         labels: split → gold label → number of examples.
         reasons: why rows are quarantined → number of rows.
     """
@@ -83,16 +85,16 @@ def prepare_here(config: StudyConfig) -> Prepared:
 
 
 def inputs_digest(config: StudyConfig) -> str | None:
-    """A digest of all that decides the examples; None for a hub data set, which only loading can tell to be the same."""
+    """A digest of all that decides the examples; None for hub data sets and URLs, which only loading can tell to be the same."""
     data = config.data
     sources = [data.source] if isinstance(data.source, str) else list(data.source.values())
+    sources += [data.unlabelled] if data.unlabelled else []
     contents: list[Any] = []
     for source in sources:
         if assets.is_embedded(source):
             contents.append(assets.get_asset(source).version)
-        elif Path(source).is_file():
-            with open(source, "rb") as file:
-                contents.append(hashlib.file_digest(file, "sha256").hexdigest())
+        elif names_files(source) and not is_url(source):
+            contents.append([(Path(file).name, file_digest(file)) for file in find_files(source)])
         else:
             return None
     return digest([FORMAT, config.task.to_dict(), data.model_dump(exclude={"noun"}), contents])

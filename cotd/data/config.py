@@ -53,9 +53,15 @@ class DataConfig(ConfigModel):
     noun: str | None = Field(None, description="what prompts call a text; null: the source's own word, else the task's noun")
     test_share: Share = 0.2
     validation_share: Share = 0.1
+    unlabelled: str | None = Field(
+        None,
+        description="more texts, without gold, for whatever needs none: read as source is, but for label and split; they join the "
+        "training split, without those that are in another one. May be source itself: its training examples beyond train_rows",
+    )
     train_rows: int | None = Field(None, ge=1, description="use the first n training examples (null: all)")
     validation_rows: int | None = Field(None, ge=1)
     test_rows: int | None = Field(None, ge=1)
+    unlabelled_rows: int | None = Field(None, ge=1)
 
     @field_validator("source", mode="before")
     @classmethod
@@ -67,10 +73,10 @@ class DataConfig(ConfigModel):
             raise ValueError(f"two of {', '.join(map(str, source))} are names of one split")
         return dict(zip(named, source.values(), strict=True))
 
-    @field_validator("source")
+    @field_validator("source", "unlabelled")
     @classmethod
-    def no_secrets(cls, source: str | dict[str, str]) -> str | dict[str, str]:
-        for place in [source] if isinstance(source, str) else source.values():
+    def no_secrets(cls, source: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for place in source.values() if isinstance(source, dict) else [source or ""]:
             if "://" in place and (urlsplit(place).username or urlsplit(place).query):
                 raise ValueError(
                     "a URL with a password or a query: results would show it. Download the file, or sign in by variables"

@@ -85,6 +85,8 @@ class Examples:
         counts: rows read, repeats dropped, quarantined, kept by split.
         notes: what was decided that the source does not say: splits that were carved, rows that were left out.
         label_problem: what is wrong if so many labels are not the task's that the mapping must be, or None.
+        unlabelled: more texts, none of which is in validation or test, in the same order; `limit_rows` has them join the training
+            split.
     """
 
     rows: ExampleTable
@@ -92,6 +94,7 @@ class Examples:
     counts: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     label_problem: str | None = None
+    unlabelled: ExampleTable | None = None
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -114,6 +117,7 @@ def build_examples(
     test_share: float = 0.2,
     validation_share: float = 0.1,
     spill_dir: Path | None = None,
+    unlabelled: Iterable[pd.DataFrame] = (),
 ) -> Examples:
     """Turns a source's rows into examples.
 
@@ -125,6 +129,8 @@ def build_examples(
             train rows in this way.
         test_share, validation_share: fractions of the rows to carve.
         spill_dir: a folder on whose disk the texts are kept, see `cotd.data.spill.open_spill_file`.
+        unlabelled: blocks of such rows without label and split. Texts that are in validation or test, or of a group that is,
+            are dropped and counted.
 
     Returns:
         Examples: equal texts (after cleaning, whatever the case) are one example. Repeats are dropped and counted.
@@ -138,14 +144,22 @@ def build_examples(
     for block in [rows] if isinstance(rows, pd.DataFrame) else rows:
         for part in in_blocks(len(block)):
             reader.add(block.iloc[part])
+    own = len(reader.texts)
+    for block in unlabelled:
+        for part in in_blocks(len(block)):
+            reader.add(block.iloc[part])
     names = reader.names()
     ids, labels, given, carved, low, groups, spellings, reasons = reader.columns()
-    splits = assign_splits(given, carved, low)
-    divided = divided_groups(groups, splits, np.flatnonzero(reasons == NONE))
+    splits = np.full(len(ids), TRAIN, dtype=np.int8)
+    splits[:own] = assign_splits(given[:own], carved[:own], low[:own])
+    divided = divided_groups(groups, splits, np.flatnonzero(reasons[:own] == NONE))
     if len(divided):
         reasons[divided] = reader.reason(DIVIDED_GROUP)
-    kept, contradictory = unique_rows(ids, labels, splits, spellings, np.flatnonzero(reasons == NONE))
-    repeats = int((reasons == NONE).sum()) - len(contradictory) - len(kept)
+    kept, contradictory = unique_rows(ids, labels, splits, spellings, np.flatnonzero(reasons[:own] == NONE))
+    repeats = int((reasons[:own] == NONE).sum()) - len(contradictory) - len(kept)
+    added, _ = unique_rows(ids, labels, splits, spellings, own + np.flatnonzero(reasons[own:] == NONE))
+    held_out = np.flatnonzero(splits[:own] != TRAIN)
+    protected = np.isin(ids[added], ids[held_out]) | np.isin(groups[added], groups[held_out][groups[held_out] != NO_GROUP])
     if len(contradictory):
         reasons[contradictory] = reader.reason(CONTRADICTORY)
 
@@ -155,16 +169,25 @@ def build_examples(
         why = "; ".join(f"{n} rows: {reason}" for reason, n in quarantined.counts().most_common(3))
         advice = reader.label_problem() or "Check the file and the column mapping (data.columns)."
         raise CotdError(f"{dataset}: no usable example among {len(ids)} rows{f' ({why})' if why else ''}. {advice}")
-    alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
-    order = kept[np.lexsort((ranks(ids[kept]), alphabetical[splits[kept]]))]
     files = reader.texts, names, reader.choices, reader.groups if (groups != NO_GROUP).any() else None
-    table = ExampleTable(ids[order], labels[order], splits[order], order.astype(np.uint32), *files)
+
+    def table_of(rows: np.ndarray) -> ExampleTable:
+        return in_order(ExampleTable(ids[rows], labels[rows], splits[rows], rows.astype(np.uint32), *files))
+
+    table, more = table_of(kept), table_of(added[~protected]) if len(ids) > own else None
     counts = {"rows": len(ids), "repeats": repeats, "quarantined": len(bad)}
     counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
-    notes = [
-        f"{dataset}: {note}" for note in (*carving_notes(given, table, counts), *reader.notes(), *quarantine_notes(quarantined))
-    ]
-    return Examples(table, quarantined, counts, notes, reader.label_problem())
+    if more is not None:
+        repeated = int((reasons[own:] == NONE).sum()) - len(added)
+        counts |= {"unlabelled": len(more), "unlabelled_held_out": int(protected.sum()), "unlabelled_repeats": repeated}
+    notes = (*carving_notes(given[:own], table, counts), *reader.notes(), *quarantine_notes(quarantined))
+    return Examples(table, quarantined, counts, [f"{dataset}: {note}" for note in notes], reader.label_problem(), more)
+
+
+def in_order(table: ExampleTable) -> ExampleTable:
+    """The examples by split, and in each by a hash of the id."""
+    alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
+    return table.take(np.lexsort((ranks(table.ids), alphabetical[table.splits])))
 
 
 class RowReader:
@@ -312,7 +335,7 @@ def quarantine_notes(quarantined: QuarantinedRows) -> list[str]:
     if not len(quarantined):
         return []
     reasons = "; ".join(f"{count:,} × {reason}" for reason, count in quarantined.counts().most_common(MAX_NOTED))
-    return [f"{len(quarantined):,} rows are quarantined: {reasons}"]
+    return [f"quarantined rows: {reasons}"]
 
 
 def unique_rows(
@@ -342,11 +365,30 @@ def ranks(ids: np.ndarray) -> np.ndarray:
 
 
 def limit_rows(examples: Examples, limits: dict[str, int | None]) -> Examples:
-    """The first `limits[split]` examples of each split (all if None): nested, the same on every machine."""
-    rows = examples.rows
-    parts = [np.flatnonzero(rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
-    counts = examples.counts | {f"kept_{name}": len(part) for name, part in zip(SPLITS, parts, strict=True)}
-    return replace(examples, rows=rows.take(np.concatenate(parts)), counts=counts)
+    """The first `limits[split]` examples of each split (all if None): nested, the same on every machine.
+
+    The first `limits["unlabelled"]` of the unlabelled texts that are not among them join the training split.
+    """
+    parts = [np.flatnonzero(examples.rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
+    rows, counts = examples.rows.take(np.concatenate(parts)), dict(examples.counts)
+    if examples.unlabelled is not None:
+        new = np.flatnonzero(~np.isin(examples.unlabelled.ids, rows.ids))
+        counts["unlabelled_repeats"] += len(examples.unlabelled) - len(new)
+        new = new[: limits.get("unlabelled")]
+        counts["unlabelled"] = len(new)
+        rows = in_order(rows.with_others(examples.unlabelled.take(new)))
+    counts |= {f"kept_{name}": int((rows.splits == s).sum()) for s, name in enumerate(SPLITS)}
+    return replace(examples, rows=rows, counts=counts, unlabelled=None)
+
+
+def unlabelled_notes(counts: Mapping[str, int]) -> list[str]:
+    """What became of the texts without gold, by the counts of `limit_rows`."""
+    if "unlabelled" not in counts:
+        return []
+    reasons = {"in validation or test": counts["unlabelled_held_out"], "repeated": counts["unlabelled_repeats"]}
+    dropped = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
+    left_out = f"; left out: {dropped}" if dropped else ""
+    return [f"{counts['unlabelled']:,} of the {counts['kept_train']:,} training examples are unlabelled texts{left_out}"]
 
 
 def select_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -86,6 +87,19 @@ def find_files(source: str) -> list[str]:
     return files
 
 
+def file_digest(path: str) -> str:
+    """The SHA-256 of a file's or URL's bytes, in hexadecimal.
+
+    Raises:
+        CotdError: it cannot be read.
+    """
+    with readable(path, decompress=False) as file:
+        content = hashlib.sha256()
+        while block := file.read(BUFFER):
+            content.update(block)
+    return content.hexdigest()
+
+
 def read_file(path: str) -> Iterator[pd.DataFrame]:
     """One of `find_files` in blocks, at least one; text columns are kept as they are written.
 
@@ -113,10 +127,10 @@ def delimiter_of(path: str) -> str:
 
 
 @contextlib.contextmanager
-def readable(path: str) -> Iterator[IO[bytes]]:
+def readable(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
     """`open_file`; whatever goes wrong in the block, other than in a program, is a CotdError that names the file."""
     try:
-        with open_file(path) as file:
+        with open_file(path, decompress) as file:
             yield file
     except (CotdError, GeneratorExit):
         raise
@@ -130,9 +144,10 @@ def readable(path: str) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def open_file(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file or URL, decompressed."""
-    codec = next((codec for ending, codec in COMPRESSIONS.items() if path.lower().endswith(ending)), None)
+def open_file(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
+    """The bytes of a file or URL."""
+    codecs = COMPRESSIONS.items() if decompress else ()
+    codec = next((codec for ending, codec in codecs if path.lower().endswith(ending)), None)
     with fsspec.open(path, "rb") if is_url(path) else open(path, "rb") as file:
         if codec is None:
             yield file

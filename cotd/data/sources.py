@@ -16,7 +16,7 @@ import pandas as pd
 from cotd import assets
 from cotd.config.model import ConfigModel
 from cotd.data.config import SPLIT_NAMES, SPLITS, Columns, DataConfig, Hub, template_columns
-from cotd.data.examples import Examples, build_examples, limit_rows
+from cotd.data.examples import Examples, build_examples, limit_rows, unlabelled_notes
 from cotd.data.files import BLOCK, ENDINGS, LINE, PROBLEM, file_type, find_files, names_files, read_file, to_pandas
 from cotd.errors import CotdError, nearest
 from cotd.progress import say
@@ -43,13 +43,15 @@ def load_examples(data: DataConfig, task: Task, spill_dir: Path | None = None, n
     """
     name = dataset_name(data)
     shares = (data.test_share, data.validation_share)
-    examples = build_examples(read_blocks(data, task), name, task, *shares, spill_dir)
+    examples = build_examples(
+        read_blocks(data, task), name, task, *shares, spill_dir, read_unlabelled(data, task) if data.unlabelled else ()
+    )
     if examples.label_problem:
         raise CotdError(examples.label_problem)
-    for note in examples.notes:
-        say(f"  {note}")
     limits = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
-    examples = limit_rows(examples, limits)
+    examples = limit_rows(examples, limits | {"unlabelled": data.unlabelled_rows})
+    for note in (*examples.notes, *unlabelled_notes(examples.counts)):
+        say(f"  {note}")
     empty = [s for s in needed if not examples.counts[f"kept_{s}"]]
     if empty:
         raise CotdError(
@@ -74,8 +76,24 @@ def noun(data: DataConfig, task: Task) -> str:
     return task.noun
 
 
-def read_blocks(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
+def read_unlabelled(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
+    """The rows of `data.unlabelled`, a block at a time; of a hub data set those of all its splits.
+
+    Raises:
+        CotdError: as `read_blocks`.
+    """
+    columns = data.columns.model_copy(update={"label": None, "split": None})
+    hub = data.hub if data.unlabelled == data.source else Hub()
+    part = data.model_copy(update={"source": data.unlabelled, "columns": columns, "hub": hub})
+    for block in read_blocks(part, task, "data.unlabelled"):
+        yield block.drop(columns="split", errors="ignore")  # that its files or the hub name
+
+
+def read_blocks(data: DataConfig, task: Task, key: str = "data.source") -> Iterator[pd.DataFrame]:
     """The source's rows, a block at a time, with the columns that `build_examples` takes.
+
+    Args:
+        key: that names the source, for messages.
 
     Raises:
         CotdError: the source does not exist, or the task needs options and no column has them.
@@ -93,7 +111,7 @@ def read_blocks(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
         asset = assets.get_asset(source)
         if asset.kind != "examples":
             kinds = ", ".join(assets.PREFIX + a.name for a in assets.ASSETS.values() if a.kind == "examples")
-            raise CotdError(f"data.source '{source}' is a {asset.kind}, not examples. Embedded examples: {kinds}.")
+            raise CotdError(f"{key} '{source}' is a {asset.kind}, not examples. Embedded examples: {kinds}.")
         columns = data.columns.model_copy(update={"group": "group"})
         return read_mapped(str(assets.require(source) / "reviews.parquet"), columns, template=template)
     if names_files(source):
@@ -101,10 +119,10 @@ def read_blocks(data: DataConfig, task: Task) -> Iterator[pd.DataFrame]:
     if not is_hub_id(source):
         embedded = [assets.PREFIX + name for name in assets.ASSETS]
         raise CotdError(
-            f"data.source '{source}' is not embedded:NAME, a file ending in {ENDINGS}, a folder of them "
+            f"{key} '{source}' is not embedded:NAME, a file ending in {ENDINGS}, a folder of them "
             f"or a hub id (OWNER/NAME).{nearest(assets.PREFIX + source, embedded)}"
         )
-    return read_hub(source, data.hub, data.columns, task, template)
+    return read_hub(source, data.hub, data.columns, task, template, every_split=key == "data.unlabelled")
 
 
 def is_hub_id(source: str) -> bool:
@@ -241,8 +259,14 @@ def parse_split(value: Any, where: str) -> str:
     return split
 
 
-def read_hub(source: str, hub: Hub, columns: Columns, task: Task, template: str | None) -> Iterator[pd.DataFrame]:
-    """A hub data set's labelled splits, through `datasets` (which honours HF_ENDPOINT), a block at a time."""
+def read_hub(
+    source: str, hub: Hub, columns: Columns, task: Task, template: str | None, every_split: bool = False
+) -> Iterator[pd.DataFrame]:
+    """A hub data set's splits, through `datasets` (which honours HF_ENDPOINT), a block at a time.
+
+    Args:
+        every_split: also those that are not train, validation or test (IMDb's `unsupervised`), as train.
+    """
     # Else `datasets` tells an outside host, whatever HF_ENDPOINT says, the name of each data set that is loaded.
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     import datasets
@@ -257,7 +281,8 @@ def read_hub(source: str, hub: Hub, columns: Columns, task: Task, template: str 
         elif "scripts" in str(error):
             advice = "It is a program, which is not run. Look for a copy of it in Parquet, or download the files."
         raise CotdError(f"cannot load the hub data set '{source}': {first_line(error)}. {advice}") from error
-    known = {str(name): SPLIT_NAMES[str(name).lower()] for name in splits if str(name).lower() in SPLIT_NAMES}
+    default = "train" if every_split else None
+    known = {str(name): split for name in splits if (split := SPLIT_NAMES.get(str(name).lower(), default))}
     if not known:
         raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is named {', '.join(SPLIT_NAMES)}.")
     return join_splits(

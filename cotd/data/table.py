@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -81,6 +81,13 @@ class ExampleTable:
         """The examples at some positions, or where a mask is true, in that order."""
         columns = (self.ids[rows], self.labels[rows], self.splits[rows], self.numbers[rows])
         return ExampleTable(*columns, self.texts, self.names, self.choices, self.groups)
+
+    def with_others(self, other: ExampleTable) -> ExampleTable:
+        """These examples, and others of the same source after them."""
+        columns = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("ids", "labels", "splits", "numbers")
+        }
+        return replace(self, **columns)
 
     def split(self, name: str) -> ExampleTable:
         """The examples of one split."""

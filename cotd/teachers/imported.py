@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow as pa
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import DataConfig
 from cotd.data.examples import BAD_CHOICES, Examples, example_id, parse_choices
-from cotd.data.files import text_problem
+from cotd.data.files import file_digest, find_files, text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, SPLITS, decode
@@ -62,12 +61,13 @@ def imported_files(data: DataConfig, config: ImportedConfig) -> list[str]:
     Raises:
         CotdError: one is missing.
     """
-    files = config.files(data)
-    if problems := [
-        f"teacher.imported.source: no file '{path}' (looked in {Path(path).expanduser().absolute().parent})."
-        for path in files
-        if not Path(path).expanduser().is_file()
-    ]:
+    files, problems = [], []
+    for source in config.files(data):
+        try:
+            files += find_files(source)
+        except CotdError as error:
+            problems += [f"teacher.imported.source: {problem}" for problem in error.problems]
+    if problems:
         raise CotdError(*problems)
     return files
 
@@ -80,8 +80,7 @@ def imported_digest(data: DataConfig, config: ImportedConfig) -> str:
     """
     content = hashlib.sha256()
     for path in imported_files(data, config):
-        with open(Path(path).expanduser(), "rb") as file:
-            content.update(hashlib.file_digest(file, "sha256").digest())
+        content.update(bytes.fromhex(file_digest(path)))
     return content.hexdigest()[:16]
 
 

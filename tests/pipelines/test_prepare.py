@@ -83,7 +83,7 @@ def test_the_command_says_where_the_examples_are_and_what_is_quarantined(
     path = write_study(rows)
     result = CliRunner().invoke(app, ["prepare", str(path)])
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines() == [
+    assert result.stdout.splitlines() == [
         f"examples: {prepare(load_config(path)).path}",
         "24 train, 24 validation, 12 test",
         "1 of 61 rows quarantined, 0 repeats dropped",

@@ -220,3 +220,46 @@ def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["fine"], "label": [1]}).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(CotdError, match=r"no example in split .*Give more rows"):
         load_examples(DataConfig(source=str(tmp_path / "mine.csv")), SENTIMENT)
+
+
+def test_unlabelled_texts_join_the_training_split_alone(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    """Also a source's own training examples beyond train_rows: their gold is hidden."""
+    example_rows.to_csv(tmp_path / "examples.csv", index=False)
+    held_out, trained = (
+        list(example_rows.loc[example_rows["split"].isin(s), "text"]) for s in (["validation", "test"], ["train"])
+    )
+    more = ["A new one.", "a NEW one.", "Another.", "", trained[0].upper(), held_out[0], held_out[-1]]
+    pd.DataFrame({"text": more, "label": "nonsense"}).to_csv(tmp_path / "more.csv", index=False)
+    data = DataConfig(
+        source=str(tmp_path / "examples.csv"), columns=Columns(split="split"), unlabelled=str(tmp_path / "more.csv")
+    )
+    plain, joined = (load_examples(d, SENTIMENT) for d in (data.model_copy(update={"unlabelled": None}), data))
+    train = joined.split("train")
+    assert set(train.loc[train["label"].isna(), "text"].str.casefold()) == {"a new one.", "another."}
+    assert [len(joined.split(s)) - len(plain.split(s)) for s in ("train", "validation", "test")] == [2, 0, 0]
+    assert {k: v for k, v in joined.counts.items() if k.startswith("unlabelled")} == {
+        "unlabelled": 2, "unlabelled_held_out": 2, "unlabelled_repeats": 2,
+    }  # fmt: skip
+    assert joined.quarantined.counts() == {"empty text": 1}
+    assert joined.digest() != plain.digest()
+    gold = train[train["label"].notna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(gold, plain.split("train"))
+
+    own = data.model_copy(update={"unlabelled": data.source, "train_rows": 5, "test_rows": 3})
+    train = load_examples(own, SENTIMENT).split("train")
+    assert set(train["text"]) == set(trained), "nothing of validation and test, also of what test_rows leaves out"
+    assert set(train.loc[train["label"].notna(), "id"]) == set(plain.split("train")["id"].head(5))
+    limited = load_examples(own.model_copy(update={"unlabelled_rows": 4}), SENTIMENT)
+    assert limited.counts["kept_train"] == 9
+    with pytest.raises(CotdError, match=r"data\.unlabelled 'nowhere' is not embedded:NAME"):
+        load_examples(data.model_copy(update={"unlabelled": "nowhere"}), SENTIMENT)
+
+
+def test_unlabelled_texts_of_a_held_out_group_are_left_out(rotten_tomatoes: Path) -> None:
+    data = DataConfig(source="embedded:rotten-tomatoes", unlabelled="embedded:rotten-tomatoes", train_rows=1000)
+    examples = load_examples(data, SENTIMENT).table
+    by_group = examples.dropna(subset="group").groupby("group")["split"].nunique()
+    assert (by_group == 1).all()
+    train = examples[examples["split"] == "train"]
+    assert (train["label"].notna().sum(), len(train)) == (1000, len(train))
+    assert len(train) > 8000
