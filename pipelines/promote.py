@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cotd.errors import CotdError
+from cotd.errors import CotdError, nearest
 from cotd.evaluation.metrics import accuracy_table, predictions_table, score_predictions
+from cotd.evaluation.seen import was_seen
 from cotd.storage.sync import sync_study
 from cotd.students.base_models import find_student
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
+from cotd.tasks.registry import parse_task
 from cotd.tracking.registry import CHALLENGER, CHAMPION
 from cotd.tracking.runs import StudyTracker
 from cotd.training.folder import merit, rank
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.files import write_json
+from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.sweep.plan import Plan, plan_study
 
 Finished = tuple[Trial, dict[str, Any]]
@@ -40,50 +44,58 @@ class Promotion:
 
 
 @sync_study
-def promote(config: StudyConfig, all_methods: bool = False) -> Promotion:
+def promote(config: StudyConfig, all_methods: bool = False, size: str | None = None) -> Promotion:
     """Registers the best student by validation accuracy and moves the alias `champion` to it.
 
     Students that read the teacher's rationales are left out: they cannot predict without them. The test split plays no
-    part. The alias stays where the present champion is better on the same validation examples.
+    part. The alias stays where the present champion is as good on the same validation examples, without those that it was
+    trained on.
 
     Args:
         all_methods: choose among all methods; otherwise among those that a teacher contributes to.
+        size: choose among students of this size; None for all.
 
     Raises:
-        CotdError: no finished trial to choose from.
+        CotdError: no finished trial to choose from, no such size, or the present champion is of another task.
 
     Example:
         >>> cotd.promote(study, all_methods=True).champion["method"]
         'finetune'
     """
+    if size is not None and size not in (sizes := config.grid.all_values("size")):
+        raise CotdError(f"--size '{size}' is not in the study's grid ({', '.join(sizes)}).{nearest(size, sizes)}")
     plan = plan_study(config)
     finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
     readers = sorted({t.method for t, _ in finished if METHODS[t.method].rationale_as_input})
     left_out = [f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted."] if readers else []
     eligible = [(t, r) for t, r in finished if t.method not in readers and (all_methods or METHODS[t.method].distilled)]
+    if size is not None:
+        eligible = [(t, r) for t, r in eligible if t.size == size]
     if not eligible:
         kind = "trial" if all_methods else "distilled trial (distill, cot_*; --all-methods for the others too)"
-        problem = (
-            f"study {config.name} has no finished {kind} to promote. Run `cotd sweep CONFIG` first, with the same overrides."
-        )
-        raise CotdError(" ".join([problem, *left_out]))
+        of_size = f" of size {size}" if size else ""
+        problem = f"study {config.name} has no finished {kind}{of_size} to promote. Run `cotd sweep CONFIG` first."
+        others = finished_elsewhere(config, (t.id for t in plan.trials))
+        raise CotdError(" ".join([problem, *left_out, *([describe_others(config, others)] if others else [])]))
     trial, result = max(eligible, key=rank)
     accuracy, examples = result["validation"]["accuracy"], result["validation"]["n"]
     sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {examples} examples.", *left_out]
     tracker = StudyTracker(config)
     registry, name = tracker.registry, config.tracking.registered_model
     holder: Any = registry.champion()
-    version = registry.register(
-        tracker.sync_trial(trial, plan.folder(trial)), version_tags(config, trial, result, len(eligible))
-    )
+    if holder is not None:
+        require_same_task(config, f"models:/{name}/{holder.version}")
+    run_id = tracker.sync_trial(trial, plan.folder(trial))
+    tracker.log_student(trial, plan.folder(trial))
+    version = registry.register(run_id, version_tags(config, trial, result, len(eligible)))
     is_champion = holder is not None and str(holder.version) == str(version.version)
     moved = False
     if is_champion:
         sentences.append(f"It is the champion already: version {version.version}.")
-    elif holder is not None and (present := validation_accuracy(plan, f"models:/{name}/{holder.version}")) > accuracy:
+    elif holder is not None and (reason := why_champion_stays(plan, trial, accuracy, f"models:/{name}/{holder.version}")):
         sentences.append(
-            f"The present champion, version {holder.version}, has {present:.1%} on the same examples: it stays. "
-            f"The new student is version {version.version}, models:/{name}@{CHALLENGER}."
+            f"The present champion, version {holder.version}, {reason}: it stays. "
+            f"The new student is version {version.version}, models:/{name}@{CHALLENGER}; `--to {version.version}` makes it the champion."
         )
         registry.set_challenger(version.version)
     else:
@@ -106,6 +118,7 @@ def promote_version(config: StudyConfig, number: str) -> Promotion:
     registry, name = StudyTracker(config).registry, config.tracking.registered_model
     version, holder = registry.version(number), registry.champion()
     _, card = find_student(f"models:/{name}/{number}")
+    require_same_task(config, f"models:/{name}/{number}", card)
     if card.get("rationale_as_input"):
         raise CotdError(f"models:/{name}/{number} reads the teacher's rationale, and cannot be served. Name another version.")
     if holder is not None and str(holder.version) == number:
@@ -157,9 +170,40 @@ def gold_comparison(finished: list[Finished], chosen: Trial, result: dict[str, A
     return [f"Finetuning on gold beat it: {trial.title} has {scores}. --all-methods would choose that one."]
 
 
-def validation_accuracy(plan: Plan, model_uri: str) -> float:
-    """A registered student's accuracy on this study's validation examples."""
+def require_same_task(config: StudyConfig, model_uri: str, card: dict[str, Any] | None = None) -> None:
+    """Raises a CotdError unless a registered student has the study's answers: an endpoint's must not change under its clients."""
+    task = parse_task((card or find_student(model_uri)[1])["task"])
+    if (task.kind, set(task.labels)) != (config.task.kind, set(config.task.labels)):
+        described = [f"'{t.name}' ({t.expected()})" for t in (task, config.task)]
+        raise CotdError(
+            f"{model_uri} is of the task {described[0]}, and study {config.name} of {described[1]}: their champions need names of their "
+            f"own. Set tracking.registered_model, for example to cotd-{config.task.name}."
+        )
+
+
+def why_champion_stays(plan: Plan, trial: Trial, accuracy: float, champion: str) -> str | None:
+    """Why the present champion is not replaced by a trial's student, or None if it is.
+
+    Both are scored on the study's validation examples that the champion was not trained on.
+
+    Args:
+        accuracy: the new student's on all validation examples.
+    """
     examples = pd.read_parquet(plan.examples)
     validation = examples[(examples["split"] == "validation") & examples["label"].notna()]
-    table = predictions_table(Student.load(model_uri), validation)
+    seen = was_seen(find_student(champion)[0], validation, ("train",))
+    if seen is None or not seen.any():
+        present = validation_accuracy(plan, champion, validation)
+        return f"has {present:.1%} on the same examples" if present >= accuracy else None
+    if seen.all():
+        return "was trained on all validation examples of this study, on which the two cannot be compared"
+    unseen = validation[~seen]
+    present, new = (validation_accuracy(plan, s, unseen) for s in (champion, plan.folder(trial).student))
+    on = f"the {len(unseen):,} validation examples that it was not trained on"
+    return f"has {present:.1%} on {on}, and the new student {new:.1%}" if present >= new else None
+
+
+def validation_accuracy(plan: Plan, student: str | Path, validation: pd.DataFrame) -> float:
+    """A student's accuracy on validation examples of this study."""
+    table = predictions_table(Student.load(student), validation)
     return float(score_predictions(table, plan.config.task)["accuracy"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
@@ -23,15 +22,11 @@ def require_all(*checks: Callable[[], Any]) -> None:
 
 def check_student(student: str, tracking_uri: str) -> None:
     """Raises a CotdError unless the student exists and needs no more than texts."""
-    from cotd.storage.tracking_store import SQLITE, use_tracking
+    from cotd.storage.tracking_store import require_database, use_tracking
     from cotd.students.base_models import find_student
 
-    if tracking_uri.startswith(SQLITE) and student.startswith("models:/"):
-        database = Path(tracking_uri.removeprefix(SQLITE))
-        if not database.is_file():
-            raise CotdError(
-                f"no MLflow database '{database}'. Run `cotd promote CONFIG` first, or name the store: --tracking-uri."
-            )
+    if student.startswith("models:/"):
+        require_database(tracking_uri)
     use_tracking(tracking_uri)
     _, card = find_student(student)
     if card.get("rationale_as_input"):

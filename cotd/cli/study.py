@@ -88,10 +88,11 @@ def annotate(
         lines = list(preview(study, 2 if rows is None else rows))
         show(context, as_json, {"preview": lines}, lines)
         return
+    tracker = StudyTracker(study)  # before anything is paid: a store that cannot be used is an error
     summary = run(study, yes=yes, retry_errors=retry_errors)
     files = AnnotationFiles.of(study)
     show(context, as_json, summary, summary_lines(summary, files.annotations))
-    StudyTracker(study).log_teacher(summary, files.page)
+    tracker.log_teacher(summary, files.page)
 
 
 @app.command()
@@ -217,6 +218,7 @@ def promote(
     config: Config,
     overrides: Overrides = None,
     all_methods: Annotated[bool, typer.Option(help="choose among all methods, not only distilled ones")] = False,
+    size: Annotated[str | None, typer.Option(help="choose among students of this size; default: all")] = None,
     to: Annotated[
         str | None, typer.Option(metavar="VERSION", help="make this version the champion instead, for example to roll back")
     ] = None,
@@ -232,6 +234,8 @@ def promote(
     from pipelines.promote import promote as run
     from pipelines.promote import promote_version
 
+    if to is not None and (all_methods or size):
+        raise CotdError("--to names the champion: leave out --all-methods and --size.")
     study = load_config(config, overrides)
-    promotion = run(study, all_methods) if to is None else promote_version(study, to)
+    promotion = run(study, all_methods, size) if to is None else promote_version(study, to)
     show(context, as_json, vars(promotion), promotion.sentences)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cotd.errors import CotdError, nearest
 
 # Their values are not shown in messages: what was meant to be a name or an address may hold the secret itself.
-NEVER_SHOWN = {"key_env", "base_url", "source"}
+NEVER_SHOWN = {"key_env", "base_url", "source", "uri"}
 
 
 class ConfigModel(BaseModel):

@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 
 from cotd.errors import CotdError
-from cotd.storage.tracking_store import quiet_mlflow
+from cotd.storage.tracking_store import quiet_mlflow, use_project_store, without_password
 from cotd.utils.files import replacing
 from cotd.utils.home import home
 from cotd.utils.text import first_line
 
 KEPT = 5  # versions of a model
+NO_FILES = "No such artifact"  # what MLflow says of a version whose folder is gone
 
 
 def download_student(uri: str) -> Path:
@@ -27,11 +28,17 @@ def download_student(uri: str) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    use_project_store()
+    store = without_password(mlflow.get_tracking_uri())
     try:
         folder = fetch_version(uri)
-    except MlflowException as error:
-        store = mlflow.get_tracking_uri()
-        raise CotdError(f"no student '{uri}' in {store}: {first_line(error)}. Run `cotd promote CONFIG` first.") from error
+    except (MlflowException, OSError) as error:
+        if isinstance(error, MlflowException) and not str(error).startswith(NO_FILES):
+            raise CotdError(f"no student '{uri}' in {store}: {first_line(error)}. Run `cotd promote CONFIG` first.") from error
+        raise CotdError(
+            f"the files of '{uri}' in {store} are no longer where they were: {first_line(error)}. The folder was moved or deleted: "
+            "move it back, or run `cotd sweep CONFIG` and `cotd promote CONFIG` again."
+        ) from error
     student = folder / "artifacts" / "student"
     return student if student.is_dir() else folder
 

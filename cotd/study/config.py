@@ -30,7 +30,9 @@ from cotd.utils.urls import without_credentials
 # Size name → model, where a study names none.
 SIZES = {
     "tiny": "embedded:t5-mini",
+    "minilm": "embedded:minilm-l6-v2",
     "small": "google/t5-v1_1-small",
+    "smol": "embedded:smollm2-135m-instruct",
     "base": "google/t5-v1_1-base",
     "large": "google/t5-v1_1-large",
 }
@@ -50,7 +52,9 @@ class TrackingConfig(ConfigModel):
     @classmethod
     def can_be_registered(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w .-]*", name):
-            raise ValueError("a registered model's name has letters, digits, spaces, dots, dashes and underscores, and no slash")
+            raise ValueError(
+                "a registered model's name has letters, digits, spaces, dots, dashes and underscores, and no slash"
+            )
         return name
 
     @field_validator("uri")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
+from cotd.tasks.base import Task
+from cotd.tasks.samples import sample_examples
 
 CHAMPION = "champion"  # the version that is served
 CHALLENGER = "challenger"  # a newer version that was not better on validation
 # What a logged student imports besides cotd.
 PYFUNC_PACKAGES = ("torch", "transformers", "pandas", "scipy", "sentencepiece")
 COTD = Path(__file__).parent.parent
+CODE = (".py", ".yaml", ".typed")
 
 
 class Registry:
@@ -91,7 +96,18 @@ def logged_student(client: Any, run_id: str) -> str | None:
     return f"models:/{models[-1].model_id}" if models else None
 
 
-def log_student(run_id: str, directory: Path, params: dict[str, Any], reads: Sequence[str] = ()) -> None:
+@contextlib.contextmanager
+def own_code() -> Iterator[Path]:
+    """A copy of this package without what it embeds: models, examples and what else is not code."""
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [n for n in names if n in ("embedded", "__pycache__") or not (Path(folder, n).is_dir() or n.endswith(CODE))]
+
+    with tempfile.TemporaryDirectory(prefix="cotd-code-") as temporary:
+        yield Path(shutil.copytree(COTD, Path(temporary) / COTD.name, ignore=left_out))
+
+
+def log_student(run_id: str, directory: Path, params: dict[str, Any], task: Task, reads: Sequence[str] = ()) -> None:
     """Logs a student's folder as a pyfunc model of a run, as code and safetensors: nothing is pickled.
 
     Args:
@@ -101,15 +117,20 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], reads: Seq
     import mlflow
     import pandas as pd
 
-    given = {"rationale": "The reviewer finds the film warm and funny.", "choices": ["warm and funny", "cold and dull"]}
-    example = pd.DataFrame([{"text": "A warm and funny film.", **{name: given[name] for name in reads}}])
+    sample = sample_examples(task)[0]
+    given = {"rationale": "It says so.", "choices": list(sample.choices or ())}
+    example = pd.DataFrame([{"text": sample.text, **{name: given[name] for name in reads}}])
     # MLflow writes a hint about type hints, whatever the warning filters are; errors are raised, not written.
-    with contextlib.redirect_stderr(io.StringIO()), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    with (
+        own_code() as code,
+        contextlib.redirect_stderr(io.StringIO()),
+        mlflow.start_run(run_id=run_id, log_system_metrics=False),
+    ):
         mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={"student": str(directory)},
-            code_paths=[str(COTD)],  # cotd itself: it is on no package index
+            code_paths=[str(code)],  # cotd itself: it is on no package index
             pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in PYFUNC_PACKAGES],
             signature=student_signature(reads),
             input_example=example,

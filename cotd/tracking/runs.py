@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from cotd.tasks.registry import parse_task
 from cotd.tracking.annotations import annotation_metrics, reliability_figure
 from cotd.tracking.datasets import StudyDatasets
 from cotd.tracking.registry import Registry, log_student, logged_student
-from cotd.training.folder import TrialFolder
+from cotd.training.folder import TrialFolder, merit
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.jsonl import read_rows
@@ -23,7 +24,12 @@ from cotd.utils.jsonl import read_rows
 TRIAL_TAG = "cotd.trial_id"
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
-METRICS_A_CALL = 1000  # the most that MLflow takes
+METRICS_A_CALL, PARAMS_A_CALL = 1000, 100  # the most that MLflow takes
+LONGEST_PARAM, LONGEST_NAME = 6000, 250
+# Of more labels than this no metric of its own is logged for each: result.json and the report have them.
+MOST_LABELS = 20
+OTHER = re.compile(r"[^\w. -]")  # what a metric's name cannot have, and a label may
+OF_A_LABEL = re.compile(r"(?:^|_)(?:precision|recall)_")
 RESULT_METRICS = ("train_seconds", "seconds", "train_examples", "train_pairs", "parameters", "best_step")
 
 
@@ -177,7 +183,9 @@ class StudyTracker:
         from mlflow.entities import Param
 
         if not self.client.get_run(run_id).data.params:
-            self.client.log_batch(run_id, params=[Param(k, v) for k, v in trial_params(trial).items()])
+            params = [Param(k, v) for k, v in trial_params(trial).items()]
+            for start in range(0, len(params), PARAMS_A_CALL):
+                self.client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
 
     def _log_points(self, run_id: str, key: str, points: dict[int, dict[str, float]]) -> None:
         """Logs the points that the run lacks, by step; `key` is a metric that each of them has, `time` is in seconds."""
@@ -210,22 +218,16 @@ class StudyTracker:
         from mlflow.entities import Metric
 
         stamp = stamp or int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(k, float(v), stamp, 0, **about) for k, v in values.items()])
+        metrics = [Metric(k, float(v), stamp, 0, **about) for k, v in named_metrics(values).items()]
+        for start in range(0, len(metrics), METRICS_A_CALL):
+            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
 
     def _log_result(self, run_id: str, trial: Trial, folder: TrialFolder) -> None:
         result, (_, stamp) = folder.result(), folder.period()
         self.client.log_inputs(run_id, self.datasets.inputs(trial))
         self.client.log_dict(run_id, folder.config(), "config.json")
         self.client.log_artifact(run_id, str(folder.predictions))
-        student = logged_student(self.client, run_id)
-        if student is None:
-            if self.config.remote:
-                copy_of(self.config.remote, self.config.directory).pull(f"trials/{trial.id}/student")
-            if folder.student.is_dir():
-                reads = ["rationale"] * METHODS[trial.method].rationale_as_input
-                reads += ["choices"] * parse_task(trial.task).needs_choices
-                log_student(run_id, folder.student, trial_params(trial), reads)
-                student = logged_student(self.client, run_id)
+        student = self.log_student(trial, folder) if self._among_the_best(result) else logged_student(self.client, run_id)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}
         self._log_metrics(run_id, values | {k: result[k] for k in RESULT_METRICS if k in result}, stamp)
         about = {"model_id": student.removeprefix("models:/")} if student else {}
@@ -233,6 +235,34 @@ class StudyTracker:
             about |= {"dataset_name": tested_on.name, "dataset_digest": tested_on.digest}
         self._log_metrics(run_id, {f"test_{k}": v for k, v in result["test"].items()}, stamp, **about)
         self._note_best(run_id, trial, result, stamp)
+
+    def log_student(self, trial: Trial, folder: TrialFolder) -> str | None:
+        """Logs a finished trial's student as a model of its run; returns its URI, or None if its folder is gone."""
+        run_id = self.trial_run(trial)
+        if (student := logged_student(self.client, run_id)) is not None:
+            return student
+        if self.config.remote:
+            copy_of(self.config.remote, self.config.directory).pull(f"trials/{trial.id}/student")
+        if not folder.student.is_dir():
+            return None
+        task, ended = parse_task(trial.task), self.client.get_run(run_id).info
+        reads = ["rationale"] * METHODS[trial.method].rationale_as_input + ["choices"] * task.needs_choices
+        log_student(run_id, folder.student, trial_params(trial), task, reads)
+        if ended.status == "FINISHED":  # MLflow opened it again
+            self.client.set_terminated(run_id, ended.status, ended.end_time)
+        return logged_student(self.client, run_id)
+
+    def _among_the_best(self, result: dict[str, Any]) -> bool:
+        """Whether a finished trial is one of the best by validation of those that are finished, as many as are logged as models."""
+        self._merits[result["trial_id"]] = merit(result)
+        better = sum(other > merit(result) for other in self._merits.values())
+        return better < self.config.tracking.models
+
+    @cached_property
+    def _merits(self) -> dict[str, tuple[float, float]]:
+        """Trial id → merit of the trials that were finished before."""
+        results = (TrialFolder(path.parent).result() for path in self.config.directory.glob("trials/*/result.json"))
+        return {result["trial_id"]: merit(result) for result in results}
 
     def _note_best(self, run_id: str, trial: Trial, result: dict[str, Any], stamp: int | None) -> None:
         """Names the best trial by validation on the study's own run."""
@@ -250,13 +280,24 @@ class StudyTracker:
         return self.client.get_run(self.parent_run).data.metrics.get("best_validation_accuracy", -1.0)
 
 
+def named_metrics(values: dict[str, float]) -> dict[str, float]:
+    """The metrics under names that MLflow takes, without those of single labels if there are many labels."""
+    of_labels = [key for key in values if OF_A_LABEL.search(key)]
+    left_out = set(of_labels) if len(of_labels) > 2 * MOST_LABELS else set()
+    return {(OTHER.sub("_", k) if k in of_labels else k)[:LONGEST_NAME]: v for k, v in values.items() if k not in left_out}
+
+
 def trial_params(trial: Trial) -> dict[str, str]:
-    """What a trial is, as MLflow's parameters: blocks are flattened (`training.steps`), None is left out."""
+    """What a trial is, as MLflow's parameters: blocks are flattened (`training.steps`), None is left out, long ones are cut."""
     params: dict[str, str] = {}
     for key, value in trial.to_dict().items():
         values = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        params |= {k: str(v) for k, v in values.items() if v is not None}
+        params |= {k: shorten(str(v)) for k, v in values.items() if v is not None}
     return params
+
+
+def shorten(value: str) -> str:
+    return value if len(value) <= LONGEST_PARAM else f"{value[: LONGEST_PARAM - 1]}…"
 
 
 def describe_study(config: StudyConfig) -> str:

@@ -102,11 +102,11 @@ class MlflowFollower:
             if problem:
                 if not self.unreachable:
                     problem = shorten(problem, 120)
-                    say(f"  MLflow does not respond ({problem}); trials continue, and their metrics are kept until it does")
+                    say(f"  MLflow does not take the run of {trial.title} ({problem}); trials continue, and it is tried again")
                 self.unreachable = True
                 return False
             if self.unreachable:
-                say("  MLflow responds again")
+                say("  MLflow takes runs again")
                 self.unreachable = False
         return True
 

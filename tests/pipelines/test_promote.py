@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from cotd.errors import CotdError
@@ -16,6 +18,7 @@ from cotd.tracking.runs import StudyTracker
 from cotd.utils.files import read_json, write_json
 from pipelines import promote as package
 from tests.pipelines.report.studies import Study
+from tests.tasks import TICKETS
 
 
 class Registry:
@@ -46,9 +49,12 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
-    tracker = SimpleNamespace(registry=registry, sync_trial=lambda trial, folder: f"run of {trial.id}")
+    tracker = SimpleNamespace(
+        registry=registry, sync_trial=lambda trial, folder: f"run of {trial.id}", log_student=lambda trial, folder: None
+    )
     monkeypatch.setattr(package, "StudyTracker", lambda config: tracker)
-    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: 0.6)
+    monkeypatch.setattr(package, "validation_accuracy", lambda plan, student, validation: 0.6)
+    monkeypatch.setattr(package, "find_student", lambda uri: (Path("nowhere"), {"task": "sentiment"}))
     return registry
 
 
@@ -75,18 +81,66 @@ def test_the_best_distilled_student_that_predicts_alone_is_promoted(made: Study,
     assert package.promote(made.config, all_methods=True).champion["method"] == "finetune"
 
 
-@pytest.mark.parametrize(("present", "moved"), [(0.9, False), (0.5, True)])
-def test_a_better_champion_stays(
+@pytest.mark.parametrize(("present", "moved"), [(0.9, False), (0.7, False), (0.5, True)])
+def test_a_champion_that_is_as_good_stays(
     made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch, present: float, moved: bool
 ) -> None:
     registry.promote(registry.register("another study's run", {"method": "cot_labelled", "fraction": "0.5"}).version)
     scored: list[Any] = []
-    monkeypatch.setattr(package, "validation_accuracy", lambda plan, uri: scored.append(uri) or present)
+    monkeypatch.setattr(package, "validation_accuracy", lambda plan, student, validation: scored.append(student) or present)
     outcome = package.promote(made.finish_all().config)
     assert scored == [f"models:/{made.config.tracking.registered_model}/1"]
     assert outcome.moved == moved
     assert outcome.champion["method"] == ("distill" if moved else "cot_labelled")
     assert registry.aliases == ({"champion": "2"} if moved else {"champion": "1", "challenger": "2"})
+
+
+@pytest.mark.parametrize(("present", "moved"), [(0.9, False), (0.5, True)])
+def test_the_champion_is_not_scored_on_what_it_was_trained_on(
+    made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch, present: float, moved: bool
+) -> None:
+    registry.promote(registry.register("another study's run", {"fraction": "0.5"}).version)
+    scored: dict[str, int] = {}
+
+    def accuracy(plan: Any, student: str | Path, validation: pd.DataFrame) -> float:
+        scored[str(student)] = len(validation)
+        return present if str(student).startswith("models:/") else 0.7
+
+    monkeypatch.setattr(package, "validation_accuracy", accuracy)
+    monkeypatch.setattr(package, "was_seen", lambda folder, rows, splits: np.arange(len(rows)) < 15)
+    outcome = package.promote(made.finish_all().config)
+    assert list(scored.values()) == [5, 5], "both students, on the examples that the champion was not trained on"
+    assert outcome.moved == moved
+    monkeypatch.setattr(package, "was_seen", lambda folder, rows, splits: np.ones(len(rows), bool))
+    registry.promote("1")
+    outcome = package.promote(made.config)
+    assert not outcome.moved
+    assert "was trained on all validation examples of this study, on which the two cannot be compared: it stays" in " ".join(
+        outcome.sentences
+    )
+
+
+def test_a_champion_of_another_task_is_not_replaced(made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.promote(registry.register("another study's run", {}).version)
+    monkeypatch.setattr(package, "find_student", lambda uri: (Path("nowhere"), {"task": TICKETS.to_dict()}))
+    with pytest.raises(
+        CotdError, match=r"is of the task 'tickets' \(one of refund, bug, question\).*Set tracking\.registered_model"
+    ):
+        package.promote(made.finish_all().config)
+    assert registry.aliases == {"champion": "1"}
+
+
+def test_students_of_one_size_can_be_chosen(
+    write_study: Callable[..., Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Study(write_study, {"method": ["distill"], "fraction": [1.0], "size": ["tiny", "small"], "seed": [0]})
+    monkeypatch.setattr(package, "plan_study", lambda config: made.plan())
+    made.accuracy = lambda method, fraction, size: 0.9 if size == "small" else 0.7
+    assert package.promote(made.finish_all().config).champion["size"] == "small"
+    registry.aliases.clear()
+    assert package.promote(made.config, size="tiny").champion["size"] == "tiny"
+    with pytest.raises(CotdError, match=r"--size 'tin' is not in the study's grid .* Did you mean 'tiny'"):
+        package.promote(made.config, size="tin")
 
 
 def test_promoting_again_changes_nothing(made: Study, registry: Registry) -> None:

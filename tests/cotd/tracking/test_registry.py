@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -39,6 +40,19 @@ def test_versions_say_why_and_the_student_predicts(study: tuple[StudyConfig, Pla
         plan_test(plan, version.tags["trial_id"])["accuracy"]
     )
     assert logged.params["training.steps"] == "4"
+
+
+def test_a_logged_student_carries_its_own_weights_and_no_others(study: tuple[StudyConfig, Plan], tracker: StudyTracker) -> None:
+    _, plan = study
+    folder = plan.folder(plan.trials[0])
+    tracker.sync_trial(plan.trials[0], folder)
+    uri = tracker.log_student(plan.trials[0], folder)
+    assert uri is not None
+    logged = Path(mlflow.artifacts.download_artifacts(uri))
+    weights = [path.relative_to(logged).parts[:2] for path in logged.rglob("*.safetensors")]
+    assert weights == [("artifacts", "student")]
+    code = sum(path.stat().st_size for path in (logged / "code").rglob("*") if path.is_file())
+    assert code < 3_000_000
 
 
 def plan_test(plan: Plan, trial_id: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
 from cotd.study.config import StudyConfig
-from cotd.tracking.runs import StudyTracker
+from cotd.tracking.runs import StudyTracker, named_metrics, trial_params
 from cotd.training.folder import TrialFolder
 from cotd.utils.jsonl import read_rows
 from pipelines.sweep.plan import Plan
@@ -62,6 +63,38 @@ def test_logging_again_changes_nothing(study: tuple[StudyConfig, Plan], tracker:
     again.reopen(other)
     again.settle(other, TrialFolder(folder.path / "nowhere"))
     assert {r.info.status for r in again.client.search_runs([again.experiment_id])} == {"FINISHED", "KILLED"}
+
+
+def test_the_best_students_are_logged_as_models_and_the_champion_in_any_case(
+    study: tuple[StudyConfig, Plan], tracker: StudyTracker
+) -> None:
+    _, plan = study
+    tracker.config = tracker.config.model_copy(update={"tracking": tracker.config.tracking.model_copy(update={"models": 0})})
+    trial = plan.trials[0]
+    run = tracker.sync_trial(trial, plan.folder(trial))
+    assert not tracker.client.get_run(run).outputs.model_outputs
+    assert tracker.log_student(trial, plan.folder(trial)) == tracker.log_student(trial, plan.folder(trial))
+    again = tracker.client.get_run(run)
+    assert len(again.outputs.model_outputs) == 1
+    assert again.info.status == "FINISHED"
+    assert tracker._among_the_best({"trial_id": "new", "validation": {"accuracy": 1.0}}) is False
+    tracker.config = study[0]
+    assert tracker._among_the_best({"trial_id": "new", "validation": {"accuracy": 1.1}}) is True
+
+
+def test_many_labels_and_long_words_fit_mlflow(study: tuple[StudyConfig, Plan], tracker: StudyTracker) -> None:
+    trial = study[1].trials[0]
+    labels = [f"can't / won't {i}?" for i in range(30)]
+    task = {"name": "intents", "kind": "classification", "labels": labels, "instruction": "x" * 9000}
+    params = trial_params(replace(trial, task=task))
+    assert max(map(len, params.values())) <= 6000
+    few = {f"recall_{label}": 0.5 for label in labels[:3]} | {"test_precision_a/b": 0.5, "accuracy": 0.5}
+    tracker._log_metrics(tracker.parent_run, few)
+    logged = tracker.client.get_run(tracker.parent_run).data.metrics
+    assert logged["recall_can_t _ won_t 0_"] == 0.5
+    assert "test_precision_a_b" in logged
+    many = {f"{kind}_{label}": 0.5 for label in labels for kind in ("recall", "precision")} | {"macro_f1": 0.5}
+    assert named_metrics(many) == {"macro_f1": 0.5}
 
 
 def test_a_study_that_nobody_works_on_is_not_left_running(tracker: StudyTracker) -> None:
