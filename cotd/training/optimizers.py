@@ -12,9 +12,10 @@ from torch.optim.adamw import adamw
 TRAINER_NAMES = {"adafactor": "adafactor", "adamw": "adamw_torch_fused", "scaled_adamw": "adamw_torch"}
 
 
-def custom_optimizer(name: str, learning_rate: float, weight_decay: float) -> tuple[Any, dict[str, float]] | None:
+def custom_optimizer(name: str, learning_rate: float, weight_decay: float, beta2: float) -> tuple[Any, dict[str, Any]] | None:
     """The class and arguments of an optimiser that transformers' Trainer does not have; None for one that it has."""
-    return (ScaledAdamW, {"lr": learning_rate, "weight_decay": weight_decay}) if name == "scaled_adamw" else None
+    arguments = {"lr": learning_rate, "weight_decay": weight_decay, "betas": (0.9, beta2)}
+    return (ScaledAdamW, arguments) if name == "scaled_adamw" else None
 
 
 class ScaledAdamW(torch.optim.Optimizer):

@@ -12,9 +12,9 @@ from cotd.errors import unknown
 
 # What both codes leave to transformers' Seq2SeqTrainer, and T5 v1.1's own dropout.
 TRAINER_DEFAULTS: dict[str, Any] = {
-    "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "weight_decay": 0.0, "label_smoothing": 0.0,
+    "optimizer": "adamw", "schedule": "linear", "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "label_smoothing": 0.0,
     "dropout": 0.1, "patience": None, "shared_encoder": False, "rationale_schedule": "constant",
-    "truncation": "head", "weight_average": None, "gradient_clipping": 1.0,
+    "truncation": "head", "weight_average": None, "gradient_clipping": 1.0, "finetune": "full", "chat": False,
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -30,6 +30,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_input_tokens": 1024, "max_target_tokens": 256,
     },
 }  # fmt: skip
+
+# What students of a kind need that is not the embedded T5's. Causal: 93.5 % on Yelp and 86 % on Rotten Tomatoes with
+# SmolLM2-135M; encoder: 79 % on the latter with MiniLM-L6 (one seed each). Encoder-decoders: as BART is finetuned.
+KINDS: dict[str, dict[str, Any]] = {
+    "t5": {},
+    "seq2seq": {"optimizer": "adamw", "learning_rate": 5e-5},
+    "causal": {"optimizer": "adamw", "learning_rate": 3e-5, "dropout": 0.0},
+    "encoder": {"optimizer": "adamw", "learning_rate": 1e-4},
+}
+LORA = {"optimizer": "adamw", "learning_rate": 3e-4}
+
+
+def kind_defaults(kind: str, lora: bool, steps: int) -> dict[str, Any]:
+    """The defaults of a `training` block for a kind of student. Args: lora: whether LoRA is trained. steps: of the training."""
+    warmup = {} if kind == "t5" else {"warmup_steps": steps // 10}
+    return KINDS[kind] | warmup | (LORA if lora else {})
 
 
 def apply_preset(plain: Any) -> Any:

@@ -19,6 +19,7 @@ from cotd.evaluation.rationales import score_rationales
 from cotd.evaluation.seen import write_seen
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
+from cotd.students.partial import add_lora, merge_lora, train_last_layers
 from cotd.students.student import Student
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
@@ -88,6 +89,8 @@ def train_trial(
         training_started = time.perf_counter()
         trainer = train_stages(trial, student, parts, validation, folder, on_score, inputs)
         train_seconds = time.perf_counter() - training_started
+        if trial.training.finetune.lora:
+            merge_lora(student.model)
         if not trainer.is_world_process_zero():
             return {}
 
@@ -168,6 +171,10 @@ def untrained_student(trial: Trial, task: Task) -> Student:
     method, settings = METHODS[trial.method], trial.training
     model, tokenizer = load_base(trial.model, task.labels)
     set_dropout(model, settings.dropout)
+    if lora := settings.finetune.lora:
+        add_lora(model, lora.rank, lora.alpha, lora.targets)
+    elif settings.finetune.last_layers:
+        train_last_layers(model, settings.finetune.last_layers)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable()
         model.disable_input_require_grads()  # a hook that only the older, re-entrant kind needs
@@ -176,7 +183,7 @@ def untrained_student(trial: Trial, task: Task) -> Student:
         "rationale_before_label": method.rationale_before_label, "rationale_after_label": method.rationale_after_label,
         "rationale_as_input": method.rationale_as_input,
         "shared_encoder": trial.shares_encoder, "truncation": trial.truncation,
-        "max_input_tokens": settings.max_input_tokens, "max_target_tokens": settings.max_target_tokens,
+        "max_input_tokens": settings.max_input_tokens, "max_target_tokens": settings.max_target_tokens, "chat": settings.chat,
     }  # fmt: skip
     return Student(model, tokenizer, task, card)
 

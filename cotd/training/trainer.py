@@ -61,7 +61,9 @@ class StudentTrainer(Trainer):
         )
         super().__init__(
             student.model, arguments, collator, pairs, eval_dataset=pairs[:1],
-            optimizer_cls_and_kwargs=custom_optimizer(settings.optimizer, settings.learning_rate, settings.weight_decay),
+            optimizer_cls_and_kwargs=custom_optimizer(
+                settings.optimizer, settings.learning_rate, settings.weight_decay, settings.beta2
+            ),
         )  # fmt: skip
         self.student, self.trial, self.folder, self.on_score = student, trial, folder, on_score
         self.first_step = first_step
@@ -176,7 +178,7 @@ def training_arguments(trial: Trial, folder: TrialFolder) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         optim=TRAINER_NAMES[settings.optimizer], learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps,
-        lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay,
+        lr_scheduler_type=settings.schedule, weight_decay=settings.weight_decay, adam_beta2=settings.beta2,
         max_grad_norm=settings.gradient_clipping or 0.0, eval_strategy="steps", eval_steps=eval_every,
         save_strategy="steps", save_steps=eval_every, save_total_limit=1, load_best_model_at_end=True,
         metric_for_best_model="eval_accuracy", greater_is_better=True, logging_strategy="steps", logging_steps=eval_every,

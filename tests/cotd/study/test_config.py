@@ -32,7 +32,7 @@ def test_every_problem_is_reported_at_once(write_study: Callable[..., Path]) -> 
     assert "unknown key 'trainin'. Did you mean 'training'?" in text
     assert "unknown key 'training.stepz'. Did you mean 'steps'?" in text
     assert "training.dropout: " in text
-    assert "unknown method 'distil'; known: finetune, distill, cot_labelled, cot_unlabelled, " in text
+    assert "unknown method 'distil'; known: finetune, distill, distill_soft, distill_then_finetune, " in text
     assert "Did you mean 'distill'?" in text
     assert "fraction 1.5 is outside (0, 1]" in text
     assert all("study.yaml" in p for p in reported)
@@ -47,7 +47,7 @@ def test_every_bad_value_of_a_list_is_reported(write_study: Callable[..., Path])
 
 def test_an_unknown_size_is_reported_with_the_rest(write_study: Callable[..., Path]) -> None:
     text = "\n".join(problems(write_study(), "grid.size=[tinny]", "training.stepz=5"))
-    assert "'tinny' is not in sizes (tiny, small, base, large). Did you mean 'tiny'?" in text
+    assert "'tinny' is not in sizes (tiny, minilm, small, smol, base, large). Did you mean 'tiny'?" in text
     assert "stepz" in text
 
 

@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
-from tests.cotd.training.helpers import make_folder, make_trial
+from tests.cotd.training.helpers import make_folder, make_trial, parameters
+from tests.tasks import SENTIMENT
 from tests.tiny_models import MAKERS, write_tiny
 
 TEXTS = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
@@ -83,3 +86,30 @@ def test_a_rationale_before_the_answer_is_learned(
     assert folder.result()["test"]["accuracy"] == 1.0
     assert [p.label for p in student.predict(TEXTS)] == ["positive", "negative"]
     assert "dull" in student.explain(TEXTS)[1]
+
+
+@pytest.mark.parametrize("finetune", [{"last_layers": 1}, {"lora": {"rank": 2}}], ids=["last layers", "LoRA"])
+@pytest.mark.parametrize("name", ["llama", "bert", pytest.param("t5_v1_1", marks=SLOW), pytest.param("bart", marks=SLOW)])
+def test_a_part_of_the_weights_is_trained_and_a_plain_model_saved(
+    name: str, finetune: dict[str, Any], base: Any, examples: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial = make_trial(base(name), steps=4, eval_every=4, learning_rate=1e-2, finetune=finetune)
+    student = Student.load(learned(trial, tmp_path / "trial", examples, None).student, device="cpu")
+    torch.manual_seed(trial.seed)  # of an encoder's new head
+    before, after = (
+        dict(model.named_parameters()) for model in (load_base(str(base(name)), SENTIMENT.labels)[0], student.model)
+    )
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.allclose(before[key], after[key], atol=1e-6)}
+    assert changed
+    assert not any("embed" in key or "shared" in key for key in changed)
+    if "last_layers" in finetune and name in ("llama", "bert"):
+        assert not any(".layers.0." in key or ".layer.0." in key for key in changed)
+
+
+def test_layers_computed_twice_give_the_same_student(base: Any, examples: pd.DataFrame, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 4, "eval_every": 4, "precision": "float32"}
+    trials = [make_trial(base("llama"), **settings, gradient_checkpointing=twice) for twice in (False, True)]
+    once, twice = (learned(trial, tmp_path / str(i), examples, None) for i, trial in enumerate(trials))
+    first, second = parameters(once), parameters(twice)
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)

@@ -60,6 +60,8 @@ class _TokenLoss(torch.autograd.Function):
             error.scatter_add_(1, label, torch.full_like(weight, smoothing - 1, dtype=error.dtype).expand_as(label))
             error = error.mul_(weight).to(states.dtype)
             torch.mm(error, vocabulary, out=to_states[part])
+            if not context.needs_input_grad[1]:  # the output layer is not trained
+                continue
             if to_output is None:
                 to_output = (error.T @ chunk).to(output.dtype)
             elif error.dtype == to_output.dtype:
