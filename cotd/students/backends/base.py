@@ -159,6 +159,11 @@ class Backend(ABC):
         good, film, both = self.token_ids(["good", "film", "good film"])
         return "" if good + film == both else " "
 
+    @property
+    def reduced(self) -> bool:
+        """Whether answers are computed in bfloat16 although the weights are in float32."""
+        return False
+
     def without_special(self, ids: Sequence[int]) -> list[int]:
         """Token ids without special tokens."""
         return [i for i in ids if i not in self._special]
