@@ -13,9 +13,9 @@ from cotd.students.student import Student
 from cotd.utils.files import replacing
 from serve.runtimes.base import Runtime, StudentRuntime
 from serve.runtimes.packages import require_packages
-from serve.runtimes.parity import PROBES, check_parity
+from serve.runtimes.parity import EXACT, PROBES, check_parity
 
-TOLERANCE = 1e-3  # of probabilities: nothing but rounding may differ, as nothing is quantised
+TOLERANCE = EXACT  # nothing is quantised
 # Format → packages that it needs beyond cotd itself. Its README.md is readme/FORMAT.md.
 FORMATS: dict[str, tuple[str, ...]] = {"hf": (), "onnx": ("onnx", "onnxruntime"), "ctranslate2": ("ctranslate2",)}
 

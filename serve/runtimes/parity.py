@@ -27,6 +27,10 @@ CHOICES = [
 ]
 
 
+# How far a probability may be from the student's: by rounding alone, or by numbers of 16 or 8 bits.
+EXACT, REDUCED = 1e-3, 0.05
+
+
 def probe_choices(task: Task) -> list[list[str]] | None:
     """The options of each probe, or None if the task needs none."""
     return [CHOICES[i % len(CHOICES)] for i in range(len(PROBES))] if task.needs_choices else None
@@ -36,7 +40,7 @@ def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
     """Raises Unfit unless the runtime, given all probes at once, predicts what the student does for each alone.
 
     Probabilities must be within `tolerance`, and labels equal unless the student's two likeliest are that close to each other.
-    Free answers must be equal.
+    Free answers must be equal, unless the tolerance is infinite.
     """
     problems = []
     choices = probe_choices(student.task)
@@ -50,7 +54,7 @@ def check_parity(runtime: Runtime, student: Student, tolerance: float) -> None:
 
 def difference(actual: Prediction, expected: Prediction, tolerance: float) -> str | None:
     """What is wrong with a runtime's prediction, or None."""
-    certain = True
+    certain = tolerance < math.inf
     if expected.probabilities is not None:
         probabilities = actual.probabilities or {}
         first, second = sorted(expected.probabilities.values(), reverse=True)[:2]

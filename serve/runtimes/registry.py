@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from cotd.errors import CotdError, nearest
+from cotd.students.backends.causal.backend import in_bfloat16
 from cotd.students.student import Student
 from serve.runtimes.base import Runtime, StudentRuntime, Unfit, label_step_obstacle
 from serve.runtimes.packages import installed, require_packages
-from serve.runtimes.parity import check_parity
+from serve.runtimes.parity import EXACT, REDUCED, check_parity
 
 AUTO = "auto"  # the runtime that `choose_runtime` names
 
 
 def torch_runtime(student: Student) -> Runtime:
-    """The reduced T5; the student itself for other models, and where one step does not answer."""
+    """The reduced T5; the student itself for other models, and where one step does not answer.
+
+    Of a student that answers in bfloat16 the weights are converted here, and not for each text.
+    """
     from serve.runtimes.t5 import T5LabelScorer
 
+    if student.backend.reduced:
+        student = Student(in_bfloat16(student.model), student.tokenizer, student.task, student.card)
     return StudentRuntime(student) if label_step_obstacle(student) else T5LabelScorer(student)
 
 
@@ -50,24 +57,24 @@ class Kind:
     """One way of computing predictions.
 
     Attributes:
-        tolerance: how far a probability may be from the student's: by rounding alone, or by numbers of 16 or 8 bits.
+        tolerance: how far a probability may be from the student's.
         label_only: it computes one decoder step of a T5, see `label_step_obstacle`.
         packages: what it needs beyond cotd itself, of the extra `export`.
     """
 
     build: Callable[[Student], Runtime]
-    tolerance: float = 1e-3
+    tolerance: float = EXACT
     label_only: bool = True
     packages: tuple[str, ...] = ()
 
 
 RUNTIMES = {
     "torch": Kind(torch_runtime, label_only=False),
-    "torch-bf16": Kind(bf16_runtime, tolerance=0.05),
+    "torch-bf16": Kind(bf16_runtime, tolerance=REDUCED),
     "transformers": Kind(StudentRuntime, label_only=False),
     "onnxruntime": Kind(onnx_runtime, packages=("onnx", "onnxruntime")),
-    "onnxruntime-int8": Kind(partial(onnx_runtime, int8=True), tolerance=0.05, packages=("onnx", "onnxruntime")),
-    "ctranslate2-int8": Kind(ctranslate2_runtime, tolerance=0.05, packages=("ctranslate2",)),
+    "onnxruntime-int8": Kind(partial(onnx_runtime, int8=True), tolerance=REDUCED, packages=("onnx", "onnxruntime")),
+    "ctranslate2-int8": Kind(ctranslate2_runtime, tolerance=REDUCED, packages=("ctranslate2",)),
 }
 
 
@@ -101,8 +108,19 @@ def make_runtime(name: str, student: Student) -> Runtime:
     if kind.label_only and (problem := label_step_obstacle(student)):
         raise Unfit(f"the runtime '{name}' {problem}. Use the runtime torch.")
     runtime = kind.build(student)
-    check_parity(runtime, student, kind.tolerance)
+    check_parity(runtime, student, max(kind.tolerance, own_tolerance(student)))
     return runtime
+
+
+def own_tolerance(student: Student) -> float:
+    """How far a student's own probabilities for a text may differ with the texts that share its batch.
+
+    Causal students compute in bfloat16 where the machine multiplies it. What they write before they answer may then differ, and
+    the answer with it.
+    """
+    if not getattr(student.backend, "reduced", False):
+        return EXACT
+    return math.inf if student.free_answers or student.rationale_before_label else REDUCED
 
 
 def require_runtime(name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
@@ -22,6 +23,7 @@ from serve.endpoint.metrics import FOLDER_VARIABLE
 from serve.http.api import build_api
 from serve.settings import Settings
 from tests.tasks import SENTIMENT
+from tests.tiny_models import write_tiny
 
 NAME = "cotd-student"
 TOKEN = "a-token-long-enough"
@@ -57,13 +59,15 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def student_of(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """An untrained student of one of TASKS; returns its folder."""
+    """An untrained student of one of TASKS, of a T5 or of one of `tests.tiny_models`; returns its folder."""
 
-    def make(name: str, **card: Any) -> Path:
+    def make(name: str, base: str | None = None, **card: Any) -> Path:
         folder = tmp_path_factory.mktemp("students") / name
-        model, tokenizer = load_base(str(tiny_t5))
+        task = parse_task({"name": name, **TASKS[name]})
+        source = write_tiny(base, folder.with_name("base"), AutoTokenizer.from_pretrained(tiny_t5)) if base else tiny_t5
+        model, tokenizer = load_base(str(source), task.labels)
         card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 64, "max_target_tokens": 8, **card}
-        Student(model, tokenizer, parse_task({"name": name, **TASKS[name]}), card).save(folder)
+        Student(model, tokenizer, task, card).save(folder)
         return folder
 
     return make
