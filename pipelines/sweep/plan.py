@@ -11,8 +11,10 @@ import pandas as pd
 
 from cotd.config.digest import digest
 from cotd.errors import CotdError
+from cotd.evaluation.seen import seen_problems
 from cotd.students.base_models import model_digest, weights_bytes
 from cotd.study.config import StudyConfig
+from cotd.study.students import student_kinds
 from cotd.study.trials import plan_trials
 from cotd.teachers.annotations import annotations_digest
 from cotd.training.checks import require_rationales
@@ -23,6 +25,7 @@ from cotd.utils.parquet import write_parquet
 from pipelines.annotate.files import AnnotationFiles, read_annotations, read_rationales
 from pipelines.annotate.job import annotation_inputs
 from pipelines.prepare import prepare_here
+from pipelines.sweep.precision import study_precisions
 from pipelines.sweep.search import draw_settings
 
 
@@ -74,19 +77,29 @@ def plan_study(config: StudyConfig) -> Plan:
     """Checks all that a sweep needs, and writes the data that its trials share.
 
     Raises:
-        CotdError: bad examples, missing gold labels, missing annotations, a base model that does not exist.
+        CotdError: bad examples, missing gold labels, missing annotations, a base model that does not exist, or one that has
+            seen the study's test examples.
     """
     examples = prepare_here(config)
     annotated = check_annotations(config, examples.digest)
-    base_digests = {size: model_digest(config.sizes[size]) for size in config.grid.all_values("size")}
-    parameters = {size: weight for size in base_digests if (weight := weights_bytes(config.sizes[size]))}
-    provenance: dict[str, Any] = {"data": {"source": config.data.source, "digest": examples.digest, "rows": examples.counts}}
+    sizes = {size: config.sizes[size] for size in config.grid.all_values("size")}
+    kinds = student_kinds(config)
+    if problems := seen_problems(sizes, examples.path):
+        raise CotdError(*problems)
+    base_digests = {size: model_digest(model) for size, model in sizes.items()}
+    parameters = {size: weight for size, model in sizes.items() if (weight := weights_bytes(model))}
+    provenance: dict[str, Any] = {"data": config.data.model_dump() | {"digest": examples.digest, "rows": examples.counts}}
     annotations, annotations_id, teacher_test = None, None, None
     rationales_file, rationales_id = None, None
     if annotated:
         table, summary = annotated
         provenance["teacher"] = {k: summary["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
         annotations_id = annotations_digest(table)
+        if annotations_id != summary["digest"]:
+            raise CotdError(
+                f"{config.name}'s annotations and their summary are of different runs. Run `cotd annotate CONFIG` again; what is "
+                "known is not asked again."
+            )
         # A copy by content: annotating again while trials run must not change what they are trained on.
         annotations = write_once(examples.path.with_name(f"annotations-{annotations_id}.parquet"), table)
         teacher_test = AnnotationFiles.of(config).teacher_test
@@ -97,7 +110,8 @@ def plan_study(config: StudyConfig) -> Plan:
                 pd.DataFrame(rationales.items(), columns=["example_id", "rationale"]),
             )
     settings = draw_settings(config.search) if config.search else [{}]
-    trials = plan_trials(config, base_digests, examples.digest, annotations_id, rationales_id, settings, parameters)
+    digests = base_digests, examples.digest, annotations_id, rationales_id
+    trials = plan_trials(config, *digests, settings, parameters, study_precisions(config, sizes), kinds)
     return Plan(config, trials, examples.path, annotations, teacher_test, provenance, rationales_file, parameters)
 
 

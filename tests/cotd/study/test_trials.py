@@ -3,10 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cotd.study.config import load_config
 from cotd.study.trials import plan_trials
+from cotd.teachers.annotations import annotation_row, annotations_digest
+from cotd.teachers.store import new_completion
 
 GRID = "grid={method: [finetune, cot_labelled], fraction: [0.1, 1.0], size: [tiny], seed: [0]}"
 
@@ -41,6 +44,9 @@ Ids = Callable[..., dict[tuple[str, float], str]]
         "tracking.registered_model=other",
         "sizes.tiny=/a/copy/of/the/model",
         "teacher.engine.batch_size=3",
+        "data.source=/elsewhere/copy.csv",
+        "task={name: other, labels: {negative: [-1], positive: [good]}, positive: positive, noun: review, label_name: Sentiment, "
+        "instruction: 'Is the opinion in this review positive or negative?'}",
     ],
 )
 def test_an_id_does_not_depend_on_where(plan: Ids, override: str) -> None:
@@ -59,7 +65,9 @@ def test_an_id_does_not_depend_on_what_a_size_is_called(plan: Ids) -> None:
         "training.precision=float32",
         "training.truncation=head",
         "training.weight_average=0.99",
+        "training.gradient_clipping=0.5",
         "grid.seed=[1]",
+        "task={name: sentiment, labels: [negative, positive], label_prefix: 'label: '}",
     ],
 )
 def test_an_id_changes_with_the_training(plan: Ids, override: str) -> None:
@@ -77,6 +85,47 @@ def test_another_teacher_does_not_make_finetune_train_again(plan: Ids) -> None:
     before, after = plan(), plan(annotations="other")
     assert {cell for cell in before if before[cell] == after[cell]} == {("finetune", 0.1), ("finetune", 1.0)}
     assert plan(annotations=None)["finetune", 0.1] == before["finetune", 0.1]
+
+
+@pytest.mark.parametrize(
+    "override", ["training.rationale_weight=0.9", "training.max_target_tokens=9", "training.shared_encoder=true"]
+)
+def test_what_is_of_rationales_alone_does_not_make_finetune_train_again(plan: Ids, override: str) -> None:
+    before, after = plan(), plan(override)
+    assert {cell for cell in before if before[cell] == after[cell]} == {("finetune", 0.1), ("finetune", 1.0)}
+
+
+def test_new_rationales_do_not_make_distill_train_again(write_study: Callable[..., Path]) -> None:
+    config = load_config(write_study(), ["grid={method: [distill, cot_unlabelled], fraction: [1.0], size: [tiny], seed: [0]}"])
+    rows = [
+        annotation_row(
+            f"{i:016}",
+            0,
+            False,
+            label,
+            0.9,
+            f"It is {i}, and so it is so.",
+            new_completion("", prompt_tokens=0, output_tokens=0),
+            {},
+        )
+        for i, label in enumerate(["negative", "positive"])
+    ]
+    table = pd.DataFrame(rows)
+    ids = []
+    for other in (table, table.assign(rationale="It is another thing."), table.assign(label="positive")):
+        trials = plan_trials(config, {"tiny": "b"}, "r", annotations_digest(other))
+        ids.append({t.method: t.id for t in trials})
+    assert ids[0]["distill"] == ids[1]["distill"] != ids[2]["distill"]
+    assert len({i["cot_unlabelled"] for i in ids}) == 3
+
+
+def test_auto_precision_counts_as_what_it_stands_for(write_study: Callable[..., Path]) -> None:
+    auto, named = load_config(write_study(), [GRID]), load_config(write_study(), [GRID, "training.precision=bfloat16"])
+    for precision in ("bfloat16", "float32"):
+        trials = plan_trials(auto, {"tiny": "b"}, "r", "a", precisions={"tiny": precision})
+        assert {t.training.precision for t in trials} == {precision}
+        same = {t.id for t in trials} == {t.id for t in plan_trials(named, {"tiny": "b"}, "r", "a")}
+        assert same == (precision == "bfloat16")
 
 
 def test_the_grid_is_planned_once_each_the_expensive_first(write_study: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.teacher import Teacher
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.budget import Budget
-from pipelines.annotate.files import AnnotationFiles, read_annotations
+from pipelines.annotate.files import AnnotationFiles, read_annotations, replaced_together
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from tests.conftest import FakeTeacher, example_text, kind_rows
@@ -103,6 +104,36 @@ def test_a_stopped_run_resumes_where_it_was(config: StudyConfig, teacher_double:
     assert set(asked) | {r.key for r in double.asked} == every_key
     assert summary["digest"] == whole["digest"]
     assert summary["usage"]["from_store"] == kept
+
+
+def test_annotations_and_their_summary_are_replaced_together(
+    config: StudyConfig, teacher_double: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a run fails at: either all files of the one before are there, or no summary that could be of others."""
+    annotate(config, teacher_double.complete)
+    files = AnnotationFiles.of(config)
+    before = {path: path.read_bytes() for path in files.directory.iterdir() if path.is_file()}
+
+    def fail(*_: Any) -> str:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.annotate.run.annotations_page", fail)
+        with pytest.raises(OSError, match="no space"):
+            annotate(config, teacher_double.complete)
+    assert {path: path.read_bytes() for path in files.directory.iterdir() if path.is_file()} == before
+
+    def killed_while_moving() -> None:
+        with monkeypatch.context() as patch, replaced_together(files) as new:
+            shutil.copyfile(files.annotations, new.annotations)
+            patch.setattr(Path, "replace", fail)
+
+    with pytest.raises(OSError, match="no space"):
+        killed_while_moving()
+    assert read_annotations(config) is None
+    annotate(config, teacher_double.complete)
+    assert read_annotations(config) is not None
+    assert not list(files.directory.glob(".new-*"))
 
 
 def test_failed_answers_are_quarantined_and_asked_again(config: StudyConfig, teacher_double: Any) -> None:
