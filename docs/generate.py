@@ -85,12 +85,16 @@ def methods() -> str:
     """The methods' table."""
     from cotd.training.methods import METHODS
 
-    roles = {"target": "a target", "joint_target": "first part of the label's target", "input": "an input"}
+    roles = {
+        "target": "a target", "joint_target": "first part of the label's target", "after_label": "last part of the label's target",
+        "input": "an input",
+    }  # fmt: skip
     rationales = {"given_gold": "the teacher's, given the gold label", "own": "the teacher's, with its own label"}
     lines = ["| id | name in the papers | label target | rationale |", "|---|---|---|---|"]
     for method in METHODS.values():
         rationale = f"{roles[method.rationale_as]}: {rationales[method.rationale]}" if method.rationale else "none"
-        lines.append(f"| `{method.name}` | {method.title} | {method.labels} | {rationale} |")
+        labels = ", then ".join(part.labels for part in method.parts) + ", each answer by its probability" * method.soft
+        lines.append(f"| `{method.name}` | {method.title} | {labels} | {rationale} |")
     return "\n".join(lines)
 
 
