@@ -29,6 +29,7 @@ class ObjectStore:
         url: the bucket.
         environment: what a client needs to find the server.
         requests: (method, path) of every request, in the order in which they came.
+        taken: the paths of puts that the server has taken.
         delay: (method, path) → seconds to hold a request back.
         fails: (method, path, number of the request) → whether to answer it with 503.
     """
@@ -36,12 +37,13 @@ class ObjectStore:
     url: str
     environment: dict[str, str]
     requests: list[tuple[str, str]] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
     delay: Callable[[str, str], float] = lambda method, path: 0.0
     fails: Callable[[str, str, int], bool] = lambda method, path, number: False
 
     def written(self, end: str) -> list[str]:
         """The paths ending so that were put, once for each time."""
-        return [path for method, path in self.requests if method == "PUT" and path.endswith(end)]
+        return [path for path in self.taken if path.endswith(end)]
 
 
 def handler(store: ObjectStore, port: int) -> type[BaseHTTPRequestHandler]:
@@ -70,6 +72,8 @@ def handler(store: ObjectStore, port: int) -> type[BaseHTTPRequestHandler]:
                 reply = server.getresponse()
                 content = reply.read()
                 server.close()
+            if self.command == "PUT" and reply.status == 200:
+                store.taken.append(path)
             self.answer(reply.status, dict(reply.getheaders()), content)
 
         def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:

@@ -11,11 +11,16 @@ import functools
 import getpass
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from filelock import FileLock, Timeout
+
+from cotd.storage.lease import BEAT_SECONDS, Lease, machine_name
+from cotd.storage.urls import open_remote
 from cotd.storage.working_copy import WorkingCopy, copy_folder, copy_of, is_small
+from cotd.utils.background import repeating
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,26 +61,23 @@ def sync_trial(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str, Any]
 
     Of the parameters, `storage` is the study's URL or None, `directory` the driver's copy, `folder` the trial's folder in it;
     every path in the driver's copy becomes one in the worker's. `worker` numbers the workers of one trial: only the copy of
-    worker 0 is pushed.
+    worker 0 is pushed, as long as the trial's `lease` is held.
     """
 
     @functools.wraps(train)
     def run(params: dict[str, Any]) -> R:
-        from filelock import FileLock
-
         url = params.get("storage")
         if not url:
             return train(params)
         worker = params.get("worker", 0)
-        name = copy_folder(url).name + (f"-{worker}" if worker else "")
-        copies = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / name
-        copies.mkdir(parents=True, exist_ok=True)
+        copies = copies_folder(url, worker)
         for part in ("data", "annotations"):
             with FileLock(copies / f".lock-{part}"):  # trials of one machine share them
                 WorkingCopy(f"{url}/{part}", copies / part).pull()
         moved = {key: moved_path(value, params["directory"], copies) for key, value in params.items()}
         folder = Path(moved["folder"])
-        copy = WorkingCopy(f"{url}/trials/{folder.name}", folder)
+        lease = params.get("lease")
+        copy = WorkingCopy(f"{url}/trials/{folder.name}", folder, *([lease.require] if lease else []))
         copy.pull()
         with contextlib.nullcontext() if worker else copy.pushing():
             result = train(moved)
@@ -83,6 +85,65 @@ def sync_trial(train: Callable[[dict[str, Any]], R]) -> Callable[[dict[str, Any]
         return result
 
     return run
+
+
+@contextlib.contextmanager
+def hold_lease(url: str, trial: str, sweep: str, stale: int | None) -> Iterator[Lease | None]:
+    """Keeps a trial for this process: yields its lease, or None where another sweep works on it.
+
+    Args:
+        url: of the study. trial: its id. sweep: names the sweep.
+        stale: the number of a lease that shows no life.
+    """
+    lock = trial_lock(url, trial)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        lease = Lease(f"{url}/leases/{trial}", machine_name(copies_folder(url)), sweep)
+        if not lease.acquire(stale):
+            yield None
+            return
+
+        def beat() -> float:
+            with contextlib.suppress(Exception):  # tried again; where it is lost, the next push says so
+                lease.renew()
+            return BEAT_SECONDS
+
+        try:
+            with repeating(beat, BEAT_SECONDS, f"lease of {trial}"):
+                yield lease
+        finally:
+            with contextlib.suppress(Exception):  # others will take it over for lack of life
+                lease.release(done=lease.files.exists(f"{open_remote(url)[1]}/trials/{trial}/result.json"))
+
+
+def is_abandoned(url: str, trial: str, holder: dict[str, Any]) -> bool:
+    """Whether the process of this machine that had a lease has died: its lock is free."""
+    if holder.get("machine") != machine_name(copies_folder(url)):
+        return False
+    try:
+        with trial_lock(url, trial).acquire(timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def trial_lock(url: str, trial: str) -> FileLock:
+    folder = copies_folder(url) / "locks"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / trial, thread_local=False)
+
+
+def copies_folder(url: str, worker: int = 0) -> Path:
+    """Where trials of a study that run on this machine have their copies; those of a trial's other workers are apart."""
+    name = copy_folder(url).name + (f"-{worker}" if worker else "")
+    folder = Path(tempfile.gettempdir()) / f"cotd-{getpass.getuser()}" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def moved_path(value: Any, old: str, new: Path) -> Any:
