@@ -57,6 +57,21 @@ class Causal(Backend):
     def words(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
         return self.token_ids(texts, "" if begins and self.chat else self.space)
 
+    def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
+        """As of every backend, but labels that one step tells apart have no end.
+
+        Nobody reads it, and at first its loss would be many times the label's.
+        """
+        return self.words(texts) if begins and self.one_step else super().targets(texts, begins)
+
+    @cached_property
+    def one_step(self) -> bool:
+        """Whether the student's labels are targets of their own, whose first tokens differ."""
+        if any(self.card.get(key) for key in ("rationale_before_label", "rationale_after_label")):
+            return False
+        first = [ids[0] for ids in self.words([self.task.verbalize(label) for label in self.task.labels])]
+        return len(first) > 1 and len(set(first)) == len(first)
+
     @property
     def prompt_form(self) -> dict[str, Any]:
         """Prompts differ by whether they are a chat."""
