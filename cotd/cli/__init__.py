@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from cotd.cli import doctor, study, configs, serving, predict, students, push, assets
+from cotd.cli import doctor, study, init, configs, serving, predict, students, push, assets
 from cotd.cli.app import app, main
 
-__all__ = ["app", "assets", "configs", "doctor", "main", "predict", "push", "serving", "students", "study"]
+__all__ = ["app", "assets", "configs", "doctor", "init", "main", "predict", "push", "serving", "students", "study"]

@@ -52,14 +52,18 @@ def copy(
     name: Annotated[str, typer.Argument(help="a study's name, as in `cotd configs`")],
     directory: Annotated[Path, typer.Argument(help="where to put it")] = Path(),
 ) -> None:
-    """Copies a shipped study, to be changed and run.
+    """Copies a shipped study, and its table if it has one, to be changed and run.
 
-    Example: cotd copy demo .
+    Example: cotd copy tickets .
     """
     source = shipped_config(name)
-    target = directory / source.name
-    if target.exists():
-        raise CotdError(f"{target} exists already: remove it, or name another folder.")
+    target, table = directory / source.name, source.with_suffix(".csv")
+    copies = {target: source} | ({directory / table.name: table} if table.is_file() else {})
+    if existing := [str(copy) for copy in copies if copy.exists()]:
+        raise CotdError(f"{', '.join(existing)} exists already: remove it, or name another folder.")
     directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    for copy, original in copies.items():
+        shutil.copyfile(original, copy)
+    study = source.read_text(encoding="utf-8").replace(f"tune_configs/{source.stem}.", f"{directory / source.stem}.")
+    target.write_text(study, encoding="utf-8")
     print(f"copied to {target}: cotd sweep {target}")

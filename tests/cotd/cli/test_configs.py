@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cotd.cli.configs import shipped_config, shipped_configs
+from cotd.cli.configs import copy, shipped_config, shipped_configs
 from cotd.errors import CotdError
 from cotd.study.config import load_config
 
@@ -34,6 +34,16 @@ def test_a_shipped_study_is_copied_and_never_overwritten(tmp_path: Path) -> None
     again = cotd("copy", "demo", ".", folder=tmp_path)
     assert again.returncode == 2
     assert "demo.yaml exists already" in again.stderr
+
+
+def test_a_table_is_copied_with_its_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy("tickets", Path("mine"))
+    config = load_config("mine/tickets.yaml")
+    assert config.data.source == "mine/tickets.csv"
+    assert Path(config.data.source).is_file()
+    with pytest.raises(CotdError, match=r"mine/tickets.yaml, mine/tickets.csv exists already"):
+        copy("tickets", Path("mine"))
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
