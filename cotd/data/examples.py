@@ -1,7 +1,7 @@
 """Examples: how rows of any source become examples, how they are split, and fixed samples of them.
 
 An example has an `id` (16 hex digits), a `text`, a `label` (one of the task's, or None) and a `split` ("train", "validation"
-or "test"). Some 30 bytes of each of a source's rows are in memory; texts are on disk.
+or "test"). Some 130 bytes of each of a source's rows are in memory while it is read; texts are on disk.
 """
 
 from __future__ import annotations

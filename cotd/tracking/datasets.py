@@ -13,6 +13,7 @@ import pandas as pd
 from cotd.config.digest import digest
 from cotd.data.examples import select_fraction
 from cotd.study.config import StudyConfig
+from cotd.teachers.annotations import labels_digest
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.text import format_percent
@@ -85,7 +86,7 @@ class StudyDatasets:
     def _annotation_files(self, identity: str | None) -> tuple[Path | None, Path | None]:
         """The annotations, and the rationales read beside examples, whose digest a trial's identity names."""
         for file in sorted(self.shared.glob("annotations-*.parquet")):
-            if digest_in(file) == identity:
+            if identity in (digest_in(file), labels_digest(digest_in(file))):
                 return file, None
             for rationales in self.shared.glob("held-out-rationales-*.parquet"):
                 if digest([digest_in(file), digest_in(rationales)]) == identity:
