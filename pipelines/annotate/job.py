@@ -13,6 +13,7 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.study.checks import scoring_problems
 from cotd.study.config import StudyConfig
+from cotd.study.students import student_kinds
 from cotd.tasks.base import Task
 from cotd.teachers.imported import check_imported, imported_digest, imported_teacher
 from cotd.teachers.prompts import Prompts, load_prompts
@@ -49,6 +50,7 @@ def load_job(config: StudyConfig) -> Job:
         raise CotdError(*(f"{problem}." for problem in problems))
     if config.teacher.imported:
         check_imported(config.data, config.teacher.imported)
+    student_kinds(config, unread=True)
     examples = load_examples(config.data, config.task, config.directory)
     inputs = annotation_inputs(config, examples.digest())
     release_memory()
