@@ -36,6 +36,11 @@ class ApiConfig(ConfigModel):
         "exactly the label words; openai: responses are JSON",
     )
     endpoint: Literal["chat", "completions"] = Field("chat", description="score_then_explain needs completions")
+    mode: Literal["requests", "batch"] = Field(
+        "requests",
+        description="batch: the provider's Batch API, which completes files of requests within a day at half price (budget's "
+        "prices are then those); limits and concurrency do not apply",
+    )
     json_completions: Literal["schema", "object"] = Field(
         "schema", description="server openai: require JSON of a schema or, if the server has no schemas, any JSON object"
     )
@@ -51,6 +56,7 @@ class ApiConfig(ConfigModel):
         default_factory=dict,
         description="added to each request as is; null takes a parameter out, as in {temperature: null}; part of its identity",
     )
+    poll_seconds: float = Field(30, gt=0, description="mode batch: how often to ask whether a batch has ended")
     concurrency: int = Field(64, ge=1, description="requests in flight")
     requests_per_minute: float | None = Field(None, gt=0)
     tokens_per_minute: float | None = Field(None, gt=0, description="prompt and output; outputs count with their limit")

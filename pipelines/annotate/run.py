@@ -74,7 +74,7 @@ def annotate(
             from pipelines.annotate.engines.choose import start_engine  # Ray, which takes a second to import
 
             job.store.require_writable()
-            return complete or start_engine(config.teacher, job.teacher, budget.extend, stack)
+            return complete or start_engine(config.teacher, job.teacher, budget.extend, files.batches, stack)
 
         ask = Asker(job.store, engine, budget, only, retry=retry_errors)
         if config.teacher.api and complete is None:

@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ from cotd.teachers.teacher import Teacher
 from cotd.utils.iteration import batched
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines import in_process, ray_data_llm
+from pipelines.annotate.engines.api.batch import batch_engine
 from pipelines.annotate.engines.api.engine import api_engine
 from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
 from pipelines.cluster.session import has_gpus, ray_session
@@ -36,13 +38,20 @@ KEPT = "What is done is kept; the same command resumes there."
 
 
 def start_engine(
-    config: TeacherConfig, teacher: Teacher, may_pay_again: Callable[[Request], bool], stack: contextlib.ExitStack
+    config: TeacherConfig,
+    teacher: Teacher,
+    may_pay_again: Callable[[Request], bool],
+    batches: Path,
+    stack: contextlib.ExitStack,
 ) -> Complete:
     """Starts Ray, if it does not run, and the engine; or the client of an endpoint. `stack` ends them.
 
     Args:
         may_pay_again: whether a budget has room for another try of a request that may have been paid for.
+        batches: the folder of the batches of `api.mode: batch` that are not done.
     """
+    if config.api and config.api.mode == "batch":
+        return stack.enter_context(batch_engine(config.model, config.api, teacher.count, batches))
     if config.api:
         return stack.enter_context(api_engine(config.model, config.api, teacher.count, may_pay_again))
     if importlib.util.find_spec("vllm") is None:

@@ -75,6 +75,9 @@ class FaultServer:
         logprobs: whether responses have log-probabilities of labels.
         models: those that it lists. deployed: those that it has.
         wrap: a good response's text → the message that holds it.
+        files, batches: what was uploaded and made, by id. polls: how often a batch is asked for before it has ended.
+        batch_fault: ("POST files", say, and the number of the call) → a fault of the Batch API: the name of a response, "drop"
+            (it is done, and the connection breaks), "expire" or "fail" (what becomes of the batch).
         refuse: path, body and headers of a request → why it is refused with 400, or None.
     """
 
@@ -91,6 +94,11 @@ class FaultServer:
         self.deployed = {"teacher-1"}
         self.wrap: Callable[[str], dict[str, Any]] = lambda text: {"content": text}
         self.refuse: Callable[[str, dict[str, Any], Any], str | None] = lambda path, body, headers: None
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.polls = 2
+        self.batch_fault: Callable[[str, int], str | None] = lambda call, number: None
+        self.calls: Counter[str] = Counter()
         self.closing = threading.Event()
         self.lock = threading.Lock()
 
@@ -143,10 +151,17 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if "/batches" in self.path or "/files" in self.path:
+            self.batch_api(b"")
+            return
         self.send(200, {"data": [{"id": m} for m in self.faults.models]})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        content = self.rfile.read(int(self.headers["content-length"]))
+        if "/batches" in self.path or "/files" in self.path:
+            self.batch_api(content)
+            return
+        body = json.loads(content)
         prompt = prompt_of(body)
         with self.faults.lock:
             self.faults.bodies.append(body)
@@ -198,6 +213,68 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+    # The Batch API.
+
+    def batch_api(self, content: bytes) -> None:
+        faults = self.faults
+        parts = self.path.partition("?")[0].removeprefix("/v1/").split("/")
+        call = f"{self.command} {parts[0]}"
+        with faults.lock:
+            fault = faults.batch_fault(call, faults.calls[call])
+            faults.calls[call] += 1
+        if fault in RESPONSES:
+            self.send(*RESPONSES[fault])
+            return
+        if call == "POST files":
+            boundary = self.headers["content-type"].partition("boundary=")[2].encode()
+            part = next(p for p in content.split(b"--" + boundary) if b'name="file"' in p)
+            identity = f"file-{len(faults.files)}"
+            faults.files[identity] = part.partition(b"\r\n\r\n")[2].strip()
+            done: Any = {"id": identity}
+        elif call == "POST batches":
+            done = {"id": f"batch-{len(faults.batches)}", "status": "validating", "polls": 0, "becomes": fault} | json.loads(
+                content
+            )
+            faults.batches[done["id"]] = done
+        elif call == "GET batches" and len(parts) == 1:
+            done = {"data": list(faults.batches.values())}
+        elif call == "GET batches":
+            done = faults.batches[parts[1]]
+            done["polls"] += 1
+            if done["polls"] >= faults.polls and done["status"] == "validating":
+                self.end_batch(done)
+        else:
+            self.send(200, faults.files[parts[1]])
+            return
+        if fault == "drop":
+            self.close_connection = True
+        else:
+            self.send(200, done)
+
+    def end_batch(self, batch: dict[str, Any]) -> None:
+        if batch["becomes"] == "fail":
+            batch |= {"status": "failed", "errors": {"data": [{"message": "the file is too large", "code": "too_large"}]}}
+            return
+        outputs: dict[str, list[Any]] = {"output": [], "error": []}
+        for n, line in enumerate(map(json.loads, self.faults.files[batch["input_file_id"]].split(b"\n"))):
+            prompt = prompt_of(line["body"])
+            self.faults.bodies.append(line["body"])
+            fault = self.faults.fault(prompt, self.faults.tries[prompt])
+            self.faults.tries[prompt] += 1
+            if batch["becomes"] == "expire" and n % 2:
+                error = {"code": "batch_expired", "message": "it was too late for this one"}
+                outputs["error"].append({"custom_id": line["custom_id"], "response": None, "error": error})
+                continue
+            status, content = (
+                RESPONSES[fault][:2] if fault in RESPONSES else (200, self.good(line["body"], *COMPLETIONS.get(fault, ())))
+            )
+            response = {"status_code": status, "body": content.decode() if isinstance(content, bytes) else content}
+            outputs["output" if status == 200 else "error"].append({"custom_id": line["custom_id"], "response": response})
+        for kind, lines in outputs.items():
+            self.faults.files[f"{kind}-{batch['id']}"] = "\n".join(json.dumps(line) for line in reversed(lines)).encode()
+            batch[f"{kind}_file_id"] = f"{kind}-{batch['id']}" if lines else None
+        batch["status"] = "expired" if batch["becomes"] == "expire" else "completed"
 
     # Faults that depend on the request, or on time.
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from cotd.errors import CotdError
 from cotd.teachers.requests import Request
-from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
+from cotd.teachers.store import REFUSED_REASON, Completion
 from pipelines.annotate.engines.api.endpoint import Endpoint
 from pipelines.annotate.engines.api.errors import CutOff, Refused, TeacherRefused, Transient
 from pipelines.annotate.engines.api.pacing import Pace
@@ -28,7 +28,6 @@ FINISH_SECONDS = 10.0  # what is in flight when Ctrl-C is pressed is paid for: s
 FIRST_IN_FLIGHT, MOST_IN_FLIGHT_UNPROVEN = 4, 16
 HOPELESS = 32  # so many failures and no success: it is not the rows
 PROBE = "Say hello."
-LONGEST_REASON = 300  # characters of why a request failed
 PAID_TRIES = 3  # of responses that come, are paid for, and are not what was asked for
 
 
@@ -163,14 +162,14 @@ class ApiClient:
             if tries > self.config.retries or responses >= PAID_TRIES:
                 return self._give_up(request, str(failure), usage)
             if failure.paid and not self.may_pay_again(request):
-                return self._failed(request, f"{failure}; teacher.budget has no room for another try", usage)
+                return self.endpoint.failed(request, f"{failure}; teacher.budget has no room for another try", usage)
             await asyncio.sleep(self.pace.backoff(tries) * random.uniform(0.5, 1.0))
 
     async def _settle(self, request: Request, problem: Exception, usage: Usage, sent_at: float) -> Completion | None:
         """What becomes of a request that is not tried again."""
         if isinstance(problem, TeacherRefused):
             self._note_response()
-            return self._failed(request, str(problem), usage, REFUSED_REASON)
+            return self.endpoint.failed(request, str(problem), usage, REFUSED_REASON)
         if isinstance(problem, Refused):
             # Of a wrong setting it may do better another time. What is forbidden may be so to a key that has been revoked.
             since = sent_at if problem.forbidden else 0.0
@@ -229,9 +228,4 @@ class ApiClient:
                 f"the last {self._failed_in_a_row} requests to {self.config.base_url} all failed, the last one with: {reason}. "
                 f"{hint}What is done is kept; the same command resumes there."
             )
-        return self._failed(request, reason, usage, kind)
-
-    def _failed(self, request: Request, reason: str, usage: Usage, kind: str | None = None) -> Completion:
-        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
-        error = self.endpoint.without_key(reason)[:LONGEST_REASON]
-        return new_completion(request.key, error=error, finish_reason=kind, **tokens)
+        return self.endpoint.failed(request, reason, usage, kind)

@@ -14,7 +14,7 @@ from cotd.data.cleaning import replace_surrogates
 from cotd.errors import CotdError
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.requests import Request
-from cotd.teachers.store import Completion
+from cotd.teachers.store import Completion, new_completion
 from pipelines.annotate.engines.api.errors import (
     LONGEST_MESSAGE,
     MALFORMED,
@@ -28,6 +28,8 @@ from pipelines.annotate.engines.api.errors import (
 )
 from pipelines.annotate.engines.api.rate_limit import retry_after
 from pipelines.annotate.engines.api.responses import Usage, form_of, read_completion
+
+LONGEST_REASON = 300  # characters of why a request failed
 
 
 class Endpoint:
@@ -188,6 +190,12 @@ class Endpoint:
                 "extra_body (in which null leaves a parameter out: {temperature: null})."
             )
         return f"{self.url} refuses all requests of this kind, whatever their text ({reason}). {' '.join(settings)}"
+
+    def failed(self, request: Request, reason: str, usage: Usage, kind: str | None = None) -> Completion:
+        """The completion of a request that has none; `kind` is REFUSED_REASON if it would fail again."""
+        tokens = {"prompt_tokens": usage.prompt_tokens, "output_tokens": usage.output_tokens}
+        error = self.without_key(reason)[:LONGEST_REASON]
+        return new_completion(request.key, error=error, finish_reason=kind, **tokens)
 
     def plain(self, message: str) -> str:
         """What a server says, in one short line, without the key."""
