@@ -11,7 +11,7 @@ from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
 from cotd.students.student import Student
 from cotd.utils.files import replacing
-from serve.runtimes.base import Runtime, StudentRuntime
+from serve.runtimes.base import Runtime, StudentRuntime, label_step_obstacle
 from serve.runtimes.packages import require_packages
 from serve.runtimes.parity import EXACT, PROBES, check_parity
 
@@ -42,7 +42,7 @@ def export_student(student: Student, folder: Path, format: str) -> None:
 
     Raises:
         CotdError: there is no such format, its packages are missing, the folder is not empty, the student's label needs more
-            than one decoder step over the text alone, or the check failed: labels and token ids must be equal on the probes
+            than one decoder step of a T5 over the text alone, or the check failed: labels and token ids must be equal on the probes
             of `serve.runtimes.parity`, and probabilities within `TOLERANCE`. Nothing is left behind then.
     """
     require_format(format)
@@ -52,6 +52,8 @@ def export_student(student: Student, folder: Path, format: str) -> None:
             f"a student trained by '{student.card.get('method')}' cannot be exported: its label needs more than one decoder "
             "step, or the teacher's rationale. Use its own folder, which is in Hugging Face layout."
         )
+    if problem := label_step_obstacle(student):
+        raise CotdError(f"an export {problem}. Use the student's own folder, which is in Hugging Face layout.")
     with replacing(folder) as scratch:
         scratch.mkdir(parents=True)
         try:

@@ -98,6 +98,23 @@ def test_a_student_whose_label_is_not_the_first_word_is_refused(student: Student
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("base", "name", "problem"),
+    [
+        ("llama", "tickets", "an export computes T5, and this student is a llama"),
+        (None, "quiz", "the task 'quiz' is multiple_choice"),
+    ],
+)
+def test_a_student_whose_label_takes_more_than_one_step_of_a_t5_is_refused(
+    student_of: Any, tmp_path: Path, base: str | None, name: str, problem: str
+) -> None:
+    for format in FORMATS:
+        need(FORMATS[format])
+        with pytest.raises(CotdError, match=problem):
+            export_student(Student.load(student_of(name, base), "cpu"), tmp_path / "student", format)
+    assert not (tmp_path / "student").exists()
+
+
 def test_an_export_replaces_nothing(student: Student, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(CotdError, match=r"exists already\. Name another folder"):
