@@ -8,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from cotd.config.model import ConfigModel
 from cotd.data.config import DataConfig, Share
-from cotd.data.files import FILE_TYPES
+from cotd.data.files import ENDINGS, names_files
 from cotd.data.truncation import Truncation
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.filters import Filters
+from cotd.utils.urls import without_credentials
 
 # Arguments of vLLM that change how fast it runs and with how much memory. All others are part of a completion's identity.
 PERFORMANCE_ARGS = {
@@ -121,14 +122,16 @@ class ImportedColumns(ConfigModel):
 class ImportedConfig(ConfigModel):
     """A file of labels and rationales that a model wrote: a row for an example; several rows of one example are its samples."""
 
-    source: str | None = Field(None, description="a .parquet, .jsonl or .csv file; null: the file that data.source names")
+    source: str | None = Field(
+        None, description="a file, folder, pattern or URL, as data.source may be; null: the file that data.source names"
+    )
     columns: ImportedColumns
 
     @field_validator("source")
     @classmethod
     def known_type(cls, source: str | None) -> str | None:
-        if source is not None and not source.endswith(FILE_TYPES):
-            raise ValueError(f"not a file that ends in {', '.join(FILE_TYPES)}")
+        if source is not None and not names_files(source):
+            raise ValueError(f"not a file that ends in {ENDINGS}, or a folder, pattern or URL of such files")
         return source
 
     def files(self, data: DataConfig) -> list[str]:
@@ -136,7 +139,7 @@ class ImportedConfig(ConfigModel):
         if self.source:
             return [self.source]
         files = [data.source] if isinstance(data.source, str) else list(data.source.values())
-        return [file for file in files if file.endswith(FILE_TYPES)]
+        return [file for file in files if names_files(file)]
 
 
 class TeacherConfig(ConfigModel):
@@ -180,6 +183,11 @@ class TeacherConfig(ConfigModel):
     store: str | None = Field(
         None, description="folder of the completions, or any fsspec URL; studies may share one; null: STORAGE/completions"
     )
+
+    @field_validator("store")
+    @classmethod
+    def store_without_credentials(cls, store: str | None) -> str | None:
+        return without_credentials(store)
 
     @model_validator(mode="before")
     @classmethod
