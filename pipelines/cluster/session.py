@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
-from cotd.progress import is_verbose
+from cotd.progress import is_verbose, say
 from pipelines.cluster.runtime_env import runtime_env
 
+STARTS = 3
+SLOW_START = "timed out during startup"  # what Ray says, in an error of no kind of its own
 # Every process that Ray or vLLM starts inherits this variable, so that one whose parent has died can be found, too.
 MARKER = "COTD_SESSION"
 
@@ -41,6 +43,32 @@ ENVIRONMENT = {
     **WORKER_ENVIRONMENT,
 }
 SHARED_TIMEOUT = 120.0  # seconds for a node to start a worker that looks for a file
+
+
+def start_ray(arguments: dict[str, Any], verbose: bool) -> None:
+    """`ray.init`, tried again where a busy machine does not start Ray's processes in the half minute that Ray gives them.
+
+    Raises:
+        CotdError: they did not start in time however often it was tried.
+    """
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            with contextlib.nullcontext() if verbose else silenced_stderr():
+                ray.init(**arguments)
+            return
+        except Exception as error:
+            if SLOW_START not in str(error):
+                raise
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if attempt == STARTS:
+                raise CotdError(
+                    f"Ray did not start in {STARTS} attempts of half a minute: the machine is too busy, or short of memory. "
+                    "End what else runs on it, and run the same command again: it continues where it was."
+                ) from error
+            say(f"  Ray did not start in half a minute, as the machine is busy; attempt {attempt + 1} of {STARTS}")
 
 
 @contextlib.contextmanager
@@ -72,8 +100,7 @@ def ray_session(**init: Any) -> Iterator[None]:
     defaults |= {"include_dashboard": False, "log_to_driver": verbose, "logging_level": level}
     try:
         try:
-            with contextlib.nullcontext() if verbose else silenced_stderr():
-                ray.init(**{"address": address, **defaults, **init})
+            start_ray({"address": address, **defaults, **init}, verbose)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise CotdError(
                 f"cannot join Ray at {address}: {error}. Start it, or unset RAY_ADDRESS for a local one."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.study.config import load_config
-from pipelines.cluster.session import ray_session, require_shared
+from pipelines.cluster.session import ray_session, require_shared, start_ray
 from pipelines.sweep.plan import plan_study
 from tests.processes import free_port, running, wait_for
 
@@ -64,7 +65,7 @@ def ended(config: Path) -> dict[str, str]:
 ORIGIN = """
 import os, ray
 from pathlib import Path
-from pipelines.cluster.session import ray_session, require_shared
+from pipelines.cluster.session import ray_session, require_shared, start_ray
 
 def origin():
     import cotd
@@ -152,3 +153,21 @@ def test_every_trial_finishes_although_a_node_dies(
     assert killed, "the sweep ended before a node was killed"
     assert outcome == {**outcome, "trials": 4, "trained": 4, "failed": {}}
     assert set(ended(path).values()) == {"FINISHED"}
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(2, True), (3, False)])
+def test_a_machine_too_busy_to_start_ray_in_time_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failures: int, starts: bool
+) -> None:
+    asked: list[int] = []
+
+    def init(**arguments: Any) -> None:
+        asked.append(1)
+        if len(asked) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    with contextlib.nullcontext() if starts else pytest.raises(CotdError, match="Ray did not start in 3 attempts"):
+        start_ray({}, verbose=False)
+    assert len(asked) == 3
+    assert "attempt 2 of 3" in capsys.readouterr().err
