@@ -11,11 +11,14 @@ import time
 import uuid
 from pathlib import Path
 
+import httpx
 import pandas as pd
 import pytest
+import yaml
 
 from pipelines.demo import SHOWN
-from tests.processes import marked
+from tests.pipelines.annotate.fault_server import FaultServer
+from tests.processes import free_port, marked
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parent.parent
@@ -51,6 +54,13 @@ def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[s
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts
     )
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", trust_env=False, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def run_demo(storage: Path, environment: dict[str, str], *extra: str) -> str:
@@ -164,4 +174,74 @@ def test_stopping_the_demo_leaves_nothing(tmp_path: Path, environment: dict[str,
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "Traceback" not in output
+    assert marked(environment) == []
+
+
+def answer_about(prompt: str) -> str:
+    """What a good teacher would write about the last of the prompt's pairs."""
+    hypothesis = prompt.rpartition("hypothesis: ")[2]
+    label = "Contradiction" if "not" in hypothesis else "Entailment" if "outdoors" in hypothesis else "Neutral"
+    return json.dumps({"rationale": "What the premise says decides about the hypothesis.", "label": label})
+
+
+def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment: dict[str, str]) -> None:
+    """Annotated by chain of thought through an endpoint, swept, promoted, served, predicted: each by its command."""
+    hypotheses = {"{} is outdoors.": "entailment", "{} is not outdoors.": "contradiction", "{} has a sister.": "neutral"}
+    rows = [
+        {"premise": f"{name} is {doing}.", "hypothesis": text.format(name), "gold": label, "split": split}
+        for name, split in {"Ada": "train", "Ben": "train", "Cleo": "validation", "Dan": "test"}.items()
+        for doing in ("climbing a tree", "fishing in a river", "walking along the beach", "planting a hedge")
+        for text, label in hypotheses.items()
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    store = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+
+    def run(*arguments: str) -> str:
+        command = [*COTD, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    teacher = FaultServer()
+    teacher.write = answer_about
+    with teacher.serving() as url:
+        study = {
+            "name": "pairs",
+            "task": "nli",
+            "data": {
+                "source": "pairs.csv",
+                "input": "premise: {premise} hypothesis: {hypothesis}",
+                "columns": {"label": "gold", "split": "split"},
+            },
+            "teacher": {"model": "teacher-1", "strategy": "chain_of_thought", "api": {"base_url": url, "key_env": None}},
+            "sizes": {"tiny": str(tiny_t5)},
+            "grid": {"method": ["finetune", "cot_unlabelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
+            "training": {"steps": 2, "batch_size": 4, "eval_every": 2, "max_input_tokens": 64, "max_target_tokens": 16},
+            "tracking": {"uri": store},
+        }
+        (tmp_path / "pairs.yaml").write_text(yaml.safe_dump(study))
+        run("annotate", "pairs.yaml", "--yes")
+    annotations = pd.read_parquet(tmp_path / "runs" / "pairs" / "annotations" / "annotations.parquet")
+    own = annotations[annotations["gold_conditioned"].eq(False)]
+    assert own["label"].value_counts().to_dict() == dict.fromkeys(hypotheses.values(), 8)
+    assert any("premise: Ada is climbing a tree. hypothesis: Ada has a sister." in prompt for prompt in teacher.prompts)
+
+    assert "2 trials, 2 trained now, 0 failed" in run("sweep", "pairs.yaml")
+    run("promote", "pairs.yaml")
+    port = free_port()
+    serving = start([*COTD, "serve", "--port", str(port), "--tracking-uri", store], environment)
+    try:
+        text = "premise: Eve is skiing. hypothesis: Eve is outdoors."
+        deadline = time.monotonic() + 120
+        while not healthy(f"http://127.0.0.1:{port}"):
+            assert serving.poll() is None, serving.stdout.read() if serving.stdout else ""
+            assert time.monotonic() < deadline, "the endpoint did not start"
+            time.sleep(0.5)
+        (row,) = json.loads(run("predict", text, "--url", f"http://127.0.0.1:{port}", "--rationale", "--json"))
+    finally:
+        serving.send_signal(signal.SIGINT)
+        serving.communicate(timeout=60)
+    assert set(row["probabilities"]) == {"entailment", "neutral", "contradiction"}
+    assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     assert marked(environment) == []
