@@ -44,7 +44,7 @@ class Board:
         self.running: dict[str, Running] = {}
         self.steps: dict[str, int] = {}  # trial id → its last scored step
         self.resumed_at: dict[str, int] = {}  # trial id → the step of the checkpoint that it continues from
-        self.counts = {"done": 0, "pruned": 0, "failed": 0}
+        self.counts = {"done": 0, "pruned": 0, "failed": 0, "elsewhere": 0}
         self.ended: set[str] = set()
         self.best = best
         self.started_at = time.monotonic()
@@ -75,7 +75,7 @@ class Board:
         self.log_progress()
 
     def end(self, trial: Trial, state: str, message: str, validation: float | None = None) -> None:
-        """A trial is `done`, `pruned` or `failed`."""
+        """A trial is `done`, `pruned`, `failed`, or trained `elsewhere`, by another sweep."""
         self.counts[state] += 1
         self.ended.add(trial.id)
         self.running.pop(trial.id, None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
+import tempfile
+import uuid
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -13,7 +15,6 @@ from cotd.errors import CotdError
 from cotd.progress import say, steady_stream
 from cotd.storage.sync import sync_study
 from cotd.storage.tracking_store import attempt, friendly_errors
-from cotd.storage.urls import open_remote
 from cotd.storage.working_copy import copy_of
 from cotd.study.config import StudyConfig
 from cotd.study.grid import MANY_TRIALS
@@ -30,7 +31,8 @@ from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.gang_queue import GangQueue
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.search import METRIC, scheduler
-from pipelines.sweep.trial import run_trial, tune_storage
+from pipelines.sweep.share import run_and_share
+from pipelines.sweep.trial import run_trial
 from pipelines.sweep.vocabulary import check_vocabulary
 from pipelines.sweep.watch import TrialWatcher, error_line
 
@@ -41,6 +43,7 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's state is never restored
 }
+SWEEP = uuid.uuid4().hex  # names this process to the sweeps that share a study on remote storage
 
 
 @sync_study
@@ -51,8 +54,8 @@ def sweep(config: StudyConfig, yes: bool = False) -> dict[str, Any]:
         yes: do not ask whether a very large grid is meant.
 
     Returns:
-        `trials`: their number; `trained`; `pruned` (samples of a search that were given up); `failed` (trial id → last line
-        of its error); `best` (of all finished trials by validation: trial_id, title and validation_accuracy, or None);
+        `trials`: their number; `trained` (by this sweep); `pruned` (samples of a search that were given up); `failed` (trial id → last
+        line of its error); `best` (of all finished trials by validation: trial_id, title and validation_accuracy, or None);
         `behind` (number of trials whose end MLflow lacks, because it has stopped responding).
 
     Raises:
@@ -92,6 +95,7 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
     pending = plan.pending()
     check_vocabulary(plan, pending)
     ended = plan.without(pending)
+    elsewhere: list[Trial] = []  # trained by other sweeps
     status, behind = "KILLED", 0
     with friendly_errors(tracker.uri):
         tracker.start_study()
@@ -107,18 +111,18 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
                 with ray_session():
                     if not config.remote:
                         require_shared(plan.examples)
-                    run_trials(plan, pending, follower)
+                    elsewhere = run_and_share(plan, pending, partial(run_trials, plan, follower=follower))
             failed = {t.id: error_line(plan.folder(t).error) for t in plan.pending()}
             status = "FAILED" if failed else "FINISHED"
         finally:
             with ignore_interrupts():
-                behind = follower.close(pending)
+                behind = follower.close([t for t in pending if t not in elsewhere])
                 if attempt(lambda: tracker.end_study(status)) or behind:
                     say(f"  MLflow does not respond and lacks the end of {behind} trials, which are in their folders.")
                     say("  Run the same command again when it does: they are written then, and nothing is trained twice.")
-    pruned = sum(plan.folder(t).pruned for t in pending)
+    pruned = sum(plan.folder(t).pruned for t in pending if t not in elsewhere)
     return {
-        "trials": len(plan.trials), "trained": len(pending) - len(failed) - pruned, "pruned": pruned, "failed": failed,
+        "trials": len(plan.trials), "trained": len(pending) - len(elsewhere) - len(failed) - pruned, "pruned": pruned, "failed": failed,
         "best": best_done(plan), "behind": behind,
     }  # fmt: skip
 
@@ -132,8 +136,15 @@ def best_done(plan: Plan) -> dict[str, Any] | None:
     return {"trial_id": trial.id, "title": trial.title, METRIC: result["validation"]["accuracy"]}
 
 
-def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> None:
-    """Runs trials on Ray Tune in the order given, as many at once as their resources allow."""
+def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower, stale: dict[str, int]) -> list[Trial]:
+    """Runs trials on Ray Tune in the order given, as many at once as their resources allow.
+
+    Args:
+        stale: trial → number of another sweep's lease that has lapsed; see `pipelines.sweep.share`.
+
+    Returns:
+        The trials that another sweep of the study works on.
+    """
     os.environ.update(TUNE_ENVIRONMENT)
     config = plan.config
     by_size = needs_by_size(config, [t.size for t in pending])
@@ -146,7 +157,11 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
         copy_of(config.remote, config.directory).push()  # what workers pull
     earlier = plan.without(pending) if config.search else []
     best = best_done(plan)
-    with Board({t.id: plan.cost(t) for t in pending}, pending, (best[METRIC], best["title"]) if best else None) as board:
+    with (
+        tempfile.TemporaryDirectory(prefix="cotd-tune-") as state,
+        Board({t.id: plan.cost(t) for t in pending}, pending, (best[METRIC], best["title"]) if best else None) as board,
+    ):
+        watcher = TrialWatcher(plan, pending, follower, board)
         tuner = tune.Tuner(
             tune.with_resources(
                 run_trial,
@@ -154,6 +169,8 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
             ),
             param_space={
                 "storage": config.remote,
+                "sweep": SWEEP,
+                "stale": stale,
                 "directory": str(config.directory),
                 "folder": tune.grid_search(list(needs)),
                 "examples": plan.examples,
@@ -172,15 +189,11 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower) -> No
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                **tune_storage(config.remote, config.directory),
+                storage_path=state,  # of no further use: what counts is in the trials' folders
                 failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
-                callbacks=[TrialWatcher(plan, pending, follower, board)],
+                callbacks=[watcher],
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        finally:  # remove Tune's own state; ours is in the trials' folders
-            files, path = open_remote(config.remote or str(config.directory))
-            with contextlib.suppress(OSError):
-                files.rm(f"{path}/tune", recursive=True)
+        tuner.fit()
+    return watcher.elsewhere

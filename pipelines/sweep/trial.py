@@ -11,34 +11,38 @@ from typing import Any
 import ray
 from ray import train, tune
 
-from cotd.storage.sync import sync_trial
-from cotd.storage.urls import open_remote
+from cotd.storage.lease import LeaseLost
+from cotd.storage.sync import hold_lease, sync_trial
 from cotd.tracking.system_metrics import sample_load
 from cotd.training.folder import TrialFolder
 from pipelines.annotate.files import read_rationales, read_teacher_test
 from pipelines.sweep.search import METRIC
 from pipelines.sweep.workers import train_together
 
-
-def tune_storage(remote: str | None, directory: Path) -> dict[str, Any]:
-    """Arguments that have Tune keep its own state where every node can reach it: in the study's storage."""
-    if remote is None:
-        return {"storage_path": str(directory)}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    files, path = open_remote(remote)
-    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(files))}
+ELSEWHERE = "elsewhere"  # reported of a trial that another sweep of the study works on
 
 
 def run_trial(params: dict[str, Any]) -> None:
-    """Trains a trial in this Ray worker, or in several that this one starts and follows."""
+    """Trains a trial in this Ray worker, or in several that this one starts and follows, unless another sweep does."""
+    if params["storage"] is None:
+        train_or_follow(params)
+        return
+    trial = Path(params["folder"]).name
+    with hold_lease(params["storage"], trial, params["sweep"], params["stale"].get(trial)) as lease:
+        if lease is not None:
+            with contextlib.suppress(LeaseLost):
+                train_or_follow({**params, "lease": lease})
+                return
+    tune.report({"step": 0, METRIC: 0.0, ELSEWHERE: True})
+
+
+def train_or_follow(params: dict[str, Any]) -> None:
     needs = params["workers"].get(params["folder"])
     if needs is None:
         threads = max(1, int(tune.get_context().get_trial_resources().head_cpus))
         train_here({**params, "threads": threads})
     else:
-        storage = tune_storage(params["storage"] and f"{params['storage']}/tune", Path(params["directory"]) / "tune")
-        train_together(train_here, {**params, "threads": needs.threads}, needs, storage)
+        train_together(train_here, {**params, "threads": needs.threads}, needs)
 
 
 @sync_trial
@@ -51,7 +55,13 @@ def train_here(params: dict[str, Any]) -> None:
     from cotd.training.train import train_trial
 
     torch.set_num_threads(params["threads"])
-    report = train.report if "worker" in params else tune.report
+    send, lease = train.report if "worker" in params else tune.report, params.get("lease")
+
+    def report(point: dict[str, Any]) -> None:
+        if lease is not None and lease.lost:
+            raise LeaseLost("another sweep has taken this trial over")
+        send(point)
+
     folder, first = TrialFolder(Path(params["folder"])), not params.get("worker")
     if folder.done:  # it failed after its end, and is tried again
         report({"step": folder.result()["steps"], METRIC: folder.result()["validation"]["accuracy"]})

@@ -16,27 +16,36 @@ from pipelines.sweep.board import Board
 from pipelines.sweep.follower import MlflowFollower
 from pipelines.sweep.plan import Plan
 from pipelines.sweep.search import METRIC
+from pipelines.sweep.trial import ELSEWHERE
 
 
 class TrialWatcher(tune.Callback):
-    """Passes what Tune reports of its trials on to the board and to MLflow's follower. Lives in the driver alone."""
+    """Passes what Tune reports of its trials on to the board and to MLflow's follower. Lives in the driver alone.
+
+    Attributes:
+        elsewhere: the trials that another sweep of the study works on; it writes their runs.
+    """
 
     def __init__(self, plan: Plan, pending: list[Trial], follower: MlflowFollower, board: Board):
         self.config = plan.config
         self.trials = {str(plan.folder(t).path): t for t in pending}
         self.follower = follower
         self.board = board
+        self.elsewhere: list[Trial] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks to restore an experiment, and a sweep is restored from the trials' folders."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        planned, _folder = self.planned(trial)
+        planned = self.trials[trial.config["folder"]]
         self.board.start(planned)
-        self.follower.note(planned)
+        if not self.config.remote:  # else a score tells that it is trained here
+            self.follower.note(planned)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if result.get(ELSEWHERE):
+            return
         planned, _folder = self.planned(trial)
         self.board.score(planned, int(result["step"]), result.get(METRIC))
         self.follower.note(planned)
@@ -46,6 +55,11 @@ class TrialWatcher(tune.Callback):
         say(f"  {planned.title}: failed, and is tried again from its last checkpoint: {failure_reason(trial, folder)}")
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        if trial.last_result.get(ELSEWHERE):
+            planned = self.trials[trial.config["folder"]]
+            self.elsewhere.append(planned)
+            self.board.end(planned, ELSEWHERE, "another sweep of the study trains it")
+            return
         planned, folder = self.planned(trial)
         if folder.done:
             result = folder.result()
@@ -53,6 +67,8 @@ class TrialWatcher(tune.Callback):
         else:  # ASHA has stopped it
             point = (folder.curve() or [{"step": 0}])[-1]
             folder.write_pruned(point)
+            if self.config.remote:  # other sweeps of the study give it up, too
+                copy_of(self.config.remote, self.config.directory).push(f"trials/{planned.id}")
             self.board.end(planned, "pruned", f"given up at step {point['step']:,}, validation {point.get(METRIC, 0):.1%}")
         self.follower.note(planned, ended=True)
 

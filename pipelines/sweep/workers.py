@@ -8,6 +8,8 @@ the folder.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,27 +20,28 @@ from cotd.training.folder import TrialFolder
 from cotd.utils.text import first_line
 from pipelines.cluster.resources import Needs
 
+# The others wait for the first worker's validation in a collective, by default half an hour at most. Ray Train notices a worker
+# that has died, and ends all: this is for one that hangs.
+COLLECTIVE_SECONDS = 4 * 3600
 
-def train_together(
-    work: Callable[[dict[str, Any]], None], params: dict[str, Any], needs: Needs, storage: dict[str, Any]
-) -> None:
+
+def train_together(work: Callable[[dict[str, Any]], None], params: dict[str, Any], needs: Needs) -> None:
     """Has workers call `work` with `params` and their own number as `worker`, and waits for them.
 
     A failure leaves its traceback in the trial's folder, or which worker has died.
-
-    Args:
-        storage: where Ray Train may keep its own state: `storage_path` and, where that is not a folder, `storage_filesystem`.
 
     Raises:
         CotdError: a worker failed or died. All of them have ended.
     """
     from ray import train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     def as_worker(config: dict[str, Any]) -> None:
         work({**config, "worker": train.get_context().get_world_rank()})
 
+    # Its own state alone, which goes with it: checkpoints are in the trial's folder.
+    state = tempfile.mkdtemp(prefix="cotd-train-")
     trainer = TorchTrainer(
         as_worker,
         train_loop_config=params,
@@ -49,8 +52,9 @@ def train_together(
             name=f"workers-{uuid.uuid4().hex}",
             callbacks=[TuneReportCallback()],
             worker_runtime_env={} if needs.gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
-            **storage,
+            storage_path=state,
         ),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
     )
     try:
         trainer.fit()
@@ -61,6 +65,8 @@ def train_together(
             if died or not folder.error.is_file():  # a worker that is alive has written its traceback
                 folder.error.write_text(reason + "\n", encoding="utf-8")
         raise CotdError(reason) from error
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
 
 
 def first_cause(failures: dict[int, Exception]) -> tuple[bool, str]:
