@@ -1,0 +1,119 @@
+"""Methods with targets of another kind, or with stages, by students of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from cotd.students.backends.choose import make_backend
+from cotd.students.base_models import load_base
+from cotd.students.student import Student
+from cotd.training.collate import collate, multi_task_loss
+from cotd.training.methods import METHODS
+from cotd.training.pairs import training_pairs
+from cotd.training.train import train_trial
+from tests.cotd.training.helpers import encode_pairs, make_folder, make_trial, train_killed_and_resumed
+from tests.tasks import SENTIMENT
+from tests.tiny_models import MAKERS, write_tiny
+
+KINDS = ["t5_v1_1", "bart", "llama", "bert"]  # a model of each kind
+
+
+@pytest.fixture(scope="module")
+def base(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Writes a tiny model of a name, once."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+
+    def folder(name: str) -> Path:
+        path = tmp_path_factory.getbasetemp() / f"tiny-{name}"
+        return path if path.is_dir() else write_tiny(name, path, tokenizer)
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def soft(examples: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:
+    """The annotations with probabilities: the teacher is sure of most labels, and wrong about none."""
+    sure = [[0.8, 0.2] if label == "negative" else [0.2, 0.8] for label in annotations["label"]]
+    return annotations.assign(probabilities=sure)
+
+
+def loss_of(pairs: pd.DataFrame, backend: Any) -> float:
+    batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
+    return multi_task_loss(backend, batch["parts"][0], batch["totals"]).item()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_loss_of_a_soft_label_is_its_answers_losses_by_their_probabilities(
+    name: str, base: Any, examples: pd.DataFrame, soft: pd.DataFrame
+) -> None:
+    model, tokenizer = load_base(str(base(name)), SENTIMENT.labels)
+    backend = make_backend(model.eval(), tokenizer, SENTIMENT, {})
+    train = examples[examples["split"] == "train"].head(5)
+    pairs = training_pairs(METHODS["distill_soft"], train, soft, SENTIMENT)
+    assert len(pairs) == 2 * len(train)
+    # Both answers have as many tokens, so that each example weighs alike.
+    by_hand = [p.weight * loss_of(pairs.iloc[[i]].assign(weight=1.0), backend) for i, p in enumerate(pairs.itertuples())]
+    assert loss_of(pairs, backend) == pytest.approx(sum(by_hand) / len(train), rel=1e-4)
+    certain = soft.assign(probabilities=[[1.0, 0.0] if label == "negative" else [0.0, 1.0] for label in soft["label"]])
+    hard = training_pairs(METHODS["distill"], train, soft, SENTIMENT)
+    pd.testing.assert_frame_equal(training_pairs(METHODS["distill_soft"], train, certain, SENTIMENT), hard)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["t5_v1_1", "llama", "bert"])
+def test_soft_labels_are_learned_as_probabilities(
+    name: str, base: Any, examples: pd.DataFrame, soft: pd.DataFrame, tmp_path: Path
+) -> None:
+    rate = 5e-3 if MAKERS[name][0] in ("causal", "encoder") else 1e-2
+    trial = make_trial(base(name), "distill_soft", steps=120, eval_every=120, learning_rate=rate)
+    result = train_trial(trial, make_folder(tmp_path / "soft"), examples, soft)
+    assert result["test"]["accuracy"] == 1.0
+    student = Student.load(tmp_path / "soft" / "student", device="cpu")
+    student.temperature = 1.0
+    scores = [p.score for p in student.predict(list(examples.loc[examples["split"] == "train", "text"]))]
+    assert sum(scores) / len(scores) == pytest.approx(0.8, abs=0.1), "as sure as its teacher"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["t5_v1_1", "bart", "llama"])
+def test_cot_after_answers_in_one_step_and_goes_on_when_asked_why(
+    name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    rate = 5e-3 if name == "llama" else 1e-2
+    trial = make_trial(base(name), "cot_after", steps=240, eval_every=240, max_target_tokens=24, learning_rate=rate)
+    result = train_trial(trial, make_folder(tmp_path / "after"), examples, annotations)
+    assert result["test"]["accuracy"] == 1.0
+    student = Student.load(tmp_path / "after" / "student", device="cpu")
+    assert (student.can_explain, student.rationale_before_label, student.answer_kind) == (True, False, "label")
+    texts = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
+    assert [p.label for p in student.predict(texts)] == ["positive", "negative"]
+    warm, dull = student.explain(texts)
+    assert (warm.startswith("The reviewer finds it warm"), dull.startswith("The reviewer finds it dull")) == (True, True)
+    source, _ = student.backend.sources(texts[:1], "label", 64)
+    (alone,) = student.backend.generate(source, "label", 24)
+    assert student.tokenizer.decode(alone).strip() == "positive", "asked for a label alone, it ends after it"
+
+
+def test_stages_share_the_steps_and_begin_where_the_one_before_ended(
+    tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    trial = make_trial(tiny_t5, "distill_then_finetune", learning_rate=1e-3)
+    assert [(stage.method, stage.training.steps) for stage in trial.stages] == [("distill", 4), ("finetune", 4)]
+    assert [stage.training.steps for stage in make_trial(tiny_t5, "distill_then_finetune", steps=7).stages] == [4, 3]
+    whole = make_folder(tmp_path / "whole")
+    result = train_trial(trial, whole, examples, annotations)
+    assert (result["steps"], result["train_examples"], result["train_pairs"]) == (8, 24, 48)
+    assert [point["step"] for point in whole.curve()] == [2, 4, 6, 8]
+    assert not whole.checkpoints.exists()
+    kept = Student.load(whole.student, device="cpu").model.state_dict()
+    for killed_at, resumed in ((4, [4, 6, 8]), (6, [4, 6, 8]), (8, [8])):
+        folder = make_folder(tmp_path / f"killed-{killed_at}")
+        assert train_killed_and_resumed(killed_at, trial, folder, examples, annotations) == resumed
+        again = Student.load(folder.student, device="cpu").model.state_dict()
+        assert all(torch.equal(value, again[name]) for name, value in kept.items())
