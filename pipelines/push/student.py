@@ -10,11 +10,13 @@ from cotd.evaluation.metrics import accuracy_table
 from cotd.storage.hub import cell, push, without_places
 from cotd.students.base_models import HUB_ID, find_student
 from cotd.students.student import Student
+from cotd.tasks.samples import sample_examples
 from cotd.training.methods import METHODS
 from cotd.utils.files import write_text
 from cotd.utils.text import format_percent
 
-EXAMPLE = "A warm and funny film."
+# What a hub calls a kind of task.
+HUB_TASKS = {"classification": "text-classification", "multiple_choice": "multiple-choice", "numeric": "text-generation"}
 METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "roc_auc": "roc_auc"}  # the card's name → the hub's
 LIBRARY_USE = """
 With `transformers` alone:
@@ -71,8 +73,8 @@ def model_card(student: Student, name: str, hub_base: str | None) -> str:
     parameters = sum(p.numel() for p in student.model.parameters())
     lines = [
         "---", front_matter(student, name, hub_base), "---", "", f"# {name.partition('/')[2]}", "",
-        f"A {student.model.config.model_type.upper()} of {parameters:,} parameters that predicts the label of a text for the task "
-        f"'{task.name}'{does}. Labels: {', '.join(task.labels)}. It was trained with cotd; `cotd.json` holds every setting.", "",
+        f"A {student.model.config.model_type.upper()} of {parameters:,} parameters that answers the task '{task.name}': "
+        f"{task.noun} → {task.expected()}{does}. It was trained with cotd; `cotd.json` holds every setting.", "",
         "## Training", "", "| | |", "|---|---|", *(f"| {key} | {cell(value)} |" for key, value in training_rows(card)), "",
     ]  # fmt: skip
     if metrics := card.get("metrics"):
@@ -88,15 +90,13 @@ def front_matter(student: Student, name: str, hub_base: str | None) -> str:
     test = card.get("metrics", {}).get("test", {})
     source = source_name(card)
     results = [
-        EvalResult(
-            "text-classification", source, source, metric, round(test[key], 4), dataset_split="test", task_name=task.name
-        )
+        EvalResult(HUB_TASKS[task.kind], source, source, metric, round(test[key], 4), dataset_split="test", task_name=task.name)
         for key, metric in METRICS.items()
         if key in test
     ]
     return ModelCardData(
         license="apache-2.0", base_model=hub_base, library_name="transformers", metrics=[r.metric_type for r in results] or None,
-        tags=["cotd", "text-classification", task.name, card["method"], *["distillation"] * METHODS[card["method"]].distilled],
+        tags=["cotd", HUB_TASKS[task.kind], task.name, card["method"], *["distillation"] * METHODS[card["method"]].distilled],
         model_name=name.partition("/")[2], eval_results=results or None,
     ).to_yaml()  # fmt: skip
 
@@ -125,14 +125,16 @@ def training_rows(card: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def use_lines(student: Student, name: str) -> list[str]:
     """How to use the student, with cotd and without."""
+    sample = sample_examples(student.task)[0]
+    given = f"[{sample.text!r}]" + (f", choices=[{list(sample.choices)!r}]" if sample.choices else "")
     lines = [
         "```python",
         "import cotd",
         "",
         f'student = cotd.Student.load("{name}")',
-        f'print(student.predict(["{EXAMPLE}"])[0].label)',
+        f"print(student.predict({given})[0].label)",
     ]
-    lines += [f'print(student.explain(["{EXAMPLE}"])[0])'] * student.can_explain + ["```"]
+    lines += [f"print(student.explain({given})[0])"] * student.can_explain + ["```"]
     if student.rationale_before_label:
         return [
             *lines,
@@ -146,7 +148,7 @@ def use_lines(student: Student, name: str) -> list[str]:
     limit = f", truncation=True, max_length={longest}" if tail == 1 else ""
     cut = "" if tail == 1 else f"\nids = ids if len(ids) <= {longest} else ids[: {longest - tail}] + ids[-{tail}:]"
     library_use = LIBRARY_USE.format(
-        name=name, text=student.task.label_prefix + EXAMPLE, limit=limit, cut=cut, start=student.model.config.decoder_start_token_id,
+        name=name, text=student.task.label_prefix + sample.text, limit=limit, cut=cut, start=student.model.config.decoder_start_token_id,
         first_tokens=dict(zip(student.task.labels, student.first_tokens, strict=True)),
     )  # fmt: skip
     return [*lines, library_use]
@@ -161,8 +163,11 @@ def limits(student: Student) -> list[str]:
         "- Its metrics hold for examples like those that it was tested on; expect less of texts of another kind or language.",
         "- It has learned the mistakes and biases of its base model, its examples and its teacher, if it had one.",
         "- The terms of these may restrict its use beyond the license above.",
-        f"- Probabilities are logits divided by {student.temperature:.4g}, a temperature fitted on validation examples.",
     ]
+    if not student.free_answers:
+        lines.append(
+            f"- Probabilities are logits divided by {student.temperature:.4g}, a temperature fitted on validation examples."
+        )
     return (
         lines
         + ["- Its rationales are text that goes with the label, not an account of how it was found."] * student.can_explain

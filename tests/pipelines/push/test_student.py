@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from pipelines.push.student import EXAMPLE, push_student
+from pipelines.push.student import push_student
 
 
 @pytest.fixture
@@ -40,13 +40,15 @@ def printed(code: str) -> str:
 
 def test_the_folder_holds_the_student(folder: Path, trained: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {p.name for p in trained.iterdir()} | {"README.md"}
-    assert Student.load(folder, "cpu").predict([EXAMPLE]) == Student.load(trained, "cpu").predict([EXAMPLE])
+    assert Student.load(folder, "cpu").predict(["A warm and funny film."]) == Student.load(trained, "cpu").predict(
+        ["A warm and funny film."]
+    )
 
 
 def test_the_card_says_how_the_student_was_trained_and_measured(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     for line in (
-        "Labels: negative, positive.", "| method | `cot_labelled`: labelled CoT distillation |", "| seed | 3 |",
+        "review → one of negative, positive", "| method | `cot_labelled`: labelled CoT distillation |", "| seed | 3 |",
         "| fraction of the training examples | 10 % |", "| examples | reviews.csv, test.csv |",
         "| teacher | teacher (score_then_explain), 87.6% of 500 test examples right |",
         "| test | 82.3% | [70.0%, 90.0%] | 1,000 |", "Of texts of more than 64 tokens their end is not read.",
@@ -73,7 +75,7 @@ def test_a_base_model_on_the_hub_is_named(trained: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("truncation", ["head", "head_tail"])
-@pytest.mark.parametrize("text", [EXAMPLE, "A warm and funny film. " * 20 + "Not!"])
+@pytest.mark.parametrize("text", ["A warm and funny film.", "A warm and funny film. " * 20 + "Not!"])
 def test_both_snippets_of_the_card_give_the_students_label(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncation: str, text: str
 ) -> None:
@@ -84,7 +86,9 @@ def test_both_snippets_of_the_card_give_the_students_label(
     student.save("changed")
     push_student("changed", "me/mine", dry_run=True)
     reader = Student.load("changed", "cpu")
-    by_cotd, by_transformers = (code.replace(EXAMPLE, text) for code in snippets(tmp_path / "runs/push/me/mine"))
+    by_cotd, by_transformers = (
+        code.replace("A warm and funny film.", text) for code in snippets(tmp_path / "runs/push/me/mine")
+    )
     label = reader.predict([text])[0].label
     assert printed(by_cotd).splitlines()[0] == label
     lines = printed(by_transformers + "print([logits[i].item() for i in first_tokens.values()])\n").splitlines()
