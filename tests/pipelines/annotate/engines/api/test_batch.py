@@ -104,7 +104,6 @@ def test_rows_that_fail_are_quarantined_and_expired_ones_asked_again(batched: Ma
     assert 0 < summary["annotations"]["quarantined"]["it was too late for this one"] < 48
     server.batch_fault = lambda call, number: None
     assert annotate(late, yes=True)["annotations"]["usable"] == 48
-    assert set(server.tries.values()) <= {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +141,6 @@ def test_batches_are_as_large_as_the_provider_allows(
 
 
 def test_a_budget_limits_what_is_sent(batched: MakeStudy, provider: Provider) -> None:
-    summary = annotate(batched("teacher.budget.max_tokens=4500"), yes=True)
+    summary = annotate(batched("teacher.budget.max_tokens=2500"), yes=True)
     assert 0 < summary["annotations"]["usable"] < 48
-    assert summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"] <= 4500
+    assert summary["spent"]["prompt_tokens"] + summary["spent"]["output_tokens"] <= 2500
