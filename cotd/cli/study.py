@@ -88,11 +88,14 @@ def annotate(
         lines = list(preview(study, 2 if rows is None else rows))
         show(context, as_json, {"preview": lines}, lines)
         return
-    tracker = StudyTracker(study)  # before anything is paid: a store that cannot be used is an error
-    summary = run(study, yes=yes, retry_errors=retry_errors)
+
+    def open_store() -> None:
+        StudyTracker(study)
+
+    summary = run(study, yes=yes, retry_errors=retry_errors, before_asking=open_store)
     files = AnnotationFiles.of(study)
     show(context, as_json, summary, summary_lines(summary, files.annotations))
-    tracker.log_teacher(summary, files.page)
+    StudyTracker(study).log_teacher(summary, files.page)
 
 
 @app.command()

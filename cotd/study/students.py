@@ -8,8 +8,7 @@ from typing import Any
 from cotd.errors import CotdError
 from cotd.students.backends.base import tokenizer_problem
 from cotd.students.backends.causal.prompts import Frame
-from cotd.students.backends.encoder import encoder_problem
-from cotd.students.backends.kinds import context_length, model_kind
+from cotd.students.backends.kinds import context_length, encoder_problem, model_kind
 from cotd.students.base_models import read_base
 from cotd.students.partial import partial_problem, skeleton
 from cotd.study.config import StudyConfig

@@ -53,5 +53,6 @@ class MultipleChoice(Task):
 
     def render(self, text: str, choices: Sequence[str] | None = None) -> str:
         """The text and its options, with letters."""
-        listed = " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, () if choices is None else choices, strict=False))
+        options = () if choices is None else choices
+        listed = " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, options, strict=False))
         return f"{text} {listed}".strip()

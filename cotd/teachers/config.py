@@ -178,7 +178,9 @@ class TeacherConfig(ConfigModel):
     )
     engine: EngineConfig = EngineConfig()
     api: ApiConfig | None = Field(None, description="an OpenAI-compatible endpoint in place of an engine here")
-    imported: ImportedConfig | None = Field(None, description="a file of what a model wrote, in place of asking one")
+    imported: ImportedConfig | None = Field(
+        None, description="a file of what a model wrote, in place of asking one; `answers` is another name for it"
+    )
     budget: BudgetConfig = BudgetConfig()
     store: str | None = Field(
         None, description="folder of the completions, or any fsspec URL; studies may share one; null: STORAGE/completions"
@@ -192,7 +194,11 @@ class TeacherConfig(ConfigModel):
     @model_validator(mode="before")
     @classmethod
     def default_strategy(cls, plain: Any) -> Any:
-        if isinstance(plain, dict) and plain.get("imported") is not None:
+        if not isinstance(plain, dict):
+            return plain
+        if "answers" in plain and "imported" not in plain:
+            plain = {"imported" if key == "answers" else key: value for key, value in plain.items()}
+        if plain.get("imported") is not None:
             return {"strategy": "imported"} | plain
         return plain
 

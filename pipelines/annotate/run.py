@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -33,7 +34,12 @@ from pipelines.cluster.runtime_env import require_lasting
 
 @sync_study
 def annotate(
-    config: StudyConfig, complete: Complete | None = None, *, yes: bool = False, retry_errors: bool = False
+    config: StudyConfig,
+    complete: Complete | None = None,
+    *,
+    yes: bool = False,
+    retry_errors: bool = False,
+    before_asking: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Annotates a study's training examples, and scores the teacher on those test examples that have a gold label.
 
@@ -45,6 +51,7 @@ def annotate(
         yes: accept an endpoint's price without a question.
         retry_errors: ask only about quarantined examples and requests that failed, also those refused for good and those
             whose completions cannot be used, which are sampled anew.
+        before_asking: called once the input is known to be good; what it raises ends the run before anything is paid.
 
     Returns:
         The summary, which is also in `summary.json`: counts, the teacher's accuracy with its interval (None without
@@ -64,6 +71,8 @@ def annotate(
     if config.teacher.imported and retry_errors:
         raise CotdError("--retry-errors needs a teacher that can be asked: teacher.imported is a file. Fix the file instead.")
     job = load_job(config)
+    if before_asking:
+        before_asking()
     files = AnnotationFiles.of(config)
     budget = Budget(config.teacher.budget, job.teacher.count)
     only = quarantined_ids(config.name, files) if retry_errors else None

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from cotd.data.truncation import Truncation, tail_length, truncate
 from cotd.errors import CotdError
 from cotd.students.backends.base import Backend, Pair, padded
+from cotd.students.backends.kinds import encoder_problem
 from cotd.tasks.base import Task
 
 GROUP_ROWS = 8  # rows that are padded to one width
@@ -105,13 +106,3 @@ class Encoder(Backend):
         written: Sequence[list[int]] | None = None,
     ) -> list[list[int]]:
         raise CotdError("an encoder labels and writes nothing. Use a causal or encoder-decoder student.")
-
-
-def encoder_problem(task: Task) -> str | None:
-    """Why an encoder cannot be a task's student, or None."""
-    if task.labels:
-        return None
-    return (
-        f"an encoder tells a fixed set of labels apart, and the task '{task.name}' is {task.kind}. "
-        "Use a causal or encoder-decoder student."
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cotd.errors import CotdError
+from cotd.tasks.base import Task
 
 # The encoder-decoders that `cotd.students.backends.t5` computes without padding.
 PACKED = ("t5", "mt5")
@@ -67,3 +68,13 @@ def context_length(config: Any) -> int | None:
         return None
     shifted = "roberta" in config.model_type or config.model_type in ("camembert", "longformer", "mpnet")
     return positions - config.pad_token_id - 1 if shifted else positions
+
+
+def encoder_problem(task: Task) -> str | None:
+    """Why an encoder cannot be a task's student, or None."""
+    if task.labels:
+        return None
+    return (
+        f"an encoder tells a fixed set of labels apart, and the task '{task.name}' is {task.kind}. "
+        "Use a causal or encoder-decoder student."
+    )

@@ -32,7 +32,7 @@ def test_it_finds_a_minimum_and_decays_what_it_should() -> None:
 def test_the_trainer_knows_every_optimiser(name: str) -> None:
     from transformers import TrainingArguments
 
-    optim, custom = TRAINER_NAMES[name], custom_optimizer(name, 0.01, 0.0)
+    optim, custom = TRAINER_NAMES[name], custom_optimizer(name, 0.01, 0.0, 0.98)
     assert TrainingArguments(optim=optim, use_cpu=True, report_to="none").optim == optim
     assert (custom is not None) == name.startswith("scaled")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cotd.students.backends import packing
 from cotd.students.backends.seq2seq import padded_logits
 from cotd.students.backends.t5 import packed
 from cotd.students.backends.t5.packed import run_block, token_states
@@ -29,7 +30,7 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
     model = T5ForConditionalGeneration(T5Config(**shape, **kind, dropout_rate=0.0, decoder_start_token_id=0)).eval()
     computed: list[Any] = []
     monkeypatch.setattr(packed, "run_block", lambda *inputs: computed.append(inputs) or run_block(*inputs))
-    monkeypatch.setattr(packed, "MIN_SCORES", min_scores)
+    monkeypatch.setattr(packing, "MIN_SCORES", min_scores)
     if checkpointing:
         model.gradient_checkpointing_enable()
     lengths, target_lengths = torch.tensor([40, 38, 5, 1]), torch.tensor([25, 25, 20, 2, 4, 1])
