@@ -23,7 +23,13 @@ def train_last_layers(model: Any, count: int) -> None:
     stacks = layer_stacks(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    embeddings = {id(p) for module in model.modules() if "Embedding" in type(module).__name__ for p in module.parameters()}
+    # BART's `layernorm_embedding` belongs to what precedes the layers, too.
+    embeddings = {
+        id(p)
+        for name, module in model.named_modules()
+        if "Embedding" in type(module).__name__ or "embed" in name.rpartition(".")[2]
+        for p in module.parameters()
+    }
     in_stacks = {id(p) for stack in stacks for p in stack.parameters()}
     last = [p for stack in stacks for layer in stack[-count:] for p in layer.parameters()]
     for parameter in [*last, *(p for p in model.parameters() if id(p) not in embeddings | in_stacks)]:
