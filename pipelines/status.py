@@ -20,8 +20,8 @@ from pipelines.annotate.files import AnnotationFiles, read_rationales
 from pipelines.annotate.job import annotation_inputs
 from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.prepare import Prepared, inputs_digest, read_prepared
-from pipelines.sweep.precision import kept_precisions
 from pipelines.sweep.search import METRIC, draw_settings
+from pipelines.sweep.settled import kept
 
 Status = dict[str, Any]
 
@@ -108,7 +108,7 @@ def planned(config: StudyConfig, prepared: Prepared | None, summary: dict[str, A
     annotations_digest = summary["digest"] if summary else None
     bases = dict.fromkeys(config.sizes, "") | bases
     digests = bases, prepared.digest if prepared else "", annotations_digest, rationales_digest
-    return plan_trials(config, *digests, settings, precisions=kept_precisions(config))
+    return plan_trials(config, *digests, settings, None, *kept(config))
 
 
 def state_of(config: StudyConfig, folder: TrialFolder) -> str:

@@ -25,8 +25,8 @@ from cotd.utils.parquet import write_parquet
 from pipelines.annotate.files import AnnotationFiles, read_annotations, read_rationales
 from pipelines.annotate.job import annotation_inputs
 from pipelines.prepare import prepare_here
-from pipelines.sweep.precision import study_precisions
 from pipelines.sweep.search import draw_settings
+from pipelines.sweep.settled import settle
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def plan_study(config: StudyConfig) -> Plan:
             )
     settings = draw_settings(config.search) if config.search else [{}]
     digests = base_digests, examples.digest, annotations_id, rationales_id
-    trials = plan_trials(config, *digests, settings, parameters, study_precisions(config, sizes), kinds)
+    trials = plan_trials(config, *digests, settings, parameters, *settle(config, kinds))
     return Plan(config, trials, examples.path, annotations, teacher_test, provenance, rationales_file, parameters)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
@@ -18,6 +19,7 @@ from pipelines.status import find_study, status_lines, study_status
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.run import best_done
 from tests.conftest import FakeTeacher
+from tests.tiny_models import write_tiny
 
 GRID = {"method": ["finetune", "cot_labelled"], "fraction": [0.5, 1.0], "size": ["tiny"], "seed": [0]}
 
@@ -113,6 +115,15 @@ def test_samples_that_a_search_gave_up(study: Callable[..., StudyConfig]) -> Non
     plan.folder(plan.trials[0]).write_pruned({"step": 10})
     finish(plan, 1, 0.6)
     assert study_status(config)["trials"] == {"done": 1, "failed": 0, "pending": 1, "stopped early": 1}
+
+
+def test_students_of_other_kinds_are_found(study: Callable[..., StudyConfig], embedded_student: Path, tmp_path: Path) -> None:
+    """Their settings follow from their kind, which is not looked up again."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+    sizes = {"tiny": str(write_tiny("llama", tmp_path / "llama", tokenizer))}
+    config = study(sizes=sizes, grid=GRID | {"method": ["finetune"], "fraction": [1.0]})
+    finish(start(config), 0, 0.6)
+    assert study_status(config)["trials"]["done"] == 1
 
 
 def test_a_folder_without_trials_does_not_say_what_the_study_is(tmp_path: Path) -> None:
