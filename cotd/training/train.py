@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ from cotd.utils.iteration import each_or_none
 RATIONALES_SCORED = 200
 
 
+@contextlib.contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Counts denormal numbers as 0: moments of rarely used weights become denormal, with which a step takes seconds.
+
+    Afterwards they are numbers again, for whatever else the process does.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@denormals_flushed()
 def train_trial(
     trial: Trial,
     folder: TrialFolder,
@@ -79,7 +94,6 @@ def train_trial(
         require_rationales(trial.method, {"validation": validation, "test": test}, teacher_rationales)
 
     torch.manual_seed(trial.seed)
-    torch.set_flush_denormal(True)  # moments of rarely used weights become denormal, with which a step takes seconds
     student = untrained_student(trial, task)
     with explain_full_disk(folder.path):
         parts = [training_part(stage, student, examples, annotations, cache) for stage in trial.stages]

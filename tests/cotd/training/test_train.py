@@ -165,3 +165,8 @@ def test_partly_labelled_examples_train(tiny_t5: Path, examples: pd.DataFrame, t
     loaded = pd.read_parquet(tmp_path / "reviews.parquet")
     result = train_trial(make_trial(tiny_t5, steps=2), make_folder(tmp_path / "part"), loaded, None)
     assert result["train_examples"] == 24 - some.sum()
+
+
+def test_numbers_are_as_before_after_a_training(trained: Trained) -> None:
+    """While it trains, denormal numbers count as 0."""
+    assert torch.tensor(1e-310, dtype=torch.float64) * 1.0 != 0
