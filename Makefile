@@ -33,9 +33,10 @@ $(STAMP): requirements/lock.txt requirements/torch-cpu.txt pyproject.toml
 demo: install ## the whole main job on real reviews with a real teacher (about ten minutes)
 	@$(BIN)/cotd demo
 
-test: install ## unit tests and one end-to-end run of the real path (some twelve minutes on two cores)
+test: install ## unit tests and one end-to-end run of the real path (some fifteen minutes on two cores)
 	@$(BIN)/cotd assets pull
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
+	@$(BIN)/python -m pytest -m 'integration and not slow'
 
 test-fast: install ## unit tests alone, for use while working (under three minutes)
 	@$(BIN)/cotd assets pull t5-mini rotten-tomatoes amazon-sentences
