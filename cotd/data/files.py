@@ -132,15 +132,14 @@ def readable(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
     try:
         with open_file(path, decompress) as file:
             yield file
-    except (CotdError, GeneratorExit):
+    except CotdError:
         raise
-    except Exception as error:
-        # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError; what is behind URLs has errors of its own.
-        if isinstance(error, (ValueError, OSError, EOFError)):
-            raise CotdError(f"cannot read '{path}': {error}") from error
-        if is_url(path):
-            raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
-        raise
+    except (ValueError, OSError, EOFError) as error:  # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError
+        raise CotdError(f"cannot read '{path}': {error}") from error
+    except Exception as error:  # what is behind URLs has errors of its own
+        if not is_url(path):
+            raise
+        raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def test_pods_have_the_ray_that_is_pinned_and_the_token() -> None:
 
 def test_pods_have_no_more_rights_than_they_need() -> None:
     cluster = rayservice()["spec"]["rayClusterConfig"]
-    assert cluster["authOptions"] == {"mode": "token"}, "else whoever reaches Ray runs code"
+    assert cluster["authOptions"] == {"mode": "token"}, "else anyone who reaches Ray can run code"
     (workers,) = cluster["workerGroupSpecs"]
     for group in (cluster["headGroupSpec"], workers):
         pod = group["template"]["spec"]

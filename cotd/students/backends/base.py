@@ -97,7 +97,6 @@ class Backend(ABC):
             written: tokens that the student has written before its answer.
         """
 
-    @abstractmethod
     def score(
         self,
         sources: Sequence[list[int]],
@@ -105,8 +104,8 @@ class Backend(ABC):
         written: Sequence[list[int]] | None = None,
     ) -> Any:
         """log P(candidate | source), of whole candidates: (B, most candidates), -inf where a source has fewer."""
+        raise NotImplementedError(f"a student of kind '{self.kind}' scores a fixed set of labels, not answers in words")
 
-    @abstractmethod
     def generate(
         self,
         sources: Sequence[list[int]],
@@ -120,6 +119,7 @@ class Backend(ABC):
         Args:
             written: tokens that it has written before, as many for each source.
         """
+        raise NotImplementedError(f"a student of kind '{self.kind}' labels and writes nothing")
 
     def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
         """Targets of these words."""

@@ -88,21 +88,3 @@ class Encoder(Backend):
     def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Tensor:
         ids, mask = padded(sources, self.tokenizer.pad_token_id, self.model.device)
         return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu()
-
-    def score(
-        self,
-        sources: Sequence[list[int]],
-        candidates: Sequence[Sequence[list[int]]],
-        written: Sequence[list[int]] | None = None,
-    ) -> Tensor:
-        raise CotdError("an encoder scores a fixed set of labels, not answers in words.")
-
-    def generate(
-        self,
-        sources: Sequence[list[int]],
-        kind: str,
-        limit: int,
-        streamer: Any = None,
-        written: Sequence[list[int]] | None = None,
-    ) -> list[list[int]]:
-        raise CotdError("an encoder labels and writes nothing. Use a causal or encoder-decoder student.")

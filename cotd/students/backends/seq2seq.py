@@ -23,8 +23,6 @@ GREEDY: dict[str, Any] = {
     "min_length": 0, "forced_eos_token_id": None,
 }  # fmt: skip
 GROUP_ROWS = 8  # rows that are padded to one width
-# What `pack` gives that a model reads.
-INPUTS = ("input_ids", "input_lengths", "sources", "decoder_input_ids", "target_lengths")
 
 
 class Seq2Seq(Backend):
@@ -95,7 +93,7 @@ class Seq2Seq(Backend):
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
         learned = part["labels"] != IGNORED
-        logits = padded_logits(self.model, **{name: part[name] for name in INPUTS}, chosen=learned).float()
+        logits = padded_logits(self.model, part, learned).float()
         losses = functional.cross_entropy(logits, part["labels"][learned], reduction="none", label_smoothing=label_smoothing)
         return (losses * weights).sum()
 
@@ -159,22 +157,16 @@ class Seq2Seq(Backend):
         return [self.without_special(row) for row in output[:, begun.shape[1] :].tolist()]
 
 
-def padded_logits(
-    model: Any,
-    input_ids: Tensor,
-    input_lengths: Tensor,
-    sources: Tensor,
-    decoder_input_ids: Tensor,
-    target_lengths: Tensor,
-    chosen: Tensor,
-) -> Tensor:
+def padded_logits(model: Any, part: dict[str, Any], chosen: Tensor) -> Tensor:
     """The logits at chosen target tokens, by the model's own `forward` over padded rows of like length: (L, V).
 
-    Arguments are what `pack` gives.
+    Args:
+        part: what `Seq2Seq.pack` gives.
+        chosen: (M,) booleans.
     """
-    pad = model.config.pad_token_id
-    inputs, lengths = input_ids.split(input_lengths.tolist()), target_lengths.tolist()
-    targets, learned = decoder_input_ids.split(lengths), chosen.split(lengths)
+    pad, sources, input_lengths = model.config.pad_token_id, part["sources"], part["input_lengths"]
+    inputs, lengths = part["input_ids"].split(input_lengths.tolist()), part["target_lengths"].tolist()
+    targets, learned = part["decoder_input_ids"].split(lengths), chosen.split(lengths)
     logits = []
     for start in range(0, len(targets), GROUP_ROWS):  # targets are sorted by length
         rows = slice(start, start + GROUP_ROWS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from transformers import AutoTokenizer
 
 from cotd.data.examples import build_examples
 from cotd.data.spill import SortedRows
@@ -19,6 +20,19 @@ from tests.cotd.training.helpers import (
     make_trial,
 )
 from tests.tasks import SENTIMENT
+from tests.tiny_models import write_tiny
+
+
+@pytest.fixture(scope="session")
+def base(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Writes a tiny model of a name, once."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
+
+    def folder(name: str) -> Path:
+        path = tmp_path_factory.getbasetemp() / f"tiny-{name}"
+        return path if path.is_dir() else write_tiny(name, path, tokenizer)
+
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
@@ -17,7 +16,7 @@ from cotd.training.train import train_trial
 from cotd.training.trial import Trial
 from tests.cotd.training.helpers import make_folder, make_trial, parameters
 from tests.tasks import SENTIMENT
-from tests.tiny_models import MAKERS, write_tiny
+from tests.tiny_models import MAKERS
 
 TEXTS = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
 # So many steps teach a random model of a few thousand weights two dozen examples.
@@ -28,18 +27,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "encoder": {"steps": 60, "learning_rate": 5e-3},
 }
 SLOW = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def base(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Writes a tiny model of a name, once."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
-
-    def folder(name: str) -> Path:
-        path = tmp_path_factory.getbasetemp() / f"tiny-{name}"
-        return path if path.is_dir() else write_tiny(name, path, tokenizer)
-
-    return folder
 
 
 def trial_of(name: str, base: Any, method: str) -> Trial:

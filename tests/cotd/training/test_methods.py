@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoTokenizer
 
 from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
@@ -19,21 +18,9 @@ from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
 from tests.cotd.training.helpers import encode_pairs, make_folder, make_trial, train_killed_and_resumed
 from tests.tasks import SENTIMENT
-from tests.tiny_models import MAKERS, write_tiny
+from tests.tiny_models import MAKERS
 
 KINDS = ["t5_v1_1", "bart", "llama", "bert"]  # a model of each kind
-
-
-@pytest.fixture(scope="module")
-def base(embedded_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Writes a tiny model of a name, once."""
-    tokenizer = AutoTokenizer.from_pretrained(embedded_student, local_files_only=True)
-
-    def folder(name: str) -> Path:
-        path = tmp_path_factory.getbasetemp() / f"tiny-{name}"
-        return path if path.is_dir() else write_tiny(name, path, tokenizer)
-
-    return folder
 
 
 @pytest.fixture(scope="module")

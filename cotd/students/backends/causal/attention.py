@@ -31,7 +31,7 @@ class Trees:
         self.masks = [tree_mask(rows[..., 0]) for rows in self.packing.pad(branches[:, None])]
 
     @property
-    def placeholder(self) -> Tensor:
+    def outer_mask(self) -> Tensor:
         """A mask of four dimensions, which transformers passes on as it is, and nobody reads."""
         return self.masks[0][:1, :, :1, :1]
 

@@ -216,7 +216,7 @@ def packed_inputs(part: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a model's `forward` for packed trees."""
     trees = Trees(part["lengths"], part["branches"])
     return {
-        "input_ids": part["input_ids"][None], "position_ids": part["positions"][None], "attention_mask": trees.placeholder,
+        "input_ids": part["input_ids"][None], "position_ids": part["positions"][None], "attention_mask": trees.outer_mask,
         "trees": trees, "use_cache": False,
     }  # fmt: skip
 

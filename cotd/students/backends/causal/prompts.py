@@ -44,7 +44,7 @@ def chat_parts(tokenizer: Any, task: Task, kind: str) -> tuple[str, str]:
     question = task.instruction or f"Give the {task.label_name.lower()} of the {task.noun}."
     ask = question if kind in ASK_LABEL else f"{question} Explain why."
     message = {"role": "user", "content": f"{task.text_mark}{_TEXT}\n\n{ask}"}
-    # Models that can think aloud before they answer are told not to: what a student writes is what it was taught.
+    # Thinking is turned off in models that have it: a student writes what it was trained to write.
     rendered = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=False)
     before, _, after = rendered.partition(_TEXT)
     return before, after

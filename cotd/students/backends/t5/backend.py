@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cotd.students.backends.base import IGNORED
-from cotd.students.backends.seq2seq import INPUTS, Seq2Seq
+from cotd.students.backends.seq2seq import Seq2Seq
 from cotd.students.backends.t5.packed import token_states
 from cotd.students.backends.t5.token_loss import token_loss
 
@@ -19,5 +19,5 @@ class T5(Seq2Seq):
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
         learned = part["labels"] != IGNORED
-        states = token_states(self.model, **{name: part[name] for name in INPUTS}, chosen=learned)
+        states = token_states(self.model, part, learned)
         return token_loss(states, self.model.lm_head.weight, part["labels"][learned], weights, label_smoothing)

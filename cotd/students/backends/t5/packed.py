@@ -20,32 +20,23 @@ from cotd.students.backends.t5.dropout import dropout
 from cotd.students.backends.t5.rms_norm import rms_norm
 
 
-def token_states(
-    model: Any,
-    input_ids: Tensor,
-    input_lengths: Tensor,
-    sources: Tensor,
-    decoder_input_ids: Tensor,
-    target_lengths: Tensor,
-    chosen: Tensor,
-) -> Tensor:
+def token_states(model: Any, part: dict[str, Any], chosen: Tensor) -> Tensor:
     """The output layer's inputs at chosen target tokens.
 
     Args:
         model: a T5ForConditionalGeneration.
-        input_ids: (N,) the inputs, one after another. input_lengths: (I,).
-        sources: (P,) which input each target belongs to.
-        decoder_input_ids: (M,) the targets, shifted right. target_lengths: (P,).
+        part: what `Seq2Seq.pack` gives.
         chosen: (M,) booleans.
 
     Returns:
         (L, d), for the L chosen tokens.
     """
-    source, target = Packing(input_lengths), Packing(target_lengths)
+    input_ids, decoder_input_ids = part["input_ids"], part["decoder_input_ids"]
+    source, target = Packing(part["input_lengths"]), Packing(part["target_lengths"])
     # A single look-up: each would make a gradient of the whole vocabulary's size.
     embedded = model.shared(torch.cat([input_ids, decoder_input_ids]))
     inputs, targets = embedded.split([len(input_ids), len(decoder_input_ids)])
-    memory = Memory(run_stack(model.encoder, inputs, source), source, sources, target)
+    memory = Memory(run_stack(model.encoder, inputs, source), source, part["sources"], target)
     hidden = run_stack(model.decoder, targets, target, memory)[chosen]
     scaled = getattr(model.config, "scale_decoder_outputs", False)  # which mT5 does not know
     return hidden * model.model_dim**-0.5 if scaled else hidden

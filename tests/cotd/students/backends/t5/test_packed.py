@@ -34,13 +34,15 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
     if checkpointing:
         model.gradient_checkpointing_enable()
     lengths, target_lengths = torch.tensor([40, 38, 5, 1]), torch.tensor([25, 25, 20, 2, 4, 1])
-    sources = torch.tensor([0, 3, 1, 2, 3, 3])
     inputs, targets = (torch.randint(2, 99, (int(n.sum()),)) for n in (lengths, target_lengths))
+    part = {
+        "input_ids": inputs, "input_lengths": lengths, "sources": torch.tensor([0, 3, 1, 2, 3, 3]),
+        "decoder_input_ids": targets, "target_lengths": target_lengths,
+    }  # fmt: skip
     results = []
     for is_packed in (True, False):
         model.train(is_packed)
-        arguments = (model, inputs, lengths, sources, targets, target_lengths, targets > 9)
-        logits = model.lm_head(token_states(*arguments)) if is_packed else padded_logits(*arguments)
+        logits = model.lm_head(token_states(model, part, targets > 9)) if is_packed else padded_logits(model, part, targets > 9)
         model.zero_grad()
         logits.square().mean().backward()
         results.append([logits, *(p.grad.clone() for p in model.parameters())])
