@@ -9,12 +9,13 @@ from typing import Any
 
 from cotd import assets
 from cotd.config.digest import digest
+from cotd.data.config import SPLITS
 from cotd.data.examples import Examples
-from cotd.data.files import file_digest, find_files, is_url, names_files
+from cotd.data.files import file_digest, find_files, names_files
 from cotd.data.sources import load_examples
-from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.storage.sync import sync_study
+from cotd.storage.urls import is_remote
 from cotd.study.config import StudyConfig
 from cotd.utils.files import read_json, write_json
 from cotd.utils.parquet import write_parquet
@@ -93,7 +94,7 @@ def inputs_digest(config: StudyConfig) -> str | None:
     for source in sources:
         if assets.is_embedded(source):
             contents.append(assets.get_asset(source).version)
-        elif names_files(source) and not is_url(source):
+        elif names_files(source) and not is_remote(source):
             contents.append([(Path(file).name, file_digest(file)) for file in find_files(source)])
         else:
             return None

@@ -1,4 +1,4 @@
-"""Environment variables of Ray Serve; set them before Ray or Serve is imported or started."""
+"""What Ray Serve reads from the environment, to be set before Ray is imported, and HAProxy, which it then starts: how it ends."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import psutil
 
 HAPROXY_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
-
-
 PIDS = "pids"  # the file in HAProxy's folder that names its processes
 
 

@@ -18,7 +18,7 @@ from cotd.storage.tracking_store import default_tracking_uri
 def evaluate(
     context: typer.Context,
     student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
-    source: Annotated[str, typer.Argument(help="embedded:NAME, a .parquet, .jsonl or .csv file, or a hub id")],
+    source: Annotated[str, typer.Argument(help="embedded:NAME, a file, folder, pattern or URL, or a hub id")],
     split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
     text: TextColumn = None,
     label: LabelColumn = None,

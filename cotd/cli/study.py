@@ -1,4 +1,4 @@
-"""`cotd prepare`, `annotate`, `sweep`, `train`, `report`, `compare`, `promote` and `demo`: the stages of a study."""
+"""`cotd prepare`, `annotate`, `sweep`, `train`, `report`, `status`, `compare`, `promote` and `demo`: the stages of a study."""
 
 from __future__ import annotations
 

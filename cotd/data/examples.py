@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 
 from cotd.data.cleaning import clean_text
+from cotd.data.config import SPLITS
 from cotd.data.files import text_problem
 from cotd.data.spill import TextFile
-from cotd.data.table import NONE, SPLITS, ExampleTable, QuarantinedRows, decode_ids, encode, encode_ids, in_blocks
+from cotd.data.table import NONE, ExampleTable, QuarantinedRows, decode_ids, encode, encode_ids, in_blocks
 from cotd.errors import CotdError
 from cotd.tasks.base import Task, cell_text
 
@@ -141,13 +142,9 @@ def build_examples(
         CotdError: no example is left.
     """
     reader = RowReader(dataset, task, test_share, validation_share, spill_dir)
-    for block in [rows] if isinstance(rows, pd.DataFrame) else rows:
-        for part in in_blocks(len(block)):
-            reader.add(block.iloc[part])
+    reader.add_all([rows] if isinstance(rows, pd.DataFrame) else rows)
     own = len(reader.texts)
-    for block in unlabelled:
-        for part in in_blocks(len(block)):
-            reader.add(block.iloc[part])
+    reader.add_all(unlabelled)
     names = reader.names()
     ids, labels, given, carved, low, groups, spellings, reasons = reader.columns()
     splits = np.full(len(ids), TRAIN, dtype=np.int8)
@@ -210,6 +207,12 @@ class RowReader:
         self.unknown_labels: Counter[str] = Counter()
         self._codes: dict[str | None, int] = {None: NONE} | {label: code for code, label in enumerate(task.labels)}
         self._blocks: list[tuple[np.ndarray, ...]] = []
+
+    def add_all(self, blocks: Iterable[pd.DataFrame]) -> None:
+        """Reads blocks of rows, in parts of bounded size."""
+        for block in blocks:
+            for part in in_blocks(len(block)):
+                self.add(block.iloc[part])
 
     def add(self, rows: pd.DataFrame) -> None:
         """Reads some rows, see `build_examples`."""

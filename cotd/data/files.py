@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from cotd.data.delimited import Delimited
 from cotd.errors import CotdError
 from cotd.progress import say
+from cotd.storage.urls import is_remote
 from cotd.utils.iteration import batched
 from cotd.utils.jsonl import parse_row
 from cotd.utils.text import describe_error
@@ -39,14 +40,9 @@ MAX_INVALID = 0.05
 UTF_16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # as bytes that are not UTF-8 are decoded
 
 
-def is_url(source: str) -> bool:
-    """Whether a source is a URL of a file."""
-    return "://" in source
-
-
 def file_type(path: str) -> str | None:
     """The one of FILE_TYPES that a file or URL ends in, a compression's ending left out; None if it ends in another way."""
-    name = plain = (urlsplit(path).path if is_url(path) else path).lower()
+    name = plain = (urlsplit(path).path if is_remote(path) else path).lower()
     for ending in COMPRESSIONS:
         plain = plain.removesuffix(ending)
     found = next((ending for ending in FILE_TYPES if plain.endswith(ending)), None)
@@ -56,7 +52,7 @@ def file_type(path: str) -> str | None:
 def names_files(source: str) -> bool:
     """Whether a source is a file, a URL, a pattern such as part-*.csv, or a folder that exists; else it may be a hub id."""
     return bool(
-        file_type(source) or is_url(source) or any(c in source for c in WILDCARDS) or Path(source).expanduser().is_dir()
+        file_type(source) or is_remote(source) or any(c in source for c in WILDCARDS) or Path(source).expanduser().is_dir()
     )
 
 
@@ -67,7 +63,7 @@ def find_files(source: str) -> list[str]:
         CotdError: there is none, or one of another type.
     """
     path = Path(source).expanduser()
-    if is_url(source):
+    if is_remote(source):
         files = [source]
     elif path.is_dir():
         files = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and file_type(file.name)]
@@ -94,10 +90,7 @@ def file_digest(path: str) -> str:
         CotdError: it cannot be read.
     """
     with readable(path, decompress=False) as file:
-        content = hashlib.sha256()
-        while block := file.read(BUFFER):
-            content.update(block)
-    return content.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def read_file(path: str) -> Iterator[pd.DataFrame]:
@@ -137,7 +130,7 @@ def readable(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
     except (ValueError, OSError, EOFError) as error:  # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError
         raise CotdError(f"cannot read '{path}': {error}") from error
     except Exception as error:  # what is behind URLs has errors of its own
-        if not is_url(path):
+        if not is_remote(path):
             raise
         raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
 
@@ -147,7 +140,7 @@ def open_file(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
     """The bytes of a file or URL."""
     codecs = COMPRESSIONS.items() if decompress else ()
     codec = next((codec for ending, codec in codecs if path.lower().endswith(ending)), None)
-    with fsspec.open(path, "rb") if is_url(path) else open(path, "rb") as file:
+    with fsspec.open(path, "rb") if is_remote(path) else open(path, "rb") as file:
         if codec is None:
             yield file
             return

@@ -31,7 +31,7 @@ def majority(examples: pd.DataFrame, task: Task) -> dict[str, Any]:
     """
     labelled = examples[examples["label"].notna()]
     answers = labelled["label"].astype(str)
-    name = "most common number" if task.options() is None else "most common label"
+    name = "most common number" if task.free_answers else "most common label"
     if task.needs_choices:
         positions = [list(own).index(label) for own, label in zip(labelled["choices"], labelled["label"], strict=True)]
         answers = pd.Series([f"option ({ascii_lowercase[i]})" for i in positions], index=labelled.index)
@@ -62,7 +62,7 @@ def tfidf_baseline(examples: pd.DataFrame, task: Task, fraction: float) -> dict[
     if task.needs_choices:
         return {"name": SIMILARITY, "fraction": fraction, **most_similar(train, test), "train_examples": len(train)}
     train = train[train["label"].notna()]
-    if task.options() is None or train["label"].nunique() < 2:
+    if task.free_answers or train["label"].nunique() < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 

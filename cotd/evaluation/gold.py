@@ -10,11 +10,10 @@ import pandas as pd
 
 from cotd import assets
 from cotd.config.model import validate_config
-from cotd.data.config import DataConfig
+from cotd.data.config import SPLITS, DataConfig
 from cotd.data.files import names_files
 from cotd.data.inputs import InputColumns
 from cotd.data.sources import load_examples
-from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 

@@ -64,7 +64,7 @@ def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] |
     gold, predicted = (table[c].astype(object).where(table[c].notna(), None).to_numpy() for c in ("gold", "predicted"))
     correct = gold == predicted
     metrics: dict[str, Any] = accuracy_metrics(correct, group_codes(table.get("group")))
-    if is_free(task):
+    if task.free_answers:
         metrics["answered"] = float(table["predicted"].notna().mean())
     else:
         metrics["expected_calibration_error"] = expected_calibration_error(table["score"].to_numpy(), correct)
@@ -82,11 +82,6 @@ def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] |
             agreed = predicted[shared] == np.array([teacher[i] for i in table["example_id"][shared]], dtype=object)
             metrics |= {"teacher_agreement": float(agreed.mean()), "n_teacher": int(shared.sum())}
     return metrics
-
-
-def is_free(task: Task) -> bool:
-    """Whether answers are generated, and not chosen among options."""
-    return task.options() is None
 
 
 def roc_auc(table: pd.DataFrame, task: Task) -> float | None:

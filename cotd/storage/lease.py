@@ -2,7 +2,7 @@
 
 Each holder of a trial's lease makes the next numbered file in the trial's folder of leases, which only one can: of the storage
 no more is asked than that it creates a file on the condition that there is none (S3 and others by If-None-Match). The holder
-writes its file anew every few seconds. Whoever has seen it unchanged for a minute makes the next one, and the earlier holder,
+writes its file anew every few seconds. Whoever has seen it unchanged for two minutes makes the next one, and the earlier holder,
 should it live, finds that and stops. No clocks are compared.
 """
 

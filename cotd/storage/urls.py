@@ -18,7 +18,7 @@ STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified
 
 
 def is_remote(storage: str) -> bool:
-    """Whether a storage is a URL, not a folder."""
+    """Whether a place is a URL, not a folder or file."""
     return "://" in storage
 
 

@@ -134,7 +134,7 @@ class Student:
     @property
     def free_answers(self) -> bool:
         """Whether it writes its answers, which have no options to choose from."""
-        return not self.task.labels and not self.task.needs_choices
+        return self.task.free_answers
 
     @property
     def tail_tokens(self) -> int:

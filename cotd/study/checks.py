@@ -36,7 +36,7 @@ def probability_problems(teacher: TeacherConfig, grid: GridConfig, task: Task) -
     if not needing:
         return []
     wanted = f"method '{needing[0]}' learns the probability of every answer"
-    if not task.labels and not task.needs_choices:
+    if task.free_answers:
         return [f"{wanted}, and those of task '{task.name}' are free ({task.kind}). Use distill"]
     if teacher.imported is None:
         if teacher.strategy == "score_then_explain":
@@ -58,7 +58,7 @@ def scoring_problems(teacher: TeacherConfig, task: Task) -> list[str]:
     """What of a task cannot be scored, or calibrated as configured."""
     if teacher.strategy != "score_then_explain":
         return []
-    if not task.labels and not task.needs_choices:
+    if task.free_answers:
         return [
             f"teacher.strategy score_then_explain scores a fixed set of answers, and those of task '{task.name}' are free "
             f"({task.kind}). Set teacher.strategy: chain_of_thought"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -56,13 +55,6 @@ class TrackingConfig(ConfigModel):
                 "a registered model's name has letters, digits, spaces, dots, dashes and underscores, and no slash"
             )
         return name
-
-    @field_validator("uri")
-    @classmethod
-    def no_password(cls, uri: str | None) -> str | None:
-        if uri and "://" in uri and urlsplit(uri).password:
-            raise ValueError("a URL with a password, which results would show. Leave it out, and set MLFLOW_TRACKING_URI")
-        return uri
 
     @field_validator("uri")
     @classmethod

@@ -56,7 +56,7 @@ class Column:
         """The mean number of words."""
         return sum(len(text.split()) for text in self.texts) / max(1, len(self.texts))
 
-    def share(self, holds: Sequence[bool]) -> bool:
+    def mostly(self, holds: Sequence[bool]) -> bool:
         """Whether something holds for most of the cells."""
         return bool(holds) and sum(holds) >= MOSTLY * len(holds)
 
@@ -132,7 +132,7 @@ def read_columns(source: str) -> tuple[dict[str, Column], int, dict[str, list[li
     for name in map(str, frame.columns):
         cells = list(frame[name])
         parsed = [parse_choices(cell) for cell in cells]
-        if Column(name).share([choice is not None for choice in parsed]):
+        if Column(name).mostly([choice is not None for choice in parsed]):
             options[name] = parsed
         pairs = [(text, cell) for cell in cells if (text := cell_text(cell))]
         columns[name] = Column(name, [text for text, _ in pairs], [cell for _, cell in pairs])
@@ -160,7 +160,7 @@ def find_label(columns: dict[str, Column], texts: Sequence[str], options: list[l
             c
             for c in candidates
             if len(c.values) == len(options)
-            and c.share([task.parse(v, own) is not None for v, own in zip(c.values, options, strict=True) if own])
+            and c.mostly([task.parse(v, own) is not None for v, own in zip(c.values, options, strict=True) if own])
         ]
     else:
         candidates = [c for c in candidates if holds_labels(c) or holds_numbers(c)]
@@ -179,7 +179,7 @@ def holds_numbers(column: Column) -> bool:
     """Whether the cells are numbers, of more values than labels are."""
     task = Numeric(name="numbers")
     numbers = [task.parse(value) for value in column.values]
-    return column.share([number is not None for number in numbers]) and len(set(numbers)) > NUMBERS
+    return column.mostly([number is not None for number in numbers]) and len(set(numbers)) > NUMBERS
 
 
 def rank(name: str, names: Sequence[str]) -> int:

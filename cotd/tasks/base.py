@@ -78,6 +78,11 @@ class Task(ConfigModel, ABC):
         return Path(__file__).parent / self.name
 
     @property
+    def free_answers(self) -> bool:
+        """Whether answers are written, and not chosen among options."""
+        return self.options() is None
+
+    @property
     def positive_label(self) -> str | None:
         """Of two labels, the one that ROC-AUC and calibration rank by; None for all other tasks."""
         return None

@@ -31,7 +31,7 @@ def find_answer(
     Args:
         choices: the example's own options. words: a word in small letters → the label that it stands for, besides the task's.
     """
-    for form in answer_forms(text, task.label_name, free=task.options(choices) is None):
+    for form in answer_forms(text, task.label_name, free=task.free_answers):
         label = (words or {}).get(form.strip(PUNCTUATION).casefold())
         if (answer := label or task.find(form, choices)) is not None:
             return answer

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, replace_surrogates
-from cotd.data.config import DataConfig
+from cotd.data.config import SPLITS, DataConfig
 from cotd.data.examples import BAD_CHOICES, Examples, example_id, parse_choices
 from cotd.data.files import file_digest, find_files, text_problem
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
-from cotd.data.table import NONE, SPLITS, decode
+from cotd.data.table import NONE, decode
 from cotd.errors import CotdError
 from cotd.tasks.base import Task
 from cotd.tasks.find import find_answer

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cotd.data.config import SPLITS
 from cotd.data.examples import Examples
 from cotd.data.spill import SortedRows
-from cotd.data.table import NONE, SPLITS, ExampleTable
+from cotd.data.table import NONE, ExampleTable
 from cotd.teachers.annotations import KEY, SCHEMA
 from cotd.teachers.config import TeacherConfig
 

@@ -145,7 +145,7 @@ class Prompts:
         query = self._query(name, text, choices, label)
         if name.endswith("_json"):
             word: Any = self.word(label, choices)
-            if self.task.options(choices) is None:
+            if self.task.free_answers:
                 word = float(word) if "." in word else int(word)
             answer = {"rationale": rationale} | ({self.answer_key: word} if name == "chain_of_thought_json" else {})
             return f"{query} {json.dumps(answer, ensure_ascii=False)}"

@@ -19,6 +19,7 @@ from cotd.tracking.registry import Registry, log_student, logged_student
 from cotd.training.folder import TrialFolder, merit
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
+from cotd.utils.iteration import batched
 from cotd.utils.jsonl import read_rows
 
 TRIAL_TAG = "cotd.trial_id"
@@ -183,9 +184,8 @@ class StudyTracker:
         from mlflow.entities import Param
 
         if not self.client.get_run(run_id).data.params:
-            params = [Param(k, v) for k, v in trial_params(trial).items()]
-            for start in range(0, len(params), PARAMS_A_CALL):
-                self.client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
+            for part in batched((Param(k, v) for k, v in trial_params(trial).items()), PARAMS_A_CALL):
+                self.client.log_batch(run_id, params=part)
 
     def _log_points(self, run_id: str, key: str, points: dict[int, dict[str, float]]) -> None:
         """Logs the points that the run lacks, by step; `key` is a metric that each of them has, `time` is in seconds."""
@@ -202,10 +202,8 @@ class StudyTracker:
             for k, v in point.items()
             if step not in logged and k not in ("step", "time")
         ]
-        for start in range(
-            0, len(metrics), METRICS_A_CALL
-        ):  # those that the run has already, to the millisecond, are not doubled
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
+        for part in batched(metrics, METRICS_A_CALL):  # those that the run has already, to the millisecond, are not doubled
+            self.client.log_batch(run_id, metrics=part)
         logged.update(points)
 
     def _log_metrics(self, run_id: str, values: dict[str, float], stamp: int | None = None, **about: str) -> None:
@@ -219,8 +217,8 @@ class StudyTracker:
 
         stamp = stamp or int(time.time() * 1000)
         metrics = [Metric(k, float(v), stamp, 0, **about) for k, v in named_metrics(values).items()]
-        for start in range(0, len(metrics), METRICS_A_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_CALL])
+        for part in batched(metrics, METRICS_A_CALL):
+            self.client.log_batch(run_id, metrics=part)
 
     def _log_result(self, run_id: str, trial: Trial, folder: TrialFolder) -> None:
         result, (_, stamp) = folder.result(), folder.period()

@@ -46,13 +46,7 @@ def quarantine_warnings(rows: int, quarantined: Counter[str]) -> list[str]:
     if total < MANY * rows:
         return []
     reasons = [f"{count:,} × {reason}" for reason, count in quarantined.most_common(5)]
-    warning = f"{total:,} of {rows:,} rows are quarantined: {'; '.join(reasons)}."
-    if any(" is not one of " in reason for reason in reasons):
-        warning += (
-            " Is data.columns.label the right column? Stars or scores have to be mapped to labels first: a bare 1 counts as "
-            "positive, a bare 0 as negative."
-        )
-    return [warning]
+    return [f"{total:,} of {rows:,} rows are quarantined: {'; '.join(reasons)}."]
 
 
 def gold_problems(config: StudyConfig, labels: Mapping[str, Mapping[str, int]]) -> list[str]:

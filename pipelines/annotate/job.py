@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cotd.config.digest import digest
+from cotd.data.config import SPLITS
 from cotd.data.examples import Examples
 from cotd.data.sources import load_examples, noun
-from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.study.checks import scoring_problems

@@ -15,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
-from cotd.data.files import LINE, PROBLEM, is_url
+from cotd.data.files import LINE, PROBLEM
 from cotd.data.inputs import InputColumns
 from cotd.errors import CotdError, nearest
 from cotd.progress import track
+from cotd.storage.urls import is_remote
 from cotd.students.base_models import find_student
 from cotd.students.vocabulary import unknown_characters
 from cotd.tasks.base import Task
@@ -240,7 +241,7 @@ def read_dataset(source: Table) -> Any:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    files = [file if is_url(file) else Path(file).absolute() for file in source.files]
+    files = [file if is_remote(file) else Path(file).absolute() for file in source.files]
     return ray.data.read_datasource(Files())
 
 

@@ -66,9 +66,7 @@ def rivals_of(best: Group, content: Content) -> list[tuple[str, dict[str, Any]]]
                 others.append(turned)
     if others:
         nearest = min(others, key=lambda c: c["difference"])
-        kind = (
-            "the best student without a teacher" if METHODS[best["method"]].distilled else "the best student of the teacher's"
-        )
+        kind = "the best student without a teacher" if METHODS[best["method"]].distilled else "the best student with a teacher"
         rivals.append((f"{kind}, `{nearest['b']}`, at the same size and data", nearest))
     of_teacher = [c for c in content["teacher_comparisons"] if mine == (c["a"], c["size"], c["fraction_a"])]
     if of_teacher and content["teacher"]:

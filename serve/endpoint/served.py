@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cotd import assets
-from cotd.data.files import FILE_TYPES
+from cotd.data.files import names_files
 from cotd.students.base_models import resolve_model
 from cotd.students.student import Prediction, Student
 from cotd.tasks.samples import Sample
@@ -71,7 +71,7 @@ def licence_of(source: str) -> str:
     """The licence of an embedded asset; of anything else, where to look."""
     if assets.is_embedded(source):
         return assets.get_asset(source).licence
-    is_file = Path(source).suffix in FILE_TYPES or Path(source).is_absolute()
+    is_file = names_files(source) or Path(source).is_absolute()
     return "unknown: a private file" if is_file else f"unknown: see hub:{source}"
 
 

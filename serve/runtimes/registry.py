@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cotd.errors import CotdError, nearest
+from cotd.errors import CotdError, unknown
 from cotd.students.backends.causal.backend import in_bfloat16
 from cotd.students.student import Student
 from serve.runtimes.base import Runtime, StudentRuntime, Unfit, label_step_obstacle
@@ -118,7 +118,7 @@ def own_tolerance(student: Student) -> float:
     Causal students compute in bfloat16 where the machine multiplies it. What they write before they answer may then differ, and
     the answer with it.
     """
-    if not getattr(student.backend, "reduced", False):
+    if not student.backend.reduced:
         return EXACT
     return math.inf if student.free_answers or student.rationale_before_label else REDUCED
 
@@ -127,6 +127,6 @@ def require_runtime(name: str) -> None:
     """Raises a CotdError if there is no such runtime, or if it needs packages that are not installed."""
     known = [AUTO, *RUNTIMES]
     if name not in known:
-        raise CotdError(f"unknown runtime '{name}'; known: {', '.join(known)}.{nearest(name, known)}")
+        raise CotdError(unknown("runtime", name, known))
     if name != AUTO:
         require_packages(f"the runtime '{name}'", RUNTIMES[name].packages)

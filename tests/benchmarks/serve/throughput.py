@@ -54,8 +54,7 @@ def in_process(folder: Any, texts: list[str], seconds: float) -> dict[str, float
     runtime = make_runtime(AUTO, student)
     limit = texts_per_second(runtime.label_logits, texts, seconds)
     predict = texts_per_second(lambda some: student.predict(some, batch_size=BATCH), texts, seconds)
-    prefix = student.task.label_prefix
-    tokenising = texts_per_second(lambda some: list(student.batches(some, prefix, BATCH)), texts, min(seconds, 2))
+    tokenising = texts_per_second(lambda some: list(student.batches(some, student.answer_kind, BATCH)), texts, min(seconds, 2))
     return {"limit": limit, "predict": predict, "tokenising": limit / tokenising}
 
 

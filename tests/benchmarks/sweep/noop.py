@@ -30,7 +30,15 @@ def noop_trial(params: dict[str, Any]) -> None:
     rows = {"example_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive"] * 2}
     pd.DataFrame(rows).to_parquet(folder.predictions)
     scores = {"accuracy": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 2}
-    result = {"validation": scores, "test": scores, "best_step": 3, "steps": 3, "train_examples": 1, "train_pairs": 1}
+    result = {
+        "trial_id": folder.path.name,
+        "validation": scores,
+        "test": scores,
+        "best_step": 3,
+        "steps": 3,
+        "train_examples": 1,
+        "train_pairs": 1,
+    }
     result |= {"train_seconds": 0.0, "seconds": 0.0, "parameters": 1, "cut_targets": 0, "cut_inputs": 0}
     folder.write_result(result)
     tune.report({"step": 3, "validation_accuracy": 0.53})

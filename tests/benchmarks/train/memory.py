@@ -34,7 +34,7 @@ def measure(which: str, ours: bool, batch: int, micro_batch_size: int | None, sm
     """Two training steps: `start_mb`, of this process with the student loaded, and `peak_mb`, in MiB."""
     made = student(which)
     examples, annotations = annotated(small)
-    rows = encoded(examples.split("train"), annotations, made.tokenizer)
+    rows = encoded(examples.split("train"), annotations, made.backend)
     settings = trial(batch, 2, micro_batch_size=micro_batch_size)
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     longest = sorted((rows[i] for i in range(len(rows))), key=lambda row: -len(row["rationale"][0][1]))

@@ -12,16 +12,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cotd.data.examples import Examples
 from cotd.data.sources import load_examples
+from cotd.students.backends.base import Backend
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig, check_config
 from cotd.training.config import TrainingConfig
-from cotd.training.encoding import EncodedPairs, encode_pairs
+from cotd.training.encoding import EncodedPairs
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.trial import Trial
 from tests.benchmarks.students import EMBEDDED, t5_small
+from tests.cotd.training.helpers import encode_pairs
 from tests.tasks import SENTIMENT
 
 METHOD = "cot_unlabelled"
@@ -70,12 +72,11 @@ def trial(batch_size: int, steps: int, seed: int = 0, **training: Any) -> Trial:
     """A trial trained as both codes of the papers do: AdamW, dropout 0.1, both losses alike."""
     settings = {"preset": "hsieh2023", "batch_size": batch_size, "steps": steps, "eval_every": steps, "precision": "float32"}
     settings |= {"max_input_tokens": 128, "max_target_tokens": 64} | training
-    return Trial(METHOD, 1.0, "tiny", seed, EMBEDDED, TrainingConfig(**settings), "sentiment", "b", "r", "a")
+    return Trial(METHOD, 1.0, "tiny", seed, EMBEDDED, TrainingConfig(**settings), SENTIMENT.to_dict(), "b", "r", "a")
 
 
-def encoded(examples: pd.DataFrame, annotations: pd.DataFrame, tokenizer: Any, shared_encoder: bool = False) -> EncodedPairs:
-    pairs = training_pairs(METHODS[METHOD], examples, annotations, SENTIMENT, 1.0, shared_encoder)
-    return encode_pairs(pairs, tokenizer, 128, 64, SENTIMENT.answer_mark)
+def encoded(examples: pd.DataFrame, annotations: pd.DataFrame, backend: Backend) -> EncodedPairs:
+    return encode_pairs(training_pairs(METHODS[METHOD], examples, annotations, SENTIMENT), backend, 128, 64)
 
 
 def padded(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:

@@ -68,8 +68,8 @@ def seconds_a_step(trainer: Any) -> list[float]:
 def held_out_loss(made: Student, rows: list[dict[str, Any]]) -> float:
     """Label loss plus rationale loss without dropout."""
     made.model.eval()
-    batch = collate(rows, made.model.config.decoder_start_token_id, 32, made.rationale_prompt)
-    return sum(multi_task_loss(made.model, part, batch["totals"]).item() for part in batch["parts"])
+    batch = collate(rows, made.backend, 32)
+    return sum(multi_task_loss(made.backend, part, batch["totals"]).item() for part in batch["parts"])
 
 
 def run(
@@ -93,8 +93,8 @@ def run(
 def main() -> None:
     small = is_small(__doc__)
     examples, annotations = annotated(small)
-    tokenizer, train = student("embedded").tokenizer, examples.split("train")
-    pairs = {shared: encoded(train, annotations, tokenizer, shared) for shared in (False, True)}
+    train = examples.split("train")
+    pairs = {shared: encoded(train, annotations, student("embedded", shared).backend) for shared in (False, True)}
     cut, ours = len(pairs[False]) * 5 // 6, ways()
     figures = []
     for which, batches in BATCHES.items():

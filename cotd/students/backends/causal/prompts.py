@@ -54,12 +54,3 @@ def leading_tokens(tokenizer: Any) -> list[int]:
     """The special tokens that a tokenizer puts before every text."""
     with_special, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     return with_special[: len(with_special) - len(plain)] if with_special[-len(plain) :] == plain else with_special[:0]
-
-
-def ends_turns(tokenizer: Any) -> bool:
-    """Whether a tokenizer has a chat template that ends an answer as texts end: that of a model which was taught to chat."""
-    if not getattr(tokenizer, "chat_template", None) or not tokenizer.eos_token:
-        return False
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _TEXT}]
-    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
-    return rendered.partition(_TEXT)[2].strip().startswith(tokenizer.eos_token)

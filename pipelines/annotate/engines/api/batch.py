@@ -27,7 +27,15 @@ from cotd.utils.files import read_json, write_bytes
 from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.api.endpoint import Endpoint
 from pipelines.annotate.engines.api.engine import api_key
-from pipelines.annotate.engines.api.errors import CutOff, Refused, ServerError, TeacherRefused, Transient, read_error
+from pipelines.annotate.engines.api.errors import (
+    CutOff,
+    Refused,
+    TeacherRefused,
+    Transient,
+    read_error,
+    response_error,
+)
+from pipelines.annotate.engines.api.pacing import backoff
 from pipelines.annotate.engines.api.responses import Usage
 
 # OpenAI's limits are 50,000 requests and 200 MB a batch.
@@ -35,7 +43,6 @@ MOST_ROWS, MOST_BYTES = 50_000, 150_000_000
 ENDED = {"completed", "expired", "cancelled", "failed"}
 NEEDS_BATCHES = "Set teacher.api.mode: requests."
 POLL_TRIES = 40  # a server that is away for half an hour ends no run
-LONGEST_WAIT = 60.0
 NAME = "cotd"  # the key in a batch's metadata under which it carries its name
 
 
@@ -200,9 +207,7 @@ class BatchClient:
                 raise Transient(self.endpoint.plain(error.message) if error else f"the batch ended without it ({status})")
             body, code = response["body"], response.get("status_code") or 200
             if code >= 300:
-                self.endpoint.raise_for(
-                    read_error(body, code) or ServerError(code, "", str(body), ""), httpx.Headers(), request
-                )
+                self.endpoint.raise_for(response_error(body, code, str(body)), httpx.Headers(), request)
             return self.endpoint.read(request, body, "", usage, httpx.Headers()), None
         except (TeacherRefused, CutOff, Refused) as error:
             problem, kind = error, REFUSED_REASON
@@ -235,8 +240,8 @@ class BatchClient:
                     return response
                 if response.status_code in (404, 405):
                     raise CotdError(f"{url} does not exist ({response.status_code}): has it a Batch API? {NEEDS_BATCHES}")
-                error = read_error(self.endpoint.read_json(response), response.status_code)
-                self.endpoint.raise_for(error or ServerError(response.status_code, "", response.text, ""), response.headers)
+                error = response_error(self.endpoint.read_json(response), response.status_code, response.text)
+                self.endpoint.raise_for(error, response.headers)
             except Refused as problem:
                 raise CotdError(f"{url} refuses a batch ({problem}).") from problem
             except Transient as problem:
@@ -244,7 +249,7 @@ class BatchClient:
             except httpx.RequestError as problem:
                 last, wait = self.endpoint.without_key(str(problem) or type(problem).__name__), None
             if number < tries - 1:
-                time.sleep(min(self.config.backoff_seconds * 2.0**number, LONGEST_WAIT) if wait is None else wait)
+                time.sleep(backoff(self.config, number + 1) if wait is None else wait)
                 if instead and (found := instead()):
                     return found
         raise CotdError(f"{url} fails: {last}. What is done is kept; the same command resumes there.")

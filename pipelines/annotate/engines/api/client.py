@@ -17,7 +17,7 @@ from cotd.teachers.requests import Request
 from cotd.teachers.store import REFUSED_REASON, Completion
 from pipelines.annotate.engines.api.endpoint import Endpoint
 from pipelines.annotate.engines.api.errors import CutOff, Refused, TeacherRefused, Transient
-from pipelines.annotate.engines.api.pacing import Pace
+from pipelines.annotate.engines.api.pacing import Pace, backoff
 from pipelines.annotate.engines.api.responses import Usage, form_of
 
 BATCH_ROWS, BATCH_SECONDS = 64, 2.0  # a batch is kept when it has so many completions, or is so old
@@ -148,7 +148,7 @@ class ApiClient:
                 return self._give_up(request, str(failure), usage)
             if failure.rate_limited:
                 limited_tries += 1
-                spread = self.pace.backoff(limited_tries)
+                spread = backoff(self.pace.config, limited_tries)
                 try:
                     self.pace.pause(failure, spread)
                 except CotdError as problem:
@@ -163,7 +163,7 @@ class ApiClient:
                 return self._give_up(request, str(failure), usage)
             if failure.paid and not self.may_pay_again(request):
                 return self.endpoint.failed(request, f"{failure}; teacher.budget has no room for another try", usage)
-            await asyncio.sleep(self.pace.backoff(tries) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff(self.pace.config, tries) * random.uniform(0.5, 1.0))
 
     async def _settle(self, request: Request, problem: Exception, usage: Usage, sent_at: float) -> Completion | None:
         """What becomes of a request that is not tried again."""

@@ -25,6 +25,7 @@ from pipelines.annotate.engines.api.errors import (
     ServerError,
     Transient,
     read_error,
+    response_error,
 )
 from pipelines.annotate.engines.api.rate_limit import retry_after
 from pipelines.annotate.engines.api.responses import Usage, form_of, read_completion
@@ -68,7 +69,7 @@ class Endpoint:
             raise Transient(reason, paid=not isinstance(error, httpx.ConnectError)) from error
         content = self.read_json(response)
         if response.status_code >= 300:
-            said = read_error(content, response.status_code) or ServerError(response.status_code, "", response.text, "")
+            said = response_error(content, response.status_code, response.text)
             self.raise_for(said, response.headers, request)
         return self.read(request, content, response.text, usage, response.headers)
 

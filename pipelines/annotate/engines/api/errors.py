@@ -125,6 +125,15 @@ def status_of(words: str) -> int | None:
     return next((status for pattern, status in STATUS_OF_WORDS if pattern.search(words)), None)
 
 
+def response_error(content: Any, status: int, text: str) -> ServerError:
+    """The error of a response other than 2xx, whatever its form.
+
+    Args:
+        content: its JSON. text: the response as it came.
+    """
+    return read_error(content, status) or ServerError(status, "", text, "")
+
+
 def read_error(content: Any, status: int | None = None) -> ServerError | None:
     """The error in a response's JSON, or None: `{"error": {…}}`, `{"error": "words"}`, `[{"error": …}]`, `{"detail": …}` and the like.
 

@@ -10,12 +10,17 @@ from collections.abc import Callable
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.teachers.api_config import ApiConfig
+from pipelines.annotate.engines.api.errors import Transient
 from pipelines.annotate.engines.api.rate_limit import Booking, RateLimit
-from pipelines.annotate.engines.api.responses import Transient
 
 LONGEST_BACKOFF = 60.0
 # A longer Retry-After (a quota of the day, say) ends the run rather than keep somebody waiting in front of it.
-LONGEST_RETRY_AFTER = 3600.0
+LONGEST_PAUSE = 3600.0
+
+
+def backoff(config: ApiConfig, tries: int) -> float:
+    """Seconds to wait after so many tries, the first being 1."""
+    return min(LONGEST_BACKOFF, config.backoff_seconds * 2.0 ** min(tries - 1, 30))
 
 
 class Pace:
@@ -36,17 +41,13 @@ class Pace:
         self._gate = asyncio.Lock()  # the limits are waited for one by one, in the order of arrival
         self._resume_at = 0.0  # monotonic seconds; a Retry-After is meant for every request
 
-    def backoff(self, tries: int) -> float:
-        """Seconds to wait after so many tries, the first being 1."""
-        return min(LONGEST_BACKOFF, self.config.backoff_seconds * 2.0 ** min(tries - 1, 30))
-
     def pause(self, failure: Transient, seconds: float) -> None:
         """Lets every request wait: for `seconds` where the server does not say how long.
 
         Raises:
             CotdError: it asks to wait too long.
         """
-        if failure.retry_after is not None and failure.retry_after > LONGEST_RETRY_AFTER:
+        if failure.retry_after is not None and failure.retry_after > LONGEST_PAUSE:
             raise CotdError(
                 f"{self.config.base_url} asks to wait {failure.retry_after:,.0f} s (Retry-After; {failure}). "
                 "What is done is kept; the same command, run then, resumes there."
