@@ -1,4 +1,4 @@
-"""Which examples a student has seen: their ids lie beside it, so that it is not scored on what it was trained on."""
+"""Which examples a student has seen, so that it is not scored on what it was trained on."""
 
 from __future__ import annotations
 
@@ -11,44 +11,27 @@ import pandas as pd
 from cotd.data.table import encode_ids
 from cotd.errors import CotdError
 from cotd.progress import say
-from cotd.students.base_models import resolve_model
-
-SEEN = "examples_seen.npz"
-SPLITS_SEEN = ("train", "validation")
+from cotd.students.seen import SPLITS_SEEN, Seen, seen_by, united
 
 
-def write_seen(student: Path, train: pd.DataFrame, validation: pd.DataFrame, base: str) -> None:
-    """Writes the ids of the examples that a student was trained on and selected by into its folder.
+def seen_in_training(train: pd.DataFrame, validation: pd.DataFrame, base: str) -> Seen:
+    """What a student has seen that is trained on some examples and selected by others.
 
     Args:
         base: its base model, which may be a student that has seen examples itself.
     """
     ids = {name: encode_ids(rows["id"].to_list()) for name, rows in zip(SPLITS_SEEN, (train, validation), strict=True)}
-    earlier = ids_seen(resolve_model(base)) or ids
-    train_ids, validation_ids = (np.union1d(ids[name], earlier[name]) for name in SPLITS_SEEN)
-    np.savez(student / SEEN, train=train_ids, validation=validation_ids)
-
-
-def ids_seen(student: str | Path) -> dict[str, np.ndarray] | None:
-    """The ids of the examples that the student in a folder was trained on ("train") and selected by ("validation").
-
-    None if that is not known: it is a base model, or came without them.
-    """
-    file = Path(student) / SEEN
-    if not file.is_file():
-        return None
-    with np.load(file) as ids:
-        return {name: ids[name] for name in SPLITS_SEEN}
+    return united(ids, seen_by(base))
 
 
 def was_seen(student: str | Path, examples: pd.DataFrame, splits: tuple[str, ...] = SPLITS_SEEN) -> np.ndarray | None:
     """(N,) whether a student has seen each example, whatever the source; None if that is not known.
 
     Args:
-        student: its folder.
+        student: by any name, see `resolve_model`.
         splits: "train" for the examples that it was trained on, "validation" for those that it was selected by.
     """
-    if (ids := ids_seen(student)) is None:
+    if (ids := seen_by(student)) is None:
         return None
     return np.isin(encode_ids(examples["id"].to_list()), np.concatenate([ids[split] for split in splits]))
 
@@ -57,7 +40,7 @@ def unseen_by(student: str | Path, examples: pd.DataFrame, source: str) -> tuple
     """The examples that a student has not seen, and how many it has, which is said; all and None if that is not known.
 
     Args:
-        student: its folder.
+        student: as of `was_seen`.
         source: what messages call the examples.
 
     Raises:
@@ -77,24 +60,23 @@ def unseen_by(student: str | Path, examples: pd.DataFrame, source: str) -> tuple
     return examples[~seen].reset_index(drop=True), int(seen.sum())
 
 
-def seen_problems(sizes: Mapping[str, str], examples: Path) -> list[str]:
-    """Problems of base models that are students, and have seen what a study tests or selects on.
+def seen_problems(models: Mapping[str, str], examples: pd.DataFrame) -> list[str]:
+    """Problems of base models and teachers that are students, and have seen what a study tests or selects on.
 
     Args:
-        sizes: size → base model.
-        examples: the study's examples, a Parquet file.
+        models: the key that names a model → the model.
+        examples: the study's examples, of which the columns id and split are read.
     """
     problems = []
-    for size, model in sizes.items():
-        if ids_seen(folder := resolve_model(model)) is None:
+    for key, model in models.items():
+        if seen_by(model) is None:
             continue
-        table = pd.read_parquet(examples, columns=["id", "split"])
         for split, kinds in (("test", SPLITS_SEEN), ("validation", ("train",))):
-            rows = table[table["split"] == split]
-            seen = was_seen(folder, rows, kinds)
+            rows = examples[examples["split"] == split]
+            seen = was_seen(model, rows, kinds)
             if seen is not None and seen.any():
                 problems.append(
-                    f"sizes.{size}: '{model}' was trained on {seen.sum():,} of the study's {len(rows):,} {split} examples, and its "
+                    f"{key}: '{model}' was trained on {seen.sum():,} of the study's {len(rows):,} {split} examples, and its "
                     "students would be scored on what they know. Split the data as its own study does, or name another model."
                 )
                 break

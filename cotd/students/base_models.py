@@ -17,8 +17,13 @@ from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
 CARD = "cotd.json"  # describes a trained student; beside its weights
+SEEN = "examples_seen.npz"  # what it has seen, see `cotd.students.seen`
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
+# Files of a student besides its weights: configuration, card, record, and whatever tokenizers are written in.
+STUDENT_FILES = ("*.json", "*.npz", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
+# What says where a model comes from and not what it is. All other files may decide what it does: vocab.txt and chat templates, too.
+PROVENANCE = re.compile(r"(?i)\.|readme|licen[cs]e|notice|(cotd|asset|pretraining|trainer_state)\.json$|examples_seen\.npz$")
 
 
 def resolve_model(source: str) -> str:
@@ -125,7 +130,7 @@ def write_model(model: Any, folder: str | Path) -> None:
 
 
 def model_digest(source: str) -> str:
-    """A content digest of a base model: of its files for a folder, of id and commit for a hub id.
+    """A content digest of a base model: of a folder's files but for PROVENANCE, of id and commit for a hub id.
 
     Reads no weights from the hub, so that it also serves as the check that the model exists.
     """
@@ -136,12 +141,7 @@ def model_digest(source: str) -> str:
         raise CotdError(f"cannot load the model '{source}': it has no config.json.{model_advice(folder)}")
     total = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        # Cards say where a model comes from, not what it is.
-        if path.suffix in (".safetensors", ".json", ".bin", ".model") and path.name not in (
-            "asset.json",
-            "pretraining.json",
-            CARD,
-        ):
+        if path.is_file() and not PROVENANCE.match(path.name):
             with path.open("rb") as file:
                 total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
@@ -183,7 +183,7 @@ def hub_commit(repo_id: str, revision: str | None = None, advice: str | None = N
 
 
 def fetch_student(repo_id: str) -> Path:
-    """The local folder of a student on the hub: its card, safetensors and tokenizer; the id itself if it has no card.
+    """The local folder of a student on the hub: its card, record, safetensors and tokenizer; the id itself if it has no card.
 
     Raises:
         CotdError: there is no such repository, or the hub cannot be reached.
@@ -194,7 +194,7 @@ def fetch_student(repo_id: str) -> Path:
     commit = hub_commit(repo_id)
     try:
         card = Path(hf_hub_download(repo_id, CARD, revision=commit))
-        snapshot_download(repo_id, revision=commit, allow_patterns=["*.json", "*.safetensors", "*.model"])
+        snapshot_download(repo_id, revision=commit, allow_patterns=["*.safetensors", *STUDENT_FILES])
     except RemoteEntryNotFoundError:
         return Path(repo_id)
     except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from cotd.data.truncation import Truncation, tail_length
 from cotd.errors import CotdError
 from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import CARD, find_student, load_base, write_model
+from cotd.students.seen import Seen, read_seen, write_seen
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.files import replacing, write_json
@@ -51,6 +52,7 @@ class Student:
         card: the content of `cotd.json`: method, data and teacher provenance, metrics, `temperature`, and what it does:
             `writes_rationales`, `rationale_before_label`, `rationale_after_label`, `rationale_as_input` (it needs the teacher's
             rationale of each text).
+        seen: what it was trained on and selected by; None if that is not known.
 
     Example:
         >>> student = cotd.Student.load(folder.student)  # or "models:/cotd-student@champion"
@@ -58,9 +60,10 @@ class Student:
         True
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any]):
+    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any], seen: Seen | None = None):
         self.task = task
         self.card = card
+        self.seen = seen
         self.backend = make_backend(model.eval(), tokenizer, task, card)
         self.max_input_tokens: int = card.get("max_input_tokens", 128)
         self.truncation: Truncation = card.get("truncation", "head")
@@ -82,14 +85,15 @@ class Student:
         task = parse_task(card["task"])
         model, tokenizer = load_base(str(folder), task.labels)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, task, card)
+        return cls(model, tokenizer, task, card, read_seen(folder))
 
     def save(self, directory: str | Path) -> None:
-        """Writes the student in Hugging Face layout plus `cotd.json`; an existing folder is replaced at the end."""
+        """Writes the student in Hugging Face layout plus `cotd.json` and what it has seen; an existing folder is replaced at the end."""
         with replacing(Path(directory)) as temporary:
             write_model(self.model, temporary)
             self.tokenizer.save_pretrained(temporary)
             write_json(temporary / CARD, {**self.card, "task": self.task.to_dict()})
+            write_seen(self.seen, temporary)
             shutil.rmtree(directory, ignore_errors=True)
 
     @property

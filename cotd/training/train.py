@@ -17,7 +17,7 @@ from cotd.data.examples import fraction_rows, select_fraction
 from cotd.errors import CotdError
 from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions
 from cotd.evaluation.rationales import score_rationales
-from cotd.evaluation.seen import write_seen
+from cotd.evaluation.seen import seen_in_training
 from cotd.students.backends.t5.dropout import set_dropout
 from cotd.students.base_models import load_base
 from cotd.students.partial import add_lora, merge_lora, train_last_layers
@@ -129,8 +129,9 @@ def train_trial(
             **identity, "base": trial.model, "temperature": student.temperature, "training": trial.training.model_dump(),
             "metrics": {"validation": validation_metrics, "test": test_metrics}, **(provenance or {}),
         }  # fmt: skip
+        train_rows = select_fraction(read_split(examples, "train"), trial.fraction)
+        student.seen = seen_in_training(train_rows, validation, trial.model)
         student.save(folder.student)
-        write_seen(folder.student, select_fraction(read_split(examples, "train"), trial.fraction), validation, trial.model)
         predictions.to_parquet(folder.predictions, index=False)
         result = {
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,

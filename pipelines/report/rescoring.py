@@ -51,7 +51,7 @@ def unseen_examples(plan: Plan, examples: pd.DataFrame) -> pd.DataFrame:
     texts = {clean_text(text).casefold() for text in study[study["split"] != "test"]["text"]}
     seen = np.array([clean_text(text).casefold() in texts for text in examples["text"]], dtype=bool)
     for model in {t.model for t in plan.trials}:
-        by_base = was_seen(resolve_model(model), examples)
+        by_base = was_seen(model, examples)
         seen |= False if by_base is None else by_base
     return examples[~seen].reset_index(drop=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
+from cotd.students.seen import write_seen
 from cotd.students.student import Student
 from cotd.utils.files import replacing
 from serve.runtimes.base import Runtime, StudentRuntime, label_step_obstacle
@@ -80,6 +81,7 @@ def write_and_load(student: Student, folder: Path, format: str) -> Runtime:
         convert(student, folder)
     student.tokenizer.save_pretrained(folder)
     write_card(student, folder)
+    write_seen(student.seen, folder)
     if format == "hf":
         return StudentRuntime(Student.load(folder, device="cpu"))
     if format == "onnx":

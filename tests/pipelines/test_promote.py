@@ -47,14 +47,14 @@ class Registry:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry()
     tracker = SimpleNamespace(
         registry=registry, sync_trial=lambda trial, folder: f"run of {trial.id}", log_student=lambda trial, folder: None
     )
     monkeypatch.setattr(package, "StudyTracker", lambda config: tracker)
     monkeypatch.setattr(package, "validation_accuracy", lambda plan, student, validation: 0.6)
-    monkeypatch.setattr(package, "find_student", lambda uri: (Path("nowhere"), {"task": "sentiment"}))
+    monkeypatch.setattr(package, "find_student", lambda uri: (tmp_path, {"task": "sentiment"}))
     return registry
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cotd.cli.app import main
 from cotd.errors import CotdError
-from cotd.evaluation.seen import SEEN
+from cotd.students.base_models import SEEN
 from cotd.study.config import load_config
 from pipelines.sweep.plan import plan_study
 from pipelines.train import train

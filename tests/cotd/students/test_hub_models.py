@@ -46,6 +46,7 @@ def use_model() -> dict[str, Any]:
 def train() -> dict[str, Any]:
     import pandas as pd
 
+    from cotd.students.seen import seen_by
     from cotd.students.student import Student
 
     study = {
@@ -67,6 +68,8 @@ def train() -> dict[str, Any]:
     answer["reloaded"] = [p.probabilities["positive"] for p in student.predict(texts)]
     shutil.copytree(folder / "student", Path(os.environ["STAND_IN_UPLOADS"]) / STUDENT)
     answer["from_hub"] = refusal(lambda: answer.update(hub=[p.label for p in Student.load(STUDENT).predict(texts)]))
+    answer["seen"] = {source: seen_by(source) is not None for source in (STUDENT, MODEL)}
+    answer["seen_after_loading"] = Student.load(STUDENT).seen is not None
     return answer
 
 
@@ -151,6 +154,11 @@ def test_the_saved_student_predicts_what_the_trained_one_did(model: dict[str, An
 def test_a_student_loads_from_the_hub(model: dict[str, Any]) -> None:
     assert model["from_hub"]["type"] is None, model["from_hub"]["message"]
     assert model["hub"] == model["labels"]
+
+
+def test_a_student_from_the_hub_brings_what_it_has_seen(model: dict[str, Any]) -> None:
+    assert model["seen"] == {STUDENT: True, MODEL: False}
+    assert model["seen_after_loading"]
 
 
 def test_training_a_model_that_is_not_there_ends_in_one_line(model: dict[str, Any]) -> None:

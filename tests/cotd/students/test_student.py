@@ -258,9 +258,22 @@ def test_labels_that_begin_alike_are_told_apart_by_their_whole_words(student: St
 def test_a_base_models_digest_is_of_its_content(tiny_t5: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tiny_t5, copy)
+    for name in ("cotd.json", "README.md", ".gitattributes", "examples_seen.npz"):
+        (copy / name).write_text("where it comes from")
     assert model_digest(str(copy)) == model_digest(str(tiny_t5))
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_digest(str(copy)) != model_digest(str(tiny_t5))
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "chat_template.jinja", "source.spm"])
+def test_whatever_a_tokenizer_is_written_in_is_in_the_digest(tiny_t5: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_t5, copy)
+    digests = set()
+    for content in ("one", "two"):
+        (copy / name).write_text(content)
+        digests.add(model_digest(str(copy)))
+    assert len(digests) == 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cotd.students.student import Student
@@ -26,6 +27,7 @@ def metrics(accuracy: float) -> dict[str, Any]:
 def trained(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student whose card says what a sweep's says; its base, data and teacher are at places of somebody's machine."""
     student = Student.load(student_folder, device="cpu")
+    student.seen = {"train": np.array([1, 2], np.uint64), "validation": np.array([3], np.uint64)}
     student.card |= {
         "method": "cot_labelled", "writes_rationales": True, "max_target_tokens": 8, "fraction": 0.1, "seed": 3,
         "base": "/home/somebody/models/t5", "data": {"source": {"train": "/home/somebody/reviews.csv", "test": "test.csv"}},

@@ -45,6 +45,12 @@ def test_the_folder_holds_the_student(folder: Path, trained: Path) -> None:
     )
 
 
+def test_what_the_student_has_seen_goes_with_it(folder: Path) -> None:
+    seen = Student.load(folder, "cpu").seen
+    assert seen is not None
+    assert {split: list(ids) for split, ids in seen.items()} == {"train": [1, 2], "validation": [3]}
+
+
 def test_the_card_says_how_the_student_was_trained_and_measured(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     for line in (

@@ -9,11 +9,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cotd.cli.app import main
 from cotd.errors import CotdError
+from cotd.students.seen import seen_by
 from cotd.students.student import Student
 from serve.runtimes import export
 from serve.runtimes.export import FORMATS, export_student
@@ -50,8 +52,13 @@ def test_the_readme_of_an_export_reads_what_the_student_reads_of_a_long_text(
 ) -> None:
     need(FORMATS[format])
     card = {**student.card, "max_input_tokens": 24, "truncation": truncation}
-    reader = Student(student.model, student.tokenizer, student.task, card)
+    seen = {"train": np.array([1], np.uint64), "validation": np.array([], np.uint64)}
+    reader = Student(student.model, student.tokenizer, student.task, card, seen)
     export_student(reader, tmp_path / "student", format)
+    assert {split: list(ids) for split, ids in (seen_by(tmp_path / "student") or {}).items()} == {
+        "train": [1],
+        "validation": [],
+    }
     texts = ["A warm and funny film. " * 9 + "Not!", TEXTS[1]]
     assert rows_by_readme(tmp_path / "student", monkeypatch, texts) == expected_rows(reader, texts)
     ends = reader.predict([texts[0], texts[0].replace("Not!", "Indeed, and once more!")])
