@@ -15,6 +15,7 @@ import torch
 
 from cotd.data.examples import fraction_rows, select_fraction
 from cotd.errors import CotdError
+from cotd.evaluation.cascade import risk_coverage
 from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions
 from cotd.evaluation.rationales import score_rationales
 from cotd.evaluation.seen import seen_in_training
@@ -25,6 +26,7 @@ from cotd.students.student import Student
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.training.checks import explain_full_disk, require_both_labels, require_rationales
+from cotd.training.distributed import latest_of_all
 from cotd.training.encoding import EncodedPairs, cached_pairs, encode_here, encode_trial
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
@@ -33,6 +35,7 @@ from cotd.training.trainer import StudentTrainer
 from cotd.training.trial import Trial
 from cotd.utils.hardware import choose_dtype
 from cotd.utils.iteration import each_or_none
+from cotd.utils.parquet import write_parquet
 
 # Test examples whose rationales are written and scored, which takes a decoder step a token; a label takes one in all.
 RATIONALES_SCORED = 200
@@ -110,16 +113,18 @@ def train_trial(
 
         if not student.free_answers:
             student.temperature = fitted_temperature(student, validation, inputs)
-        validation_metrics = score_predictions(predictions_table(student, validation, inputs), task)
+        validated = predictions_table(student, validation, inputs)
+        validation_metrics = score_predictions(validated, task)
+        curve = [] if student.free_answers else risk_coverage(validated["score"], validated["predicted"] == validated["gold"])
         predictions = predictions_table(student, test, inputs)
         test_metrics = score_predictions(predictions, task, teacher_test)
         if student.can_explain:
             explained = test.head(RATIONALES_SCORED)
             references = [(teacher_rationales or {}).get(i, "") for i in explained["id"]]
             predicted = predictions["predicted"].head(RATIONALES_SCORED).to_list()
-            test_metrics |= score_rationales(
-                student.explain(list(explained["text"]), own_choices(explained)), predicted, task, references
-            )
+            written = student.explain(list(explained["text"]), own_choices(explained))
+            test_metrics |= score_rationales(written, predicted, task, references)
+            write_parquet(pd.DataFrame({"example_id": explained["id"], "rationale": written}), folder.rationales)
 
         identity = {
             "trial_id": trial.id, "method": trial.method, "fraction": trial.fraction, "size": trial.size, "seed": trial.seed,
@@ -127,7 +132,7 @@ def train_trial(
         }  # fmt: skip
         student.card |= {
             **identity, "base": trial.model, "temperature": student.temperature, "training": trial.training.model_dump(),
-            "metrics": {"validation": validation_metrics, "test": test_metrics}, **(provenance or {}),
+            "metrics": {"validation": validation_metrics, "test": test_metrics}, "risk_coverage": curve, **(provenance or {}),
         }  # fmt: skip
         train_rows = select_fraction(read_split(examples, "train"), trial.fraction)
         student.seen = seen_in_training(train_rows, validation, trial.model)
@@ -137,7 +142,8 @@ def train_trial(
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,
             "best_step": trainer.first_step + trainer.state.best_global_step, "steps": trainer.step,
             **counted(parts), "parameters": sum(p.numel() for p in student.model.parameters()),
-            "temperature": student.temperature, "train_seconds": train_seconds, "seconds": time.perf_counter() - started,
+            "temperature": student.temperature, "risk_coverage": curve, "train_seconds": train_seconds,
+            "seconds": time.perf_counter() - started,
         }  # fmt: skip
         folder.write_result(result)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -156,21 +162,27 @@ def train_stages(
 ) -> StudentTrainer:
     """Trains a student by each stage of its method in turn, and returns the trainer of the last one.
 
-    Each stage begins with the best weights of the one before. An interrupted attempt is continued in the last stage that has a
-    checkpoint: of a finished stage the checkpoints stay until the trial ends.
+    Each stage begins with the best weights of the one before. An interrupted attempt is continued from the last checkpoint that
+    all workers see, of the last stage that has one: of a finished stage the checkpoints stay until the trial ends.
 
     Args:
         parts: what each stage is trained on.
     """
     stages = trial.stages
     folders = [folder.of_stage(number) for number in range(len(stages))] if len(stages) > 1 else [folder]
-    reached = max((number for number, part in enumerate(folders) if part.latest_checkpoint()), default=0)
-    for number in range(reached, len(stages)):
+    seen = [(number, step) for number, part in enumerate(folders) for step in part.complete_checkpoints()]
+    latest = latest_of_all(seen)
+    checkpoint = folders[latest[0]].resumable(latest[1]) if latest else None
+    for number in range(latest[0] if latest else 0, len(stages)):
         first_step = sum(stage.training.steps for stage in stages[:number])
         trainer = StudentTrainer(
             student, parts[number], validation, stages[number], folders[number], on_score, rationales, first_step
         )
-        trainer.fit()
+        if checkpoint and trainer.is_world_process_zero():  # later ones, which another worker has not, are trained anew
+            for later in (folders[n].checkpoint(step) for n, step in seen if (n, step) > latest):
+                shutil.rmtree(later, ignore_errors=True)
+        trainer.fit(checkpoint)
+        checkpoint = None
     return trainer
 
 
