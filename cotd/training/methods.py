@@ -19,6 +19,7 @@ class Method:
             ("joint_target") or "after_label"; or an "input" beside the example. A rationale written given gold gives the gold
             label away, so that it can be a target and never an input.
         soft: whether the targets are all answers, each weighted by the teacher's probability of it.
+        mutual_information: the weight in the loss of how little an example's rationale, as the student writes it, tells of its label.
         stages: names of methods by which a student is trained one after another, in place of all of the above but `labels`,
             which is the last one's. They share `training.steps` equally; each begins with the best student of the one before.
     """
@@ -29,6 +30,7 @@ class Method:
     rationale: Literal["given_gold", "own"] | None = None
     rationale_as: Literal["target", "joint_target", "after_label", "input"] = "target"
     soft: bool = False
+    mutual_information: float = 0.0
     stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Method:
             )
         if self.soft and (self.labels != "teacher" or self.rationale):
             raise ValueError(f"method '{self.name}': probabilities are the teacher's, and targets without rationales")
+        if self.mutual_information and not self.multitask:
+            raise ValueError(f"method '{self.name}': label and rationale need targets of their own to tell of each other")
 
     @property
     def parts(self) -> list[Method]:
@@ -102,6 +106,8 @@ METHODS = {
         Method("distill_then_finetune", "task distillation, then finetuning", "gold", stages=("distill", "finetune")),
         Method("cot_labelled", "labelled CoT distillation", "gold", "given_gold"),
         Method("cot_unlabelled", "unlabelled CoT distillation", "teacher", "own"),
+        # Chen et al. 2024, "Learning to Maximize Mutual Information for Chain-of-Thought Distillation", with its code's weight.
+        Method("cot_mi", "CoT distillation with mutual information", "gold", "given_gold", mutual_information=0.1),
         # Hsieh et al. 2023, section 4.4; Magister et al. 2022; Ho et al. 2022.
         Method("cot_joint", "single-task CoT distillation", "gold", "given_gold", "joint_target"),
         Method("cot_joint_unlabelled", "unlabelled single-task CoT distillation", "teacher", "own", "joint_target"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,10 +20,11 @@ from cotd.evaluation.metrics import align, own_choices
 from cotd.students.student import Student
 from cotd.training.checks import not_a_number, out_of_memory
 from cotd.training.collate import collate, multi_task_loss
-from cotd.training.distributed import leave_unwrapped, sum_gradients, use_one_gpu
+from cotd.training.distributed import leave_unwrapped, share_weights, sum_gradients, use_one_gpu
 from cotd.training.ema import WeightAverage
 from cotd.training.encoding import EncodedPairs
 from cotd.training.folder import TrialFolder
+from cotd.training.methods import METHODS
 from cotd.training.optimizers import TRAINER_NAMES, custom_optimizer
 from cotd.training.trial import Trial
 from cotd.utils.hardware import choose_dtype
@@ -106,9 +108,13 @@ class StudentTrainer(Trainer):
         inputs, settings = self._prepare_inputs(inputs), self.trial.training
         total = torch.zeros((), device=self.args.device)
         rationale_weight = settings.rationale_weight_at(self.state.global_step)
+        information_weight = METHODS[self.trial.method].mutual_information
+        information_weight = information_weight and information_weight / inputs["examples"].item()
         for part in inputs["parts"]:
             with self.accelerator.autocast():
-                loss = multi_task_loss(self.student.backend, part, inputs["totals"], settings.label_smoothing, rationale_weight)
+                loss = multi_task_loss(
+                    self.student.backend, part, inputs["totals"], settings.label_smoothing, rationale_weight, information_weight
+                )
             if not loss.isfinite():
                 raise CotdError(not_a_number(self.step + 1, "the loss", part["example_ids"]))
             self.accelerator.backward(loss)
@@ -151,24 +157,33 @@ class StudentTrainer(Trainer):
         if self.average and self.is_world_process_zero():
             self.average.save(output_dir or self.folder.checkpoints)
 
-    def fit(self) -> None:
-        """Trains to the end, from the latest checkpoint if there is one, and gives the student the best weights.
+    def _load_best_model(self) -> None:
+        """On the first worker alone, which has written the checkpoints: the others may not see them. `fit` sends the weights."""
+        if self.is_world_process_zero():
+            super()._load_best_model()
+            if self.average:  # the Trainer has loaded the best weights, not their average
+                self.average.load(self.state.best_model_checkpoint)
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """Trains to the end, and gives the student the best weights, on every worker.
+
+        Args:
+            checkpoint: what is continued from.
 
         Raises:
             CotdError: the loss is not a number, or the GPU's memory is exhausted.
         """
-        checkpoint = self.folder.latest_checkpoint()
         if checkpoint and self.average:
             self.average.load(checkpoint)
         try:
             self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except torch.OutOfMemoryError as error:
             raise CotdError(out_of_memory(self.trial, self.step + 1, error)) from error
-        if self.average:  # the Trainer has loaded the best weights, not their average
-            self.average.load(self.state.best_model_checkpoint)
+        if self.average:
             self.student.model = self.average.model
+        share_weights(self.student.model)
         self.student.model.eval()
-        self.accelerator.wait_for_everyone()  # the first worker removes the checkpoints that others still read
+        self.accelerator.wait_for_everyone()  # the first worker removes the checkpoints, which others look at until here
 
 
 def training_arguments(trial: Trial, folder: TrialFolder) -> TrainingArguments:

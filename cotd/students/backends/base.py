@@ -78,7 +78,7 @@ class Backend(ABC):
         """The pairs of some examples, as tensors that `loss` reads.
 
         Among them are `labels` (M,), with IGNORED where nothing is learned, and of each token's pair `target_kinds` (M,), positions
-        in TARGET_KINDS, and `target_weights` (M,).
+        in TARGET_KINDS, `target_weights` (M,) and, if it writes, `target_examples` (M,), the position of its example.
         """
 
     @abstractmethod
@@ -88,6 +88,10 @@ class Backend(ABC):
         Args:
             part: what `pack` gave. weights: (L,) of the tokens that are learned, in their order.
         """
+
+    def logits(self, part: dict[str, Any], chosen: Any) -> Any:
+        """The logits at chosen tokens of a part, (M,) booleans: (L, V), float32."""
+        raise NotImplementedError(f"a student of kind '{self.kind}' labels and writes nothing")
 
     @abstractmethod
     def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Any:

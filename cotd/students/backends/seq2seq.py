@@ -69,13 +69,14 @@ class Seq2Seq(Backend):
         Returns:
             `input_ids` (N,) and `input_lengths` (I,) of the distinct inputs; `sources` (P,) the input of each pair;
             `decoder_input_ids` (M,); `labels` (M,), IGNORED where nothing is learned; `target_lengths` (P,); `target_kinds` (M,),
-            positions in TARGET_KINDS; `target_weights` (M,).
+            positions in TARGET_KINDS; `target_weights` and `target_examples` (M,).
         """
-        pairs = sorted(chain.from_iterable(examples), key=lambda pair: pair.kind)
+        numbered = [(pair, number) for number, pairs in enumerate(examples) for pair in pairs]
+        numbered.sort(key=lambda entry: (-len(entry[0].target), entry[0].kind))
+        pairs = [pair for pair, _ in numbered]
         # The samples of an example share their input, which is encoded once.
         inputs = sorted(dict.fromkeys(tuple(pair.source) for pair in pairs), key=len, reverse=True)
         positions = {source: position for position, source in enumerate(inputs)}
-        pairs.sort(key=lambda pair: len(pair.target), reverse=True)
         prompts = [self.decoder_prompt(TARGET_KINDS[pair.kind]) for pair in pairs]
         decoder_inputs = [[*prompt, *pair.target[:-1]] for prompt, pair in zip(prompts, pairs, strict=True)]
         labels = [[IGNORED] * (len(prompt) - 1) + [*pair.target] for prompt, pair in zip(prompts, pairs, strict=True)]
@@ -89,13 +90,17 @@ class Seq2Seq(Backend):
             "target_lengths": lengths,
             "target_kinds": torch.tensor([pair.kind for pair in pairs]).repeat_interleave(lengths),
             "target_weights": torch.tensor([pair.weight for pair in pairs]).repeat_interleave(lengths),
+            "target_examples": torch.tensor([number for _, number in numbered]).repeat_interleave(lengths),
         }
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
         learned = part["labels"] != IGNORED
-        logits = padded_logits(self.model, part, learned).float()
-        losses = functional.cross_entropy(logits, part["labels"][learned], reduction="none", label_smoothing=label_smoothing)
+        logits, labels = self.logits(part, learned), part["labels"][learned]
+        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         return (losses * weights).sum()
+
+    def logits(self, part: dict[str, Any], chosen: Tensor) -> Tensor:
+        return padded_logits(self.model, part, chosen).float()
 
     def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Tensor:
         """By one decoder step where the labels' first tokens differ, else of whole answers."""

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
+from cotd.students.backends.base import TARGET_KINDS
 from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.training.collate import collate, multi_task_loss
+from cotd.training.collate import collate, information_loss, multi_task_loss
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
@@ -85,6 +86,64 @@ def test_cot_after_answers_in_one_step_and_goes_on_when_asked_why(
     source, _ = student.backend.sources(texts[:1], "label", 64)
     (alone,) = student.backend.generate(source, "label", 24)
     assert student.tokenizer.decode(alone).strip() == "positive", "asked for a label alone, it ends after it"
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1", "bart", "llama"])
+def test_cot_mi_adds_how_little_each_rationale_tells_of_its_label(
+    name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame
+) -> None:
+    model, tokenizer = load_base(str(base(name)), SENTIMENT.labels)
+    backend = make_backend(model.eval(), tokenizer, SENTIMENT, {})
+    train = examples[examples["split"] == "train"].head(5)
+    pairs = training_pairs(METHODS["cot_mi"], train, annotations, SENTIMENT)
+    pd.testing.assert_frame_equal(pairs, training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT))
+
+    def added(rows: pd.DataFrame, micro_batch_size: int | None = None) -> float:
+        batch = collate(encode_pairs(rows, backend, 64, 64), backend, micro_batch_size)
+        parts = [(part, batch["totals"], 0.0, 0.5) for part in batch["parts"]]
+        with torch.inference_mode():
+            return sum((multi_task_loss(backend, *part, 1.0) - multi_task_loss(backend, *part)).item() for part in parts)
+
+    alone = [added(pairs[pairs["example_id"] == i]) for i in train["id"]]
+    assert min(alone) > 0
+    assert added(pairs) == pytest.approx(sum(alone), rel=1e-3)
+    assert added(pairs, 2) == pytest.approx(sum(alone), rel=1e-3)
+
+
+def test_the_less_a_rationale_says_of_its_label_the_more_is_lost() -> None:
+    """Two tokens of a rationale after the label's one, over a vocabulary of three."""
+    kinds, example = (
+        torch.tensor([TARGET_KINDS.index(kind) for kind in ("label", "rationale", "rationale")]),
+        torch.zeros(3).long(),
+    )
+    label = [9.0, 0.0, 0.0]
+    named, unnamed = ([label, word, [0.0, 0.0, 9.0]] for word in ([9.0, 0.0, 0.0], [0.0, 9.0, 0.0]))
+    logits = torch.tensor(unnamed, requires_grad=True)
+    lost = information_loss(logits, kinds, example)
+    assert lost > information_loss(torch.tensor(named), kinds, example)
+    shares = torch.tensor(unnamed).softmax(dim=-1)
+    said, written = shares[0], shares[1:].max(dim=0).values
+    assert lost.item() == pytest.approx(-(said * written.log_softmax(dim=-1)).sum().item(), rel=1e-5)
+    lost.backward()
+    assert logits.grad is not None
+    assert not logits.grad[0].any(), "the label does not come closer to the rationale"
+    assert logits.grad[1:].any()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["t5_v1_1", "llama"])
+def test_cot_mi_trains_a_student_that_labels_and_explains(
+    name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
+) -> None:
+    rate = 5e-3 if name == "llama" else 1e-2
+    trial = make_trial(base(name), "cot_mi", steps=120, eval_every=60, max_target_tokens=24, learning_rate=rate)
+    folder = make_folder(tmp_path / "mi")
+    assert train_trial(trial, folder, examples, annotations)["test"]["accuracy"] == 1.0
+    first, last = (point["train_loss"] for point in folder.curve())
+    assert last < first
+    student = Student.load(folder.student, device="cpu")
+    assert student.can_explain
+    assert student.explain(["A warm and funny film, number 7."])[0].startswith("The reviewer finds it")
 
 
 def test_stages_share_the_steps_and_begin_where_the_one_before_ended(

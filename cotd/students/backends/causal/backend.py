@@ -79,7 +79,9 @@ class Causal(Backend):
 
     def pack(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
         """An example's pairs as one tree, or each as one of its own; see `pack_trees`."""
-        return pack_trees(examples if self.packs else [[pair] for pairs in examples for pair in pairs])
+        part = pack_trees(examples if self.packs else [[pair] for pairs in examples for pair in pairs])
+        numbers = torch.tensor([number for number, pairs in enumerate(examples) for _ in pairs])
+        return {**part, "target_examples": numbers[part["pairs"]]}
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
         learned = part["labels"] != IGNORED
@@ -99,7 +101,6 @@ class Causal(Backend):
         return self.model.base_model(**packed_inputs(part))[0][0]
 
     def logits(self, part: dict[str, Any], chosen: Tensor) -> Tensor:
-        """The model's own logits at chosen tokens of a part: (L, V), float32."""
         positions = chosen.nonzero().squeeze(1)
         if self.packs:
             return self.model(**packed_inputs(part), logits_to_keep=positions).logits[0].float()

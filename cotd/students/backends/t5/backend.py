@@ -21,3 +21,6 @@ class T5(Seq2Seq):
         learned = part["labels"] != IGNORED
         states = token_states(self.model, part, learned)
         return token_loss(states, self.model.lm_head.weight, part["labels"][learned], weights, label_smoothing)
+
+    def logits(self, part: dict[str, Any], chosen: Tensor) -> Tensor:
+        return self.model.lm_head(token_states(self.model, part, chosen)).float()
