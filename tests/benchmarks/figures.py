@@ -9,19 +9,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cotd.utils.files import write_json
 
 
-def is_small(description: str | None) -> bool:
-    """Parses the command line, which has one option."""
+def parse(description: str | None, options: Mapping[str, Any]) -> argparse.Namespace:
+    """Parses the command line: --small, and a benchmark's own options with their defaults."""
     parser = argparse.ArgumentParser(description=description)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was started is ended too
     parser.add_argument("--small", action="store_true", help="a smoke test: small, and figures that mean little")
-    return parser.parse_args().small
+    for name, default in options.items():
+        parser.add_argument(f"--{name}", default=default)
+    return parser.parse_args()
+
+
+def is_small(description: str | None) -> bool:
+    """Parses the command line of a benchmark that has no options of its own."""
+    return parse(description, {}).small
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ def ways() -> dict[str, Way]:
     return variants
 
 
-def seconds_a_step(trainer: Any) -> list[float]:
+def seconds_a_step(trainer: Any, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Trains; returns the seconds of each step but the first."""
     from transformers import TrainerCallback
 
@@ -57,7 +58,7 @@ def seconds_a_step(trainer: Any) -> list[float]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            ends.append(clock())
 
     trainer.add_callback(Clock())
     trainer.train()
