@@ -7,12 +7,14 @@ and each worker would keep its own gradients, and train a student of its own: th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 BUCKET_SIZE = 2**25  # numbers that are sent together: 128 MiB of float32
+
+T = TypeVar("T", bound=Any)
 
 
 def leave_unwrapped(trainer: Any) -> None:
@@ -35,12 +37,35 @@ def use_one_gpu(arguments: Any) -> None:
         arguments._n_gpu = min(1, arguments.n_gpu)
 
 
+def several_workers() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def latest_of_all(seen: Iterable[T]) -> T | None:
+    """The greatest of what every worker sees, the same for each of them; None if they see nothing in common.
+
+    Where workers do not share a folder, the first may have checkpoints that the others do not have yet, or no longer.
+    """
+    everyones = [list(seen)]
+    if several_workers():
+        everyones *= distributed.get_world_size()
+        distributed.all_gather_object(everyones, everyones[0])
+    return max(set.intersection(*map(set, everyones)), default=None)
+
+
+def share_weights(model: torch.nn.Module) -> None:
+    """Gives every worker the first one's weights, in place."""
+    if several_workers():
+        for tensor in model.state_dict().values():
+            distributed.broadcast(tensor, src=0)
+
+
 def sum_gradients(parameters: Iterable[Any], *others: Tensor) -> None:
     """Replaces gradients, and other tensors like them, by their sums over all workers, in place.
 
     A parameter without a gradient on a worker counts as zero there. A single worker changes nothing.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not several_workers():
         return
     trained = [p for p in parameters if p.requires_grad]
     for parameter in trained:

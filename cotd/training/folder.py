@@ -22,6 +22,7 @@ class TrialFolder:
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
         self.predictions = path / "predictions.parquet"
+        self.rationales = path / "rationales.parquet"  # what the student wrote of the first test examples
         self.error = path / "error.txt"
         self._result = path / "result.json"
         self._pruned = path / "pruned.json"
@@ -86,22 +87,26 @@ class TrialFolder:
         by_step = {int(point["step"]): point for point in read_rows(self.metrics)}
         return [by_step[step] for step in sorted(by_step)]
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint of an interrupted attempt, or None.
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def complete_checkpoints(self) -> list[int]:
+        """The steps of an interrupted attempt's checkpoints. The Trainer writes the state last: if it can be read, all is there."""
+        return sorted(int(p.name.rpartition("-")[2]) for p in self.checkpoints.glob("checkpoint-*") if read_state(p))
+
+    def resumable(self, step: int) -> Path:
+        """A complete checkpoint, ready to continue from.
 
         Its state names the best checkpoint by an absolute path, perhaps another machine's; the path is corrected here, as
         the Trainer forgets a best checkpoint that it does not find.
         """
-        # The Trainer writes the state last: if it can be read, the rest is complete.
-        complete = [p for p in self.checkpoints.glob("checkpoint-*") if read_state(p)]
-        if not complete:
-            return None
-        latest = max(complete, key=lambda p: int(p.name.rpartition("-")[2]))
-        state = read_state(latest)
+        checkpoint = self.checkpoint(step)
+        state = read_state(checkpoint)
         best = state.get("best_model_checkpoint")
-        if best and best != (here := str(latest.parent / Path(best).name)):
-            write_json(latest / "trainer_state.json", {**state, "best_model_checkpoint": here})
-        return latest
+        if best and best != (here := str(checkpoint.parent / Path(best).name)):
+            write_json(checkpoint / "trainer_state.json", {**state, "best_model_checkpoint": here})
+        return checkpoint
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

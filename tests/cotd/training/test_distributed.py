@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 
 from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import load_base
+from cotd.students.student import Student
 from cotd.training.collate import collate, multi_task_loss
 from cotd.training.distributed import BUCKET_SIZE, buckets, sum_gradients
 from cotd.training.folder import TrialFolder
 from cotd.training.methods import METHODS
 from cotd.training.pairs import training_pairs
 from cotd.training.train import train_trial
+from cotd.training.trainer import StudentTrainer
 from cotd.training.trial import Trial
 from tests.cotd.training.helpers import encode_pairs, make_folder, make_trial, parameters, timeless
 from tests.processes import free_port
@@ -53,8 +56,10 @@ def test_what_is_sent_together_is_bounded_and_in_order() -> None:
     assert [[t.numel() for t in bucket] for bucket in buckets(tensors)] == [[3, BUCKET_SIZE - 3], [1], [BUCKET_SIZE + 1], [2]]
 
 
-def as_worker(rank: int, port: int, trial: Trial, folder: Path, examples: pd.DataFrame, annotations: pd.DataFrame) -> None:
-    """One of two workers: adds up a gradient, then trains, is stopped at a score, and trains on."""
+def as_worker(
+    rank: int, port: int, trial: Trial, folders: list[Path], examples: pd.DataFrame, annotations: pd.DataFrame
+) -> None:
+    """One of two workers with a folder each: adds up a gradient, then trains, is stopped at a score, and trains on."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
@@ -66,17 +71,41 @@ def as_worker(rank: int, port: int, trial: Trial, folder: Path, examples: pd.Dat
     loss = torch.tensor(0.5)
     sum_gradients([used, unused, frozen], loss)
     assert (used.grad.unique().item(), unused.grad.unique().item(), frozen.grad, loss.item()) == (3, 1, None, 1)
+    first, second = map(TrialFolder, folders)
 
     def stop(point: dict[str, float]) -> None:
+        if point["step"] == 4 and rank == 0:  # what has reached the others when it is stopped
+            shutil.copytree(first.checkpoints, second.path / "pulled")
         if point["step"] == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_trial(trial, TrialFolder(folder), examples, annotations, on_score=stop)
-    seen: list[dict[str, float]] = []
-    result = train_trial(trial, TrialFolder(folder), examples, annotations, on_score=seen.append)
-    assert [point["step"] for point in seen] == [6, 8], "every worker resumes from the checkpoint, and is told each score"
+        train_trial(trial, (first, second)[rank], examples, annotations, on_score=stop)
+    torch.distributed.barrier()
+    if rank == 0:
+        assert max(first.complete_checkpoints()) == 4
+        shutil.copytree(second.path / "pulled", first.checkpoints, dirs_exist_ok=True)
+    else:
+        shutil.rmtree(second.checkpoints)
+        shutil.copytree(second.path / "pulled", second.checkpoints)
+        assert second.complete_checkpoints() == [2]
+    torch.distributed.barrier()
+    seen: list[float] = []
+    students: list[Student] = []
+    with pytest.MonkeyPatch.context() as patch:
+        made = StudentTrainer.__init__
+        patch.setattr(
+            StudentTrainer, "__init__", lambda self, student, *a: (students.append(student), made(self, student, *a))[1]
+        )
+        result = train_trial(
+            trial, (first, second)[rank], examples, annotations, on_score=lambda point: seen.append(point["step"])
+        )
+    assert seen == [4, 6, 8], "both continue from the checkpoint that both have, and are told each score"
     assert bool(result) == (rank == 0)
+    for tensor in students[0].model.state_dict().values():
+        others = tensor.clone()
+        torch.distributed.broadcast(others, src=0)
+        assert torch.equal(tensor, others), "the second has the weights that the first has chosen"
 
 
 @pytest.mark.integration
@@ -87,12 +116,12 @@ def test_two_workers_train_the_student_that_one_trains(
     folders = [make_folder(tmp_path / name) for name in ("one", "two")]
     result = train_trial(trial, folders[0], examples, annotations)
     port, context = free_port(), multiprocessing.get_context("spawn")
-    arguments = (port, trial, folders[1].path, examples, annotations)
+    arguments = (port, trial, [folders[1].path, make_folder(tmp_path / "other").path], examples, annotations)
     workers = [context.Process(target=as_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(300)
     assert [worker.exitcode for worker in workers] == [0, 0]
     expected, found = map(parameters, folders)
     for name, value in found.items():

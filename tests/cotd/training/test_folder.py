@@ -45,4 +45,4 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
         (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
         (checkpoints / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     (checkpoints / "checkpoint-8").mkdir(parents=True)
-    assert TrialFolder(tmp_path).latest_checkpoint() == checkpoints / "checkpoint-2"
+    assert TrialFolder(tmp_path).complete_checkpoints() == [2]
