@@ -1,25 +1,30 @@
-"""Leases: of many machines that share a folder on remote storage, one works on a trial at a time.
+"""Leases: of many machines that share a folder on remote storage, one works on a trial, or runs a command, at a time.
 
-Each holder of a trial's lease makes the next numbered file in the trial's folder of leases, which only one can: of the storage
-no more is asked than that it creates a file on the condition that there is none (S3 and others by If-None-Match). The holder
-writes its file anew every few seconds. Whoever has seen it unchanged for two minutes makes the next one, and the earlier holder,
-should it live, finds that and stops. No clocks are compared.
+Each holder of a lease makes the next numbered file in the folder of that lease, which only one can: of the storage no more is
+asked than that it creates a file on the condition that there is none (S3 and others by If-None-Match). The holder writes its file
+anew every few seconds. Whoever has seen it unchanged for two minutes makes the next one, and the earlier holder, should it live,
+finds that and stops. No clocks are compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cotd.storage.urls import create, list_files, open_remote, state_of
+from cotd.utils.background import repeating
 from cotd.utils.files import read_json, write_json
 
 BEAT_SECONDS = 15.0  # between the signs of life of a holder
 PATIENCE_SECONDS = 120.0  # without one, before others take over: a store that is slow or fails may hold one back for long
+LOOK_SECONDS = 1.0  # between looks whether a holder shows life
 
 
 class LeaseLost(Exception):
@@ -27,10 +32,10 @@ class LeaseLost(Exception):
 
 
 class Lease:
-    """The lease of one trial.
+    """The lease of one trial, or of one command.
 
     Args:
-        url: the folder of the trial's leases.
+        url: the folder of the lease, which need not exist.
         machine: names what one lock on this machine guards: a lease of the same machine, whose lock is free, is a dead one's.
         sweep: names the sweep: its earlier attempt at a trial has ended when it makes another.
     """
@@ -38,7 +43,8 @@ class Lease:
     def __init__(self, url: str, machine: str, sweep: str = ""):
         self.files, root = open_remote(url)
         self.root = root.rstrip("/")
-        self.holder = {"holder": uuid.uuid4().hex, "machine": machine, "sweep": sweep}
+        where = f"{socket.gethostname()}, process {os.getpid()}"
+        self.holder = {"holder": uuid.uuid4().hex, "machine": machine, "sweep": sweep, "where": where}
         self.number = -1
         self.beats = 0
         self.lost = False
@@ -65,6 +71,36 @@ class Lease:
         self.number = number
         return True
 
+    def take(self, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any] | None:
+        """Takes the lease, once its holder has been seen to show no life for so long; returns None, or else who lives and has it."""
+        seen, stale, deadline = None, None, time.monotonic() + patience_seconds
+        while not self.acquire(stale):
+            number = max(self._numbers(), default=-1)
+            latest = (number, read_holder(self.files, f"{self.root}/{number}"))
+            if seen not in (None, latest) and latest[1]:
+                return latest[1]
+            seen = latest
+            if time.monotonic() >= deadline:
+                stale = number
+            else:
+                time.sleep(LOOK_SECONDS)
+        return None
+
+    @contextlib.contextmanager
+    def renewing(self, name: str, on_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Shows for the duration of a block that the holder lives; `on_loss` is called when another has taken the lease over."""
+
+        def beat() -> float:
+            with contextlib.suppress(Exception):  # a store that fails is tried again; SDKs have errors of their own
+                try:
+                    self.renew()
+                except LeaseLost:
+                    on_loss()
+            return BEAT_SECONDS
+
+        with repeating(beat, BEAT_SECONDS, f"lease of {name}"):
+            yield
+
     def renew(self) -> None:
         """Shows that the holder lives.
 
@@ -81,7 +117,7 @@ class Lease:
             numbers = self._numbers()
             self.lost = self.number not in numbers or max(numbers) > self.number
         if self.lost:
-            raise LeaseLost("another sweep has taken this trial over")
+            raise LeaseLost("another machine has taken this over")
 
     def release(self, done: bool) -> None:
         """Lets others have the lease; or, where the work is done for good, leaves no trace of it."""

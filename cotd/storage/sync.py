@@ -17,11 +17,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from cotd.storage.lease import BEAT_SECONDS, Lease, machine_name
+from cotd.storage.lease import Lease, machine_name
 from cotd.storage.urls import open_remote
 from cotd.storage.working_copy import WorkingCopy, copy_folder, copy_of, is_small
-from cotd.utils.background import repeating
 
+TRIAL_LEASES, COMMAND_LEASES = "leases/trials", "leases/commands"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -103,18 +103,12 @@ def hold_lease(url: str, trial: str, sweep: str, stale: int | None) -> Iterator[
         return
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
-        lease = Lease(f"{url}/leases/{trial}", machine_name(copies_folder(url)), sweep)
+        lease = Lease(f"{url}/{TRIAL_LEASES}/{trial}", machine_name(copies_folder(url)), sweep)
         if not lease.acquire(stale):
             yield None
             return
-
-        def beat() -> float:
-            with contextlib.suppress(Exception):  # tried again; where it is lost, the next push says so
-                lease.renew()
-            return BEAT_SECONDS
-
         try:
-            with repeating(beat, BEAT_SECONDS, f"lease of {trial}"):
+            with lease.renewing(trial):  # where it is lost, the next push says so
                 yield lease
         finally:
             with contextlib.suppress(Exception):  # others will take it over for lack of life

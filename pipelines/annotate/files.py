@@ -44,6 +44,7 @@ def replaced_together(files: AnnotationFiles) -> Iterator[AnnotationFiles]:
     Without a summary a study has no annotations: where a run is killed while files are moved, the next one moves them all, and
     nothing is asked again.
     """
+    files.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=files.directory, prefix=".new-") as folder:
         new = AnnotationFiles(Path(folder))
         yield new

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from cotd.progress import say
 from cotd.storage.lease import PATIENCE_SECONDS, LeaseWatch
-from cotd.storage.sync import is_abandoned
+from cotd.storage.sync import TRIAL_LEASES, is_abandoned
 from cotd.storage.working_copy import copy_of, is_small
 from cotd.training.trial import Trial
 from pipelines.sweep.plan import Plan
@@ -30,7 +30,7 @@ def run_and_share(plan: Plan, pending: list[Trial], run: Run) -> list[Trial]:
     url = plan.config.remote
     if url is None:
         return run(pending, stale={})
-    watch = LeaseWatch(f"{url}/leases", partial(is_abandoned, url), PATIENCE_SECONDS)
+    watch = LeaseWatch(f"{url}/{TRIAL_LEASES}", partial(is_abandoned, url), PATIENCE_SECONDS)
     others: list[Trial] = []
     waiting = run(pending, stale={})
     if waiting:

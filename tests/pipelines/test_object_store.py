@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from cotd.storage.lease import Lease, LeaseLost
+from cotd.storage.sync import TRIAL_LEASES
 from cotd.study.config import load_config
 from tests.object_store import ObjectStore
 from tests.pipelines.annotate.fault_server import KEY, FaultServer
@@ -138,7 +139,7 @@ def test_trials_of_a_sweep_that_shows_no_life_are_taken_over(
     monkeypatch.setenv("COTD_HOME", str(tmp_path / "here"))
     monkeypatch.setattr("pipelines.sweep.share.PATIENCE_SECONDS", 3.0)
     config = load_config(study)
-    dead = Lease(f"{config.remote}/leases/{plan_study(config).trials[0].id}", "another machine")
+    dead = Lease(f"{config.remote}/{TRIAL_LEASES}/{plan_study(config).trials[0].id}", "another machine")
     assert dead.acquire()
     outcome = sweep(config)
     assert (outcome["trained"], outcome["failed"]) == (TRIALS, {})
