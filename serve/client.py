@@ -8,8 +8,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +15,7 @@ import httpx
 from pydantic import ValidationError
 
 from cotd.errors import CotdError
+from cotd.utils.retry_after import retry_after_seconds
 from serve.schemas import MAX_TEXTS, ModelResponse, PredictResponse, TextPrediction
 from serve.settings import TOKEN_VARIABLE, is_loopback
 
@@ -87,16 +86,14 @@ class BaseClient:
             raise error
         self.request_sizes[rationale] = min(self.request_sizes[rationale], len(texts) // 2)
 
-    def evaluate(self, attempt: int, outcome: httpx.Response | httpx.TransportError, texts: int = 1) -> PredictResponse | float:
-        """The response of a request, or the seconds to wait before it is repeated.
+    def evaluate(self, attempt: int, outcome: httpx.Response | httpx.TransportError) -> httpx.Response | float:
+        """The successful response to a request, or the seconds to wait before it is repeated.
 
         Args:
             attempt: how often the request has failed before.
-            texts: how many it has.
 
         Raises:
-            CotdError: repeating it would not help, it has been repeated `retries` times, or the response is not one prediction
-                a text.
+            CotdError: repeating it would not help, or it has been repeated `retries` times.
             Rejected: the endpoint does not take its texts.
         """
         last = attempt >= self.retries
@@ -109,14 +106,15 @@ class BaseClient:
                 ) from outcome
             return backoff(attempt)
         if outcome.status_code == 200:
-            return parse_response(outcome, texts)
+            return outcome
         if last or outcome.status_code not in RETRIED_STATUSES:
             code, message = parse_error(outcome)
             message = f"{self.url} answered {outcome.status_code}: {message}"
             if outcome.status_code in (413, 422):
                 raise Rejected(message, code)
             raise NotFound(message) if outcome.status_code == 404 else CotdError(message)
-        return retry_after(outcome, default=backoff(attempt))
+        seconds = retry_after_seconds(outcome.headers.get("Retry-After", ""))
+        return backoff(attempt) if seconds is None else min(seconds, LONGEST_WAIT)
 
 
 @dataclass(eq=False)
@@ -156,17 +154,7 @@ class Client(BaseClient):
 
     def request(self, texts: Sequence[str], choices: Choices = None, rationale: bool = False) -> PredictResponse:
         """One request, with the model that served it. Arguments and errors are those of `predict`."""
-        attempt = 0
-        while True:
-            try:
-                outcome: Any = self.http.post("/v1/predict", json=request_body(texts, choices, rationale))
-            except httpx.TransportError as error:
-                outcome = error
-            result = self.evaluate(attempt, outcome, len(texts))
-            if isinstance(result, PredictResponse):
-                return result
-            time.sleep(result)
-            attempt += 1
+        return parse_response(self._send("POST", "/v1/predict", request_body(texts, choices, rationale)), len(texts))
 
     def model(self) -> ModelResponse:
         """The student that is served, and its task.
@@ -175,16 +163,18 @@ class Client(BaseClient):
             CotdError: the endpoint does not respond, or requires another token.
             NotFound: it does not tell.
         """
+        return ModelResponse.model_validate_json(self._send("GET", "/v1/model").content)
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         attempt = 0
         while True:
             try:
-                outcome: Any = self.http.get("/v1/model")
+                outcome: Any = self.http.request(method, path, json=body)
             except httpx.TransportError as error:
                 outcome = error
-            if isinstance(outcome, httpx.Response) and outcome.status_code == 200:
-                return ModelResponse.model_validate_json(outcome.content)
             result = self.evaluate(attempt, outcome)
-            assert isinstance(result, float), "only a response of 200 is a result"
+            if isinstance(result, httpx.Response):
+                return result
             time.sleep(result)
             attempt += 1
 
@@ -255,9 +245,9 @@ class AsyncClient(BaseClient):
                     outcome: Any = await self.http.post("/v1/predict", json=request_body(texts, choices, rationale))
                 except httpx.TransportError as error:
                     outcome = error
-            result = self.evaluate(attempt, outcome, len(texts))
-            if isinstance(result, PredictResponse):
-                return result
+            result = self.evaluate(attempt, outcome)
+            if isinstance(result, httpx.Response):
+                return parse_response(result, len(texts))
             await asyncio.sleep(result)
             attempt += 1
 
@@ -317,19 +307,6 @@ def parse_response(response: httpx.Response, texts: int) -> PredictResponse:
 def backoff(attempt: int) -> float:
     """Seconds to wait after attempt number `attempt`, counted from 0; random, so that refused clients do not return together."""
     return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(attempt, 30)) * random.uniform(0.5, 1)
-
-
-def retry_after(response: httpx.Response, default: float) -> float:
-    """The wait in seconds that a response demands, as a number or a date (RFC 9110, 10.2.3); at most `LONGEST_WAIT`."""
-    value = response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return min(float(value), LONGEST_WAIT)
-    try:
-        until = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return default
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return min(max(0.0, (until - datetime.now(UTC)).total_seconds()), LONGEST_WAIT)
 
 
 def parse_error(response: httpx.Response) -> tuple[str, str]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import email.utils
 import math
 import re
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import httpx
+
+from cotd.utils.retry_after import retry_after_seconds
 
 # A request sent late in one minute and one sent early in the next may reach the server closer together.
 WINDOW_SECONDS = 61.0
 BURST_SECONDS = 5.0
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 _IN_WORDS = re.compile(r"(?:try again|retry) (?:in|after) ((?:\d+(?:\.\d+)?\s*(?:ms|s|m|h)[a-z]*\s*)+)", re.IGNORECASE)
 LONGEST_RETRY_AFTER = 366 * 86400.0  # a server that says more means never
 
@@ -102,16 +102,10 @@ def retry_after(headers: httpx.Headers, message: str = "", now: datetime | None 
 
     It says so in `Retry-After`, in seconds or as an HTTP date, in `Retry-After-Ms`, or in words: "try again in 1m2.5s".
     """
-    milliseconds, value = (headers.get(name, "").strip() for name in ("retry-after-ms", "retry-after"))
-    if _NUMBER.fullmatch(milliseconds):
-        return min(float(milliseconds) / 1000, LONGEST_RETRY_AFTER)
-    if _NUMBER.fullmatch(value):
-        return min(float(value), LONGEST_RETRY_AFTER)
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - (now or datetime.now(UTC))).total_seconds())
-    except (ValueError, OverflowError):
-        pass
+    milliseconds = retry_after_seconds(headers.get("retry-after-ms", ""))
+    seconds = retry_after_seconds(headers.get("retry-after", ""), now) if milliseconds is None else milliseconds / 1000
+    if seconds is not None:
+        return min(seconds, LONGEST_RETRY_AFTER)
     if words := _IN_WORDS.search(message):
         parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", words[1], re.IGNORECASE)
         return min(sum(float(number) * UNITS[unit.lower()] for number, unit in parts), LONGEST_RETRY_AFTER)
