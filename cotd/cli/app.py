@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cotd import __version__
 from cotd.errors import CotdError, full_disk
 from cotd.progress import VERBOSE, is_verbose
 from cotd.utils.text import first_line
 
+STUDY = "study"  # of a context: the file of a study that the command was given, and the overrides
+
+
+def name_study(context: typer.Context, text: str) -> str:
+    """A text in which commands to run next name the study's file, where this command was given it, in place of CONFIG."""
+    return text.replace(" CONFIG", f" {shlex.join(context.meta[STUDY])}") if STUDY in context.meta else text
+
+
+class Program(TyperGroup):
+    """The group of all commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CotdError as error:
+            error.args = tuple(name_study(ctx, problem) for problem in error.problems)
+            raise
+
+
 app = typer.Typer(
     name="cotd",
+    cls=Program,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -45,8 +68,21 @@ def stopped_with(result: str) -> Iterator[None]:
         raise Stopped(code) from None
 
 
+def acknowledge_interrupts() -> None:
+    """Has Ctrl-C say at once that it was noticed: processes of Ray and vLLM take seconds to end."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nstopping ...\n")  # not by print, which may have been interrupted
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a job in the background
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def main() -> None:
     """Entry point: bad input ends in a readable message and exit code 2, a fault of the program's in exit code 1."""
+    acknowledge_interrupts()
     try:
         app()
     except CotdError as error:

@@ -10,11 +10,29 @@ from typing import Annotated, Any
 
 import typer
 
+from cotd.cli.app import STUDY, name_study
+
 CHAMPION = "models:/cotd-student@champion"
 
-Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml")]
+
+def note_config(context: typer.Context, config: str) -> str:
+    """Remembers the study's file, for messages that tell what to run; see `Program`."""
+    context.meta[STUDY] = [config]
+    return config
+
+
+def note_overrides(context: typer.Context, overrides: list[str] | None) -> list[str] | None:
+    """Remembers the overrides, which the next command needs, too."""
+    context.meta.get(STUDY, []).extend(overrides or [])
+    return overrides
+
+
+Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml", callback=note_config)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded", callback=note_overrides
+    ),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
@@ -54,4 +72,4 @@ def show(context: typer.Context, as_json: bool, document: Any, lines: Iterable[s
         print(json.dumps(plain, indent=2, ensure_ascii=False), file=context.meta["output"])
         return
     for line in lines:
-        print(line, flush=True)
+        print(name_study(context, line), flush=True)

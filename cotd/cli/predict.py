@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ENDPOINT = "http://127.0.0.1:8000"
 OPTIONS_MISSING = "the task is multiple choice: each text comes with its options. Give them: --option ONE --option ANOTHER."
 
-Named = tuple[str | None, str | None, str | None]  # --text, --input-template, --choices
+ColumnNames = tuple[str | None, str | None, str | None]  # --text, --input-template, --choices
 
 
 @app.command()
@@ -176,7 +176,7 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predi
 
 
 def predict_file_by_student(
-    source: str, target: str, named: Named, rationale: bool, student: str, store: str
+    source: str, target: str, named: ColumnNames, rationale: bool, student: str, store: str
 ) -> PredictionSummary:
     """Predicts a file with Ray Data."""
     from cotd.data.files import find_files
@@ -190,7 +190,7 @@ def predict_file_by_student(
         return run.predict_file(table, target, student, store, columns, rationale)
 
 
-def predict_file_by_endpoint(source: str, target: str, named: Named, rationale: bool, url: str) -> PredictionSummary:
+def predict_file_by_endpoint(source: str, target: str, named: ColumnNames, rationale: bool, url: str) -> PredictionSummary:
     """Predicts a file by an endpoint."""
     from cotd.data.files import find_files
     from cotd.data.inputs import InputColumns

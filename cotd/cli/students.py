@@ -31,7 +31,7 @@ def evaluate(
 
     Example: cotd evaluate models:/cotd-student@champion embedded:amazon-sentences
     """
-    from cotd.evaluation.gold import Named, gold_examples, require_split
+    from cotd.evaluation.gold import NamedColumns, gold_examples, require_split
     from cotd.evaluation.metrics import predictions_table, score_predictions
     from cotd.evaluation.seen import unseen_by
     from cotd.students.base_models import find_student
@@ -41,7 +41,7 @@ def evaluate(
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
     folder, card = find_student(student)
     task = parse_task(card["task"])
-    examples = gold_examples(source, task, split, Named(text, input_template, choices, label), card.get("data"))
+    examples = gold_examples(source, task, split, NamedColumns(text, input_template, choices, label), card.get("data"))
     examples, seen = unseen_by(folder, examples, source)
     scores = score_predictions(predictions_table(Model.load(folder), examples), task) | {"seen": seen}
     show(context, as_json, scores, [json.dumps(scores, indent=2)])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cotd.cli.app import app
+from cotd.cli.app import STUDY, app, name_study
 from cotd.cli.arguments import ChoicesColumn, Config, InputTemplate, Json, LabelColumn, Overrides, TextColumn, show
 from cotd.errors import CotdError
+from cotd.progress import say
 
 
 @app.command()
@@ -37,17 +38,17 @@ def prepare(config: Config, overrides: Overrides = None) -> None:
 
     Example: cotd prepare tune_configs/demo.yaml data.train_rows=200
     """
-    from cotd.study.config import load_config
+    from cotd.study.config import load_stages
     from pipelines.prepare import prepare as run
 
-    prepared = run(load_config(config, overrides))
-    print(f"examples: {prepared.path}")
-    print(", ".join(f"{count:,} {split}" for split, count in prepared.splits.items()))
-    print(
-        f"{prepared.quarantined:,} of {prepared.counts['rows']:,} rows quarantined, {prepared.counts['repeats']:,} repeats dropped"
-    )
-    for reason, count in prepared.reasons.most_common(10):
-        print(f"  {count:,} × {reason}")
+    for study in load_stages(config, overrides):
+        prepared = run(study)
+        print(f"examples: {prepared.path}")
+        print(", ".join(f"{count:,} {split}" for split, count in prepared.splits.items()))
+        rows, repeats = prepared.counts["rows"], prepared.counts["repeats"]
+        print(f"{prepared.quarantined:,} of {rows:,} rows quarantined, {repeats:,} repeats dropped")
+        for reason, count in prepared.reasons.most_common(10):
+            print(f"  {count:,} × {reason}")
 
 
 @app.command()
@@ -70,9 +71,12 @@ def annotate(
 ) -> None:
     """Lets the teacher annotate a study's training examples; completions that are stored are not asked for again.
 
+    Of a file with stages: all whose teacher there is; students that are to teach are trained by `cotd sweep`.
+
     Example: cotd annotate tune_configs/demo.yaml data.train_rows=200
     """
-    from cotd.study.config import load_config
+    from cotd.study.config import StudyConfig, load_stages
+    from cotd.study.stages import waits_for_teacher
     from cotd.tracking.runs import StudyTracker
     from pipelines.annotate.files import AnnotationFiles
     from pipelines.annotate.preview import preview
@@ -83,19 +87,28 @@ def annotate(
         raise CotdError(
             f"--rows is for --dry-run alone: leave it out. To annotate fewer examples, give data.train_rows={rows}."
         )
-    study = load_config(config, overrides)
-    if dry_run:
-        lines = list(preview(study, 2 if rows is None else rows))
-        show(context, as_json, {"preview": lines}, lines)
-        return
 
-    def open_store() -> None:
+    def open_store(study: StudyConfig) -> None:
         StudyTracker(study)
 
-    summary = run(study, yes=yes, retry_errors=retry_errors, before_asking=open_store)
-    files = AnnotationFiles.of(study)
-    show(context, as_json, summary, summary_lines(summary, files.annotations))
-    StudyTracker(study).log_teacher(summary, files.page)
+    stages = load_stages(config, overrides)
+    documents: dict[str, Any] = {}
+    for study in stages:
+        stage = study.variant or study.name
+        if documents and waits_for_teacher(study):
+            say(f"  stage {stage} waits for its teacher, {study.teacher.model}, which `cotd sweep` trains")
+            break
+        if dry_run:
+            lines = list(preview(study, 2 if rows is None else rows))
+            documents[stage] = {"preview": lines}
+        else:
+            documents[stage] = run(study, yes=yes, retry_errors=retry_errors, before_asking=partial(open_store, study))
+            files = AnnotationFiles.of(study)
+            lines = list(summary_lines(documents[stage], files.annotations))
+            StudyTracker(study).log_teacher(documents[stage], files.page)
+        show(context, False, None, [] if as_json else [f"{stage}:"] * (len(stages) > 1) + lines)
+    if as_json:
+        show(context, True, documents if len(stages) > 1 else documents[stage], [])
 
 
 @app.command()
@@ -108,18 +121,28 @@ def sweep(
 ) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
 
+    Of a file with stages: annotates and trains one after another, where a student of one may teach the next.
+
     Example: cotd sweep tune_configs/data_efficiency.yaml variant=embedded 'grid.seed=[0]'
+
+    Example: cotd sweep tune_configs/ladder.yaml
     """
-    from cotd.study.config import load_config
+    from cotd.study.config import load_stages
+    from pipelines.stages import run_stages
     from pipelines.sweep.run import sweep as run
 
-    outcome = run(load_config(config, overrides), yes)
-    pruned = f"{outcome['pruned']} stopped early, " if outcome["pruned"] else ""
-    lines = [f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed"]
-    if best := outcome["best"]:
-        lines.append(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
-    show(context, as_json, outcome, [*lines, *(f"  {trial_id}: {reason}" for trial_id, reason in outcome["failed"].items())])
-    if outcome["failed"]:
+    stages = load_stages(config, overrides)
+    outcomes = run_stages(stages, yes) if len(stages) > 1 else {"": run(stages[0], yes)}
+    lines: list[str] = []
+    for stage, outcome in outcomes.items():
+        pruned = f"{outcome['pruned']} stopped early, " if outcome["pruned"] else ""
+        counts = f"{outcome['trials']} trials, {outcome['trained']} trained now, {pruned}{len(outcome['failed'])} failed"
+        lines.append(f"{stage}: {counts}" if stage else counts)
+        if best := outcome["best"]:
+            lines.append(f"best by validation: {best['title']}, {best['validation_accuracy']:.1%}")
+        lines += [f"  {trial_id}: {reason}" for trial_id, reason in outcome["failed"].items()]
+    show(context, as_json, outcomes if len(stages) > 1 else outcomes[""], lines)
+    if any(outcome["failed"] for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 
@@ -163,14 +186,14 @@ def report(
 
     Example: cotd report tune_configs/demo.yaml --on embedded:amazon-sentences
     """
-    from cotd.evaluation.gold import Named, gold_examples
+    from cotd.evaluation.gold import NamedColumns, gold_examples
     from cotd.study.config import load_config
     from pipelines.report.rescoring import OtherSource, transfer_folder
     from pipelines.report.run import report as run
     from pipelines.report.text import terminal
 
     study = load_config(config, overrides)
-    named = Named(text, input_template, choices, label)
+    named = NamedColumns(text, input_template, choices, label)
     if not on and (any(named) or split != "test"):
         raise CotdError("--split, --text, --label, --input-template and --choices are for the source of --on: name one.")
     other = OtherSource(on, gold_examples(on, study.task, split, named, study.data.model_dump())) if on else None
@@ -191,12 +214,15 @@ def status(
 
     Example: cotd status tune_configs/demo.yaml
     """
-    from pipelines.status import find_study, status_lines, study_status
+    from pipelines.status import find_stages, stages_status, status_lines
 
-    status = study_status(find_study(study, overrides or []))
-    named = "CONFIG" if Path(study).is_dir() else shlex.join([study, *(overrides or [])])
-    status["next"] = "cotd serve" if status["next"] == "serve" else f"cotd {status['next']} {named}"
-    show(context, as_json, status, status_lines(status))
+    if not Path(study).is_dir():
+        context.meta[STUDY] = [study, *(overrides or [])]
+    statuses = stages_status(find_stages(study, overrides or []))
+    for status in statuses:
+        status["next"] = "cotd serve" if status["next"] == "serve" else name_study(context, f"cotd {status['next']} CONFIG")
+    lines = (line for status in statuses for line in status_lines(status))
+    show(context, as_json, statuses if len(statuses) > 1 else statuses[0], lines)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 from cotd.data.examples import select_fraction
 from cotd.evaluation.statistics import accuracy_metrics, group_codes
 from cotd.tasks.base import Task
+from cotd.tasks.multiple_choice import option_marks
 
 # Inverse regularisation strengths; the best on validation is kept.
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -33,8 +33,9 @@ def majority(examples: pd.DataFrame, task: Task) -> dict[str, Any]:
     answers = labelled["label"].astype(str)
     name = "most common number" if task.free_answers else "most common label"
     if task.needs_choices:
-        positions = [list(own).index(label) for own, label in zip(labelled["choices"], labelled["label"], strict=True)]
-        answers = pd.Series([f"option ({ascii_lowercase[i]})" for i in positions], index=labelled.index)
+        given = zip(labelled["choices"], labelled["label"], strict=True)
+        marks = [option_marks(len(own))[list(own).index(label)] for own, label in given]
+        answers = pd.Series([f"option {mark}" for mark in marks], index=labelled.index)
         name = "most common position"
     train, validation, test = (answers[labelled["split"] == split] for split in ("train", "validation", "test"))
     label = str((train if len(train) else validation).mode()[0])

@@ -20,7 +20,7 @@ from cotd.tasks.base import Task
 ALL = "all"  # every split of a source
 
 
-class Named(NamedTuple):
+class NamedColumns(NamedTuple):
     """The columns of a source that a command names; None for those that it does not."""
 
     text: str | None = None
@@ -29,7 +29,7 @@ class Named(NamedTuple):
     label: str | None = None
 
 
-UNNAMED = Named()
+UNNAMED = NamedColumns()
 
 
 def require_split(split: str) -> None:
@@ -39,7 +39,7 @@ def require_split(split: str) -> None:
 
 
 def gold_examples(
-    source: str, task: Task, split: str = "test", named: Named = UNNAMED, study: Mapping[str, Any] | None = None
+    source: str, task: Task, split: str = "test", named: NamedColumns = UNNAMED, study: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
     """A source's examples with gold labels, of one split or of all, as an example table.
 
@@ -60,7 +60,7 @@ def gold_examples(
     return examples.reset_index(drop=True)
 
 
-def read_as(source: str, task: Task, named: Named, study: Mapping[str, Any]) -> DataConfig:
+def read_as(source: str, task: Task, named: NamedColumns, study: Mapping[str, Any]) -> DataConfig:
     """How a source is read and split, see `gold_examples`."""
     own = is_own_source(source, study.get("source"))
     known = {} if assets.is_embedded(source) and not own else study  # embedded examples have columns of their own

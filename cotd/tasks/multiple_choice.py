@@ -13,6 +13,11 @@ from cotd.tasks.base import PUNCTUATION, Task, cell_text
 _LETTER = re.compile(r"^\W*([a-z])(?:[).:]\s*|\s*$)(.*)$", re.IGNORECASE | re.DOTALL)
 
 
+def option_marks(count: int) -> list[str]:
+    """What so many options are called, in their order: "(a)", "(b)" and so on."""
+    return [f"({letter})" for letter in ascii_lowercase[:count]]
+
+
 class MultipleChoice(Task):
     """An answer is the text of one of the example's options; gold may name it by its letter, A for the first.
 
@@ -54,5 +59,5 @@ class MultipleChoice(Task):
     def render(self, text: str, choices: Sequence[str] | None = None) -> str:
         """The text and its options, with letters."""
         options = () if choices is None else choices
-        listed = " ".join(f"({letter}) {option}" for letter, option in zip(ascii_lowercase, options, strict=False))
+        listed = " ".join(f"{mark} {option}" for mark, option in zip(option_marks(len(options)), options, strict=False))
         return f"{text} {listed}".strip()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ from cotd.errors import CotdError, nearest
 from cotd.tasks import registry
 from cotd.tasks.base import Task
 from cotd.tasks.find import find_answer
+from cotd.tasks.multiple_choice import option_marks
 from cotd.utils.model_output import json_objects, without_thoughts
 
 GENERAL = Path(registry.__file__).with_name("prompts.yaml")
@@ -92,7 +92,7 @@ class Prompts:
         """
         prompt = self.render("score", text, choices, escape=escape)
         if self.task.needs_choices:
-            return f"{prompt} (", list(ascii_lowercase[: len(choices or ())])
+            return f"{prompt} (", [mark.strip("()") for mark in option_marks(len(choices or ()))]
         return prompt, [f" {self.label_words[label]}" for label in self.task.labels]
 
     def _query(
@@ -123,11 +123,11 @@ class Prompts:
 
     def _answers(self, choices: Sequence[str] | None) -> list[str]:
         """What the teacher may write as an answer; empty if that is free."""
-        return list(self.label_words.values()) or [f"({letter})" for letter in ascii_lowercase[: len(choices or ())]]
+        return list(self.label_words.values()) or option_marks(len(choices or ()))
 
     def word(self, answer: str, choices: Sequence[str] | None = None) -> str:
         """What the teacher writes for an answer: a label word, an option's letter, a number."""
-        return f"({ascii_lowercase[list(choices).index(answer)]})" if choices else self.label_words.get(answer, answer)
+        return option_marks(len(choices))[list(choices).index(answer)] if choices else self.label_words.get(answer, answer)
 
     def _examples(self, name: str) -> list[tuple[str, str]]:
         """(what an example is known by, the example) of a prompt."""

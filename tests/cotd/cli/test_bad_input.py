@@ -51,7 +51,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("data.source=embedded:rotten", ["unknown embedded asset 'rotten'; known: "]),
         ("sizes.tiny=./nowhere", ["'./nowhere'", "embedded:"]),
         ("sizes.tiny=nowhere", ["model 'nowhere' does not exist"]),
-        ("grid.method=[distill]", ["has no annotations, which distill need", "Run `cotd annotate CONFIG` first."]),
+        ("grid.method=[distill]", ["has no annotations, which distill need", "study.yaml 'grid.method=[distill]'` first."]),
     ],
 )
 def test_studies_that_cannot_train(

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cotd.errors import CotdError
-from cotd.evaluation.gold import Named, gold_examples
+from cotd.evaluation.gold import NamedColumns, gold_examples
 from cotd.students.student import Student
 from pipelines.report import run as package
 from pipelines.report.figures import figures_of, rendered
@@ -35,7 +35,7 @@ def others(tmp_path: Path, texts: list[str]) -> OtherSource:
     frame = pd.DataFrame({"example": texts, "stars": ["pos" if i % 3 else "neg" for i in range(len(texts))]})
     path = tmp_path / "kettles.csv"
     frame.to_csv(path, index=False)
-    return OtherSource(str(path), gold_examples(str(path), SENTIMENT, "all", Named(text="example", label="stars")))
+    return OtherSource(str(path), gold_examples(str(path), SENTIMENT, "all", NamedColumns(text="example", label="stars")))
 
 
 def test_students_are_scored_on_examples_that_the_study_has_not_seen(trained: Study, tmp_path: Path) -> None:
