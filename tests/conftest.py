@@ -29,6 +29,7 @@ from tests.tasks import SENTIMENT
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cotd")
+LONGEST = ("test_object_store.py", "test_end_to_end.py", "test_app.py")  # minutes each
 
 
 def pytest_configure() -> None:
@@ -38,6 +39,11 @@ def pytest_configure() -> None:
     each waits for the other at every step.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files first that take longest: no worker must begin one when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

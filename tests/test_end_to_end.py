@@ -11,14 +11,13 @@ import time
 import uuid
 from pathlib import Path
 
-import httpx
 import pandas as pd
 import pytest
 import yaml
 
 from pipelines.demo import SHOWN
 from tests.pipelines.annotate.fault_server import FaultServer
-from tests.processes import free_port, marked
+from tests.processes import marked
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parent.parent
@@ -54,13 +53,6 @@ def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[s
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts
     )
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", trust_env=False, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def run_demo(storage: Path, environment: dict[str, str], *extra: str) -> str:
@@ -123,6 +115,7 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
             run.data.metrics
         )
         assert run.data.params["training.steps"] == "8"
+        assert run.data.metrics["system/process_memory_usage_megabytes"] > 100
         assert run.outputs.model_outputs, "the student is logged with its run"
         assert "config.json" in {a.path for a in client.list_artifacts(run.info.run_id)}
 
@@ -185,7 +178,7 @@ def answer_about(prompt: str) -> str:
 
 
 def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment: dict[str, str]) -> None:
-    """Annotated by chain of thought through an endpoint, swept, promoted, served, predicted: each by its command."""
+    """Annotated by chain of thought through an endpoint, swept, promoted, predicted: each by its command."""
     hypotheses = {"{} is outdoors.": "entailment", "{} is not outdoors.": "contradiction", "{} has a sister.": "neutral"}
     rows = [
         {"premise": f"{name} is {doing}.", "hypothesis": text.format(name), "gold": label, "split": split}
@@ -215,7 +208,7 @@ def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment
             },
             "teacher": {"model": "teacher-1", "strategy": "chain_of_thought", "api": {"base_url": url, "key_env": None}},
             "sizes": {"tiny": str(tiny_t5)},
-            "grid": {"method": ["finetune", "cot_unlabelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
+            "grid": {"method": ["cot_unlabelled"], "fraction": [1.0], "size": ["tiny"], "seed": [0]},
             "training": {"steps": 2, "batch_size": 4, "eval_every": 2, "max_input_tokens": 64, "max_target_tokens": 16},
             "tracking": {"uri": store},
         }
@@ -226,21 +219,10 @@ def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment
     assert own["label"].value_counts().to_dict() == dict.fromkeys(hypotheses.values(), 8)
     assert any("premise: Ada is climbing a tree. hypothesis: Ada has a sister." in prompt for prompt in teacher.prompts)
 
-    assert "2 trials, 2 trained now, 0 failed" in run("sweep", "pairs.yaml")
+    assert "1 trials, 1 trained now, 0 failed" in run("sweep", "pairs.yaml")
     run("promote", "pairs.yaml")
-    port = free_port()
-    serving = start([*COTD, "serve", "--port", str(port), "--tracking-uri", store], environment)
-    try:
-        text = "premise: Eve is skiing. hypothesis: Eve is outdoors."
-        deadline = time.monotonic() + 120
-        while not healthy(f"http://127.0.0.1:{port}"):
-            assert serving.poll() is None, serving.stdout.read() if serving.stdout else ""
-            assert time.monotonic() < deadline, "the endpoint did not start"
-            time.sleep(0.5)
-        (row,) = json.loads(run("predict", text, "--url", f"http://127.0.0.1:{port}", "--rationale", "--json"))
-    finally:
-        serving.send_signal(signal.SIGINT)
-        serving.communicate(timeout=60)
+    text = "premise: Eve is skiing. hypothesis: Eve is outdoors."
+    (row,) = json.loads(run("predict", text, "--local", "--tracking-uri", store, "--rationale", "--json"))
     assert set(row["probabilities"]) == {"entailment", "neutral", "contradiction"}
     assert row["label"] == max(row["probabilities"], key=row["probabilities"].__getitem__)
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,9 @@ import mlflow
 import pytest
 
 from cotd.study.config import load_config
+from cotd.tracking.runs import StudyTracker
+from cotd.tracking.system_metrics import sample_load
+from cotd.training.train import train_trial
 from pipelines.sweep.plan import Plan, plan_study
 from tests.processes import free_port, running, wait_for
 
@@ -25,20 +27,26 @@ STUDY = """
 name: page
 data: {source: "embedded:rotten-tomatoes", train_rows: 200, validation_rows: 60, test_rows: 100}
 grid: {method: [finetune], fraction: [0.25, 1.0], size: [tiny], seed: [0, 1, 2, 3]}
-training: {steps: 12, batch_size: 8, eval_every: 4, max_input_tokens: 48}
+training: {optimizer: adamw, steps: 6, batch_size: 8, eval_every: 2, max_input_tokens: 48}
 """
 
 
 @pytest.fixture(scope="module")
-def study(rotten_tomatoes: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Eight trials of the embedded student, swept."""
+def study(rotten_tomatoes: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """Eight trials, trained in this process by the code of a sweep's workers, and logged by that of its follower."""
     folder = tmp_path_factory.mktemp("page")
-    (folder / "study.yaml").write_text(f"{STUDY}storage: {folder / 'runs'}\n")
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    command = [sys.executable, "-m", "cotd.cli", "sweep", str(folder / "study.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return plan_study(load_config(folder / "study.yaml"))
+    (folder / "study.yaml").write_text(f"{STUDY}sizes: {{tiny: {tiny_t5}}}\nstorage: {folder / 'runs'}\n")
+    config = load_config(folder / "study.yaml")
+    plan, tracker = plan_study(config), StudyTracker(config)
+    tracker.start_study()
+    for trial in plan.trials:
+        place = plan.folder(trial)
+        place.write_trial(trial, config.model_dump())
+        with sample_load(place.system_metrics, interval=0.05):
+            train_trial(trial, place, plan.examples, None, plan.provenance)
+        tracker.sync_trial(trial, place)
+    tracker.end_study("FINISHED")
+    return plan
 
 
 @pytest.fixture(scope="module")
