@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from cotd.errors import CotdError
@@ -13,6 +14,7 @@ from cotd.students.base_models import read_base
 from cotd.students.partial import partial_problem, skeleton
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
+from cotd.teachers.filters import scorer_problems
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
@@ -24,10 +26,12 @@ def student_kinds(config: StudyConfig, unread: bool = False) -> dict[str, str]:
         unread: whether models that cannot be read are left out: they are fetched when their training begins.
 
     Raises:
-        CotdError: a base model cannot be read, or its students cannot do what the study asks of them; names all such.
+        CotdError: a base model cannot be read, or its students cannot do what the study asks of them; names all such. Or a model
+            that filters score with cannot.
     """
     kinds: dict[str, str] = {}
-    problems: list[str] = []
+    lists = [config.teacher.filters, *(own for part in (config.grid, *config.grid.include) for own in part.filters or [])]
+    problems = scorer_problems(list(chain.from_iterable(lists)), config.task)
     for size in config.grid.all_values("size"):
         source = config.sizes[size]
         try:

@@ -7,11 +7,11 @@ with the filter's name. A new filter is a function and an entry in the tables be
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,15 @@ from cotd.tasks.base import Task
 from cotd.teachers.near_duplicates import near_duplicate_rows
 from cotd.utils.text import count_words
 
+if TYPE_CHECKING:
+    from cotd.students.rationale_gain import RationaleGain
+
+# The model that `rationale_helps` scores with unless it names another.
+SCORER = "embedded:smollm2-135m-instruct"
 # What the quarantine reason of a filtered annotation begins with; the filter's name follows.
 FILTERED = "filtered: "
+# Example ids → their texts, and their own options or None.
+Read = Callable[[Sequence[str]], tuple[Sequence[str], Sequence[Sequence[str] | None]]]
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,14 @@ class FilterContext:
 
     Attributes:
         gold: example id → its gold label, of the training examples that have one.
+        read: example ids → their texts, and their own options or None.
+        models: name → what scores rationales; contexts of one run share them.
     """
 
     task: Task
     gold: Mapping[str, str] | pd.Series
+    read: Read
+    models: dict[str, RationaleGain] = field(default_factory=dict)
 
 
 def agrees_with_gold(annotations: pd.DataFrame, context: FilterContext) -> np.ndarray:
@@ -88,11 +99,25 @@ def names_the_label(
     return rationales_naming_labels(annotations, context.task) == (keep == "with")
 
 
+def rationale_helps(annotations: pd.DataFrame, context: FilterContext, *, model: str = SCORER) -> np.ndarray:
+    """Keeps rationales that make their label likelier to a model than the text alone does; see `RationaleGain`.
+
+    Args:
+        model: a causal model by any name: the students' base, or one like it.
+    """
+    from cotd.students.rationale_gain import RationaleGain  # PyTorch, which takes seconds to import
+
+    if model not in context.models:
+        context.models[model] = RationaleGain(model, context.task)
+    texts, choices = context.read(annotations["example_id"].to_list())
+    return context.models[model](texts, choices, annotations["rationale"].to_list(), annotations["label"].to_list()) > 0
+
+
 FILTERS: dict[str, Callable[..., np.ndarray]] = {
-    f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label)
+    f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label, rationale_helps)
 }
 # Filters that judge rationales: annotations with a label alone stay.
-OF_RATIONALES = ("length", "near_duplicates", "names_the_label")
+OF_RATIONALES = ("length", "near_duplicates", "names_the_label", "rationale_helps")
 # Filter → its settings, each with a check of its value.
 SETTINGS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "length": {
@@ -101,6 +126,7 @@ SETTINGS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "near_duplicates": {"similarity": lambda v: type(v) in (int, float) and 0 < v <= 1},
     "names_the_label": {"keep": lambda v: v in ("with", "without")},
+    "rationale_helps": {"model": lambda v: isinstance(v, str) and bool(v)},
 }
 
 
@@ -130,6 +156,21 @@ def known_filters(filters: Filters) -> Filters:
     if problems := filter_problems(filters):
         raise ValueError("; ".join(problems))
     return filters
+
+
+def scorer_problems(filters: Filters, task: Task) -> list[str]:
+    """Why the models that filters score rationales with cannot.
+
+    Raises:
+        CotdError: there is no such model.
+    """
+    scoring = [settings for name, settings in map(name_and_settings, filters) if name == rationale_helps.__name__]
+    if not scoring:
+        return []
+    from cotd.students.rationale_gain import gain_problem
+
+    models = dict.fromkeys(settings.get("model", SCORER) for settings in scoring)
+    return [problem for model in models if (problem := gain_problem(model, task))]
 
 
 # A list of filters as a study writes it: names, or names with settings.
@@ -162,7 +203,7 @@ def filtered_blocks(
 ) -> Blocks:
     """`apply_filters` to annotations that do not fit in memory.
 
-    All filters but `near_duplicates` look at an example at a time. For that one the rationales are written to disk, and some
+    All filters but `near_duplicates` look at an example, or at a rationale, at a time. For that one the rationales are written to disk, and some
     70 bytes each are in memory.
 
     Args:
@@ -194,7 +235,7 @@ def filtered_blocks(
 
 
 def choose_annotations(
-    annotations: pd.DataFrame, samples: int | None, filters: Filters | None, task: Task, gold: Mapping[str, str]
+    annotations: pd.DataFrame, samples: int | None, filters: Filters | None, context: FilterContext
 ) -> pd.DataFrame:
     """Annotations as if the teacher had written only the first `samples` of them, and these filters had been applied.
 
@@ -207,7 +248,7 @@ def choose_annotations(
         return annotations
     error = annotations["error"].astype(object)
     filtered = error.fillna("").str.startswith(FILTERED)
-    return apply_filters(annotations.assign(error=error.mask(filtered, None)), filters, FilterContext(task, gold))
+    return apply_filters(annotations.assign(error=error.mask(filtered, None)), filters, context)
 
 
 def rationales_by_kind(annotations: pd.DataFrame) -> dict[bool, np.ndarray]:

@@ -14,6 +14,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from filelock import FileLock
 from cotd.config.digest import digest
 from cotd.data.truncation import Truncation, truncate
 from cotd.students.backends.base import TARGET_KINDS, Backend
-from cotd.teachers.filters import choose_annotations
+from cotd.teachers.filters import FilterContext, choose_annotations
 from cotd.training.methods import METHODS
 from cotd.training.pairs import AFTER_LABEL, pairs_in_blocks
 from cotd.training.trial import Trial
@@ -245,7 +246,8 @@ def encode_trial(
         gold = pd.concat(
             block.set_index("id")["label"].dropna() for block in example_blocks(examples, "train", ["id", "label"])
         )
-        annotations = choose_annotations(annotations, trial.samples, trial.filters, task, gold.to_dict())
+        context = FilterContext(task, gold.to_dict(), partial(read_texts, examples))
+        annotations = choose_annotations(annotations, trial.samples, trial.filters, context)
     positions: dict[str, int] = {}
     rows = 0
 
@@ -261,6 +263,13 @@ def encode_trial(
     limits = Limits(trial.training.max_input_tokens, trial.training.max_target_tokens, trial.truncation)
     total = sum(len(block) for block in example_blocks(examples, "train", ["id"]))
     encode(((positions, block) for block in pairs), backend, limits, total, folder)
+
+
+def read_texts(examples: pd.DataFrame | Path, ids: Sequence[str]) -> tuple[list[str], list[list[str] | None]]:
+    """The texts of training examples with these ids, and their own options or None."""
+    blocks = [block[block["id"].isin(set(ids))] for block in example_blocks(examples, "train")]
+    rows = pd.concat(blocks).set_index("id").loc[list(ids)]
+    return list(rows["text"]), list(map(list, rows["choices"])) if "choices" in rows else [None] * len(rows)
 
 
 def encode_here(encode: Callable[[Path], None]) -> EncodedPairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -107,8 +107,14 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
     """Filters the annotations and writes all files of a run, together; returns the summary."""
     files, rows = AnnotationFiles.of(config), job.examples.rows
 
+    def read(ids: Sequence[str]) -> tuple[Sequence[str], Sequence[Sequence[str] | None]]:
+        examples = rows.take(rows.positions(ids))
+        return rows.texts.take(examples.numbers), list(examples.own_choices())
+
+    models: dict[str, Any] = {}
+
     def context(block: pd.DataFrame) -> FilterContext:
-        return FilterContext(job.task, rows.gold(block["example_id"]))
+        return FilterContext(job.task, rows.gold(block["example_id"]), read, models)
 
     samples = output.imported.counts["samples"] if output.imported else config.teacher.samples
     tally, doubtful = Tally(job.task, votes=samples > 1), DoubtfulRows()
@@ -127,8 +133,7 @@ def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Aske
             write_blocks(output.held_out.blocks(), new.held_out_rationales, RATIONALES)
         write_blocks(job.examples.quarantined.blocks(), new.quarantine, QUARANTINE)
         shown = doubtful.rows()
-        examples = rows.take(rows.positions(shown["example_id"]))
-        shown["text"] = list(map(job.task.render, rows.texts.take(examples.numbers), examples.own_choices()))
+        shown["text"] = list(map(job.task.render, *read(shown["example_id"])))
         lines = list(summary_lines(summary, files.annotations))
         reliability = summary["quality"]["labels"].get("reliability")
         write_text(new.page, annotations_page(config.name, shown, doubtful.total, job.task, lines, reliability))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filtered_blocks
+from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filter_problems, filtered_blocks
 from tests.tasks import SENTIMENT
 
-CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"})
+
+def read(ids: Sequence[str]) -> tuple[list[str], list[None]]:
+    return [f"A film of the letter {example_id}." for example_id in ids], [None] * len(ids)
+
+
+CONTEXT = FilterContext(SENTIMENT, {"a": "positive", "b": "negative"}, read)
 
 
 def annotations(*rows: tuple[str, int, bool, str | None, str]) -> pd.DataFrame:
@@ -64,6 +70,20 @@ def test_what_a_filter_takes_out_is_named() -> None:
     assert SAMPLES["error"].notna().sum() == 1, "the input table must not change"
 
 
+def test_rationale_helps_keeps_what_makes_the_label_likelier() -> None:
+    def gain(texts: list[str], choices: list[None], rationales: list[str], labels: list[str]) -> np.ndarray:
+        assert list(texts) == [f"A film of the letter {i}." for i in "aaabbca"]
+        return np.array(
+            [0.5 if "praised" in why and label == "positive" else -0.1 for why, label in zip(rationales, labels, strict=True)]
+        )
+
+    context = FilterContext(SENTIMENT, {}, read, {"some/model": gain})
+    filtered = apply_filters(SAMPLES, [{"rationale_helps": {"model": "some/model"}}], context)
+    assert list(np.flatnonzero(filtered["error"].isna())) == [2, 7]
+    assert (filtered["error"] == "filtered: rationale_helps").sum() == 5
+    assert filter_problems([{"rationale_helps": {"model": 3}}]) == ["rationale_helps: model cannot be 3"]
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_of_nothing(name: str) -> None:
     assert kept(SAMPLES[:0], name) == []
@@ -74,7 +94,9 @@ words = st.lists(st.sampled_from(["a", "warm", "and", "funny", "film", "that", "
 )
 
 
-one_filter = st.sampled_from([*FILTERS, {"length": {"max_words": 6}}, {"near_duplicates": {"similarity": 0.5}}])
+one_filter = st.sampled_from(
+    [*(set(FILTERS) - {"rationale_helps"}), {"length": {"max_words": 6}}, {"near_duplicates": {"similarity": 0.5}}]
+)
 one_row = st.tuples(
     st.sampled_from("abcde"), st.integers(0, 2), st.booleans(), st.sampled_from(["positive", "negative", None]), words
 )

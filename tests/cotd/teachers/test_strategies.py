@@ -358,7 +358,7 @@ def test_chains_of_thought_of_every_kind_vote(teacher_double: Any, kind: str) ->
     assert votes["label"].to_dict() == gold.to_dict()
     assert (votes["label_probability"] >= 2 / 3 - 1e-9).all()
     assert table["error"].isna().all()
-    filtered = apply_filters(table, ["agrees_with_majority"], FilterContext(task, gold))
+    filtered = apply_filters(table, ["agrees_with_majority"], FilterContext(task, gold, lambda ids: ([], [])))
     kept = filtered[filtered["error"].isna()]
     assert (kept["label"] == kept["example_id"].map(gold)).all()
 
