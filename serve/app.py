@@ -20,7 +20,8 @@ from ray import serve
 
 from cotd.errors import CotdError
 from serve.endpoint.endpoint import Endpoint
-from serve.environment import drain_haproxy
+from serve.endpoint.served import pin
+from serve.haproxy import drain_haproxy
 from serve.http.api import build_api
 from serve.log import LOG
 from serve.settings import OWN_NAMES, Settings, is_loopback, token_digest
@@ -105,6 +106,10 @@ def serving(
     use_tracking(settings.tracking_uri)
     if not settings.student.startswith("models:/"):  # to an absolute path: replicas have another working directory
         settings = settings.model_copy(update={"student": resolve_model(settings.student)})
+    if settings.escalate:  # to one version: it is not exchanged, and replicas that start later are to have the same
+        _, pinned = pin(settings.escalate)
+        larger = pinned if pinned.startswith("models:/") else resolve_model(pinned)
+        settings = settings.model_copy(update={"escalate": larger})
     require_resources(replicas, cpus, gpus)
     with contextlib.ExitStack() as stack:
         if settings.metrics_folder is None:
@@ -119,8 +124,8 @@ def serving(
         stack.callback(shut_down, keep_serve=serve_was_running)
         if not serve_was_running:
             stack.push(drain)
-        serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
         try:
+            serve.start(http_options={"host": host, "port": port}, logging_config=QUIET)
             serve.run(deployment.bind(settings), name=APP, route_prefix="/", logging_config=QUIET)
         except (RuntimeError, ray.exceptions.RayError) as error:
             raise CotdError(f"the endpoint did not start: {start_error(error)}") from error
@@ -153,7 +158,7 @@ def require_resources(replicas: int, cpus: float, gpus: float) -> None:
 
 
 def start_error(error: Exception) -> str:
-    """Why replicas did not start: the last error of cotd's in their status, that they were killed, else what Ray says."""
+    """Why it did not start: the last error of cotd's in the replicas' status, that a process was killed, else what Ray says."""
     application = None
     with contextlib.suppress(Exception):  # Serve itself may have died
         application = serve.status().applications.get(APP)
@@ -161,6 +166,11 @@ def start_error(error: Exception) -> str:
     errors = re.findall(r"(?:CotdError|Unfit): (.+)", messages)
     if errors:
         return errors[-1]
+    if "killed by `ray.kill`" in str(error):  # by Serve's controller; see RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S
+        return (
+            "its proxy did not start in time, and Serve ended it: the machine is too busy. End what else runs on it, and run the "
+            "same command again."
+        )
     if DIED.search(messages) or DIED.search(f"{type(error).__name__} {error}"):
         return (
             "a process of it was killed while it started, as the system does when memory runs out. Free some memory, serve a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictBool, WithJsonSchema, field_validator, model_validator
 
@@ -132,6 +132,9 @@ class TextPrediction(BaseModel):
     score: float | None = Field(description="probability of the label; null for free answers")
     probabilities: dict[str, float] | None = Field(description="option → probability; null for free answers")
     truncated: bool = Field(description="the text was too long for the student: part of it was not read")
+    answered_by: Literal["student", "escalated"] | None = Field(
+        None, description="in a cascade: the student, or the larger one that texts are handed on to if the student is not sure"
+    )  # unset unless there is a cascade
     rationale: str | None = None  # unset unless it was asked for
 
 
@@ -169,16 +172,25 @@ class TaskResponse(BaseModel):
     examples: list[Example] = Field(description="texts to try")
 
 
+class Escalation(ModelName):
+    """The larger student of a cascade."""
+
+    threshold: float = Field(description="texts are handed on to it if the student's answer has a lower score; above 1: all")
+    runtime: str = Field(description="what computes its answer")
+    card: dict[str, Any] = Field(description="its cotd.json")
+
+
 class ModelResponse(ModelName):
     """The student that is served."""
 
     task: TaskResponse
-    can_explain: bool = Field(description="whether it writes rationales")
+    can_explain: bool = Field(description="whether it, or the larger student of a cascade, writes rationales")
 
     runtime: str = Field(description="what computes the label")
     loaded_at: str = Field(description="when it was loaded, ISO 8601 in UTC")
     limits: dict[str, int]
     card: dict[str, Any] = Field(description="the student's cotd.json: method, data, teacher, metrics")
+    escalation: Escalation | None = Field(None, description="who answers what the student is not sure of; null: nobody")
     licences: dict[str, str] = Field(description="source → licence of the data and models that the student comes from")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cotd.errors import CotdError
+from cotd.evaluation.cascade import parse_below
 from cotd.utils.urls import without_credentials
 
 TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
@@ -27,6 +28,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     student: str = Field("models:/cotd-student@champion", description="models:/NAME@ALIAS, a folder, or a hub id")
+    escalate: str | None = Field(
+        None, description="a larger student, named likewise, which answers what the student is not sure of; it stays the same"
+    )
+    below: str = Field("auto", description="the confidence below which a text is handed on, see cotd.evaluation.cascade")
     tracking_uri: str | None = Field(None, description="MLflow store that holds models:/…")
     runtime: str = Field("auto", description="what computes label logits: auto, or one of serve.runtimes.registry.RUNTIMES")
     threads: Count = Field(1, description="threads of the runtime")
@@ -59,6 +64,15 @@ class Settings(BaseModel):
     @classmethod
     def uri_without_credentials(cls, uri: str | None) -> str | None:
         return without_credentials(uri)
+
+    @field_validator("below", mode="before")
+    @classmethod
+    def readable_below(cls, below: object) -> str:
+        try:
+            parse_below(str(below))
+        except CotdError as error:
+            raise ValueError(str(error)) from error
+        return str(below)
 
     @model_validator(mode="after")
     def queue_holds_a_request(self) -> Settings:

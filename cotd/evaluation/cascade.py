@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from cotd.tasks.registry import parse_task
 
 POINTS = 101  # of a curve, at most: one for each percent of the examples
 EVERYTHING = math.nextafter(1.0, 2.0)  # the threshold that no confidence reaches
-STUDENT, ESCALATED = "student", "escalated"  # who gave an answer
+STUDENT: Final = "student"  # who gave an answer
+ESCALATED: Final = "escalated"
 BELOW = "auto, accuracy=A, share=S, or a confidence from 0 to 1"
 
 

@@ -73,7 +73,7 @@ class Batcher:
         on_queue: called with the number of waiting texts when it changes.
 
     Attributes:
-        succeeded, failed: batches that were computed, and batches whose computation raised.
+        succeeded, failed: batches that were computed, and batches whose computation raised, since someone last set them to 0.
     """
 
     def __init__(

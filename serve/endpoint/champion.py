@@ -18,6 +18,7 @@ from serve.endpoint.metrics import Metrics
 from serve.endpoint.served import Served, pin
 from serve.log import LOG
 from serve.runtimes.base import Unfit
+from serve.runtimes.registry import AUTO
 from serve.schemas import ModelName
 from serve.settings import Settings
 
@@ -51,6 +52,7 @@ class Champion:
     """The student that is served. Lives on one event loop; students are loaded in threads of their own.
 
     Attributes:
+        larger: who answers what the champion is not sure of; the same for as long as the process lives.
         served: what new requests are served by.
         refused: the last version that was found unfit; it is not tried again until the alias moves on.
         failed: the last version that could not be loaded; it is tried again later.
@@ -66,13 +68,18 @@ class Champion:
         self.metrics = metrics
         self.refused: str | None = None
         self.failed: FailedLoad | None = None
+        self.larger = in_short_lived_thread(self._load_larger)
         self.served = in_short_lived_thread(self._load_first)
         self._remember(self.served)
         self._count_replica(self.served, 1)
+        if self.larger:
+            self._count_replica(self.larger, 1)
 
     def close(self) -> None:
         """Takes this replica out of the metrics."""
         self._count_replica(self.served, 0)
+        if self.larger:
+            self._count_replica(self.larger, 0)
 
     async def watch(self) -> None:
         """Looks at the alias every `poll_seconds`, and serves the student it names."""
@@ -102,8 +109,7 @@ class Champion:
         if name.version == self.refused or self._must_wait(name.version):
             return
         try:
-            load = partial(Served.load, pinned, name, self.settings.runtime)
-            new = await asyncio.to_thread(in_short_lived_thread, load)
+            new = await asyncio.to_thread(in_short_lived_thread, partial(self._load, pinned, name))
             require_same_answers(new.student.task, old.student.task)
         except Exception as error:  # noqa: BLE001 - see above
             self._reject(name.version, error, still=old.name.version)
@@ -115,18 +121,27 @@ class Champion:
         self.metrics.swaps.labels("swapped").inc()
         LOG.info("serving version %s instead of version %s", name.version, old.name.version)
 
+    def _load_larger(self) -> Served | None:
+        if self.settings.escalate is None:
+            return None
+        name, pinned = pin(self.settings.escalate)
+        return Served.load(pinned, name, AUTO)
+
+    def _load(self, source: str, name: ModelName) -> Served:
+        return Served.load(source, name, self.settings.runtime, self.larger, self.settings.below)
+
     def _load_first(self) -> Served:
-        source, runtime = self.settings.student, self.settings.runtime
+        source = self.settings.student
         version = None
         try:
             name, pinned = pin(source)
             version = name.version
-            return Served.load(pinned, name, runtime)
+            return self._load(pinned, name)
         except Exception as error:
             last = LastGood.read(self.metrics.folder, source) if self.metrics.folder else None
             if last is None or last.version == version:
                 raise
-            served = Served.load(last.folder, ModelName(name=last.name, version=last.version), runtime)
+            served = self._load(last.folder, ModelName(name=last.name, version=last.version))
             if version is None:
                 LOG.warning("cannot look up %s, serving version %s again: %s", source, last.version, first_line(error))
                 self.metrics.swaps.labels("registry_unreachable").inc()

@@ -1,4 +1,4 @@
-"""The endpoint: the champion and its two queues, for labels and for rationales. Knows neither HTTP nor Ray."""
+"""The endpoint: the champion and its queues, for labels, texts handed on, and rationales. Knows neither HTTP nor Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cotd.utils.text import first_line
 from serve.endpoint.batcher import Batcher, QueueFull
 from serve.endpoint.champion import Champion
 from serve.endpoint.metrics import Metrics
-from serve.endpoint.served import Served
+from serve.endpoint.served import Answer, Served
 from serve.endpoint.stream import RationaleStream
 from serve.log import LOG
 from serve.settings import Settings
@@ -40,8 +40,9 @@ class Endpoint:
         self.metrics = Metrics(settings.metrics_folder)
         self.champion = Champion(settings, self.metrics)
         self.streaming = 0
-        self.checked = 0  # batches that had been computed at the last look at this replica's health
         self.labels = self._batcher("label", Served.predict, settings.max_queued_texts, settings.reserved_texts)
+        # A queue of its own: who is not handed on does not wait for the larger student.
+        self.escalated = self._batcher("escalated", Served.predict, settings.max_queued_texts, settings.reserved_texts)
         self.rationales = self._batcher("rationale", Served.explain, settings.max_queued_rationales)
 
     def _batcher(
@@ -56,6 +57,7 @@ class Endpoint:
     def close(self) -> None:
         """Stops computing; what is queued is refused."""
         self.labels.close()
+        self.escalated.close()
         self.rationales.close()
         self.champion.close()
 
@@ -65,55 +67,76 @@ class Endpoint:
         return self.champion.served
 
     async def check_health(self) -> None:
-        """Raises if the student cannot compute: an example of its own, unless batches have been computed since the last call.
+        """Raises if a student cannot compute: an example of its own, unless batches have been computed since the last call.
 
         An idle student that writes before it answers, which takes seconds, is asked only after a batch of it failed.
         """
-        labels, served = self.labels, self.served
-        computed, self.checked = labels.succeeded - self.checked, labels.succeeded
-        failed, labels.failed = labels.failed, 0
-        if labels.closed or (not failed and (computed or served.student.free_answers or served.student.rationale_before_label)):
+        await self._check(self.labels, self.served)
+        if self.served.larger:
+            await self._check(self.escalated, self.served.larger)
+
+    async def _check(self, batcher: Batcher, served: Served) -> None:
+        computed, failed = batcher.succeeded, batcher.failed
+        batcher.succeeded = batcher.failed = 0
+        if batcher.closed or (
+            not failed and (computed or served.student.free_answers or served.student.rationale_before_label)
+        ):
             return
         probe = list(sample_examples(served.student.task)[:1])
         try:
-            (prediction,) = await asyncio.get_running_loop().run_in_executor(labels.worker, served.predict, probe)
+            (prediction,) = await asyncio.get_running_loop().run_in_executor(batcher.worker, served.predict, probe)
             if prediction.score is not None and not math.isfinite(prediction.score):
                 raise RuntimeError("a probability is not a number")
         except Exception as error:
-            labels.failed = failed or 1  # until it has computed again
+            batcher.failed = failed or 1  # until it has computed again
             LOG.error("the student cannot compute: %s", first_line(error))
             raise
 
-    async def predict(self, served: Served, texts: Sequence[Sample]) -> list[Prediction]:
-        """The answer to each text.
+    async def predict(self, served: Served, texts: Sequence[Sample]) -> list[Answer]:
+        """The answer to each text; in a cascade the larger student's where the served one is not sure.
 
         Raises:
             QueueFull: too many texts are waiting.
             Closed: the endpoint is shutting down.
         """
-        predictions = await self.labels.submit(served, texts)
-        for prediction, text in zip(predictions, texts, strict=True):
-            self.metrics.predictions.labels(counted_as(prediction, text, served.student.task), served.name.version).inc()
-        self.metrics.truncated.inc(sum(p.truncated for p in predictions))
-        return predictions
+        answers = [Answer(prediction, served) for prediction in await self.labels.submit(served, texts)]
+        if served.larger and (unsure := served.unsure([answer.prediction for answer in answers])):
+            for i, prediction in zip(
+                unsure, await self.escalated.submit(served.larger, [texts[i] for i in unsure]), strict=True
+            ):
+                answers[i] = Answer(prediction, served.larger)
+            self.metrics.escalated.inc(len(unsure))
+        for answer, text in zip(answers, texts, strict=True):
+            label = counted_as(answer.prediction, text, served.student.task)
+            self.metrics.predictions.labels(label, answer.by.name.version).inc()
+        self.metrics.truncated.inc(sum(answer.prediction.truncated for answer in answers))
+        return answers
 
-    async def explain(self, served: Served, texts: Sequence[Sample]) -> list[str]:
-        """The student's own rationale for each text.
+    async def explain(self, served: Served, texts: Sequence[Sample], answers: Sequence[Answer]) -> list[str]:
+        """The rationale for each text, by the student that answered it, or by the other one of a cascade if only that can.
 
         Raises:
             QueueFull: too many rationales are waiting or being written.
             Closed: the endpoint is shutting down.
         """
         self.require_room(texts)
-        return await self.rationales.submit(served, texts)
+        rows: dict[Served, list[int]] = {}
+        for i, answer in enumerate(answers):
+            rows.setdefault(served.writer(answer), []).append(i)
+        written = [self.rationales.submit(writer, [texts[i] for i in indices]) for writer, indices in rows.items()]
+        rationales = [""] * len(texts)
+        for indices, part in zip(rows.values(), await asyncio.gather(*written), strict=True):
+            for i, rationale in zip(indices, part, strict=True):
+                rationales[i] = rationale
+        return rationales
 
     def require_room(self, texts: Sequence[Sample]) -> None:
         """Raises QueueFull if the queue has no room for the rationales of the texts."""
         if self.streaming + self.rationales.queued + len(texts) > self.settings.max_queued_rationales:
             raise QueueFull(self.rationales.seconds_to_empty())
 
-    def stream_rationales(self, served: Served, texts: Sequence[Sample]) -> RationaleStream:
-        """The rationales of texts, piece by piece; to be closed by the caller.
+    def stream_rationales(self, texts: Sequence[Sample]) -> RationaleStream:
+        """The rationales of texts, piece by piece, once the stream has its `writers`; to be closed by the caller.
 
         Raises:
             QueueFull: too many rationales are waiting or being written; raised by this call, not by the iteration.
@@ -123,7 +146,7 @@ class Endpoint:
         def reserve(change: int) -> None:
             self.streaming += change
 
-        return RationaleStream(served.student, texts, self.rationales.worker, reserve)
+        return RationaleStream(texts, self.rationales.worker, reserve)
 
 
 def counted_as(prediction: Prediction, text: Sample, task: Task) -> str:

@@ -55,6 +55,7 @@ class Metrics:
             ["label", "model_version"],
             **options,
         )
+        self.escalated = Counter("cotd_escalated_texts", "Texts that the larger student of a cascade answered", **options)
         self.truncated = Counter("cotd_truncated_texts", "Texts longer than the student reads", **options)
         self.model_replicas = Gauge(
             "cotd_model_replicas", "Replicas that serve a model", ["name", "version", "runtime"], multiprocess_mode="livesum",

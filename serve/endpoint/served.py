@@ -9,10 +9,13 @@ from pathlib import Path
 
 from cotd import assets
 from cotd.data.files import names_files
+from cotd.errors import CotdError
+from cotd.evaluation.cascade import choose_threshold, handed_on
 from cotd.students.base_models import resolve_model
 from cotd.students.student import Prediction, Student
 from cotd.tasks.samples import Sample
-from serve.runtimes.base import Runtime
+from serve.log import LOG
+from serve.runtimes.base import Runtime, Unfit
 from serve.runtimes.registry import choose_runtime, make_runtime
 from serve.schemas import ModelName
 
@@ -24,6 +27,8 @@ class Served:
     Attributes:
         runtime_name: as in `serve.runtimes.registry.RUNTIMES`.
         folder: where the student was loaded from.
+        larger: who answers the texts that it is not sure of, in a cascade.
+        threshold: the confidence below which it hands a text on.
     """
 
     name: ModelName
@@ -31,19 +36,26 @@ class Served:
     runtime: Runtime
     runtime_name: str
     folder: str
+    larger: Served | None = None
+    threshold: float = 0.0
     loaded_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
-    def load(cls, source: str, name: ModelName, runtime: str) -> Served:
+    def load(cls, source: str, name: ModelName, runtime: str, larger: Served | None = None, below: str = "auto") -> Served:
         """Loads and checks a student.
+
+        Args:
+            larger: who answers what it is not sure of. below: how sure it must be, see `cotd.evaluation.cascade`.
 
         Raises:
             CotdError: it cannot be loaded.
-            Unfit: it does not pass its check.
+            Unfit: it does not pass its check, or cannot be in a cascade with the larger one.
         """
         folder = resolve_model(source)
         student = Student.load(folder)
-        return cls(name, student, make_runtime(runtime, student), choose_runtime(runtime, student), folder)
+        threshold = cascade_threshold(below, student, larger.student) if larger else 0.0
+        runtime_name = choose_runtime(runtime, student)
+        return cls(name, student, make_runtime(runtime, student), runtime_name, folder, larger, threshold)
 
     def predict(self, texts: Sequence[Sample]) -> list[Prediction]:
         """The answer to each text."""
@@ -54,6 +66,21 @@ class Served:
         texts_alone, choices = self.split(texts)
         return self.student.explain(texts_alone, choices=choices)
 
+    def unsure(self, predictions: Sequence[Prediction]) -> list[int]:
+        """The positions of the predictions that it leaves to the larger student."""
+        return handed_on([p.score for p in predictions], self.threshold) if self.larger else []
+
+    def writer(self, answer: Answer) -> Served:
+        """Who writes the reason of an answer: the student that gave it if that can, else the other one."""
+        if answer.by.student.can_explain or self.larger is None:
+            return answer.by
+        return self.larger if answer.by is self else self
+
+    @property
+    def can_explain(self) -> bool:
+        """Whether it, or the larger student, has learned to write rationales."""
+        return self.student.can_explain or (self.larger is not None and self.larger.student.can_explain)
+
     def split(self, texts: Sequence[Sample]) -> tuple[list[str], list[tuple[str, ...]] | None]:
         """The texts alone, and their options if the task needs them."""
         choices = [text.choices or () for text in texts] if self.student.task.needs_choices else None
@@ -62,9 +89,28 @@ class Served:
     @property
     def licences(self) -> dict[str, str]:
         """Source → licence, of the examples, the teacher and the base model that the student comes from."""
-        card = self.student.card
+        card, others = self.student.card, self.larger.licences if self.larger else {}
         sources = [card.get("base"), (card.get("data") or {}).get("source"), (card.get("teacher") or {}).get("model")]
-        return {source: licence_of(source) for source in sources if isinstance(source, str)}
+        return others | {source: licence_of(source) for source in sources if isinstance(source, str)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction, and who made it."""
+
+    prediction: Prediction
+    by: Served
+
+
+def cascade_threshold(below: str, student: Student, larger: Student) -> float:
+    """The threshold of a cascade, from the students' cards. Raises Unfit if they cannot be one."""
+    try:
+        threshold = choose_threshold(below, student.card, larger.card)
+    except CotdError as error:
+        raise Unfit(*error.problems) from error
+    if threshold > 1:
+        LOG.warning("the student is never as accurate as '%s' asks: the larger one answers everything", below)
+    return threshold
 
 
 def licence_of(source: str) -> str:

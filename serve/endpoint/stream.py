@@ -28,13 +28,17 @@ class RationaleStream:
 
     The texts count as queued from the start until `close`, which must be called however the iteration ends.
 
+    Attributes:
+        writers: who writes the rationale of each text; to be set before the iteration.
+
     Args:
         worker: runs the student, one text at a time.
         reserve: called with the change in the number of queued texts.
     """
 
-    def __init__(self, student: Student, texts: Sequence[Sample], worker: Executor, reserve: Callable[[int], None]):
-        self.student, self.texts, self.worker, self.reserve = student, texts, worker, reserve
+    def __init__(self, texts: Sequence[Sample], worker: Executor, reserve: Callable[[int], None]):
+        self.texts, self.worker, self.reserve = texts, worker, reserve
+        self.writers: Sequence[Student] = ()
         self.closed = threading.Event()
         reserve(len(texts))
 
@@ -47,10 +51,10 @@ class RationaleStream:
     async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
         """Raises what the student raised, after the pieces that it wrote before; Closed if the endpoint is shutting down."""
         loop = asyncio.get_running_loop()
-        for position, text in enumerate(self.texts):
+        for position, (text, writer) in enumerate(zip(self.texts, self.writers, strict=True)):
             pieces: asyncio.Queue[str | None] = asyncio.Queue()
             try:
-                writing = loop.run_in_executor(self.worker, self._write, text, loop, pieces)
+                writing = loop.run_in_executor(self.worker, self._write, writer, text, loop, pieces)
             except RuntimeError as error:  # the worker was shut down
                 raise Closed from error
             # After the last piece; and if the worker is shut down before it begins.
@@ -61,7 +65,7 @@ class RationaleStream:
                 raise Closed
             await writing
 
-    def _write(self, text: Sample, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
+    def _write(self, writer: Student, text: Sample, loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[str | None]) -> None:
         """In the worker's thread: puts the pieces of a rationale into a queue of the event loop's."""
 
         def put(piece: str) -> None:
@@ -71,4 +75,4 @@ class RationaleStream:
 
         with contextlib.suppress(Unread):
             if not self.closed.is_set():
-                self.student.stream_rationale(text.text, put, choices=text.choices)
+                writer.stream_rationale(text.text, put, choices=text.choices)

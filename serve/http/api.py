@@ -16,12 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from cotd import __version__
 from cotd.data.inputs import InputColumns
-from cotd.students.student import Prediction
+from cotd.evaluation.cascade import ESCALATED, STUDENT
 from cotd.tasks.base import Task
 from cotd.tasks.samples import Sample, sample_examples
 from serve.endpoint.batcher import QueueFull
 from serve.endpoint.endpoint import Endpoint
-from serve.endpoint.served import Served
+from serve.endpoint.served import Answer, Served
 from serve.endpoint.stream import RationaleStream
 from serve.http.errors import HANDLERS, Refused, documented, internal_error
 from serve.http.guard import REQUEST_ID, Guard
@@ -30,6 +30,7 @@ from serve.http.openapi import make_document
 from serve.http.pages import DOCS, page_response
 from serve.log import LOG
 from serve.schemas import (
+    Escalation,
     Example,
     InvocationRequest,
     ModelResponse,
@@ -97,9 +98,12 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
         as_events = EVENTS in request.headers.get("accept", "")
         if not (body.stream or as_events):
             return await predict_whole(endpoint, served, texts, body.rationale)
-        pieces = endpoint.stream_rationales(served, texts) if body.rationale else None
+        pieces = endpoint.stream_rationales(texts) if body.rationale else None
         try:
-            response = make_response(served, await endpoint.predict(served, texts))
+            answers = await endpoint.predict(served, texts)
+            response = make_response(served, answers)
+            if pieces:
+                pieces.writers = [served.writer(answer).student for answer in answers]
         except BaseException:
             if pieces:
                 pieces.close()
@@ -136,11 +140,12 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             name=served.name.name,
             version=served.name.version,
             task=describe_task(served.student.task),
-            can_explain=served.student.can_explain,
+            can_explain=served.can_explain,
             runtime=served.runtime_name,
             loaded_at=served.loaded_at.isoformat(timespec="seconds"),
             limits={name: getattr(endpoint.settings, name) for name in SHOWN_LIMITS},
             card=served.student.card,
+            escalation=describe_escalation(served),
             licences=served.licences,
         )
 
@@ -211,8 +216,8 @@ async def predict_whole(endpoint: Endpoint, served: Served, texts: list[Sample],
     if rationale:
         endpoint.require_room(texts)
     # Labels first: if their queue is full, no rationale, which takes far longer, has been written in vain.
-    predictions = await endpoint.predict(served, texts)
-    return make_response(served, predictions, await endpoint.explain(served, texts) if rationale else None)
+    answers = await endpoint.predict(served, texts)
+    return make_response(served, answers, await endpoint.explain(served, texts, answers) if rationale else None)
 
 
 def check_choices(task: Task, body: PredictRequest) -> None:
@@ -239,7 +244,7 @@ def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> No
                 f"texts[{i}] has {length:,} characters{with_options}; the limit is {settings.max_characters:,}. Shorten it."
             )
             raise Refused(413, "text_too_long", message)
-    if body.rationale and not served.student.can_explain:
+    if body.rationale and not served.can_explain:
         method = served.student.card.get("method")
         message = f"this student was trained by '{method}' and has learned no rationales. Ask for labels only."
         raise Refused(422, "no_rationales", message)
@@ -248,13 +253,24 @@ def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> No
         raise Refused(413, "too_many_texts", message)
 
 
-def make_response(served: Served, predictions: list[Prediction], rationales: Sequence[str] | None = None) -> PredictResponse:
-    """Predictions in the wire format; `rationale` is unset if there are none."""
-    rows = [TextPrediction(**vars(prediction)) for prediction in predictions]
+def make_response(served: Served, answers: list[Answer], rationales: Sequence[str] | None = None) -> PredictResponse:
+    """Answers in the wire format; `rationale` is unset if there are none, and `answered_by` without a cascade."""
+    rows = [TextPrediction(**vars(answer.prediction)) for answer in answers]
+    if served.larger:
+        for row, answer in zip(rows, answers, strict=True):
+            row.answered_by = ESCALATED if answer.by is served.larger else STUDENT
     if rationales is not None:
         for row, rationale in zip(rows, rationales, strict=True):
             row.rationale = rationale
     return PredictResponse(model=served.name, predictions=rows)
+
+
+def describe_escalation(served: Served) -> Escalation | None:
+    """The larger student of a cascade in the wire format."""
+    if (larger := served.larger) is None:
+        return None
+    threshold, runtime, card = served.threshold, larger.runtime_name, larger.student.card
+    return Escalation(**larger.name.model_dump(), threshold=threshold, runtime=runtime, card=card)
 
 
 def describe_task(task: Task) -> TaskResponse:

@@ -37,7 +37,9 @@ def run(texts: list[str], use: Callable[[Writer, RationaleStream], Any], permits
     writer = Writer(permits)
     with ThreadPoolExecutor(max_workers=1) as worker:
         samples = [Sample(text) for text in texts]
-        asyncio.run(use(writer, RationaleStream(writer, samples, worker, reserved.append)))  # type: ignore[arg-type]
+        stream = RationaleStream(samples, worker, reserved.append)
+        stream.writers = [writer] * len(samples)  # type: ignore[list-item]
+        asyncio.run(use(writer, stream))
     return writer, reserved
 
 
@@ -85,7 +87,8 @@ def test_a_stream_ends_when_its_worker_is_shut_down() -> None:
     async def use(writer: Writer, stream: RationaleStream) -> None:
         pieces = aiter(stream)
         assert await anext(pieces) == (0, "one")
-        waiting = RationaleStream(stream.student, [Sample("never written")], stream.worker, lambda _: None)
+        waiting = RationaleStream([Sample("never written")], stream.worker, lambda _: None)
+        waiting.writers = stream.writers[:1]
         next_piece = asyncio.ensure_future(anext(aiter(waiting)))
         await asyncio.sleep(0)
         stream.worker.shutdown(wait=False, cancel_futures=True)  # type: ignore[attr-defined]
