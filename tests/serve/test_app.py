@@ -23,7 +23,7 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
-from serve.app import require_port, require_resources
+from serve.app import require_port, require_resources, start_error
 from serve.client import Client
 from tests.processes import free_port, marked, marked_processes
 from tests.serve.conftest import TOKEN, Registry
@@ -162,6 +162,12 @@ def test_all_resources_that_ray_lacks_are_named(monkeypatch: pytest.MonkeyPatch)
     ]  # fmt: skip
 
 
+def test_a_proxy_that_is_too_slow_to_start_is_told_from_one_that_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.app.serve.status", lambda: 1 / 0)  # as Serve itself has died
+    assert "the machine is too busy" in start_error(RuntimeError("The actor is dead because it was killed by `ray.kill`."))
+    assert "memory runs out" in start_error(RuntimeError("ActorDiedError: its worker was killed by the OOM killer"))
+
+
 def test_a_port_in_use_is_refused(served: Endpoint) -> None:
     place = httpx.URL(served[0])
     with pytest.raises(CotdError, match=f"cannot listen on 127.0.0.1:{place.port} "):
@@ -175,7 +181,7 @@ def test_ctrl_c_ends_the_endpoint_and_leaves_nothing(served: Endpoint, environme
     assert process.returncode == 130, output
     lines = output.splitlines()
     assert lines[0].startswith("serving models:/cotd-student@champion at ")
-    assert [line for line in lines if line and not line.startswith(("serving", "try:", "stopped;"))] == []
+    assert [line for line in lines if line and not line.startswith(("serving", "try:", "stopping", "stopped;"))] == []
     assert marked(environment) == []
 
 
@@ -218,55 +224,9 @@ def test_sigterm_fails_no_request(student_of: Callable[..., Path], environment: 
     assert marked(environment) == []
 
 
-TASKS = """
+# All that needs a Serve in this process, in one Ray, as starting one takes some twenty seconds.
+SESSION = """
 import json
-import sys
-import httpx
-from pipelines.cluster.session import ray_session
-from serve.environment import prefer_haproxy
-prefer_haproxy()
-from serve.app import serving
-from serve.client import Client
-from serve.settings import Settings
-
-port, texts, choices = int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-with ray_session(num_cpus=1):
-    for folder in sys.argv[4:]:
-        with serving(Settings(student=folder, poll_seconds=0), port=port) as url, Client(url) as client:
-            task = client.model().task
-            own = choices if task.needs_choices else None
-            rows = [{"text": text} | ({"choices": own[i]} if own else {}) for i, text in enumerate(texts)]
-            body = {"dataframe_records": rows, "params": {"rationale": True}}
-            invoked = httpx.post(f"{url}/invocations", json=body, trust_env=False, timeout=60)
-            predicted = [p.model_dump() for p in client.predict(texts, own, rationale=True)]
-            print(json.dumps({"kind": task.kind, "client": predicted, "invocations": invoked.json()["predictions"]}))
-"""
-
-
-def test_every_kind_of_task(student_of: Callable[..., Path], environment: dict[str, str]) -> None:
-    texts, choices = ["Where is milk kept?", "What is red?"], [["a fridge", "a drawer"], ["snow", "a ripe tomato", "coal"]]
-    folders = [student_of(name) for name in ("tickets", "quiz", "sums")]
-    command = [sys.executable, "-c", TASKS, str(free_port()), json.dumps(texts), json.dumps(choices), *map(str, folders)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [answer["kind"] for answer in answers] == ["classification", "multiple_choice", "numeric"]
-    for folder, answer in zip(folders, answers, strict=True):
-        student = Student.load(folder, "cpu")
-        own = choices if student.task.needs_choices else None
-        for row, invoked, expected, why in zip(
-            answer["client"],
-            answer["invocations"],
-            student.predict(texts, choices=own),
-            student.explain(texts, own),
-            strict=True,
-        ):
-            assert row == invoked
-            assert (row["label"], row["rationale"]) == (expected.label, why)
-            assert row["probabilities"] == (expected.probabilities and pytest.approx(expected.probabilities, abs=1e-4))
-
-
-BROKEN = """
 import sys
 import time
 from pathlib import Path
@@ -274,79 +234,102 @@ import httpx
 from pipelines.cluster.session import ray_session
 from serve.environment import prefer_haproxy
 prefer_haproxy()
+from ray import serve
 from serve.app import serving
 from serve.client import Client
 from serve.settings import Settings
 
-student, port, mark = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-
-def break_students():
-    # In every worker: a student computes until the file is there; the process that meets it stays broken, as with a GPU.
-    from serve.endpoint.served import Served
-    predict = Served.predict
-    state = {"broken": False}
-    def predict_until(self, texts):
-        if mark.exists() or state["broken"]:
-            state["broken"] = True
-            mark.unlink(missing_ok=True)
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        return predict(self, texts)
-    Served.predict = predict_until
-
-with ray_session(num_cpus=1, runtime_env={"worker_process_setup_hook": break_students}):
-    with serving(Settings(student=student, poll_seconds=0), port=port) as url, Client(url, retries=0) as client:
-        client.predict(["fine"])
-        mark.touch()
-        def status():
-            answer = httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False, timeout=60)
-            return answer.status_code
-        assert status() == 500
-        started = time.monotonic()
-        while status() != 200:
-            assert time.monotonic() - started < 240, "the replica was not replaced"
-            time.sleep(0.5)
-        print("replaced")
-"""
-
-
-def test_a_replica_whose_student_cannot_compute_is_replaced(
-    student_folder: Path, environment: dict[str, str], tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", BROKEN, str(student_folder), str(free_port()), str(tmp_path / "broken")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "replaced"
-    assert marked(environment) == []
-
-
-NEIGHBOUR = """
-import sys
-import httpx
-from pipelines.cluster.session import ray_session
-from serve.environment import prefer_haproxy
-prefer_haproxy()
-from ray import serve
-from serve.app import serving
-from serve.settings import Settings
+port, mark, texts, choices = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4])
 
 @serve.deployment(ray_actor_options={"num_cpus": 0})
 class Neighbour:
     def __call__(self):
         return "still here"
 
-with ray_session(num_cpus=1):
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+def break_students():
+    # In every worker: a student computes until the file is there; the process that meets it stays broken, as with a GPU.
+    from serve.endpoint.served import Served
+    predict = Served.predict
+    state = {"broken": False}
+    def predict_until(self, *arguments):
+        if mark.exists() or state["broken"]:
+            state["broken"] = True
+            mark.unlink(missing_ok=True)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return predict(self, *arguments)
+    Served.predict = predict_until
+
+def tell(**what):
+    print(json.dumps(what), flush=True)
+
+with ray_session(num_cpus=1, runtime_env={"worker_process_setup_hook": break_students}):
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Neighbour.bind(), name="neighbour", route_prefix="/neighbour")
-    with serving(Settings(student=sys.argv[1], poll_seconds=0), port=int(sys.argv[2])):
-        assert set(serve.status().applications) == {"neighbour", "cotd-student"}
-    assert set(serve.status().applications) == {"neighbour"}
-    print(httpx.get(f"http://127.0.0.1:{sys.argv[2]}/neighbour", trust_env=False).text)
+    for folder in sys.argv[5:]:
+        with serving(Settings(student=folder, poll_seconds=0), port=port) as url, Client(url, retries=0) as client:
+            assert set(serve.status().applications) == {"neighbour", "cotd-student"}
+            task = client.model().task
+            own = choices if task.needs_choices else None
+            rows = [{"text": text} | ({"choices": own[i]} if own else {}) for i, text in enumerate(texts)]
+            body = {"dataframe_records": rows, "params": {"rationale": True}}
+            invoked = httpx.post(f"{url}/invocations", json=body, trust_env=False, timeout=60)
+            predicted = [p.model_dump() for p in client.predict(texts, own, rationale=True)]
+            tell(kind=task.kind, client=predicted, invocations=invoked.json()["predictions"])
+            if folder == sys.argv[-1]:
+                mark.touch()
+                def status():
+                    answer = httpx.post(f"{url}/v1/predict", json={"texts": "fine"}, trust_env=False, timeout=60)
+                    return answer.status_code
+                broken = status()
+                started = time.monotonic()
+                while status() != 200 and time.monotonic() - started < 240:
+                    time.sleep(0.5)
+                tell(broken=broken, replaced=status())
+    left = httpx.get(f"http://127.0.0.1:{port}/neighbour", trust_env=False).text
+    tell(left=sorted(serve.status().applications), neighbour=left)
 """
+TEXTS, CHOICES = ["Where is milk kept?", "What is red?"], [["a fridge", "a drawer"], ["snow", "a ripe tomato", "coal"]]
 
 
-def test_the_shutdown_leaves_other_applications_alone(student_folder: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-c", NEIGHBOUR, str(student_folder), str(free_port())]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+@pytest.fixture(scope="module")
+def session(
+    student_of: Callable[..., Path], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The students that were served in turn, beside another application, and what was seen."""
+    folders = [student_of(name) for name in ("quiz", "sums", "tickets")]
+    mark = tmp_path_factory.mktemp("mark") / "broken"
+    command = [sys.executable, "-c", SESSION, str(free_port()), str(mark), json.dumps(TEXTS), json.dumps(CHOICES)]
+    done = subprocess.run([*command, *map(str, folders)], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "still here"
     assert marked(environment) == []
+    return folders, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+Session = tuple[list[Path], list[dict[str, Any]]]
+
+
+def test_every_kind_of_task(session: Session) -> None:
+    folders, seen = session
+    answers = seen[: len(folders)]
+    assert [answer["kind"] for answer in answers] == ["multiple_choice", "numeric", "classification"]
+    for folder, answer in zip(folders, answers, strict=True):
+        student = Student.load(folder, "cpu")
+        own = CHOICES if student.task.needs_choices else None
+        for row, invoked, expected, why in zip(
+            answer["client"],
+            answer["invocations"],
+            student.predict(TEXTS, choices=own),
+            student.explain(TEXTS, own),
+            strict=True,
+        ):
+            assert row == invoked
+            assert (row["label"], row["rationale"]) == (expected.label, why)
+            assert row["probabilities"] == (expected.probabilities and pytest.approx(expected.probabilities, abs=1e-4))
+
+
+def test_a_replica_whose_student_cannot_compute_is_replaced(session: Session) -> None:
+    assert session[1][-2] == {"broken": 500, "replaced": 200}
+
+
+def test_the_shutdown_leaves_other_applications_alone(session: Session) -> None:
+    assert session[1][-1] == {"left": ["neighbour"], "neighbour": "still here"}
