@@ -10,7 +10,8 @@ from typing import Any
 from cotd.config.digest import digest
 from cotd.errors import CotdError
 from cotd.storage.sync import sync_study
-from cotd.study.config import StudyConfig, check_config, load_config
+from cotd.study.config import StudyConfig, check_config, load_stages
+from cotd.study.stages import waits_for_teacher
 from cotd.study.trials import plan_trials
 from cotd.training.folder import TrialFolder, rank
 from cotd.training.methods import METHODS
@@ -26,22 +27,31 @@ from pipelines.sweep.settled import kept
 Status = dict[str, Any]
 
 
-def find_study(source: str, overrides: list[str]) -> StudyConfig:
-    """A study by its YAML, or by its folder: as the trial that was written last was configured.
+def find_stages(source: str, overrides: list[str]) -> list[StudyConfig]:
+    """A study, or the stages of one, by its YAML; or a study by its folder: as the trial that was written last was configured.
 
     Raises:
         CotdError: the YAML is bad, or the folder has no trial yet.
     """
     folder = Path(source).absolute()
     if not folder.is_dir():
-        return load_config(source, overrides)
+        return load_stages(source, overrides)
     if overrides:
         raise CotdError(f"overrides are for a study's YAML, and '{source}' is a folder: leave out {' '.join(overrides)}.")
     written = sorted(folder.glob("trials/*/trial.json"), key=lambda path: path.stat().st_mtime)
     if not written:
         raise CotdError(f"'{source}' has no trials, which say what its study is. Name the study's YAML instead.")
     plain = TrialFolder(written[-1].parent).config()
-    return check_config(plain | {"storage": str(folder.parent), "name": folder.name}, source)
+    return [check_config(plain | {"storage": str(folder.parent), "name": folder.name}, source)]
+
+
+def stages_status(stages: list[StudyConfig]) -> list[Status]:
+    """The status of each stage. What is next of all but the last is to sweep, which also annotates."""
+    statuses = [study_status(stage) for stage in stages]
+    for status in statuses if len(stages) > 1 else []:
+        if status is not statuses[-1] or status["next"] in ("prepare", "annotate"):
+            status["next"] = "sweep"
+    return statuses
 
 
 @sync_study
@@ -89,7 +99,7 @@ def current_annotations(config: StudyConfig, prepared: Prepared | None) -> dict[
     Where no other stage has prepared the examples, which annotating does not, nothing is known of them, and any will do.
     """
     path = AnnotationFiles.of(config).summary
-    if not path.is_file():
+    if not path.is_file() or waits_for_teacher(config):
         return None
     summary = read_json(path)
     if prepared is None:

@@ -9,7 +9,7 @@ from cotd.errors import nearest
 from cotd.study.grid import GridConfig
 from cotd.study.search import SearchConfig
 from cotd.tasks.base import Task
-from cotd.teachers.config import ImportedConfig, TeacherConfig
+from cotd.teachers.config import STAGE, ImportedConfig, TeacherConfig
 from cotd.training.config import TrainingConfig
 from cotd.training.methods import METHODS
 
@@ -30,6 +30,16 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig,
     ]
 
 
+def stage_problems(teacher: TeacherConfig, variant: str | None) -> list[str]:
+    """Why the student of another stage cannot be the teacher."""
+    if teacher.strategy != "student" or not teacher.model.startswith(STAGE):
+        return []
+    stage = teacher.model.removeprefix(STAGE)
+    if variant is None:
+        return [f"teacher.model '{teacher.model}' is of a file with stages, and this study has none. Name a model"]
+    return [f"teacher.model '{teacher.model}' is the stage itself: name an earlier one"] if stage == variant else []
+
+
 def probability_problems(teacher: TeacherConfig, grid: GridConfig, task: Task) -> list[str]:
     """Why a teacher cannot give the probabilities that methods of the grid learn."""
     needing = [method for method in grid.all_values("method") if METHODS[method].learns_probabilities]
@@ -39,7 +49,7 @@ def probability_problems(teacher: TeacherConfig, grid: GridConfig, task: Task) -
     if task.free_answers:
         return [f"{wanted}, and those of task '{task.name}' are free ({task.kind}). Use distill"]
     if teacher.imported is None:
-        if teacher.strategy == "score_then_explain":
+        if teacher.strategy in ("score_then_explain", "student"):
             return []
         return [f"{wanted}, which a chain of thought does not give. Set teacher.strategy: score_then_explain, or use distill"]
     if teacher.imported.columns.label_probability is None:
@@ -144,5 +154,5 @@ def size_problems(plain: dict[str, Any]) -> list[str]:
         f"{where} '{size}' is not in sizes ({', '.join(map(str, sizes))}).{nearest(size, sizes)}"
         for where, names in named.items()
         for size in (names if isinstance(names, list) else [names])
-        if size is not None and size not in sizes
+        if size is not None and size not in list(sizes)  # a list: a size may be anything, also what cannot be a key
     ]

@@ -10,19 +10,19 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from cotd.config.model import ConfigModel, validate_config
 from cotd.config.overrides import apply_override, read_yaml
-from cotd.config.variants import choose_variant, other_variants
+from cotd.config.variants import choose_variant, chosen_variants, other_variants, stage_names
 from cotd.data.config import DataConfig
 from cotd.errors import CotdError
 from cotd.storage.tracking_store import default_tracking_uri
 from cotd.storage.urls import is_remote, open_remote
 from cotd.storage.working_copy import copy_folder
-from cotd.study.checks import search_problems, size_problems, teacher_problems
+from cotd.study.checks import search_problems, size_problems, stage_problems, teacher_problems
 from cotd.study.grid import GridConfig
 from cotd.study.resources import ResourcesConfig
 from cotd.study.search import SearchConfig
 from cotd.tasks.base import Task
 from cotd.tasks.registry import get_task, parse_task
-from cotd.teachers.config import TeacherConfig
+from cotd.teachers.config import STAGE, TeacherConfig
 from cotd.training.config import TrainingConfig
 from cotd.utils.urls import without_credentials
 
@@ -87,6 +87,7 @@ class StudyConfig(ConfigModel):
     def blocks_agree(self) -> StudyConfig:
         problems = size_problems(self.model_dump(include={"grid", "sizes", "resources"}))
         problems += teacher_problems(self.teacher, self.grid, self.data, self.task)
+        problems += stage_problems(self.teacher, self.variant)
         problems += search_problems(self.search, self.grid, self.training) if self.search else []
         if problems:
             raise ValueError("; ".join(problems))
@@ -134,6 +135,8 @@ class StudyConfig(ConfigModel):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyConfig:
     """Reads a study's YAML, chooses its variant, applies `a.b=value` overrides (values are YAML) and checks the whole.
 
+    Of a file with `stages` this is the last stage, unless another variant is chosen; `load_stages` reads all of them.
+
     Raises:
         CotdError: with every problem found, each naming its key; also those of variants that were not chosen.
 
@@ -156,6 +159,33 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> StudyCo
     if problems:
         raise CotdError(*problems.values())
     return check_config(plain, str(path))
+
+
+def load_stages(path: str | Path, overrides: list[str] | None = None) -> list[StudyConfig]:
+    """The studies of a file's stages, in their order; of a file without stages, or where a variant is chosen, the one study.
+
+    Raises:
+        CotdError: as `load_config`; a stage is taught by one that does not come before it, or they do not share a storage.
+    """
+    overrides = overrides or []
+    names = [] if chosen_variants(overrides) else stage_names(read_yaml(path), str(path))
+    if not names:
+        return [load_config(path, overrides)]
+    stages = [load_config(path, [*overrides, f"variant={name}"]) for name in names]
+    problems = [
+        f"{path}: variants.{stage.variant}: teacher.model '{stage.teacher.model}' does not come before it. Stages: {', '.join(names)}."
+        for n, stage in enumerate(stages)
+        if stage.teacher.model.startswith(STAGE) and stage.teacher.model.removeprefix(STAGE) not in names[:n]
+    ]
+    if len({stage.name for stage in stages}) < len(stages):
+        problems.append(f"{path}: override name=… gives all stages one folder. Leave it out, or choose a variant.")
+    if len({stage.storage for stage in stages}) > 1:
+        problems.append(
+            f"{path}: storage: stages share one, in which they find one another. Write it once, outside of variants."
+        )
+    if problems:
+        raise CotdError(*problems)
+    return stages
 
 
 def check_config(plain: dict[str, Any], where: str) -> StudyConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,18 +11,24 @@ from cotd.config.model import ConfigModel
 from cotd.data.config import DataConfig, Share
 from cotd.data.files import ENDINGS, names_files
 from cotd.data.truncation import Truncation
+from cotd.students.base_models import CARD
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.filters import Filters
 from cotd.utils.urls import without_credentials
 
 # Arguments of vLLM that change how fast it runs and with how much memory. All others are part of a completion's identity.
 PERFORMANCE_ARGS = {
-    "block_size", "compilation_config", "cpu_offload_gb", "data_parallel_size", "disable_custom_all_reduce",
-    "disable_log_stats", "distributed_executor_backend", "download_dir", "enable_chunked_prefill",
+    "block_size", "compilation_config", "cpu_offload_gb", "disable_custom_all_reduce", "disable_log_stats",
+    "distributed_executor_backend", "download_dir", "enable_chunked_prefill",
     "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_model_len",
     "max_num_batched_tokens", "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
-    "pipeline_parallel_size", "seed", "swap_space", "tensor_parallel_size",
+    "seed", "swap_space",
 }  # fmt: skip
+# Arguments of vLLM that have a key of their own here.
+PARALLELISM = {
+    "tensor_parallel_size": "tensor_parallel", "pipeline_parallel_size": "pipeline_parallel", "data_parallel_size": "replicas",
+}  # fmt: skip
+STAGE = "stage:"  # before the name of an earlier stage of the same file, whose best student is the teacher
 # The keys of `api` that decide what is written.
 API_IDENTITY = {"base_url", "server", "endpoint", "json_completions", "top_logprobs", "extra_body", "tokenizer"}
 
@@ -42,13 +49,27 @@ class EngineConfig(ConfigModel):
     chat: Literal["auto", "never"] = Field(
         "auto", description="auto: chain_of_thought asks in the model's chat template, if it has one; never: as plain text"
     )
-    replicas: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="engines, each with the whole model")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share each layer of a model")
+    pipeline_parallel: int = Field(1, ge=1, description="groups of so many GPUs, each with a part of the layers")
     kv_cache_gb: int = Field(2, ge=1, description="CPU only: memory for the key-value cache")
     engine_kwargs: dict[str, Any] = Field(
         default_factory=dict,
         description="passed to vLLM as they are; part of the completions' identity, except those that only affect speed",
     )
+
+    @field_validator("engine_kwargs")
+    @classmethod
+    def parallelism_by_name(cls, engine_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Ray reserves what these keys say, and would not know of vLLM's own."""
+        if wrong := {f"{key}: use engine.{PARALLELISM[key]}" for key in engine_kwargs if key in PARALLELISM}:
+            raise ValueError(f"cannot set {'; '.join(sorted(wrong))}")
+        return engine_kwargs
+
+    @property
+    def shards(self) -> int:
+        """The GPUs, or processes, that an engine's model is split over."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     def output_kwargs(self) -> dict[str, Any]:
         """Those engine_kwargs that may change completions: quantization, say, or an adapter."""
@@ -147,14 +168,17 @@ class TeacherConfig(ConfigModel):
 
     model: str = Field(
         "embedded:smollm2-135m-instruct",
-        description="embedded:NAME, a local directory, or a hub id; with `api`, the model's name there; with `imported`, any name",
+        description="embedded:NAME, a local directory, or a hub id; a trained student by its folder, models:/NAME@ALIAS, hub id (with "
+        "strategy: student) or stage:NAME; with `api`, the model's name there; with `imported`, any name",
     )
     revision: str | None = Field(
         None,
         description="of a hub model: branch, tag or commit; with `api`: any word that names the weights, in place of the URL",
     )
-    strategy: Literal["score_then_explain", "chain_of_thought", "imported"] = Field(
-        "score_then_explain", description="imported: that of every teacher with an `imported` file; need not be written"
+    strategy: Literal["score_then_explain", "chain_of_thought", "student", "imported"] = Field(
+        "score_then_explain",
+        description="student: that of every student of cotd, and imported: that of every teacher with an `imported` file; neither "
+        "need be written, but for a student on a hub",
     )
     prompts: str | None = Field(None, description="a YAML of prompts; null: the task's own, by strategy")
     calibration: CalibrationConfig = CalibrationConfig()
@@ -200,6 +224,8 @@ class TeacherConfig(ConfigModel):
             plain = {"imported" if key == "answers" else key: value for key, value in plain.items()}
         if plain.get("imported") is not None:
             return {"strategy": "imported"} | plain
+        if plain.get("api") is None and names_student(plain.get("model")):
+            return plain | {"strategy": "student"}  # whatever a variant has inherited: a student has no other
         return plain
 
     @model_validator(mode="after")
@@ -210,6 +236,9 @@ class TeacherConfig(ConfigModel):
 
     def identity(self) -> dict[str, Any]:
         """What decides the training examples' annotations: not where and how fast the engine runs, the costs, or the store."""
+        if self.strategy == "student":  # `cotd.teachers.student.model.student_revision` says which
+            plain = self.model_dump(include={"strategy", "samples", "temperature", "gold_conditioned", "seed", "filters"})
+            return plain | {"engine_kwargs": self.engine.output_kwargs()}
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "imported", "held_out_rationales"})
         if self.imported:
             plain["imported"] = self.imported.columns.model_dump()
@@ -219,6 +248,11 @@ class TeacherConfig(ConfigModel):
             plain["engine_kwargs"] = self.engine.output_kwargs()
             plain["chat"] = self.engine.chat if self.strategy == "chain_of_thought" else "never"
         return plain
+
+
+def names_student(model: Any) -> bool:
+    """Whether a model's name shows by itself that it is a trained student: not that of one on a hub."""
+    return isinstance(model, str) and (model.startswith((STAGE, "models:/")) or (Path(model) / CARD).is_file())
 
 
 def imported_problems(teacher: TeacherConfig) -> list[str]:
@@ -240,6 +274,8 @@ def request_problems(teacher: TeacherConfig) -> list[str]:
     problems = []
     if teacher.strategy == "imported" and not teacher.imported:
         problems.append("strategy imported needs `imported`, with the file's columns")
+    if teacher.api and teacher.strategy == "student":
+        problems.append("strategy student is of a model that is run here, and `api` is an endpoint: leave out one")
     if teacher.api and teacher.strategy == "score_then_explain" and teacher.api.endpoint == "chat":
         problems.append(
             "strategy score_then_explain needs the log-probabilities of the label words, which api.endpoint chat does not "
@@ -247,7 +283,11 @@ def request_problems(teacher: TeacherConfig) -> list[str]:
         )
     if teacher.samples > 1 and teacher.temperature == 0 and not teacher.imported:
         problems.append("samples > 1 needs temperature > 0: greedy samples are all the same. Set temperature: 0.7")
-    if teacher.api is None and teacher.max_text_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len:
+    if (
+        teacher.api is None
+        and teacher.strategy != "student"
+        and teacher.max_text_tokens + teacher.max_rationale_tokens >= teacher.engine.max_model_len
+    ):
         problems.append(
             f"max_text_tokens ({teacher.max_text_tokens}) and max_rationale_tokens ({teacher.max_rationale_tokens}) leave no "
             f"room for the prompt in engine.max_model_len ({teacher.engine.max_model_len}). Raise the last or lower the others"

@@ -25,18 +25,22 @@ class Request:
     """One prompt to one teacher.
 
     Attributes:
-        sampling: the sampling parameters as plain JSON; requests of one batch have the same keys.
+        sampling: the sampling parameters as plain JSON; requests of one batch have the same keys. `scored_tokens`, which an engine
+            here knows, asks for the log-probability of so many of the prompt's last tokens in place of what would follow.
+        tokens: the prompt as token ids, for a model that is asked in the very tokens that it was trained on; `prompt` is then
+            how it reads.
     """
 
     teacher: str
     revision: str
     prompt: str
     sampling: dict[str, Any]
+    tokens: tuple[int, ...] | None = None
 
     @cached_property
     def key(self) -> str:
         """Content address: 32 hex digits of the SHA-256 of all that decides the completion."""
-        content = json.dumps([self.teacher, self.revision, self.prompt, self.sampling], sort_keys=True)
+        content = json.dumps([self.teacher, self.revision, self.tokens or self.prompt, self.sampling], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -30,8 +30,8 @@ from cotd.teachers.output import (
 )
 from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import Request, explain_request, score_request, think_request
-from cotd.teachers.store import Completion
-from cotd.teachers.teacher import Teacher
+from cotd.teachers.store import Completion, new_completion
+from cotd.teachers.teacher import Shown, Teacher
 from cotd.utils.memory import release_memory
 
 # What a strategy gets back with the completion of a request; the example's id comes first.
@@ -51,22 +51,27 @@ def score_then_explain(teacher: Teacher, examples: Examples, prompts: Prompts, a
 
     A rationale given the teacher's own label and one given an equal gold label are the same request, and paid for once.
     """
-    scored = ScoredExamples(teacher, examples, prompts)
+    return explain_scored(ScoredExamples(teacher, examples, prompts), examples, ask)
+
+
+def explain_scored(scored: ScoredExamples, examples: Examples, ask: Ask) -> TeacherOutput:
+    """Scores examples, and then explains them."""
+    teacher, prompts = scored.teacher, scored.prompts
     train, test, explained, positions = scored.train, scored.test, scored.explained, scored.positions
     prompt_tokens, unasked = np.zeros(len(scored), dtype=np.int32), np.zeros(len(scored), dtype=bool)
     errors: list[str | None] = [None] * len(scored)
-    for (_, position), completion in ask(scored.requests, "label scores", lambda tag, completion: True):
+    for (_, position, *which), completion in ask(scored.requests, "label scores", lambda tag, completion: True):
         if completion["error"]:
             errors[position] = sys.intern(completion["error"])  # of millions of equal ones, one is in memory
             unasked[position] = completion["finish_reason"] == NOT_ASKED
         else:
-            scored.add(position, completion)
-            prompt_tokens[position] = completion["prompt_tokens"]
+            errors[position] = scored.add(position, completion, *which) or errors[position]
+            prompt_tokens[position] += completion["prompt_tokens"]
     release_memory()
     calibration = scored.calibrate()
 
     rows, rationales = annotation_rows(teacher.config, examples), rationale_rows(explained)
-    origin = origin_of(teacher, prompts)
+    origin = scored.origin
     for (example_id, position, sample, label, kinds), completion in ask(
         lambda: scored.rationale_requests(scored.labels),
         "rationales",
@@ -85,9 +90,18 @@ def score_then_explain(teacher: Teacher, examples: Examples, prompts: Prompts, a
                     probabilities=each,
                 )
             )  # fmt: skip
-    for position, example_id in zip(positions[train.numbers], train.decode_ids(), strict=True):
+    for position, example_id, choices in zip(positions[train.numbers], train.decode_ids(), train.own_choices(), strict=True):
         if not scored.has_score(position):
             rows.add(annotation_row(example_id, 0, False, None, None, "", None, origin, error=errors[position]))
+        elif not scored.explains:
+            (label,), scoring_tokens = scored.labels(position, choices), int(prompt_tokens[position])
+            probability, each = scored.choose(position)[1], scored.probabilities(position)
+            blank = new_completion("", finish_reason="stop", prompt_tokens=0, output_tokens=1)
+            rows.add(
+                annotation_row(
+                    example_id, 0, False, label, probability, None, blank, origin, scoring_tokens, probabilities=each
+                )
+            )
     for position, example_id in zip(positions[explained.numbers], explained.decode_ids(), strict=True):
         if not scored.has_score(position) and not unasked[position]:
             rationales.add({"example_id": example_id, "rationale": ""})
@@ -96,7 +110,7 @@ def score_then_explain(teacher: Teacher, examples: Examples, prompts: Prompts, a
         for label in scored.labels(position, choices):
             labels[row], probabilities[row] = label, scored.choose(position)[1]
     measured = test_table(test, labels, probabilities, ~unasked[positions[test.numbers]])
-    return TeacherOutput(rows, measured, calibration.to_dict(), rationales)
+    return TeacherOutput(rows, measured, calibration.to_dict() if calibration else None, rationales)
 
 
 def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask: Ask) -> TeacherOutput:
@@ -136,9 +150,6 @@ def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask
     return TeacherOutput(rows, measured, None, rationales, answered_first=answered_first)
 
 
-STRATEGIES = {"score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought}
-
-
 def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
     """The columns of an annotation that are the same throughout a table."""
     return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}
@@ -153,16 +164,21 @@ class ScoredExamples:
     Their order serves a run that is stopped early: calibration, test and training examples, then other held-out examples that
     are explained. An example's position is its place in that order.
 
+    A student that is the teacher has a subclass, which says what is asked of it and what its scores mean.
+
     Attributes:
         positions: text number → position; a dictionary by id would take forty times the memory.
         scores: (N, L) log-probabilities of an example's options, in their order; NaN before they are known, -inf where it has
             fewer options than another.
+        explains: whether the teacher writes rationales.
     """
+
+    explains = True
 
     def __init__(self, teacher: Teacher, examples: Examples, prompts: Prompts):
         self.teacher, self.prompts, self.task = teacher, prompts, prompts.task
         self.train, self.test = examples.rows.split("train"), examples.rows.split("test")
-        self.held_out = calibration_examples(teacher.config, examples, self.task)
+        self.held_out = self.calibration_examples(examples)
         self.explained = explained_examples(teacher.config, examples)
         others = ~np.isin(self.explained.numbers, np.concatenate([self.held_out.numbers, self.test.numbers]))
         self.parts = [self.held_out, self.test, self.train, self.explained.take(others)]
@@ -175,32 +191,46 @@ class ScoredExamples:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """See `origin_of`."""
+        return origin_of(self.teacher, self.prompts)
+
+    def calibration_examples(self, examples: Examples) -> ExampleTable:
+        """The validation examples that the calibration may see."""
+        return calibration_examples(self.teacher.config, examples, self.task)
+
     def requests(self) -> Iterator[Tagged]:
         """A score of each example; tags are (example id, position)."""
         for n, shown in enumerate(itertools.chain.from_iterable(map(self.teacher.shown, self.parts))):
             yield (shown.id, n), score_request(self.teacher, self.prompts, shown.text, shown.choices)
 
-    def add(self, position: int, completion: Completion) -> None:
-        """Keeps the score of a completion of `requests`."""
+    def add(self, position: int, completion: Completion, *which: Any) -> str | None:
+        """Keeps the score of a completion of `requests`; returns why it has none.
+
+        Args:
+            which: the rest of the request's tag.
+        """
         logprobs = completion["label_logprobs"]
         self.scores[position] = -np.inf
         self.scores[position, : len(logprobs)] = logprobs
+        return None
 
     def has_score(self, position: int) -> bool:
         return not np.isnan(self.scores[position, 0])
 
-    def calibrate(self) -> Calibration:
+    def calibrate(self) -> Calibration | None:
         """Fits the calibration on the first of the examples, see `cotd.teachers.calibration.calibrate`."""
         gold = gold_positions(self.held_out, self.task)
         self.calibration = calibrate(self.teacher.config.calibration, self.scores[: len(gold)], gold, self.task)
         return self.calibration
 
-    def choose(self, position: int) -> tuple[int, float]:
+    def choose(self, position: int) -> tuple[int, float | None]:
         """(Which of an example's options is its label, the label's probability), once calibrated."""
         assert self.calibration is not None
         return self.calibration.choose(self.scores[position])
 
-    def probabilities(self, position: int) -> list[float]:
+    def probabilities(self, position: int) -> list[float] | None:
         """Of an example's options, once calibrated; 0 for those that another example has beyond its own."""
         assert self.calibration is not None
         return self.calibration.probabilities(self.scores[position][None])[0].tolist()
@@ -209,6 +239,14 @@ class ScoredExamples:
         """An example's label, or nothing if it has no score."""
         options = self.task.options(choices)
         return [options[self.choose(position)[0]]] if options and self.has_score(position) else []
+
+    def labels_to_explain(self, own: Sequence[str], gold: str | None) -> Iterable[str]:
+        """The answers that an example is explained with, given its gold label or None, each once."""
+        return dict.fromkeys([*own, gold] if gold else own)
+
+    def explanation(self, shown: Shown, label: str, sample: int) -> Request:
+        """Asks for a rationale given an answer."""
+        return explain_request(self.teacher, self.prompts, shown.text, label, sample, shown.choices)
 
     def rationale_requests(self, labels: Callable[[int, Sequence[str] | None], Sequence[str]]) -> Iterator[Tagged]:
         """Rationales given the teacher's own label and, of training examples, given gold.
@@ -221,17 +259,17 @@ class ScoredExamples:
             Requests with the tags (example id, position, sample, label, kinds). `kinds` holds False if the label is the
             teacher's and True if it is gold; it is empty for held-out examples.
         """
-        teacher, prompts, train, explained = self.teacher, self.prompts, self.train, self.explained
+        teacher, train, explained = self.teacher, self.train, self.explained
         golds = gold_labels(teacher, train)
-        for n, (i, text, choices), gold in zip(self.positions[train.numbers], teacher.shown(train), golds, strict=True):
-            own = labels(n, choices)
+        for n, shown, gold in zip(self.positions[train.numbers], teacher.shown(train), golds, strict=True):
+            own = labels(n, shown.choices)
             for sample in range(teacher.config.samples):
-                for label in dict.fromkeys([*own, gold] if gold else own):
+                for label in self.labels_to_explain(own, gold):
                     kinds = tuple(by_gold for by_gold in (False, True) if (label == gold if by_gold else label in own))
-                    yield (i, n, sample, label, kinds), explain_request(teacher, prompts, text, label, sample, choices)
-        for n, (i, text, choices) in zip(self.positions[explained.numbers], teacher.shown(explained), strict=True):
-            for label in labels(n, choices):
-                yield (i, n, 0, label, ()), explain_request(teacher, prompts, text, label, 0, choices)
+                    yield (shown.id, n, sample, label, kinds), self.explanation(shown, label, sample)
+        for n, shown in zip(self.positions[explained.numbers], teacher.shown(explained), strict=True):
+            for label in labels(n, shown.choices):
+                yield (shown.id, n, 0, label, ()), self.explanation(shown, label, 0)
 
 
 def calibration_examples(config: TeacherConfig, examples: Examples, task: Task) -> ExampleTable:

@@ -20,7 +20,7 @@ from cotd.data.truncation import cut_beginning, cut_text, fit_by_length, fit_end
 from cotd.errors import CotdError
 from cotd.students.base_models import hub_commit, model_digest, resolve_model
 from cotd.teachers.api_config import ApiConfig
-from cotd.teachers.config import TeacherConfig
+from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.utils.text import first_line
 
 # Stand for the number of characters that are shown of a text.
@@ -62,6 +62,16 @@ class Teacher:
     def count(self, text: str) -> int:
         """The tokens of a text, or an estimate."""
         return len(self.tokenizer(text)["input_ids"]) if self.tokenizer else tokens_by_length(text)
+
+    @property
+    def source(self) -> str:
+        """What an engine here loads: a folder or a hub id, under any name that `resolve_model` knows."""
+        return self.config.model
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The engine here that the teacher is asked through."""
+        return self.config.engine
 
     @cached_property
     def first_token(self) -> Callable[[str, str], int]:

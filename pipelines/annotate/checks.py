@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+import pandas as pd
+
+from cotd.data.table import ExampleTable
 from cotd.errors import CotdError
+from cotd.evaluation.seen import seen_problems
 from cotd.study.config import StudyConfig
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.prompts import Prompts
 from cotd.teachers.requests import explain_request, score_request, think_request
+from cotd.teachers.student.model import StudentTeacher
 from cotd.teachers.teacher import Teacher
 from cotd.training.methods import METHODS
 
@@ -38,6 +43,30 @@ def check_context(config: TeacherConfig, teacher: Teacher, prompts: Prompts) -> 
             f"({context}): the prompt around it and the completion take up to {around}. Set the former to at most "
             f"{context - around}, or the latter to at least {around + config.max_text_tokens}."
         )
+
+
+def check_student(config: StudyConfig, teacher: StudentTeacher, examples: ExampleTable) -> None:
+    """Checks that a student can teach a study's methods, and has not seen what the study selects and tests on.
+
+    Raises:
+        CotdError: all that it cannot.
+    """
+    problems = [
+        f"method '{name}' learns rationales, and teacher.model '{teacher.name}' is a student by "
+        f"'{teacher.student.card.get('method')}', which writes none: it gives labels alone. Use distill or distill_soft, or a teacher by "
+        "cot_after, cot_labelled or cot_joint."
+        for name in config.grid.all_values("method")
+        if any(part.rationale for part in METHODS[name].parts) and not teacher.student.can_explain
+    ]
+    if config.teacher.held_out_rationales and not teacher.student.can_explain:
+        problems.append(f"teacher.held_out_rationales: teacher.model '{teacher.name}' writes no rationales. Set it to false.")
+    held_out = pd.concat(
+        pd.DataFrame({"id": list(part.decode_ids()), "split": split})
+        for split, part in ((split, examples.split(split)) for split in ("validation", "test"))
+    )
+    problems += seen_problems({"teacher.model": str(teacher.folder)}, held_out)
+    if problems:
+        raise CotdError(*problems)
 
 
 def quarantine_warnings(rows: int, quarantined: Counter[str]) -> list[str]:

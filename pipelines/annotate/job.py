@@ -13,15 +13,17 @@ from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.study.checks import scoring_problems
 from cotd.study.config import StudyConfig
+from cotd.study.stages import teacher_folder
 from cotd.study.students import student_kinds
 from cotd.tasks.base import Task
 from cotd.teachers.imported import check_imported, imported_digest, imported_teacher
 from cotd.teachers.prompts import Prompts, load_prompts
 from cotd.teachers.store import CompletionStore
 from cotd.teachers.strategies import calibration_examples
+from cotd.teachers.student.model import load_student_teacher, student_revision
 from cotd.teachers.teacher import Teacher, load_teacher
 from cotd.utils.memory import release_memory
-from pipelines.annotate.checks import check_context, gold_problems, quarantine_warnings
+from pipelines.annotate.checks import check_context, check_student, gold_problems, quarantine_warnings
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ def load_job(config: StudyConfig) -> Job:
     if config.teacher.strategy == "score_then_explain":
         calibration_examples(config.teacher, examples, config.task)
     task = config.task
-    prompts = load_prompts(task, noun(config.data, config.task), config.teacher.prompts)
+    prompts = study_prompts(config)
     store = CompletionStore(config.teacher.store or completions_place(config))
     if config.teacher.imported:
         teacher = imported_teacher(config.data, config.teacher)
+    elif folder := teacher_folder(config):
+        teacher = load_student_teacher(config.teacher, folder, task)
+        check_student(config, teacher, examples.rows)
     else:
         teacher = load_teacher(config.teacher)
         check_context(config.teacher, teacher, prompts)
@@ -79,6 +84,14 @@ def completions_place(config: StudyConfig) -> Path | str:
 
 def annotation_inputs(config: StudyConfig, examples_digest: str) -> str:
     """A digest of all that decides a study's annotations: teacher, prompts and examples, but not where the engine runs."""
-    prompts = load_prompts(config.task, noun(config.data, config.task), config.teacher.prompts)
+    if folder := teacher_folder(config):
+        return digest([config.teacher.identity(), student_revision(folder), examples_digest])
+    prompts = study_prompts(config)
     imported = [imported_digest(config.data, config.teacher.imported)] if config.teacher.imported else []
     return digest([config.teacher.identity(), prompts.hash, examples_digest, *imported])
+
+
+def study_prompts(config: StudyConfig) -> Prompts:
+    """The prompts that a study's teacher is asked by; a student's own words are not among them."""
+    file = None if config.teacher.strategy == "student" else config.teacher.prompts
+    return load_prompts(config.task, noun(config.data, config.task), file)

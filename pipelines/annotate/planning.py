@@ -13,6 +13,8 @@ from cotd.errors import CotdError
 from cotd.teachers import strategies
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion
+from cotd.teachers.student.model import StudentTeacher
+from cotd.teachers.student.strategy import StudentAnswers, thought_requests
 from cotd.utils.iteration import batched
 from cotd.utils.keys import KeySet
 from pipelines.annotate.ask import LOOKUP_ROWS, Asker
@@ -100,10 +102,27 @@ def planned_requests(job: Job, ask: Asker) -> Iterator[Planned]:
     if job.teacher.config.strategy == "score_then_explain":
         yield from planned_scoring(job, ask)
         return
+    if isinstance(job.teacher, StudentTeacher):
+        yield from planned_of_student(job.teacher, job)
+        return
     parts = strategies.thought_parts(job.teacher.config, job.examples)
     for tag, request in strategies.thought_requests(job.teacher, job.prompts, parts, job.examples.rows.split("train")):
         usable = partial(strategies.thought_usable, job.teacher, job.prompts, tag)
         yield Planned(THOUGHTS[tag[1]], tag[0], request, usable)
+
+
+def planned_of_student(teacher: StudentTeacher, job: Job) -> Iterator[Planned]:
+    """The requests to a student; only the run shows what is asked after what it has written, or about its own label."""
+    if teacher.student.rationale_before_label:
+        for (i, *_), request in thought_requests(teacher, job.examples):
+            yield Planned("rationale and answer", i, request)
+        return
+    answers = StudentAnswers(teacher, job.examples, job.prompts)
+    for (i, *_), request in answers.requests():
+        yield Planned("answer" if job.task.free_answers else "label score", i, request)
+    after_label = teacher.student.rationale_after_label
+    for (i, *_), request in answers.rationale_requests(lambda n, own: (job.task.options(own) or ("0",))[:1]):
+        yield Planned("rationale", i, request, certain=not after_label)
 
 
 def planned_scoring(job: Job, ask: Asker) -> Iterator[Planned]:

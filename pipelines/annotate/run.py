@@ -17,7 +17,8 @@ from cotd.teachers.annotations import SCHEMA
 from cotd.teachers.filters import FILTERED, FilterContext, filtered_blocks
 from cotd.teachers.imported import QUARANTINED, read_imported
 from cotd.teachers.output import RATIONALES, TeacherOutput
-from cotd.teachers.strategies import STRATEGIES
+from cotd.teachers.strategies import chain_of_thought, score_then_explain
+from cotd.teachers.student.strategy import ask_student
 from cotd.utils.files import write_json, write_text
 from cotd.utils.memory import release_memory
 from cotd.utils.parquet import parquet_writer, read_blocks, write_blocks, write_parquet
@@ -28,8 +29,12 @@ from pipelines.annotate.job import Job, load_job
 from pipelines.annotate.page import DoubtfulRows, annotations_page
 from pipelines.annotate.preview import check_price
 from pipelines.annotate.summary import Tally, summarise, summary_lines
-from pipelines.cluster.lock import only_one
+from pipelines.cluster.lock import only_one_machine
 from pipelines.cluster.runtime_env import require_lasting
+
+STRATEGIES: dict[str, Callable[..., TeacherOutput]] = {
+    "score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought, "student": ask_student,
+}  # fmt: skip
 
 
 @sync_study
@@ -76,31 +81,32 @@ def annotate(
     files = AnnotationFiles.of(config)
     budget = Budget(config.teacher.budget, job.teacher.count)
     only = quarantined_ids(config.name, files) if retry_errors else None
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as alone:
+        with contextlib.ExitStack() as stack:
 
-        @functools.cache
-        def engine() -> Complete:
-            from pipelines.annotate.engines.choose import start_engine  # Ray, which takes a second to import
+            @functools.cache
+            def engine() -> Complete:
+                from pipelines.annotate.engines.choose import start_engine  # Ray, which takes a second to import
 
-            job.store.require_writable()
-            return complete or start_engine(config.teacher, job.teacher, budget.extend, files.batches, stack)
+                job.store.require_writable()
+                return complete or start_engine(config.teacher, job.teacher, budget.extend, files.batches, stack)
 
-        ask = Asker(job.store, engine, budget, only, retry=retry_errors)
-        if config.teacher.api and complete is None:
-            check_price(config.teacher, job, ask, yes)
-        kept = "the other run's completions are kept and will not be asked for again."
-        stack.enter_context(only_one(files.directory, f"annotating {config.name}", kept))
-        if config.teacher.imported:
-            output = read_imported(config.data, job.teacher, job.examples, job.task)
-        else:
-            output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.prompts, ask)
-    release_memory()
-    if budget.reached and job.examples.rows.split("test").label_counts() and not output.test["gold"].notna().any():
-        raise CotdError(
-            f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test example. Raise it, or lower "
-            "data.test_rows; what is done is kept."
-        )
-    return write_output(config, job, output, ask, started)
+            ask = Asker(job.store, engine, budget, only, retry=retry_errors)
+            if config.teacher.api and complete is None:
+                check_price(config.teacher, job, ask, yes)
+            kept = "the other run's completions are kept and will not be asked for again."
+            alone.enter_context(only_one_machine(config, "annotate", f"annotating {config.name}", kept))
+            if config.teacher.imported:
+                output = read_imported(config.data, job.teacher, job.examples, job.task)
+            else:
+                output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.prompts, ask)
+        release_memory()
+        if budget.reached and job.examples.rows.split("test").label_counts() and not output.test["gold"].notna().any():
+            raise CotdError(
+                f"teacher.budget.{budget.reached} was reached before the teacher was measured on a test example. Raise it, or lower "
+                "data.test_rows; what is done is kept."
+            )
+        return write_output(config, job, output, ask, started)
 
 
 def write_output(config: StudyConfig, job: Job, output: TeacherOutput, ask: Asker, started: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.evaluation.statistics import accuracy_interval
+from cotd.evaluation.statistics import accuracy_metrics, group_codes
 from cotd.study.config import StudyConfig
 from cotd.tasks.base import Task
 from cotd.teachers.annotations import AnnotationsDigest
@@ -17,6 +17,7 @@ from cotd.teachers.filters import FILTERED, name_and_settings
 from cotd.teachers.output import TeacherOutput
 from cotd.teachers.quality import RationaleQuality, VoteQuality, label_quality
 from cotd.teachers.store import CompletionStore
+from cotd.teachers.student.model import StudentTeacher
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.job import Job
 
@@ -57,9 +58,11 @@ class Tally:
 def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally, ask: Asker, seconds: float) -> dict[str, Any]:
     """What the run did, for `summary.json`, MLflow and the terminal."""
     test = output.test[output.test["gold"].notna()]
-    correct = (test["gold"] == test["predicted"]).to_numpy()
-    accuracy, low, high = accuracy_interval(correct) if len(correct) else (None, None, None)
-    labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task)
+    groups = group_codes(job.examples.rows.take(job.examples.rows.positions(test["example_id"])).group_names())
+    accuracy: dict[str, Any] = {"accuracy": None, "ci_low": None, "ci_high": None, "n": 0}
+    if len(test):
+        accuracy = accuracy_metrics((test["gold"] == test["predicted"]).to_numpy(), groups)
+    labels = label_quality(test["gold"], test["predicted"], test["label_probability"], job.task, groups)
     if tally.votes and "reliability" not in labels:
         labels |= tally.votes.figures()
     filters = dict.fromkeys(name_and_settings(entry)[0] for entry in config.teacher.filters)
@@ -68,9 +71,9 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "study": config.name, "examples": job.examples.counts | {"cut": job.teacher.count_cut(job.examples.rows)},
         "warnings": job.warnings + store_warnings(job.store) + order_warnings(output),
         "teacher": {
-            "model": config.teacher.model, "strategy": config.teacher.strategy, "accuracy": accuracy,
-            "ci_low": low, "ci_high": high, "n": len(test), "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
-        },
+            "model": config.teacher.model, "strategy": config.teacher.strategy, **accuracy,
+            "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
+        } | ({"student": job.teacher.provenance} if isinstance(job.teacher, StudentTeacher) else {}),
         "calibration": output.calibration,
         "annotations": {
             "rows": tally.rows, "examples": tally.examples, "usable": tally.errors[None],

@@ -14,6 +14,7 @@ from cotd.errors import CotdError
 from cotd.evaluation.seen import seen_problems
 from cotd.students.base_models import model_digest, weights_bytes
 from cotd.study.config import StudyConfig
+from cotd.study.stages import teacher_folder
 from cotd.study.students import student_kinds
 from cotd.study.trials import plan_trials
 from cotd.teachers.annotations import annotations_digest
@@ -84,16 +85,23 @@ def plan_study(config: StudyConfig) -> Plan:
     annotated = check_annotations(config, examples.digest)
     sizes = {size: config.sizes[size] for size in config.grid.all_values("size")}
     kinds = student_kinds(config)
-    if problems := seen_problems(sizes, examples.path):
+    models = {f"sizes.{size}": model for size, model in sizes.items()}
+    if annotated and (teacher := teacher_folder(config)):
+        models["teacher.model"] = str(teacher)
+    if problems := seen_problems(models, pd.read_parquet(examples.path, columns=["id", "split"])):
         raise CotdError(*problems)
     base_digests = {size: model_digest(model) for size, model in sizes.items()}
     parameters = {size: weight for size, model in sizes.items() if (weight := weights_bytes(model))}
-    provenance: dict[str, Any] = {"data": config.data.model_dump() | {"digest": examples.digest, "rows": examples.counts}}
+    provenance: dict[str, Any] = {
+        "study": config.name,
+        "data": config.data.model_dump() | {"digest": examples.digest, "rows": examples.counts},
+    }
     annotations, annotations_id, teacher_test = None, None, None
     rationales_file, rationales_id = None, None
     if annotated:
         table, summary = annotated
-        provenance["teacher"] = {k: summary["teacher"][k] for k in ("model", "strategy", "accuracy", "n")}
+        shown = ("model", "strategy", "accuracy", "ci_low", "ci_high", "n", "parameters", "student")
+        provenance["teacher"] = {k: summary["teacher"][k] for k in shown if k in summary["teacher"]}
         annotations_id = annotations_digest(table)
         if annotations_id != summary["digest"]:
             raise CotdError(

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from cotd.storage.tracking_store import attempt, friendly_errors
 from cotd.storage.working_copy import copy_of
 from cotd.study.config import StudyConfig
 from cotd.study.grid import MANY_TRIALS
+from cotd.study.stages import write_best
 from cotd.tracking.runs import StudyTracker
 from cotd.training.folder import rank
 from cotd.training.trial import Trial
@@ -120,11 +122,19 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
                 if attempt(lambda: tracker.end_study(status)) or behind:
                     say(f"  MLflow does not respond and lacks the end of {behind} trials, which are in their folders.")
                     say("  Run the same command again when it does: they are written then, and nothing is trained twice.")
+    best = best_done(plan)
+    write_best(config, best)
     pruned = sum(plan.folder(t).pruned for t in pending if t not in elsewhere)
     return {
         "trials": len(plan.trials), "trained": len(pending) - len(elsewhere) - len(failed) - pruned, "pruned": pruned, "failed": failed,
-        "best": best_done(plan), "behind": behind,
+        "best": best, "behind": behind,
     }  # fmt: skip
+
+
+def one_each(values: Iterable[Any]) -> Any:
+    """A parameter that has the next of these values in each trial. Tune's own grid copies all of them for each trial."""
+    remaining = iter(list(values))
+    return tune.sample_from(lambda spec: next(remaining))
 
 
 def best_done(plan: Plan) -> dict[str, Any] | None:
@@ -151,8 +161,9 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower, stale
     needs = {str(plan.folder(t).path): by_size[t.size] for t in pending}
     multi_worker = {folder: n for folder, n in needs.items() if n.workers > 1}
     same_needs = len(set(by_size.values())) == 1
+    settings = config.model_dump()
     for trial in pending:
-        plan.folder(trial).write_trial(trial, config.model_dump())
+        plan.folder(trial).write_trial(trial, settings)
     if config.remote:
         copy_of(config.remote, config.directory).push()  # what workers pull
     earlier = plan.without(pending) if config.search else []
@@ -170,19 +181,20 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower, stale
             param_space={
                 "storage": config.remote,
                 "sweep": SWEEP,
-                "stale": stale,
+                "stale": one_each(stale.get(t.id) for t in pending),
                 "directory": str(config.directory),
-                "folder": tune.grid_search(list(needs)),
+                "folder": one_each(needs),
                 "examples": plan.examples,
                 "annotations": plan.annotations,
                 "teacher_test": plan.teacher_test,
                 "held_out_rationales": plan.held_out_rationales,
                 "cache": plan.cache,
                 "provenance": plan.provenance,
-                "workers": multi_worker,
+                "workers": one_each(multi_worker.get(folder) for folder in needs),
             },
             tune_config=tune.TuneConfig(
-                search_alg=GangQueue(multi_worker, ray_nodes(), config.resources.max_concurrent) if multi_worker else None,
+                num_samples=len(pending),
+                search_alg=GangQueue(multi_worker, ray_nodes, config.resources.max_concurrent) if multi_worker else None,
                 max_concurrent_trials=None if multi_worker else config.resources.max_concurrent,
                 scheduler=scheduler(config, (plan.folder(t).curve() for t in earlier)),
                 reuse_actors=True,  # a process that trained one trial trains the next: starting one takes ten seconds of imports

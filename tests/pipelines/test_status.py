@@ -15,7 +15,7 @@ from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
 from cotd.utils.files import write_json
 from pipelines.annotate.run import annotate
-from pipelines.status import find_study, status_lines, study_status
+from pipelines.status import find_stages, status_lines, study_status
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.run import best_done
 from tests.conftest import FakeTeacher
@@ -79,7 +79,7 @@ def test_each_stage_leads_to_the_next(
     status = study_status(config)
     assert status["next"] == "serve"
     assert "champion   models:/cotd-student/1 (cot_labelled)" in status_lines(status)
-    assert study_status(find_study(str(config.directory), [])) == status, "by its folder, too"
+    assert [study_status(s) for s in find_stages(str(config.directory), [])] == [status], "by its folder, too"
 
 
 def test_other_settings_are_not_done(study: Callable[..., StudyConfig]) -> None:
@@ -128,7 +128,7 @@ def test_students_of_other_kinds_are_found(study: Callable[..., StudyConfig], em
 
 def test_a_folder_without_trials_does_not_say_what_the_study_is(tmp_path: Path) -> None:
     with pytest.raises(CotdError, match="has no trials, which say what its study is"):
-        find_study(str(tmp_path), [])
+        find_stages(str(tmp_path), [])
 
 
 def test_no_large_library_is_loaded(study: Callable[..., StudyConfig]) -> None:
@@ -136,7 +136,7 @@ def test_no_large_library_is_loaded(study: Callable[..., StudyConfig]) -> None:
     config = study(search=search, grid=GRID | {"method": ["finetune"], "fraction": [1.0]})
     start(config)
     code = (
-        "import sys; from pipelines.status import *; study_status(find_study(sys.argv[1], [])); "
+        "import sys; from pipelines.status import *; study_status(*find_stages(sys.argv[1], [])); "
         "print({'torch', 'ray', 'mlflow', 'transformers', 'vllm'} & set(sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code, config.directory], capture_output=True, text=True, timeout=60, check=True)
