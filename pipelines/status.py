@@ -148,6 +148,7 @@ def status_lines(status: Status) -> Iterator[str]:
     if status["other_settings"]:
         yield f"note: {status['other_settings']}"
     yield f"trials     {trials}" + (f"; best by validation: {best['title']}, {best[METRIC]:.1%}" if best else "")
-    yield "report     " + (status["report"] or "not written since the last trial")
-    yield "champion   " + (f"{champion['model_uri']} ({champion['method']})" if champion else "not chosen since the last trial")
+    since = " since the last trial" if best else ""
+    yield "report     " + (status["report"] or f"not written{since}")
+    yield "champion   " + (f"{champion['model_uri']} ({champion['method']})" if champion else f"not chosen{since}")
     yield f"next: {status['next']}"
