@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 
 from cotd.errors import CotdError
 from cotd.progress import say, steady_stream
@@ -207,5 +209,21 @@ def run_trials(plan: Plan, pending: list[Trial], follower: MlflowFollower, stale
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with explain_out_of_memory():
+            tuner.fit()
     return watcher.elsewhere
+
+
+@contextlib.contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Says what to do where Ray has killed a worker because its node ran out of memory, which ends all of Tune's trials."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, OutOfMemoryError):
+            raise
+        raise CotdError(
+            "a machine ran out of memory, and Ray ended a training there. End what else uses its memory; or let fewer trials train at "
+            "once (resources.max_concurrent), or with less memory each (training.micro_batch_size, training.gradient_checkpointing). "
+            "Then run the same command again: what is finished is kept, and the others go on from their last checkpoint."
+        ) from error

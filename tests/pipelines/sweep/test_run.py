@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 import yaml
 
 from cotd.errors import CotdError
@@ -23,7 +24,7 @@ from cotd.training.trial import Trial
 from pipelines.cluster.session import ray_session
 from pipelines.sweep.board import Board
 from pipelines.sweep.plan import plan_study
-from pipelines.sweep.run import sweep
+from pipelines.sweep.run import explain_out_of_memory, sweep
 from pipelines.sweep.watch import TrialWatcher
 from tests.processes import marked
 
@@ -198,3 +199,11 @@ def test_a_sweep_resumes_in_the_same_runs_after_its_driver_was_killed(
     assert known <= {r.info.run_id for r in runs}
     assert len([r for r in runs if r.data.tags["cotd.kind"] == "trial"]) == 6
     assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_a_machine_that_ran_out_of_memory_is_named_with_what_to_do() -> None:
+    advice = r"ran out of memory.*resources\.max_concurrent.*run the same command again"
+    with pytest.raises(CotdError, match=advice), explain_out_of_memory():
+        raise RuntimeError("Caught unexpected exception") from ray.exceptions.OutOfMemoryError("1 worker was killed")
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory():
+        raise RuntimeError("another")
