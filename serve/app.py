@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from cotd.errors import CotdError
+from cotd.progress import say
 from serve.endpoint.endpoint import Endpoint
 from serve.endpoint.served import pin
 from serve.haproxy import drain_haproxy
@@ -136,6 +137,8 @@ def serving(
 
 def drain(kind: type[BaseException] | None, *_: object) -> None:
     """Lets requests under way end, as the block of `serving` does: for seconds if Ctrl-C ended it, longer otherwise."""
+    if kind in (KeyboardInterrupt, SystemExit):
+        say("stopping; requests under way are answered")
     drain_haproxy(CTRL_C_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import sys
 import tempfile
 import traceback
@@ -68,21 +67,8 @@ def stopped_with(result: str) -> Iterator[None]:
         raise Stopped(code) from None
 
 
-def acknowledge_interrupts() -> None:
-    """Has Ctrl-C say at once that it was noticed: processes of Ray and vLLM take seconds to end."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nstopping ...\n")  # not by print, which may have been interrupted
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in a job in the background
-        signal.signal(signal.SIGINT, interrupt)
-
-
 def main() -> None:
     """Entry point: bad input ends in a readable message and exit code 2, a fault of the program's in exit code 1."""
-    acknowledge_interrupts()
     try:
         app()
     except CotdError as error:
