@@ -92,6 +92,8 @@ MAKERS: dict[str, tuple[str, Callable[[Any], tuple[Any, Any]]]] = {
     "mt5": ("t5", lambda tokenizer: t5(tokenizer, "MT5")),
     "bart": ("seq2seq", bart),
     "llama": ("causal", lambda _: causal("Llama", num_key_value_heads=2, max_position_embeddings=256, **SIZE)),
+    # With heads as large as vLLM's attention on CPUs wants them.
+    "llama_vllm": ("causal", lambda _: causal("Llama", num_key_value_heads=2, head_dim=32, max_position_embeddings=256, **SIZE)),
     "qwen2": ("causal", lambda _: causal("Qwen2", num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, **SIZE)),
     "gpt2": ("causal", lambda _: causal("GPT2", n_embd=32, n_layer=2, n_head=4, n_positions=256)),
     "gemma2": ("causal", lambda _: causal("Gemma2", num_key_value_heads=2, head_dim=8, sliding_window=16, **SIZE)),

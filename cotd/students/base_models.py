@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from cotd import assets
 from cotd.errors import CotdError
 from cotd.storage.hub import HUB_TIMEOUT
-from cotd.students.backends.kinds import model_kind
+from cotd.students.backends.kinds import model_class, model_kind
 from cotd.utils.files import read_json
 from cotd.utils.text import first_line
 
@@ -74,7 +75,6 @@ def load_base(source: str, labels: Sequence[str] = ()) -> tuple[Any, Any]:
         CotdError: it cannot be loaded, or no student can be made of it.
     """
     import torch
-    import transformers
     from transformers.utils import logging
 
     resolved, options = locate(source)
@@ -82,7 +82,6 @@ def load_base(source: str, labels: Sequence[str] = ()) -> tuple[Any, Any]:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else a thread asks an outside service to convert .bin files
     config, tokenizer = read_base(source)
     kind = model_kind(config)
-    automatic = {"encoder": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM"}
     head: dict[str, Any] = {}
     if kind == "encoder":
         head = {"num_labels": max(2, len(labels)), "id2label": dict(enumerate(labels))}
@@ -90,8 +89,8 @@ def load_base(source: str, labels: Sequence[str] = ()) -> tuple[Any, Any]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # that a new head has no weights yet is no news
     try:
-        loader = getattr(transformers, automatic.get(kind, "AutoModelForSeq2SeqLM"))
-        model = loader.from_pretrained(resolved, dtype=torch.float32, **options, **{k: v for k, v in head.items() if v})
+        written = {k: v for k, v in head.items() if v}
+        model = model_class(kind).from_pretrained(resolved, dtype=torch.float32, **options, **written)
     except (OSError, ValueError, RuntimeError) as error:
         raise CotdError(f"cannot load the model '{resolved}': {first_line(error)}.{model_advice(resolved)}") from error
     finally:
@@ -151,6 +150,18 @@ def weights_bytes(source: str) -> int | None:
     """The size of a base model's weights on disk, or None for one on the hub."""
     folder = Path(resolve_model(source))
     return sum(p.stat().st_size for p in folder.glob("*.safetensors")) or None if folder.is_dir() else None
+
+
+def count_parameters(source: str) -> int | None:
+    """How many numbers a model's weights on disk are, or None for one on the hub, or without safetensors."""
+    from safetensors import safe_open
+
+    folder = Path(resolve_model(source))
+    total = 0
+    for path in folder.glob("*.safetensors") if folder.is_dir() else []:
+        with safe_open(path, "np") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total or None
 
 
 def hub_commit(repo_id: str, revision: str | None = None, advice: str | None = None) -> str:

@@ -18,7 +18,7 @@ from cotd.data.spill import TextFile
 from cotd.data.table import ExampleTable
 from cotd.data.truncation import cut_beginning, cut_text, fit_by_length, fit_end_by_length, head_length, tokens_by_length
 from cotd.errors import CotdError
-from cotd.students.base_models import hub_commit, model_digest, resolve_model
+from cotd.students.base_models import count_parameters, hub_commit, model_digest, resolve_model, weights_bytes
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.utils.text import first_line
@@ -67,6 +67,13 @@ class Teacher:
     def source(self) -> str:
         """What an engine here loads: a folder or a hub id, under any name that `resolve_model` knows."""
         return self.config.model
+
+    @property
+    def size(self) -> dict[str, int | None]:
+        """`parameters` and `weights_bytes`; None where its weights are elsewhere."""
+        if self.config.api or self.config.imported:
+            return {"parameters": None, "weights_bytes": None}
+        return {"parameters": count_parameters(self.source), "weights_bytes": weights_bytes(self.source)}
 
     @property
     def engine(self) -> EngineConfig:

@@ -33,7 +33,7 @@ class Tally:
     """
 
     def __init__(self, task: Task, votes: bool):
-        self.rows = self.examples = self.judged = self.correct = 0
+        self.rows = self.examples = self.judged = self.correct = self.prompt_tokens = self.output_tokens = 0
         self.errors: Counter[str | None] = Counter()  # None counts the usable ones
         self.votes = VoteQuality() if votes else None
         self.rationales, self.digest = RationaleQuality(task), AnnotationsDigest()
@@ -45,7 +45,10 @@ class Tally:
         error = annotations["error"].astype(object)
         self.errors.update(error.where(error.notna(), None))
         labelled = annotations[~annotations["gold_conditioned"]]
-        first = labelled[(labelled["sample"] == 0) & labelled["label"].notna()]
+        once = labelled[labelled["sample"] == 0]
+        self.prompt_tokens += int(once["prompt_tokens"].sum())
+        self.output_tokens += int(once["output_tokens"].sum())
+        first = once[once["label"].notna()]
         expected = first["example_id"].map(gold)
         self.judged += int(expected.notna().sum())
         self.correct += int((first["label"] == expected).sum())
@@ -73,6 +76,7 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "teacher": {
             "model": config.teacher.model, "strategy": config.teacher.strategy, **accuracy,
             "accuracy_on_train": tally.correct / tally.judged if tally.judged else None,
+            "cost_of_a_million": cost_of_a_million(config, tally), **job.teacher.size,
         } | ({"student": job.teacher.provenance} if isinstance(job.teacher, StudentTeacher) else {}),
         "calibration": output.calibration,
         "annotations": {
@@ -84,6 +88,14 @@ def summarise(config: StudyConfig, job: Job, output: TeacherOutput, tally: Tally
         "quality": {"labels": labels, "rationales": tally.rationales.figures()},
         "inputs": job.inputs, "usage": dict(ask.usage), "spent": spent(ask), "seconds": seconds, "digest": str(tally.digest),
     } | ({"imported": output.imported.counts} if output.imported else {})  # fmt: skip
+
+
+def cost_of_a_million(config: StudyConfig, tally: Tally) -> float | None:
+    """What the teacher's labels and rationales of a million texts cost; None without prices, or where nothing was asked."""
+    if config.teacher.imported or not tally.examples:
+        return None
+    prompt, output = (tokens * 1e6 / tally.examples for tokens in (tally.prompt_tokens, tally.output_tokens))
+    return config.teacher.budget.cost(prompt, output)
 
 
 def store_warnings(store: CompletionStore) -> list[str]:

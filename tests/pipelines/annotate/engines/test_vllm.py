@@ -16,13 +16,15 @@ from cotd.students.base_models import resolve_model
 from cotd.study.config import load_config
 from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.teachers.requests import Request
-from cotd.teachers.teacher import load_teacher
+from cotd.teachers.student.model import load_student_teacher
+from cotd.teachers.teacher import Shown, load_teacher
 from pipelines.annotate.engines.choose import teacher_engine
 from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
 from tests.hostile import HOSTILE
-from tests.tasks import SENTIMENT
+from tests.pipelines.annotate.test_student_teacher import StudentEngine, make_student
+from tests.tasks import QUIZ, SENTIMENT, TICKETS
 
 pytestmark = pytest.mark.slow
 TEACHER = "embedded:smollm2-135m-instruct"
@@ -137,3 +139,34 @@ def test_hostile_texts_do_not_break_a_batch_or_shift_completions(
     assert summary["examples"]["quarantined"] == len(HOSTILE) - (len(among) - len(alone)) > 0
     assert summary["examples"]["cut"] == 1
     assert (among[alone.index] - alone).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("backend", ["in_process", "ray_data_llm"])
+def test_a_student_is_asked_in_its_own_tokens(tmp_path: Path, backend: str) -> None:
+    """Scores by one token and of whole options, and what it writes, are those of its own weights in PyTorch."""
+    requests, engine = [], None
+    for number, (task, method) in enumerate([(SENTIMENT, "finetune"), (TICKETS, "cot_after"), (QUIZ, "cot_labelled")]):
+        student = make_student(tmp_path / str(number), task, method, "llama_vllm")
+        engine = engine or StudentEngine(student)  # all have the same weights
+        teacher = load_student_teacher(TeacherConfig(strategy="student"), tmp_path / str(number) / "student", task)
+        choices = ["right 1", "wrong"] if task is QUIZ else None
+        shown = Shown("1", "A warm and funny film.", choices)
+        requests.append(teacher.score_requests(shown))
+        if student.can_explain:
+            requests.append([teacher.rationale_request(shown, "refund" if task is TICKETS else None)])
+    assert [len(of_kind) for of_kind in requests] == [1, 3, 1, 2, 1]
+    assert engine is not None
+    config = teacher.engine.model_copy(update={"backend": backend, "dtype": "float32", "kv_cache_gb": 1})
+    with ray_session(), teacher_engine(teacher.source, config) as complete:
+        for of_kind in requests:
+            completions = {c["key"]: c for batch in complete(of_kind) for c in batch}
+            for request in of_kind:
+                ours, theirs = completions[request.key], engine.completion(request)
+                assert ours["error"] is None
+                assert ours["prompt_tokens"] == len(request.tokens or ())
+                if theirs["label_logprobs"]:
+                    assert ours["label_logprobs"] == pytest.approx(theirs["label_logprobs"], abs=1e-3)
+                elif "scored_tokens" in request.sampling:
+                    assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=1e-3)
+                else:
+                    assert ours["text"].strip() == theirs["text"].strip()
