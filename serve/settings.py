@@ -11,7 +11,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cotd.errors import CotdError
-from cotd.evaluation.cascade import parse_below
 from cotd.utils.urls import without_credentials
 
 TOKEN_VARIABLE = "COTD_SERVE_TOKEN"
@@ -68,6 +67,8 @@ class Settings(BaseModel):
     @field_validator("below", mode="before")
     @classmethod
     def readable_below(cls, below: object) -> str:
+        from cotd.evaluation.cascade import parse_below  # not for clients, which import this module
+
         try:
             parse_below(str(below))
         except CotdError as error:

@@ -38,6 +38,18 @@ TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
 ]
 
+Escalate = Annotated[
+    str | None, typer.Option(help="a larger student, named like --student, which answers what the student is not sure of")
+]
+Below = Annotated[
+    str | None,
+    typer.Option(
+        help="what is handed on to the larger student: answers below a confidence (0.8), auto: below the least at which the student "
+        "was as accurate on validation as the larger one, accuracy=0.85: at which it was so accurate, share=0.2: that share; "
+        "default: auto"
+    ),
+]
+
 TextColumn = Annotated[
     str | None, typer.Option("--text", help="the text column; default: as in the student's study, else text")
 ]

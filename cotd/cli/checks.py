@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cotd.errors import CotdError
@@ -18,6 +19,23 @@ def require_all(*checks: Callable[[], Any]) -> None:
             problems += error.problems
     if problems:
         raise CotdError(*problems)
+
+
+Students = tuple[str, str | None, str]  # a student, the larger one of a cascade or None, and what is handed on to it
+
+
+def check_students(students: Students, tracking_uri: str) -> None:
+    """Raises a CotdError unless `check_student` passes for each, and the two can be a cascade."""
+    from cotd.evaluation.cascade import choose_threshold, parse_below
+    from cotd.students.base_models import find_student
+
+    student, larger, below = students
+    if larger is None:
+        check_student(student, tracking_uri)
+        return
+    both = (student, larger)
+    require_all(lambda: parse_below(below), *(partial(check_student, name, tracking_uri) for name in both))
+    choose_threshold(below, *(find_student(name)[1] for name in both))
 
 
 def check_student(student: str, tracking_uri: str) -> None:

@@ -6,14 +6,13 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cotd.cli.app import app, stopped_with
-from cotd.cli.arguments import CHAMPION, Json, TrackingUri, show
-from cotd.cli.checks import check_student, require_all
+from cotd.cli.arguments import CHAMPION, Below, Escalate, Json, TrackingUri, show
+from cotd.cli.checks import Students, check_students, require_all
 from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.storage.tracking_store import default_tracking_uri
@@ -43,6 +42,8 @@ def predict(
         str | None,
         typer.Option(help=f"for --local and --input: models:/NAME@ALIAS, a folder, or a hub id; default: {CHAMPION}"),
     ] = None,
+    escalate: Escalate = None,
+    below: Below = None,
     rationale: Annotated[bool, typer.Option("--rationale", help="also print the student's own explanation")] = False,
     as_json: Json = False,
     input: Annotated[
@@ -70,6 +71,8 @@ def predict(
 
     Example: cotd predict --local --rationale < texts.txt
 
+    Example: cotd predict --local --escalate models:/cotd-student@large --below share=0.2 "A warm and funny film."
+
     Example: cotd predict "Where is milk kept?" --option "a fridge" --option "a drawer"
 
     Example: cotd predict --input reviews.parquet --output predicted.parquet
@@ -89,17 +92,20 @@ def predict(
         "--local uses no endpoint: leave out --url, or --local": url and local,
         "--student and --tracking-uri are for --local and --input: an endpoint predicts with the student that it serves":
             (student or tracking_uri) and not loads_student,
+        "--escalate is for --local and --input: an endpoint hands texts on if it was started so": escalate and not loads_student,
+        "--below says what is handed on: name the larger student, --escalate": below and not escalate,
     }  # fmt: skip
     if wrong := [message for message, applies in problems.items() if applies]:
         raise CotdError(*(f"{message}." for message in wrong))
-    model, store = student or CHAMPION, tracking_uri or default_tracking_uri()
+    store = tracking_uri or default_tracking_uri()
+    students = (student or CHAMPION, escalate, below or "auto")
     if input and output:
         named = (text, input_template, choices)
         with stopped_with(f"{output} was not written: its rows are put in place when all are predicted"):
             if url:
                 summary = predict_file_by_endpoint(input, output, named, rationale, url)
             else:
-                summary = predict_file_by_student(input, output, named, rationale, model, store)
+                summary = predict_file_by_student(input, output, named, rationale, students, store)
         for sentence in summary.sentences:
             say(sentence)
         if not summary.rows:
@@ -108,7 +114,7 @@ def predict(
         return
     examples = iter(texts) if texts else (line.strip() for line in sys.stdin if line.strip())
     with contextlib.ExitStack() as stack:
-        predict_rows = local_student(model, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
+        predict_rows = local_student(students, rationale, store) if local else endpoint_at(url or ENDPOINT, rationale, stack)
         rows = predicted(examples, option, predict_rows, 4 if rationale else 32)
         if (first := next(rows, None)) is None:
             raise CotdError("no example given: name some as arguments, or give them on standard input, a line each.")
@@ -131,17 +137,19 @@ def prediction_line(row: dict[str, Any]) -> str:
     explanation = f"\n          {row['rationale']}" if row.get("rationale") else ""
     label = "(none)" if row["label"] is None else row["label"]
     score = "" if row["score"] is None else f" {row['score']:6.1%}"
-    return f"{label:8}{score}  {row['text']}{explanation}"
+    larger = "  [escalated]" if row.get("answered_by") == "escalated" else ""
+    return f"{label:8}{score}  {row['text']}{larger}{explanation}"
 
 
-def local_student(student: str, rationale: bool, store: str) -> Predict:
-    """The student, loaded into this process."""
-    from cotd.students.student import Student
+def local_student(students: Students, rationale: bool, store: str) -> Predict:
+    """The student, or the two of a cascade, loaded into this process."""
     from cotd.students.vocabulary import unread_warning
+    from pipelines.predict.cascade import Cascade
 
-    check_student(student, store)
-    model = Student.load(student)
-    if rationale and not model.can_explain:
+    check_students(students, store)
+    cascade = Cascade.load(*students)
+    model = cascade.student
+    if rationale and not cascade.can_explain:
         raise CotdError(f"this student was trained by '{model.card.get('method')}' and has learned no rationales.")
 
     def predict_rows(examples: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
@@ -149,11 +157,12 @@ def local_student(student: str, rationale: bool, store: str) -> Predict:
             raise CotdError(f"the task '{model.task.name}' is {model.task.kind}: leave out --option.")
         if model.task.needs_choices and not choices:
             raise CotdError(OPTIONS_MISSING)
-        predictions = model.predict(examples, choices=choices)
+        rows = cascade.predict(examples, choices, rationale)
         if warning := unread_warning(model.tokenizer, model.rendered(examples, choices)):
             say(f"warning: {warning}")
-        rationales = model.explain(examples, choices) if rationale else [None] * len(examples)
-        return [{**asdict(p), "rationale": why} for p, why in zip(predictions, rationales, strict=True)]
+        return [
+            {key: value for key, value in row.items() if key != "unread"} | {"rationale": row.get("rationale")} for row in rows
+        ]
 
     return predict_rows
 
@@ -176,18 +185,19 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predi
 
 
 def predict_file_by_student(
-    source: str, target: str, named: ColumnNames, rationale: bool, student: str, store: str
+    source: str, target: str, named: ColumnNames, rationale: bool, students: Students, store: str
 ) -> PredictionSummary:
     """Predicts a file with Ray Data."""
     from cotd.data.files import find_files
     from pipelines.cluster.session import ray_session
     from pipelines.predict import run
 
-    require_all(lambda: find_files(source), lambda: run.require_output(target), lambda: check_student(student, store))
+    student, escalate, below = students
+    require_all(lambda: find_files(source), lambda: run.require_output(target), lambda: check_students(students, store))
     columns, _ = run.columns_of(student, *named)
     run.require_columns(table := run.scan(source), columns)
     with ray_session():
-        return run.predict_file(table, target, student, store, columns, rationale)
+        return run.predict_file(table, target, student, store, columns, rationale, escalate, below)
 
 
 def predict_file_by_endpoint(source: str, target: str, named: ColumnNames, rationale: bool, url: str) -> PredictionSummary:
@@ -201,12 +211,14 @@ def predict_file_by_endpoint(source: str, target: str, named: ColumnNames, ratio
     require_all(lambda: find_files(source), lambda: run.require_output(target))
     with contextlib.ExitStack() as stack:
         card: dict[str, Any] = {}
+        optional = ["rationale"] * rationale
         with Client(url) as client, contextlib.suppress(NotFound):
-            card = client.model().card
+            model = client.model()
+            card, optional = model.card, [*["answered_by"] * (model.escalation is not None), *optional]
         task = parse_task(card.get("task", {"name": "unknown", "kind": "multiple_choice" if named[2] else "numeric"}))
         columns = InputColumns.make(card, task, *named)
         predict_rows = refusals_as_rows(endpoint_at(url, rationale, stack))
-        return run.predict_file_with(predict_rows, source, target, columns, task.labels, rationale)
+        return run.predict_file_with(predict_rows, source, target, columns, task.labels, optional)
 
 
 def refusals_as_rows(predict_rows: Predict) -> Predict:

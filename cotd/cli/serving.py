@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from cotd.cli.app import app, stopped_with
-from cotd.cli.arguments import CHAMPION, TrackingUri
-from cotd.cli.checks import check_student, require_all
+from cotd.cli.arguments import CHAMPION, Below, Escalate, TrackingUri
+from cotd.cli.checks import check_students, require_all
+from cotd.errors import CotdError
 
 
 @app.command("serve")
 def serve_command(
     student: Annotated[str, typer.Option(help="models:/NAME@ALIAS, a folder, or a hub id")] = CHAMPION,
+    escalate: Escalate = None,
+    below: Below = None,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     replicas: Annotated[int, typer.Option(min=1)] = 1,
@@ -45,6 +48,8 @@ def serve_command(
     """Serves a student over HTTP until Ctrl-C: a page at /, POST /v1/predict, GET /v1/model, /metrics, /healthz, /docs.
 
     Example: cotd serve --port 8080
+
+    Example: cotd serve --escalate models:/cotd-student@large --below accuracy=0.9
     """
     import time
 
@@ -59,18 +64,21 @@ def serve_command(
     from serve.runtimes.registry import require_runtime
     from serve.settings import OWN_NAMES, Settings, is_loopback, token_digest
 
-    uri = tracking_uri or default_tracking_uri()
+    if below and not escalate:
+        raise CotdError("--below says what is handed on: name the larger student, --escalate.")
+    uri, students = tracking_uri or default_tracking_uri(), (student, escalate, below or "auto")
     require_all(
         lambda: None if joins_ray() else require_port(host, port),
         lambda: require_runtime(runtime),
         lambda: token_digest(token_file),
-        lambda: check_student(student, uri),
+        lambda: check_students(students, uri),
     )
     digest = token_digest(token_file)
     if digest is None and not is_loopback(host):
         say(f"warning: anyone who reaches {host}:{port} may use this endpoint. Set a token: --token-file.")
     settings = Settings(
-        student=student, tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
+        student=student, escalate=escalate, below=below or "auto",
+        tracking_uri=uri, runtime=runtime, threads=max(1, int(cpus)), poll_seconds=poll_seconds,
         max_texts=min(256, max_queue), max_queued_texts=max_queue, token_sha256=digest, log_texts=log_texts,
         allowed_hosts=(*OWN_NAMES, *allow_host) if allow_host else None, cors_origins=tuple(cors_origin or ()),
     )  # fmt: skip

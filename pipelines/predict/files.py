@@ -29,6 +29,7 @@ from cotd.data.files import (
     readable,
     text_lines,
 )
+from cotd.errors import CotdError
 from cotd.progress import say
 from cotd.utils.files import replacing
 from cotd.utils.iteration import batched
@@ -63,7 +64,7 @@ def scan(source: str) -> Table:
     """Looks through a file, folder, pattern or URL: a column may first occur in the last line, and a bad byte, too.
 
     Raises:
-        CotdError: it does not exist, or cannot be read to its end.
+        CotdError: it does not exist, has no rows, or cannot be read to its end.
     """
     files = find_files(source)
     schema, rows, damaged = pa.schema([]), 0, False
@@ -76,6 +77,10 @@ def scan(source: str) -> Table:
         for table in read_text(file, say):
             schema, rows = merged(schema, described(table)), rows + len(table)
             damaged = damaged or table[PROBLEM].null_count < len(table)
+    if not rows:
+        raise CotdError(f"'{source}' has no rows.")
+    if not schema.names:
+        raise CotdError(f"'{source}': none of its {rows:,} lines is a JSON object.")
     return Table(source, files, schema, rows, damaged)
 
 

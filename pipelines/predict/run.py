@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 
-from cotd.data.files import LINE, PROBLEM
+from cotd.data.files import LINE, PROBLEM, to_pandas
 from cotd.data.inputs import InputColumns
 from cotd.errors import CotdError, nearest
+from cotd.evaluation.cascade import ESCALATED
 from cotd.progress import track
 from cotd.storage.urls import is_remote
 from cotd.students.base_models import find_student
-from cotd.students.vocabulary import unknown_characters
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.jsonl import parse_row
@@ -35,9 +35,11 @@ ADDED = {
     "predicted_label": pa.string(),
     "predicted_score": pa.float64(),
     "predicted_truncated": pa.bool_(),
+    "predicted_answered_by": pa.string(),
     "predicted_rationale": pa.string(),
     REASON: pa.string(),
 }
+OPTIONAL = ("answered_by", "rationale")  # those of a cascade, and on request
 # Texts, and the options of each if the task needs them → `label`, `score`, `truncated`, on request `rationale`, and `unread` if it
 # is known, of each.
 Predict = Callable[[list[str], list[list[str]] | None], Sequence[dict[str, Any]]]
@@ -56,6 +58,7 @@ class PredictionSummary:
         rows: how many have a prediction.
         labels: predicted label → rows, if the task's labels are fixed.
         unanswered: how many of the rows have a prediction without an answer, which only free answers can lack.
+        escalated: how many of them the larger student of a cascade gave.
         reasons: why rows were quarantined → rows.
         unread: how many of the rows have characters that the student cannot read.
         output: the file that holds the rows with a prediction.
@@ -65,6 +68,7 @@ class PredictionSummary:
     rows: int
     labels: dict[str, int]
     unanswered: int
+    escalated: int
     reasons: dict[str, int]
     unread: int
     output: Path
@@ -80,6 +84,9 @@ class PredictionSummary:
         counts += [f"{self.unanswered:,} without an answer"] * (self.unanswered > 0)
         by_label = f": {', '.join(counts)}" if counts else ""
         sentences = [f"{self.rows:,} rows predicted in {self.seconds:.0f} s{by_label}. They are in {self.output}."]
+        if self.escalated:
+            share = self.escalated / self.rows
+            sentences.append(f"{self.escalated:,} of them ({share:.1%}) were handed on to the larger student.")
         if self.unread:
             sentences.append(
                 f"{self.unread:,} rows have characters that are not in the student's vocabulary: it cannot read them."
@@ -97,26 +104,31 @@ def predict_file(
     tracking_uri: str | None,
     columns: InputColumns | None = None,
     rationale: bool = False,
+    escalate: str | None = None,
+    below: str = "auto",
 ) -> PredictionSummary:
     """Predicts every row of a file on the running Ray, with a student in an actor for each GPU, or else each CPU.
 
     The output has the input's rows in their order with all their columns, and `predicted_label` (null if a free answer was not
-    found), `predicted_score` (the label's probability, null for free answers), `predicted_truncated` and, on request,
-    `predicted_rationale`. A row without a usable text or options is not in it, but in `NAME.quarantine.EXT` beside it, with a
-    `quarantine_reason`. Both are put in place when all is done.
+    found), `predicted_score` (the label's probability, null for free answers), `predicted_truncated`, in a cascade
+    `predicted_answered_by` ("student" or "escalated") and, on request, `predicted_rationale`. A row without a usable text or
+    options is not in it, but in `NAME.quarantine.EXT` beside it, with a `quarantine_reason`. Both are put in place when all is done.
 
     Args:
         source: whatever `data.source` of a study takes but hub data sets, or what `scan` saw of it; on a cluster, where every node
             can read it. target: a `.parquet`, `.csv`, `.tsv` or `.jsonl` file.
         student: whatever `Student.load` takes; of `models:/NAME@ALIAS`, the version that it is at the start.
         columns: what is read of each row; None: what the student's card says.
+        escalate: a larger student that answers what the student is not sure of. below: how sure it must be, see `choose_threshold`.
 
     Raises:
-        CotdError: a file that cannot be read or written, no such column, or one that would be overwritten.
+        CotdError: two students that cannot be a cascade, a file that cannot be read or written, no such column, or one that would
+            be overwritten.
     """
     import ray
 
     student = pinned(student, tracking_uri)
+    escalate = escalate and pinned(escalate, tracking_uri)
     named, task = columns_of(student)
     columns = columns or named
     table = source if isinstance(source, Table) else scan(source)
@@ -125,8 +137,10 @@ def predict_file(
     options = ray.data.DataContext.get_current().execution_options
     preserve_order, options.preserve_order = options.preserve_order, True
     try:
-        tables = predicted_tables(table, student, tracking_uri, columns, rationale)
-        return write_predicted(table, target, tables, task.labels, rationale)
+        optional = ("answered_by",) * (escalate is not None) + ("rationale",) * rationale
+        students = (student, escalate, below)
+        tables = predicted_tables(table, students, tracking_uri, columns, optional)
+        return write_predicted(table, target, tables, task.labels, optional)
     finally:
         options.preserve_order = preserve_order
 
@@ -137,13 +151,14 @@ def predict_file_with(
     target: str,
     columns: InputColumns,
     labels: Sequence[str] = (),
-    rationale: bool = False,
+    optional: Sequence[str] = (),
 ) -> PredictionSummary:
     """`predict_file` by a function, from this process and without Ray.
 
     Args:
         predict: raises RowRefused if one of the texts is at fault: then each is predicted by itself.
         labels: the task's, if they are fixed.
+        optional: those of OPTIONAL that `predict` gives.
 
     Raises:
         CotdError: as `predict_file`, and whatever `predict` raises.
@@ -152,21 +167,27 @@ def predict_file_with(
     require_columns(table, columns)
     require_output(target)
     blocks = (block for file in table.files for block in read_tables(file, BATCH))
-    tables = (with_predictions(block, columns, predict, rationale) for block in blocks)
-    return write_predicted(table, target, tables, labels, rationale)
+    tables = (with_predictions(block, columns, predict, optional) for block in blocks)
+    return write_predicted(table, target, tables, labels, optional)
+
+
+def added(optional: Sequence[str]) -> dict[str, pa.DataType]:
+    """The columns of predictions, of the optional ones those named."""
+    left_out = {f"predicted_{name}" for name in OPTIONAL if name not in optional}
+    return {name: kind for name, kind in ADDED.items() if name not in left_out}
 
 
 def write_predicted(
-    source: Table, target: str, tables: Iterator[pa.Table], fixed: Sequence[str] = (), rationale: bool = False
+    source: Table, target: str, tables: Iterator[pa.Table], fixed: Sequence[str] = (), optional: Sequence[str] = ()
 ) -> PredictionSummary:
     """Writes rows with the columns of `ADDED` to the output and to the quarantine."""
     started = time.monotonic()
-    rows = unanswered = unread = 0
+    rows = unanswered = escalated = unread = 0
     labels: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     output = Path(target)
     quarantine = output.with_name(f"{output.stem}.quarantine{output.suffix}")
-    predicted = [pa.field(n, k) for n, k in ADDED.items() if n != REASON and (rationale or n != "predicted_rationale")]
+    predicted = [pa.field(name, kind) for name, kind in added(optional).items() if name != REASON]
     bad_rows = [*[pa.field(BAD_LINE, pa.string())] * (source.damaged and BAD_LINE not in source.schema.names)]
     bad_rows += [pa.field(REASON, ADDED[REASON])]
     try:
@@ -184,22 +205,26 @@ def write_predicted(
                 write_quarantined(table.filter(bad).drop_columns([c for c in table.column_names if c in ADDED and c != REASON]))
                 rows += len(good)
                 unanswered += good["predicted_label"].null_count
+                if "answered_by" in optional:
+                    escalated += good["predicted_answered_by"].to_pylist().count(ESCALATED)
                 labels.update(label for label in good["predicted_label"].to_pylist() if label in fixed)
                 reasons.update(table[REASON].drop_null().to_pylist())
                 advance(len(table))
-            if not rows and not reasons:
-                raise CotdError(f"'{source.source}' has no rows.")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise CotdError(f"cannot write '{target}': {error}. A .jsonl file takes columns of any kind.") from error
     if not reasons:
         quarantine.unlink()
     seconds = time.monotonic() - started
     quarantined = quarantine if reasons else None
-    return PredictionSummary(rows, dict(labels), unanswered, dict(reasons), unread, output, quarantined, seconds)
+    return PredictionSummary(rows, dict(labels), unanswered, escalated, dict(reasons), unread, output, quarantined, seconds)
 
 
 def predicted_tables(
-    source: Table, student: str, tracking_uri: str | None, columns: InputColumns, rationale: bool
+    source: Table,
+    students: tuple[str, str | None, str],
+    tracking_uri: str | None,
+    columns: InputColumns,
+    optional: Sequence[str],
 ) -> Iterator[pa.Table]:
     """The source's rows with the columns of `ADDED` and `UNREAD`, in order, as Ray Data delivers them."""
     import ray
@@ -210,7 +235,7 @@ def predicted_tables(
     actors = min(gpus or max(1, int(resources.get("CPU", 1))), math.ceil(source.rows / (4 * BATCH)) or 1)
     predicted = read_dataset(source).map_batches(
         StudentActor,
-        fn_constructor_args=(student, tracking_uri, columns, rationale),
+        fn_constructor_args=(students, tracking_uri, columns, optional),
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -246,34 +271,26 @@ def read_dataset(source: Table) -> Any:
 
 
 class StudentActor:
-    """A student in a process of its own."""
+    """A student, or the two of a cascade, in a process of its own. Args: students: those of `Cascade.load`."""
 
-    def __init__(self, student: str, tracking_uri: str | None, columns: InputColumns, rationale: bool):
+    def __init__(
+        self, students: tuple[str, str | None, str], tracking_uri: str | None, columns: InputColumns, optional: Sequence[str]
+    ):
         import torch
 
         from cotd.storage.tracking_store import use_tracking
-        from cotd.students.student import Student
+        from pipelines.predict.cascade import Cascade
 
         torch.set_num_threads(1)  # every CPU has an actor
         use_tracking(tracking_uri)
-        model = Student.load(student)
-
-        def predict(texts: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
-            unknown = unknown_characters(model.tokenizer, model.rendered(texts, choices))
-            rows = [
-                {**asdict(p), "unread": bool(u)} for p, u in zip(model.predict(texts, choices=choices), unknown, strict=True)
-            ]
-            if rationale:
-                rows = [{**row, "rationale": r} for row, r in zip(rows, model.explain(texts, choices), strict=True)]
-            return rows
-
-        self.predict, self.columns, self.rationale = predict, columns, rationale
+        self.predict = partial(Cascade.load(*students).predict, rationale="rationale" in optional)
+        self.columns, self.optional = columns, optional
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return with_predictions(table, self.columns, self.predict, self.rationale)
+        return with_predictions(table, self.columns, self.predict, self.optional)
 
 
-def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, rationale: bool) -> pa.Table:
+def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, optional: Sequence[str] = ()) -> pa.Table:
     """The table with the columns of `ADDED`; a row that has a `quarantine_reason` has nothing in the others.
 
     A batch that fails is predicted row by row, so that one bad row costs no other. A CotdError is no row's fault.
@@ -300,10 +317,10 @@ def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, r
                 reasons[i] = str(error)
             except Exception as error:  # noqa: BLE001
                 reasons[i] = f"prediction failed: {type(error).__name__}"
-    for name, kind in ADDED.items():
+    for name, kind in added(optional).items():
         if name == REASON:
             table = table.append_column(name, pa.array(reasons, kind))
-        elif rationale or name != "predicted_rationale":
+        else:
             table = table.append_column(name, pa.array([row.get(name.removeprefix("predicted_")) for row in rows], kind))
     return table.append_column(UNREAD, pa.array([row.get("unread", False) for row in rows], pa.bool_()))
 
@@ -312,7 +329,7 @@ def read_table(table: pa.Table, columns: InputColumns) -> tuple[list[Any], list[
     """Each row's text, its options if the task needs them, and why it cannot be used, or None."""
     names = [name for name, _ in columns.names]
     if LINE not in table.column_names:
-        return columns.read(table.select([n for n in names if n in table.column_names]).to_pandas(integer_object_nulls=True))
+        return columns.read(to_pandas(table.select([n for n in names if n in table.column_names])))
     if table.column_names == [PROBLEM, LINE]:
         rows = [parse_row(line) or {} for line in table[LINE].to_pylist()]
         frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})

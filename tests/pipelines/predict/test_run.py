@@ -79,7 +79,7 @@ def test_a_bad_row_does_not_affect_other_rows() -> None:
             raise MemoryError
         return [{"label": "positive", "score": 0.9, "truncated": False} for _ in texts]
 
-    table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), InputColumns(), predict, rationale=False)
+    table = with_predictions(pa.table({"text": ["good", "poison", "fine"]}), InputColumns(), predict)
     assert table["predicted_label"].to_pylist() == ["positive", None, "positive"]
     assert table["quarantine_reason"].to_pylist() == [None, "prediction failed: MemoryError", None]
 
