@@ -79,7 +79,7 @@ def parse_task(plain: Any, where: str = "task") -> Task:
         names = ", ".join(task_names())
         raise CotdError(f"{where}: not a task. Name a built-in one ({names}) or a task file, or write name, kind and labels.")
     kind = plain.get("kind", "classification" if "labels" in plain else None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         if kind is None:
             raise CotdError(f"{where}: 'kind' is missing. Kinds: {', '.join(KINDS)}.")
         raise CotdError(f"{where}: unknown kind '{kind}'.{nearest(str(kind), KINDS)} Kinds: {', '.join(KINDS)}.")
