@@ -177,7 +177,7 @@ def report(
     choices: ChoicesColumn = None,
     as_json: Json = False,
 ) -> None:
-    """Writes a study's report (report.html, report.md, figures, report.json), and prints its tables and findings.
+    """Writes a study's report (report.html, report.md, examples.html, figures, report.json), and prints its tables and findings.
 
     An unfinished study is reported as far as it is done, with what is missing. With --on the report scores the same
     students on examples of another kind, and is written to transfer/ in the study's folder.
@@ -198,7 +198,7 @@ def report(
         raise CotdError("--split, --text, --label, --input-template and --choices are for the source of --on: name one.")
     other = OtherSource(on, gold_examples(on, study.task, split, named, study.data.model_dump())) if on else None
     content = run(study, other)
-    files = ["report.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
+    files = ["report.html", "examples.html", "report.md", "report.json", *(figure["file"] for figure in content["figures"])]
     where = transfer_folder(study, on) if on else study.remote or study.directory
     show(context, as_json, content, [terminal(content), f"written to {where}: {', '.join(files)}"])
 

@@ -27,7 +27,8 @@ TEACHER_COLOUR, BASELINE_COLOUR, INK, CORRECT_COLOUR = "#D55E00", "#8A8A8A", "#1
 STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
 CONFUSION_FILE = "confusion.png"
-FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png", CONFUSION_FILE)
+CURVES_FILE = "learning_curves.png"
+FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png", CURVES_FILE, CONFUSION_FILE)
 MOST_LABELS = 60  # of a confusion matrix; more cannot be read
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
 ACCURACY_AXIS = "test accuracy, % (95 % interval)"
@@ -58,6 +59,8 @@ def figures_of(content: Content) -> list[Figure]:
         figures.append(Figure(FILES[0], "Accuracy by method", draw_methods))
     if content["claims"]:
         figures.append(Figure(FILES[2], "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims))
+    if any(len(t["curve"]) > 1 for t in content["trials"]):
+        figures.append(Figure(CURVES_FILE, "Validation accuracy while training, the mean over seeds", draw_curves))
     if content["by_label"] and len(content["by_label"]["labels"]) <= MOST_LABELS:
         figures.append(
             Figure(CONFUSION_FILE, "What the best student takes each label for, in % of its examples", draw_confusion)
@@ -151,6 +154,26 @@ def draw_methods(content: Content) -> Any:
     return figure
 
 
+def draw_curves(content: Content) -> Any:
+    """Validation accuracy against steps, a panel for each size: the mean over seeds, at the largest fraction of each method."""
+    groups = list({(g["size"], variant_of(g)): g for g in sorted(content["groups"], key=lambda g: g["fraction"])}.values())
+    sizes = list(dict.fromkeys(g["size"] for g in content["groups"]))
+    figure, panels = panel_grid(1, len(sizes), sharex=False)
+    for panel, size in zip(panels[0], sizes, strict=True):
+        seen: dict[str, int] = {}
+        for group in (g for g in groups if g["size"] == size):
+            style = seen[group["method"]] = seen.get(group["method"], -1) + 1
+            curves = [dict(content["trials"][i]["curve"]) for i in group["trials"]]
+            steps = sorted(set.intersection(*map(set, curves)))  # a trial may stop early
+            means = [float(np.mean([curve[step] for curve in curves])) * 100 for step in steps]
+            colour, stroke = colour_of(group["method"]), STROKES[style % len(STROKES)]
+            panel.plot(steps, means, marker=".", color=colour, linestyle=stroke, label=variant_of(group))
+        panel.set_title(size, fontsize="medium")
+        panel.set_xlabel("steps")
+        panel.grid(alpha=0.3)
+    return finish(figure, panels, "validation accuracy, %")
+
+
 def draw_claims(content: Content) -> Any:
     """Each claim's differences with their intervals, below its title."""
     comparisons = content["comparisons"]
@@ -226,11 +249,11 @@ def by_label_source(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, An
     return {source: some for source, some in sources.items() if some}
 
 
-def panel_grid(rows: int, columns: int) -> tuple[Any, Any]:
+def panel_grid(rows: int, columns: int, sharex: bool = True) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
     size = (max(6.5, 5.2 * columns), 0.6 + 3.7 * rows)
-    return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    return plt.subplots(rows, columns, figsize=size, sharex=sharex, sharey=True, squeeze=False, layout="constrained")
 
 
 def draw_lines(panel: Any, groups: list[dict[str, Any]], axis: str, ticks: list[float]) -> None:
@@ -272,11 +295,11 @@ def draw_references(panel: Any, content: Content, bases: Sequence[dict[str, Any]
         draw_line(entry["accuracy"] * 100, color=colour, linestyle=stroke, label=label)
 
 
-def finish(figure: Any, panels: Any) -> Any:
+def finish(figure: Any, panels: Any, axis: str = ACCURACY_AXIS) -> Any:
     """Labels the axis that panels share, and puts one legend for all of them below."""
     named: dict[str, Any] = {}
     for row in panels:
-        row[0].set_ylabel(ACCURACY_AXIS)
+        row[0].set_ylabel(axis)
         for panel in row:
             handles, labels = panel.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))

@@ -22,7 +22,11 @@ def report_page(title: str, text: str, drawings: Mapping[str, str]) -> str:
 
     def image(self: Any, tokens: Sequence[Any], i: int, *_: Any) -> str:
         drawing = drawings.get(str(tokens[i].attrs["src"]), "")  # "" for an image in a name, which is not ours to load
-        return drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(tokens[i].content)}"', 1)
+        width = re.search(r'width="([\d.]+pt)"', drawing)
+        # On a narrow screen a figure, too, scrolls by itself: scaled down its words could not be read.
+        least = f' style="min-width: min(34rem, {width[1]})"' if width else ""
+        drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(tokens[i].content)}"{least}', 1)
+        return drawing and f'<span class="scrolls" tabindex="0">{drawing}</span>'
 
     def heading(self: Any, tokens: Sequence[Any], i: int, *_: Any) -> str:
         name = re.sub(r"[^a-z0-9]+", "-", tokens[i + 1].content.lower().replace("'", "")).strip("-")

@@ -147,6 +147,7 @@ def trial_entry(trial: Trial, folder: TrialFolder, tokens: int | None) -> dict[s
         "teacher_agreement": test.get("teacher_agreement"), "train_examples": result["train_examples"],
         "train_seconds": round(result["train_seconds"], 1), "parameters": result["parameters"], "model": trial.model,
         "teacher_tokens": tokens, "trial_id": trial.id, "mlflow_run_id": None,
+        "curve": [[int(point["step"]), point["validation_accuracy"]] for point in folder.curve()],
     }  # fmt: skip
 
 

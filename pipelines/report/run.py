@@ -18,14 +18,17 @@ from cotd.tasks.base import Task
 from cotd.tasks.registry import is_built_in
 from cotd.utils.files import read_json, write_bytes, write_json
 from pipelines.annotate.files import read_annotations
+from pipelines.cluster.lock import only_one_machine
 from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.report.claims import compare_methods, compare_sizes, compare_with_teacher, judge_claims, least_to_reach
+from pipelines.report.examples import Witness, examples_page, students, teacher
 from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.labels import label_scores
+from pipelines.report.ladder import ladder_of
 from pipelines.report.page import report_page
 from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_examples
 from pipelines.report.results import Content, Results, baselines, group_trials, labelled_test, plan_so_far, read_results
-from pipelines.report.text import markdown
+from pipelines.report.text import EXAMPLES_PAGE, markdown
 from pipelines.sweep.plan import Plan
 
 
@@ -49,16 +52,18 @@ def report(config: StudyConfig, other: OtherSource | None = None) -> Content:
         >>> content["study"], (study.directory / "report.html").is_file()
         ('mine', True)
     """
-    plan, notes = plan_so_far(config)
-    results = read_results(plan, notes)
-    if other:
-        folder = transfer_folder(config, other.name)
-        content = transfer_content(plan, results, other, folder)
-    else:
-        folder, content = config.directory, study_content(plan, results)
-        require_no_richer(config, content)
-    write_report(content, folder)
-    return content
+    with only_one_machine(config, "report", f"reporting on {config.name}", "its report is then written here."):
+        plan, notes = plan_so_far(config)
+        results = read_results(plan, notes)
+        if other:
+            folder = transfer_folder(config, other.name)
+            content, tested = transfer_content(plan, results, other, folder), other.examples
+        else:
+            folder, content = config.directory, study_content(plan, results)
+            require_no_richer(config, content)
+            tested = labelled_test(pd.read_parquet(plan.examples))
+        write_report(content, folder, examples_page(config.name, config.task, tested, said(plan, content, folder)))
+        return content
 
 
 def require_no_richer(config: StudyConfig, content: Content) -> None:
@@ -79,8 +84,21 @@ def require_no_richer(config: StudyConfig, content: Content) -> None:
         )
 
 
-def write_report(content: Content, folder: Path) -> None:
-    """Draws the figures, and writes every file of the report."""
+def said(plan: Plan, content: Content, folder: Path) -> list[Witness]:
+    """What the teacher, if these are the study's own test examples, and its students say of test examples."""
+    if content["trained_on"]:
+        own = folder / "predictions"
+        return students(content, lambda trial_id: (own / f"{trial_id}.parquet", own / "no-rationales"))
+    trials = {t["trial_id"]: plan.folder_of(t["trial_id"]) for t in content["trials"]}
+    by = content["teacher"]["model"] if content["teacher"] else "teacher"
+    return [
+        *teacher(by, plan.teacher_test, plan.held_out_rationales),
+        *students(content, lambda trial_id: (trials[trial_id].predictions, trials[trial_id].rationales)),
+    ]
+
+
+def write_report(content: Content, folder: Path, examples: str) -> None:
+    """Draws the figures, and writes every file of the report. Args: examples: the page of examples."""
     figures = figures_of(content)
     content["figures"] = [{"file": f.file, "title": f.title} for f in figures]
     drawn = {f.file: rendered(f, content) for f in figures}
@@ -89,7 +107,8 @@ def write_report(content: Content, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in set(FILES) - drawn.keys():  # of a grid that was another when the report was last written
         (folder / stale).unlink(missing_ok=True)
-    files = {file: png for file, (png, _) in drawn.items()} | {"report.md": text.encode(), "report.html": page.encode()}
+    files = {file: png for file, (png, _) in drawn.items()}
+    files |= {"report.md": text.encode(), "report.html": page.encode(), EXAMPLES_PAGE: examples.encode()}
     for name, data in files.items():
         write_bytes(folder / name, data)
     write_json(folder / "report.json", content)
@@ -102,7 +121,7 @@ def study_content(plan: Plan, results: Results) -> Content:
     summary = annotations[1] if annotations else None
     test = labelled_test(pd.read_parquet(plan.examples))
     later = [config.directory / name for name in ("champion.json", "serving.json")]  # stages that may not have run yet
-    return {
+    content = {
         **common_content(results, config.task, lambda trial_id: plan.folder_of(trial_id).predictions),
         "study": config.name,
         "source": config.data.source_name,
@@ -113,6 +132,7 @@ def study_content(plan: Plan, results: Results) -> Content:
         "bases": base_scores(plan, results, test, plan.cache),
         **{path.stem: read_json(path) if path.is_file() else None for path in later},
     }
+    return content | {"ladder": ladder_of(plan, content, results, summary)}
 
 
 def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: Path) -> Content:
@@ -130,6 +150,7 @@ def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: P
         **baselines(plan, fractions_of(results), examples),
         "bases": base_scores(plan, rescored, examples, folder / "predictions"),
         **dict.fromkeys(("teacher", "annotation", "champion", "serving")),
+        "ladder": [],
     }
 
 

@@ -9,7 +9,7 @@ from cotd.evaluation.statistics import FEW_GROUPS
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
 from pipelines.report import published
-from pipelines.report.figures import CONFUSION_FILE
+from pipelines.report.figures import CONFUSION_FILE, FILES
 from pipelines.report.findings import findings, in_short
 from pipelines.report.formatting import (
     accuracy,
@@ -22,6 +22,7 @@ from pipelines.report.formatting import (
     size_title,
     variant_of,
 )
+from pipelines.report.ladder import ladder_rows
 from pipelines.report.results import Content
 
 SCORED_BY_TEACHER = (
@@ -32,6 +33,7 @@ REACHING = (
     "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test examples (the question of "
     "Hsieh et al. 2023, *Outperforming LLMs using minimum model size and least training data*)."
 )
+EXAMPLES_PAGE = "examples.html"  # beside the report
 LABELS_HEADER = ["label", "test examples", "found", "right when predicted", "confidence"]
 MOST_LABELS = 30  # in the table
 REACHING_HEADER = [
@@ -74,10 +76,13 @@ GROUP_NOTE = (
 
 def markdown(content: Content) -> str:
     """The whole report."""
-    lines = heading(content)
-    lines += ["## Accuracy", "", *accuracy_tables(content)]
+    link = f"[Test examples with all answers and reasons]({EXAMPLES_PAGE}), those first on which the answers differ."
+    lines = [*heading(content), link, ""]
     figures = {figure["file"]: [f"![{figure['title']}]({figure['file']})", ""] for figure in content["figures"]}
     confusion = figures.pop(CONFUSION_FILE, [])
+    first = figures.pop(FILES[0], [])
+    lines += ladder_section(content)
+    lines += ["## Accuracy", "", *first, *accuracy_tables(content)]
     lines += [line for figure in figures.values() for line in figure]
     lines += ["## Findings", "", *(f"- {sentence}" for sentence in findings(content)), ""]
     lines += label_table(content, confusion)
@@ -94,6 +99,21 @@ def markdown(content: Content) -> str:
     if any(METHODS[g["method"]].rationale_as_input for g in content["groups"]):
         lines.append("- Students that read rationales were given the teacher's own rationale of each test example.")
     return "\n".join(lines) + "\n"
+
+
+def ladder_section(content: Content) -> list[str]:
+    """Who taught whom; nothing where there is one rung."""
+    if len(content["ladder"]) < 2:
+        return []
+    header, *rows = ladder_rows(content["ladder"])
+    few = [rung for rung in content["ladder"] if rung["n"] not in (None, content["test_examples"])]
+    notes = [f"{rung['name']} was tested on {rung['n']:,} other examples of its own study." for rung in few]
+    return [
+        "## The ladder",
+        "",
+        *table(header, rows, 2 if "taught by" in header else 1),
+        *(n for note in notes for n in (note, "")),
+    ]
 
 
 def terminal(content: Content) -> str:

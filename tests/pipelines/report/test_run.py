@@ -15,7 +15,7 @@ from cotd.study.config import load_config
 from cotd.training.methods import METHODS as ALL_METHODS
 from cotd.training.methods import Method
 from pipelines.report import run as package
-from pipelines.report.figures import figures_of, rendered
+from pipelines.report.figures import CURVES_FILE, draw_curves, figures_of, rendered
 from pipelines.report.run import report
 from tests.pipelines.report.studies import METHODS, Make, content
 
@@ -77,7 +77,8 @@ def test_a_finished_study_is_written_as_files(study: Make, monkeypatch: pytest.M
         assert (folder / file).read_bytes().startswith(b"\x89PNG")
     links = Links()
     links.feed(page)
-    assert links.addresses == []
+    assert links.addresses == ["examples.html"], "which a reader may open; nothing is loaded"
+    assert "Examples of" in (folder / "examples.html").read_text()
     assert links.tags.count("svg") == len(written["figures"]) == 3
     assert "script" not in links.tags
     assert "url(http" not in page
@@ -108,3 +109,19 @@ def test_a_report_does_not_replace_a_richer_one(study: Make, monkeypatch: pytest
 def test_a_study_with_nothing_done_says_what_to_do(write_study: Callable[..., Path]) -> None:
     with pytest.raises(CotdError, match=r"no finished trial to report\. Run `cotd sweep CONFIG` first"):
         report(load_config(write_study()))
+
+
+def test_learning_curves_are_means_over_seeds_at_the_steps_that_all_have(study: Make) -> None:
+    made = study(fraction=[1.0]).finish_all()
+    for trial in made.trials:
+        folder = made.plan().folder(trial)
+        for step in (10, 20) if trial.seed else (10, 20, 30):
+            folder.add_point({"step": step, "validation_accuracy": 0.5 + step / 100 + 0.1 * trial.seed})
+    whole = content(made)
+    assert whole["trials"][0]["curve"] == [[10, 0.6], [20, 0.7], [30, 0.8]]
+    drawn = draw_curves(whole)
+    (panel,) = drawn.axes
+    assert {line.get_label(): line.get_ydata() for line in panel.lines} == {
+        method: pytest.approx([65, 75]) for method in ("finetune", "distill")
+    }
+    assert CURVES_FILE in [figure.file for figure in figures_of(whole)]
