@@ -188,10 +188,18 @@ def address(host: str, port: int) -> str:
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
-def require_response(host: str, port: int) -> None:
-    """Raises a CotdError if Serve was started earlier with another address, which it keeps."""
+def require_response(host: str, port: int, seconds: float = 30) -> None:
+    """Waits until the proxy of a Serve that was there before knows of the endpoint, for `seconds` at most.
+
+    Raises:
+        CotdError: that Serve has another address, which it keeps.
+    """
+    deadline = time.monotonic() + seconds
     try:
-        httpx.get(f"{address(host, port)}/healthz", trust_env=False, timeout=30)
+        while httpx.get(f"{address(host, port)}/healthz", trust_env=False, timeout=30).status_code != 200:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
     except httpx.TransportError as error:
         raise CotdError(
             f"Serve is already running on this Ray, at another address than {host}:{port}. Give its address: --host and --port."

@@ -248,16 +248,35 @@ class Neighbour:
 
 def break_students():
     # In every worker: a student computes until the file is there; the process that meets it stays broken, as with a GPU.
-    from serve.endpoint.served import Served
-    predict = Served.predict
+    # Patched when its module is imported, as most workers do not import PyTorch.
+    import sys
+    from importlib.machinery import PathFinder
     state = {"broken": False}
-    def predict_until(self, *arguments):
-        if mark.exists() or state["broken"]:
-            state["broken"] = True
-            mark.unlink(missing_ok=True)
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        return predict(self, *arguments)
-    Served.predict = predict_until
+
+    def patch(Served):
+        predict = Served.predict
+        def predict_until(self, *arguments):
+            if mark.exists() or state["broken"]:
+                state["broken"] = True
+                mark.unlink(missing_ok=True)
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return predict(self, *arguments)
+        Served.predict = predict_until
+
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name != "serve.endpoint.served":
+                return None
+            spec = PathFinder.find_spec(name, path, target)
+            load = spec.loader.exec_module
+            def load_and_patch(module):
+                load(module)
+                patch(module.Served)
+            spec.loader.exec_module = load_and_patch
+            return spec
+
+    sys.meta_path.insert(0, Finder)
 
 def tell(**what):
     print(json.dumps(what), flush=True)

@@ -39,7 +39,7 @@ def study(rotten_tomatoes: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPat
     config = load_config(folder / "study.yaml")
     plan, tracker = plan_study(config), StudyTracker(config)
     tracker.start_study()
-    for trial in plan.trials:
+    for trial in sorted(plan.trials, key=lambda trial: (trial.fraction, trial.seed)):  # the first three are logged as models
         place = plan.folder(trial)
         place.write_trial(trial, config.model_dump())
         with sample_load(place.system_metrics, interval=0.05):
