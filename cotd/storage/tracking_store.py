@@ -119,7 +119,7 @@ def follow_move(database: Path) -> None:
             for table, column in PLACES:
                 with contextlib.suppress(sqlite3.Error):  # a version of MLflow without it
                     store.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # nosec B608
                         (here.parent.as_uri(), len(old) + 1, len(old) + 1, f"{old}/"),
                     )
 
