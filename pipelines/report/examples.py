@@ -24,12 +24,12 @@ class Witness:
     """A student or a teacher, and what it says of test examples.
 
     Attributes:
-        answers: a row an example, by id: `predicted`, None if it has no answer, and perhaps `score`.
+        answers: example id → (the answer, its probability), of those that it was asked about; each None if it is not known.
         reasons: example id → its rationale, of those that it explains.
     """
 
     name: str
-    answers: pd.DataFrame
+    answers: dict[str, tuple[str | None, float | None]]
     reasons: dict[str, str]
 
 
@@ -64,10 +64,12 @@ def teacher(name: str, labels: Path | None, rationales: Path | None) -> list[Wit
     return [Witness(f"teacher ({name})", read_answers(labels), read_reasons(rationales))]
 
 
-def read_answers(path: Path) -> pd.DataFrame:
+def read_answers(path: Path) -> dict[str, tuple[str | None, float | None]]:
     """`Witness.answers` of a table of predictions, or of a teacher's labels."""
-    table = pd.read_parquet(path).rename(columns={"label_probability": "score"}).drop_duplicates("example_id")
-    return table.set_index("example_id")[table.columns.intersection(["predicted", "score"])]
+    table = pd.read_parquet(path).rename(columns={"label_probability": "score"})
+    rows = table.reindex(columns=["predicted", "score"]).astype(object)
+    rows = rows.where(rows.notna(), None)
+    return dict(zip(table["example_id"], zip(rows["predicted"], rows["score"], strict=True), strict=True))
 
 
 def read_reasons(path: Path | None) -> dict[str, str]:
@@ -84,7 +86,7 @@ def examples_page(study: str, task: Task, tested: pd.DataFrame, witnesses: Seque
     Args:
         tested: examples with gold labels, as rows of the example table; those that nobody was asked about are left out.
     """
-    asked = set().union(*(witness.answers.index for witness in witnesses))
+    asked = set().union(*(witness.answers for witness in witnesses))
     tested = tested[tested["id"].isin(asked)]
     rows = contested_rows(task, tested, witnesses)
     content = {
@@ -121,12 +123,7 @@ def contested_rows(task: Task, tested: pd.DataFrame, witnesses: Sequence[Witness
 
 def answer_of(witness: Witness, example_id: str) -> dict[str, Any] | None:
     """What a witness says of an example: `label`, `score`, `why`; None if it was not asked."""
-    if example_id not in witness.answers.index:
+    if example_id not in witness.answers:
         return None
-    row = witness.answers.loc[example_id].astype(object)
-    plain = row.where(row.notna(), None)
-    score = plain.get("score")
-    return {
-        "label": plain["predicted"], "score": None if score is None else round(float(score), 3),
-        "why": witness.reasons.get(example_id),
-    }  # fmt: skip
+    label, score = witness.answers[example_id]
+    return {"label": label, "score": score and round(score, 3), "why": witness.reasons.get(example_id)}

@@ -20,8 +20,7 @@ TESTED = pd.DataFrame(
 
 
 def witness(name: str, answers: list[str | None], reasons: dict[str, str] | None = None) -> Witness:
-    table = pd.DataFrame({"predicted": answers, "score": [0.9] * len(answers)}, index=TESTED["id"][: len(answers)])
-    return Witness(name, table, reasons or {})
+    return Witness(name, {i: (label, 0.9) for i, label in zip("abc", answers, strict=False)}, reasons or {})
 
 
 def rows_of(page: str) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def test_what_is_disputed_comes_first_and_then_what_all_get_wrong() -> None:
 
 
 def test_where_students_have_written_reasons_only_examples_with_one_are_shown() -> None:
-    heard = [witness("teacher", ["positive"]), witness("tiny", ["positive", "negative"] * 1, {"b": "It says dire."})]
+    heard = [witness("teacher", ["positive"]), witness("tiny", ["positive", "negative"], {"b": "It says dire."})]
     (row,) = contested_rows(SENTIMENT, TESTED, heard)
     assert row["answers"] == [None, {"label": "negative", "score": 0.9, "why": "It says dire."}]
     assert row["asked"] == 1, "the teacher was not asked about it"
@@ -48,8 +47,8 @@ def test_a_page_shows_so_many_rows_with_their_options() -> None:
     many = pd.DataFrame(
         {"id": [f"r{i}" for i in range(300)], "text": "Which?", "label": "sky", "choices": [["sky", "sea"]] * 300}
     )
-    answers = pd.DataFrame({"predicted": ["sky"] * 299}, index=many["id"][:299])
-    shown = rows_of(examples_page("quiz", QUIZ, many, [Witness("one", answers, {})]))
+    heard = [Witness("one", dict.fromkeys(many["id"][:299], ("sky", None)), {})]
+    shown = rows_of(examples_page("quiz", QUIZ, many, heard))
     assert (len(shown["rows"]), shown["total"]) == (MOST_ROWS, 299)
     assert shown["rows"][0]["text"] == QUIZ.render("Which?", ["sky", "sea"])
 
@@ -73,6 +72,7 @@ def test_students_are_those_of_most_data_and_best_by_validation_beside_their_tea
     assert [w.name for w in heard] == ["finetune, tiny", "distill, tiny"]
     assert set(asked) == best
     assert sorted(len(w.reasons) for w in heard) == [0, 1], "an empty reason is none"
+    assert set(heard[0].answers) == set(made.ids)
     assert [w.name for w in teacher("gpt", plan.teacher_test, None)] == ["teacher (gpt)"]
     assert teacher("gpt", None, None) == []
 
