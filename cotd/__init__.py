@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from cotd.students.student import Prediction as Prediction
     from cotd.students.student import Student as Student
     from cotd.study.config import load_config as load_config
+    from cotd.study.config import load_stages as load_stages
     from cotd.tasks.base import Task as Task
     from cotd.training.methods import METHODS as METHODS
     from pipelines.annotate.run import annotate as annotate
     from pipelines.prepare import prepare as prepare
     from pipelines.promote import promote as promote
     from pipelines.report.run import report as report
+    from pipelines.stages import run_stages as run_stages
     from pipelines.sweep.run import sweep as sweep
     from pipelines.train import train as train
 
@@ -36,10 +38,12 @@ __version__ = "0.1.0"
 # Public name → the module that has it. A name is imported when it is first used: PyTorch and Ray take seconds.
 _HOMES = {
     "load_config": "cotd.study.config",
+    "load_stages": "cotd.study.config",
     "prepare": "pipelines.prepare",
     "annotate": "pipelines.annotate.run",
     "train": "pipelines.train",
     "sweep": "pipelines.sweep.run",
+    "run_stages": "pipelines.stages",
     "report": "pipelines.report.run",
     "promote": "pipelines.promote",
     "Student": "cotd.students.student",

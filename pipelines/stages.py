@@ -27,16 +27,21 @@ def run_stages(stages: Sequence[StudyConfig], yes: bool = False) -> dict[str, di
 
     Raises:
         CotdError: bad input, as of `annotate` and `sweep`.
+
+    Example:
+        >>> list(cotd.run_stages([study]))
+        ['mine']
     """
     outcomes: dict[str, dict[str, Any]] = {}
     for number, config in enumerate(stages, 1):
-        say(f"stage {number} of {len(stages)}: {config.variant}")
+        stage = config.variant or config.name
+        say(f"stage {number} of {len(stages)}: {stage}")
         annotate_if_needed(config, yes)
-        outcomes[config.variant or config.name] = outcome = sweep(config, yes)
+        outcomes[stage] = outcome = sweep(config, yes)
         if outcome["failed"]:
             break
         if outcome["best"] is None:
-            raise CotdError(f"stage '{config.variant}' has no finished student. Run `cotd sweep CONFIG` again.")
+            raise CotdError(f"stage '{stage}' has no finished student. Run `cotd sweep CONFIG` again.")
     return outcomes
 
 

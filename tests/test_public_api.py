@@ -15,7 +15,8 @@ import cotd
 
 # In the order of a study's stages: each example uses what those before it made.
 NAMES = [
-    "load_config", "prepare", "annotate", "train", "sweep", "report", "promote", "Student", "Prediction", "Task", "METHODS", "CotdError",
+    "load_config", "load_stages", "prepare", "annotate", "train", "sweep", "run_stages", "report", "promote", "Student", "Prediction",
+    "Task", "METHODS", "CotdError",
 ]  # fmt: skip
 YOUR_DATA = Path(__file__).parents[1] / "docs" / "your-data.md"
 

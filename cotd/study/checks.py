@@ -22,6 +22,8 @@ def teacher_problems(teacher: TeacherConfig, grid: GridConfig, data: DataConfig,
     asked = "strategy" in teacher.model_fields_set or any(METHODS[m].learns_teacher_labels for m in grid.all_values("method"))
     if asked and (problems := [*unknown_probabilities, *scoring_problems(teacher, task)]):
         return problems
+    if problems := rationale_problems(teacher, grid):
+        return problems
     samples = max(grid.all_values("samples"), default=0)
     if samples <= teacher.samples:
         return []
@@ -112,7 +114,12 @@ def source_problems(imported: ImportedConfig, data: DataConfig) -> list[str]:
 
 
 def rationale_problems(teacher: TeacherConfig, grid: GridConfig) -> list[str]:
-    """What needs rationales written with the teacher's labels, if its file has labels alone."""
+    """What needs rationales, if the teacher is to write none, or its file has labels alone."""
+    if not teacher.rationales:
+        methods = [m for m in grid.all_values("method") if any(part.rationale for part in METHODS[m].parts)]
+        return [
+            f"method '{m}' learns rationales, and teacher.rationales is false. Set it to true, or use distill" for m in methods
+        ]
     if teacher.imported is None or teacher.imported.columns.label is None or teacher.imported.columns.rationale is not None:
         return []
     needing = [f"method '{method}'" for method in grid.all_values("method") if METHODS[method].rationale == "own"]

@@ -166,6 +166,10 @@ def load_stages(path: str | Path, overrides: list[str] | None = None) -> list[St
 
     Raises:
         CotdError: as `load_config`; a stage is taught by one that does not come before it, or they do not share a storage.
+
+    Example:
+        >>> [stage.name for stage in cotd.load_stages("mine.yaml")]
+        ['mine']
     """
     overrides = overrides or []
     names = [] if chosen_variants(overrides) else stage_names(read_yaml(path), str(path))

@@ -23,7 +23,7 @@ class ResourcesConfig(ConfigModel):
     )
     cpus: float = Field(1, gt=0)
     gpus: float | None = Field(
-        None, ge=0, description="null: if Ray has GPUs a quarter of one, or a whole one for each of several workers; else none"
+        None, ge=0, description="null: one if Ray has GPUs, else none; a fraction, such as 0.25, lets small students share one"
     )
     sizes: dict[str, SizeResources] = Field(
         default_factory=dict, description="for students of some sizes, as in {large: {workers: 4, gpus: 1, cpus: 8}}"

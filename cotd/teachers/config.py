@@ -191,6 +191,7 @@ class TeacherConfig(ConfigModel):
         description="which part of a longer example is shown: head, its beginning; head_tail, a quarter of the tokens from the "
         "beginning and the rest from the end, where an example comes to its verdict",
     )
+    rationales: bool = Field(True, description="false: labels alone, which is all that distill and distill_soft learn")
     gold_conditioned: bool = Field(True, description="also write a rationale given the gold label (cot_labelled, cot_joint)")
     held_out_rationales: bool = Field(
         False, description="also write own rationales of validation and test examples: rationale_input reads them"
@@ -237,7 +238,9 @@ class TeacherConfig(ConfigModel):
     def identity(self) -> dict[str, Any]:
         """What decides the training examples' annotations: not where and how fast the engine runs, the costs, or the store."""
         if self.strategy == "student":  # `cotd.teachers.student.model.student_revision` says which
-            plain = self.model_dump(include={"strategy", "samples", "temperature", "gold_conditioned", "seed", "filters"})
+            plain = self.model_dump(
+                include={"strategy", "rationales", "samples", "temperature", "gold_conditioned", "seed", "filters"}
+            )
             return plain | {"engine_kwargs": self.engine.output_kwargs()}
         plain = self.model_dump(exclude={"engine", "budget", "store", "api", "imported", "held_out_rationales"})
         if self.imported:
@@ -274,6 +277,9 @@ def request_problems(teacher: TeacherConfig) -> list[str]:
     problems = []
     if teacher.strategy == "imported" and not teacher.imported:
         problems.append("strategy imported needs `imported`, with the file's columns")
+    if not teacher.rationales and (teacher.strategy == "chain_of_thought" or teacher.held_out_rationales):
+        asks = "held_out_rationales asks for them" if teacher.held_out_rationales else "a chain of thought is one"
+        problems.append(f"rationales is false, and {asks}. Set rationales: true, or leave that out")
     if teacher.api and teacher.strategy == "student":
         problems.append("strategy student is of a model that is run here, and `api` is an endpoint: leave out one")
     if teacher.api and teacher.strategy == "score_then_explain" and teacher.api.endpoint == "chat":

@@ -170,13 +170,12 @@ class ScoredExamples:
         positions: text number → position; a dictionary by id would take forty times the memory.
         scores: (N, L) log-probabilities of an example's options, in their order; NaN before they are known, -inf where it has
             fewer options than another.
-        explains: whether the teacher writes rationales.
+        explains: whether the teacher is to write rationales.
     """
-
-    explains = True
 
     def __init__(self, teacher: Teacher, examples: Examples, prompts: Prompts):
         self.teacher, self.prompts, self.task = teacher, prompts, prompts.task
+        self.explains = teacher.config.rationales
         self.train, self.test = examples.rows.split("train"), examples.rows.split("test")
         self.held_out = self.calibration_examples(examples)
         self.explained = explained_examples(teacher.config, examples)
@@ -242,7 +241,7 @@ class ScoredExamples:
 
     def labels_to_explain(self, own: Sequence[str], gold: str | None) -> Iterable[str]:
         """The answers that an example is explained with, given its gold label or None, each once."""
-        return dict.fromkeys([*own, gold] if gold else own)
+        return dict.fromkeys([*own, gold] if gold else own) if self.explains else []
 
     def explanation(self, shown: Shown, label: str, sample: int) -> Request:
         """Asks for a rationale given an answer."""

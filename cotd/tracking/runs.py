@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 import time
 from functools import cached_property
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from cotd.errors import CotdError
+from cotd.evaluation.cascade import Point
 from cotd.storage.tracking_store import SQLITE, friendly_errors, open_store
 from cotd.storage.working_copy import copy_of
+from cotd.students.base_models import CARD
 from cotd.study.config import StudyConfig
+from cotd.study.stages import teacher_folder
 from cotd.tasks.registry import parse_task
 from cotd.tracking.annotations import annotation_metrics, reliability_figure
 from cotd.tracking.datasets import StudyDatasets
@@ -19,6 +23,7 @@ from cotd.tracking.registry import Registry, log_student, logged_student
 from cotd.training.folder import TrialFolder, merit
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
+from cotd.utils.files import read_json
 from cotd.utils.iteration import batched
 from cotd.utils.jsonl import read_rows
 
@@ -52,7 +57,7 @@ class StudyTracker:
         self.registry = Registry(self.client, config.tracking.registered_model)
         self.datasets = StudyDatasets(config)
         self._runs: dict[str, str] = {}  # trial id → run id
-        self._logged: dict[tuple[str, str], set[int]] = {}  # run id, metric → the steps that the run has
+        self._logged: dict[str, dict[str, set[int]]] = {}  # run id → metric → the steps that the run has, until it ends
 
     def _find_experiment(self) -> str:
         """The id of the study's experiment, which is created if there is none."""
@@ -106,7 +111,8 @@ class StudyTracker:
             page: the annotations to read in a browser.
         """
         self._log_metrics(self.parent_run, annotation_metrics(summary))
-        self.client.set_tag(self.parent_run, "teacher", summary["teacher"]["model"])
+        for key, value in {"teacher": summary["teacher"]["model"], **self.taught_by}.items():
+            self.client.set_tag(self.parent_run, key, value)
         self.client.log_dict(self.parent_run, summary, "annotations.json")
         if points := (labels := summary["quality"]["labels"]).get("reliability"):
             self.client.log_figure(self.parent_run, reliability_figure(points, labels["calibration_error"]), "reliability.png")
@@ -134,9 +140,21 @@ class StudyTracker:
         tags |= {"method": trial.method, "size": trial.size, "fraction": f"{trial.fraction:g}", "seed": str(trial.seed)}
         tags |= {"task": trial.task["name"], "source": self.config.data.source_name}
         if METHODS[trial.method].needs_annotations:
-            tags["teacher"] = self.config.teacher.model
+            tags |= {"teacher": self.config.teacher.model, **self.taught_by}
         run = self.client.create_run(self.experiment_id, started, {**self.context, **tags}, trial.title)
         return run.info.run_id
+
+    @cached_property
+    def taught_by(self) -> dict[str, str]:
+        """Tags that name the teacher's trial, and its run if the store has it; none if the teacher is no student of cotd."""
+        folder = teacher_folder(self.config)
+        card = read_json(folder / CARD) if folder else {}
+        if not card.get("trial_id"):
+            return {}
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        runs = self.client.search_runs(experiments, f"tags.`{TRIAL_TAG}` = '{card['trial_id']}'", max_results=1)
+        tags = {"taught_by": card["trial_id"], "taught_by_study": card.get("study") or ""}
+        return tags | ({"taught_by_run": runs[0].info.run_id} if runs else {})
 
     def reopen(self, trial: Trial) -> None:
         """Marks a trial's run as running, also after a stop; it is created if there is none."""
@@ -170,6 +188,7 @@ class StudyTracker:
         elif folder.error.is_file():
             self.client.log_artifact(run_id, str(folder.error))
             self.client.set_terminated(run_id, "FAILED")
+        self._logged.pop(run_id, None)
         return run_id
 
     def settle(self, trial: Trial, folder: TrialFolder) -> None:
@@ -193,9 +212,10 @@ class StudyTracker:
 
         if not points:
             return
-        if (run_id, key) not in self._logged:
-            self._logged[run_id, key] = {m.step for m in self.client.get_metric_history(run_id, key)}
-        logged = self._logged[run_id, key]
+        of_run = self._logged.setdefault(run_id, {})
+        if key not in of_run:
+            of_run[key] = {m.step for m in self.client.get_metric_history(run_id, key)}
+        logged = of_run[key]
         metrics = [
             Metric(k, float(v), int(point["time"] * 1000), step)
             for step, point in points.items()
@@ -225,6 +245,8 @@ class StudyTracker:
         self.client.log_inputs(run_id, self.datasets.inputs(trial))
         self.client.log_dict(run_id, folder.config(), "config.json")
         self.client.log_artifact(run_id, str(folder.predictions))
+        if curve := result.get("risk_coverage"):
+            self.client.log_dict(run_id, {"columns": list(Point._fields), "data": curve}, "risk_coverage.json")
         student = self.log_student(trial, folder) if self._among_the_best(result) else logged_student(self.client, run_id)
         values = {f"best_validation_{k}": v for k, v in result["validation"].items()}
         self._log_metrics(run_id, values | {k: result[k] for k in RESULT_METRICS if k in result}, stamp)
@@ -252,15 +274,18 @@ class StudyTracker:
 
     def _among_the_best(self, result: dict[str, Any]) -> bool:
         """Whether a finished trial is one of the best by validation of those that are finished, as many as are logged as models."""
+        number = self.config.tracking.models
         self._merits[result["trial_id"]] = merit(result)
-        better = sum(other > merit(result) for other in self._merits.values())
-        return better < self.config.tracking.models
+        if len(self._merits) > number:
+            del self._merits[min(self._merits, key=lambda trial: (self._merits[trial], trial != result["trial_id"]))]
+        return result["trial_id"] in self._merits
 
     @cached_property
     def _merits(self) -> dict[str, tuple[float, float]]:
-        """Trial id → merit of the trials that were finished before."""
+        """Trial id → merit of the best of the trials that were finished before."""
         results = (TrialFolder(path.parent).result() for path in self.config.directory.glob("trials/*/result.json"))
-        return {result["trial_id"]: merit(result) for result in results}
+        merits = ((result["trial_id"], merit(result)) for result in results)
+        return dict(heapq.nlargest(self.config.tracking.models, merits, key=lambda entry: entry[1]))
 
     def _note_best(self, run_id: str, trial: Trial, result: dict[str, Any], stamp: int | None) -> None:
         """Names the best trial by validation on the study's own run."""

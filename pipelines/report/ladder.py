@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from cotd.evaluation.cascade import ESCALATED, Point, cascade_predictions, threshold_for_accuracy
+from cotd.evaluation.metrics import score_predictions
 from cotd.evaluation.statistics import accuracy_metrics
 from cotd.students.base_models import weights_bytes
 from cotd.study.config import StudyConfig
@@ -25,6 +27,7 @@ KEYS = (
     "cost_of_a_million",
 )  # fmt: skip
 GOLD = "gold labels"
+CASCADE = "cascade"
 FILE = "rungs.json"
 HEADER = ["rung", "taught by", "parameters", "accuracy", "median, ms", "95th percentile, ms", "weights, MB", "a million texts"]
 
@@ -52,9 +55,46 @@ def ladder_of(plan: Plan, content: Content, results: Results, summary: dict[str,
     students = list(student_rungs(plan, content, teachers[-1]["name"] if teachers else None))
     path = plan.config.directory / FILE
     measured = {rung["name"]: rung for rung in (read_json(path) if path.is_file() else [])}
+    if content["cascade"] and content["cascade"]["larger"]:
+        together = blank(CASCADE) | {key: content["cascade"][key] for key in KEYS if key in content["cascade"]}
+        measured[CASCADE] = together | measured.get(CASCADE, {})
     own = [rung | measured.pop(rung["name"], {}) for rung in (*teachers, *students)]
     others = [blank(rung["name"]) | rung for rung in measured.values()]
     return [*own[: len(teachers)], *others, *own[len(teachers) :]]
+
+
+def cascade_of(plan: Plan, content: Content) -> dict[str, Any] | None:
+    """The champion with the best larger student of its study behind it, as `report.json` has it under `cascade`.
+
+    The threshold is that of `cotd serve --escalate LARGER --below auto`, chosen on validation.
+
+    Returns:
+        `student`, the champion's name, and `curve` (see `risk_coverage`); `larger`, None unless a larger student is better on
+        validation. If one is: `parameters` of both, `target` (its accuracy on validation), `threshold`, `escalated` (the share of
+        the test examples that is handed on), and the metrics of `score_predictions` on test. None without a champion of this study.
+    """
+    run = (content["champion"] or {}).get("mlflow_run_id")
+    champion = next((t for t in content["trials"] if run and t["mlflow_run_id"] == run), None)
+    curve = plan.folder_of(champion["trial_id"]).result().get("risk_coverage") if champion else None
+    if champion is None or not curve:
+        return None
+    name = f"{champion['size']}, {champion['method']}"
+    larger = max(
+        (t for t in alone(content["trials"]) if t["parameters"] > champion["parameters"]),
+        key=lambda t: t["validation_accuracy"],
+        default=champion,
+    )
+    if larger["validation_accuracy"] <= champion["validation_accuracy"]:
+        return {"student": name, "larger": None, "curve": curve}
+    target = larger["validation_accuracy"]
+    threshold = threshold_for_accuracy([Point(*point) for point in curve], target)
+    own, others = (pd.read_parquet(plan.folder_of(t["trial_id"]).predictions) for t in (champion, larger))
+    table = cascade_predictions(own, others, threshold)
+    return {
+        "student": name, "larger": f"{larger['size']}, {larger['method']}",
+        "parameters": champion["parameters"] + larger["parameters"], "curve": curve, "target": target, "threshold": threshold,
+        "escalated": float((table["answered_by"] == ESCALATED).mean()), **score_predictions(table, plan.config.task),
+    }  # fmt: skip
 
 
 def blank(name: str) -> Rung:
@@ -133,7 +173,7 @@ def ladder_rows(rungs: Sequence[Rung]) -> list[list[str]]:
     rows = [
         [
             rung["name"], rung["taught_by"] or "",
-            short(rung["parameters"]) if rung["parameters"] else "", accuracy(rung),
+            short(rung["parameters"]) if rung["parameters"] else "", accuracy(rung) if rung["accuracy"] is not None else "",
             f"{rung['median_ms']:.1f}" if rung["median_ms"] else "", f"{rung['p95_ms']:.1f}" if rung["p95_ms"] else "",
             f"{rung['weights_bytes'] / 1e6:,.0f}" if rung["weights_bytes"] else "",
             f"{rung['cost_of_a_million']:,.2f}" if rung["cost_of_a_million"] is not None else "",

@@ -57,7 +57,7 @@ class StudentAnswers(ScoredExamples):
 
     def __init__(self, teacher: StudentTeacher, examples: Examples, prompts: Prompts):
         super().__init__(teacher, examples, prompts)
-        self.explains = teacher.student.can_explain
+        self.explains = self.explains and teacher.student.can_explain
         self.answers = np.full(len(self), None, dtype=object)
 
     @property
@@ -103,8 +103,6 @@ class StudentAnswers(ScoredExamples):
         return super().labels(position, choices)
 
     def labels_to_explain(self, own: Sequence[str], gold: str | None) -> Iterable[str]:
-        if not self.explains:
-            return []
         return super().labels_to_explain(own, gold if self.teacher.student.rationale_after_label else None)
 
     def explanation(self, shown: Shown, label: str, sample: int) -> Request:

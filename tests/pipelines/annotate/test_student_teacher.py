@@ -9,8 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from cotd.data.sources import load_examples
+from cotd.data.table import encode_ids
+from cotd.errors import CotdError
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig, load_config
@@ -24,6 +27,7 @@ from pipelines.annotate.preview import preview
 from pipelines.annotate.run import annotate
 from tests.conftest import KINDS
 from tests.pipelines.annotate.doubles import nobody
+from tests.tasks import TICKETS
 from tests.tiny_models import write_tiny
 
 GRID = {"method": ["distill"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
@@ -126,3 +130,35 @@ def test_a_student_labels_and_explains_as_it_would_by_itself(
     )
     assert annotate(config, nobody)["digest"] == summary["digest"], "what is known is not asked again"
     assert len(list(preview(config, 1))) > 2
+
+
+def test_who_cannot_teach(write_study: Callable[..., Path], tmp_path: Path, tiny_t5: Path) -> None:
+    """Each is one message, before anything is asked."""
+    task, wanted = parse_task("sentiment"), {"method": ["distill", "cot_labelled"]}
+    seen_test = load_examples(load_config(write_study()).data, task).split("test")["id"].to_list()
+    record = {"train": encode_ids(seen_test), "validation": encode_ids([])}
+    cases = {
+        "labels": (task, "finetune", "llama", None, "'cot_labelled' learns rationales.*'finetune', which writes none"),
+        "encoder": (task, "finetune", "bert", None, "it is an encoder.*causal students alone can teach"),
+        "t5": (task, "cot_labelled", "t5_v1_1", None, "encoder-decoder of the T5 family.*causal students alone"),
+        "other": (TICKETS, "cot_after", "llama", None, "it is of the task 'tickets'"),
+        "reader": (task, "rationale_input", "llama", None, "reads its own teacher's rationale"),
+        "seen": (task, "cot_after", "llama", record, "was trained on 12 of the study's 12 test examples"),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    for name, (own, method, base, seen, message) in cases.items():
+        make_student(tmp_path / name, own, method, base, seen, tokenizer)
+        with pytest.raises(CotdError, match=message):
+            annotate(taught(write_study(grid=GRID | wanted), tmp_path / name), nobody)
+    with pytest.raises(CotdError, match="is not a trained student"):
+        annotate(load_config(write_study(grid=GRID), [f"teacher.model={tiny_t5}", "teacher.strategy=student"]), nobody)
+
+
+def test_labels_alone_are_asked_for_where_no_rationales_are_wanted(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    engine = StudentEngine(make_student(tmp_path, parse_task("sentiment"), "cot_after"))
+    config = taught(write_study(grid=GRID, teacher={"rationales": False}), tmp_path, data={"train_rows": 8, "test_rows": 4})
+    summary = annotate(config, engine.complete)
+    assert summary["annotations"] == {"rows": 8, "examples": 8, "usable": 8, "quarantined": {}}
+    assert len(engine.asked) == 12
+    with pytest.raises(CotdError, match=r"teacher\.rationales is false"):
+        load_config(tmp_path / "study.yaml", [f"teacher.model={tmp_path / 'student'}", "grid.method=[cot_labelled]"])
