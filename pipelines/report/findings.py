@@ -21,7 +21,7 @@ from pipelines.report.formatting import (
     variant_of,
 )
 from pipelines.report.labels import best_group
-from pipelines.report.results import Content, Group, alone
+from pipelines.report.results import Content, Group, need_no_teacher
 
 Comparisons = list[dict[str, Any]]
 # A claim tested in more places than this gives its intervals in the table alone.
@@ -179,7 +179,7 @@ def student_sentences(content: Content) -> list[str]:
     if readers := dict.fromkeys(g["method"] for g in content["groups"] if METHODS[g["method"]].rationale_as_input):
         names = " and ".join(readers)
         sentences.append(f"Students of {names} read the teacher's rationale of each example: they cannot be used without it.")
-    best = max(alone(content["groups"]), key=lambda g: g["accuracy"])
+    best = max(need_no_teacher(content["groups"]), key=lambda g: g["accuracy"])
     always = content["majority"]
     advice = "more examples, more steps or a pretrained student are needed"
     rivals = [(always, f"always predicting {always['label']} ({percentage(always['accuracy'])}): {advice}")]
@@ -200,7 +200,7 @@ def teacher_sentences(content: Content) -> list[str]:
         return []
     if not content["least_to_reach_teacher"]:
         return [f"Teacher: {accuracy(teacher)} of {teacher['n']:,} test examples."]
-    least = alone(content["least_to_reach_teacher"])
+    least = need_no_teacher(content["least_to_reach_teacher"])
     reached = [r for r in least if r["fraction"] is not None]
     name = f"its teacher, {accuracy(teacher)} on the same {teacher['n']:,} examples"
     if not reached:

@@ -16,7 +16,7 @@ from cotd.training.methods import METHODS
 from cotd.utils.files import read_json, write_json
 from pipelines.annotate.files import AnnotationFiles, read_teacher_test
 from pipelines.report.formatting import accuracy, short
-from pipelines.report.results import Content, Results, alone
+from pipelines.report.results import Content, Results, need_no_teacher
 from pipelines.sweep.plan import Plan
 
 # An entry of `report.json`'s `ladder`. What is not known is None: latencies in milliseconds, bytes of weights, and what a million
@@ -80,7 +80,7 @@ def cascade_of(plan: Plan, content: Content) -> dict[str, Any] | None:
         return None
     name = f"{champion['size']}, {champion['method']}"
     larger = max(
-        (t for t in alone(content["trials"]) if t["parameters"] > champion["parameters"]),
+        (t for t in need_no_teacher(content["trials"]) if t["parameters"] > champion["parameters"]),
         key=lambda t: t["validation_accuracy"],
         default=champion,
     )
@@ -153,7 +153,7 @@ def scores_of(config: StudyConfig, teacher: dict[str, Any], study: str | None, r
 def student_rungs(plan: Plan, content: Content, teacher: str | None) -> Iterator[Rung]:
     """The best group by validation of each size, the largest student first."""
     best: dict[str, dict[str, Any]] = {}
-    for group in sorted(alone(content["groups"]), key=lambda g: g["validation_accuracy"]):
+    for group in sorted(need_no_teacher(content["groups"]), key=lambda g: g["validation_accuracy"]):
         best[group["size"]] = group
     champion, latency = content["champion"] or {}, content["serving"] or {}
     for group in sorted(best.values(), key=lambda g: -g["parameters"]):

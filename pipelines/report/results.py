@@ -262,7 +262,7 @@ def mean_of(values: pd.Series) -> float | None:
     return None if np.isnan(mean) else float(mean)
 
 
-def alone(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def need_no_teacher(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The trials, groups or the like whose students need no teacher at inference; all if there are none."""
     return [e for e in entries if not METHODS[e["method"]].rationale_as_input] or entries
 
