@@ -17,7 +17,9 @@ from pipelines.report.results import Group, Results, need_no_teacher
 def best_group(groups: list[Group]) -> Group | None:
     """The students that a report speaks of first: the best by validation, of those that need no teacher at inference."""
     return max(
-        need_no_teacher(groups), key=lambda g: (g["validation_accuracy"], g["validation_roc_auc"] or 0, -g["fraction"]), default=None
+        need_no_teacher(groups),
+        key=lambda g: (g["validation_accuracy"], g["validation_roc_auc"] or 0, -g["fraction"]),
+        default=None,
     )
 
 
