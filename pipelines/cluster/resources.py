@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from ray.tune import PlacementGroupFactory
+from typing import TYPE_CHECKING
 
 from cotd.errors import CotdError
+from cotd.progress import say
 from cotd.study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory  # which takes seconds to import
 
 Bundle = dict[str, float]  # what one process takes: {"CPU": 2, "GPU": 1}
 NAMES = {"cpus": "CPU", "gpus": "GPU"}
 # A resource of Ray's head node alone: what only starts and follows a trial's workers runs there, and takes no CPU from them.
 ON_HEAD = {"node:__internal_head__": 0.001}
+GROWTH_SECONDS = 1800.0  # for an autoscaler to add a node: a cloud may take minutes, and pulls an image then
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,24 @@ class Needs:
 
     def in_tune(self) -> PlacementGroupFactory:
         """What Tune reserves: next to nothing for a trial with several workers, as Ray Train places these."""
+        from ray.tune import PlacementGroupFactory
+
         return PlacementGroupFactory(self.bundles if self.workers == 1 else [ON_HEAD])
 
 
 def needs_by_size(config: StudyConfig, sizes: Sequence[str]) -> dict[str, Needs]:
-    """The resources of trials of each size.
+    """The resources of trials of each size; an autoscaler is asked for nodes that hold one of each.
 
     Raises:
         CotdError: the cluster can never hold a trial of some size; names all such sizes.
     """
-    nodes = ray_nodes()
-    has_gpus = any(node.get("GPU", 0) for node in nodes)
     needs, problems = {}, []
+    default_gpus = 1.0 if has_gpus() else 0.0
     for size in dict.fromkeys(sizes):
         block = config.resources.of(size)
-        default_gpus = (0.25 if block.workers == 1 else 1.0) * has_gpus
         needs[size] = Needs(block.workers, block.cpus, default_gpus if block.gpus is None else block.gpus)
-        problems += shortages(size, needs[size], config, nodes)
+        grow(needs[size].bundles, f"a trial of size '{size}'")
+        problems += shortages(size, needs[size], config, ray_nodes())
     if problems:
         raise CotdError(*problems)
     return needs
@@ -88,9 +94,46 @@ def ray_nodes() -> list[Bundle]:
 def have_room(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
     """Whether nodes that are otherwise empty hold all bundles at once, placed one by one, the largest first."""
     free = [dict(node) for node in nodes]
-    for bundle in sorted(bundles, key=lambda b: (b["GPU"], b["CPU"]), reverse=True):
+    for bundle in sorted(bundles, key=lambda b: (b.get("GPU", 0), b["CPU"]), reverse=True):
         node = next((n for n in free if all(n.get(name, 0) >= amount - 1e-6 for name, amount in bundle.items())), None)
         if node is None:
             return False
         node.update({name: node.get(name, 0) - amount for name, amount in bundle.items()})
     return True
+
+
+def has_gpus() -> bool:
+    """Whether any node has a GPU, or may be added by an autoscaler that has one."""
+    return any(node.get("GPU", 0) for node in ray_nodes()) or growth_limits().get("GPU", 0) > 0
+
+
+def growth_limits() -> Bundle:
+    """The most of each resource that the cluster's autoscaler lets it have; empty without an autoscaler."""
+    from ray._private.state import state  # no public function tells; Ray Data and Train ask this one
+
+    return dict(state.get_max_resources_from_cluster_config() or {})
+
+
+def grow(bundles: Sequence[Bundle], what: str) -> None:
+    """Has an autoscaler, if there is one that can, add nodes until they hold all bundles at once, and waits for them.
+
+    Where nodes are too few, or small, without one, this returns at once; so it does when half an hour has passed.
+
+    Args:
+        what: is to have room, for the message.
+    """
+    limits = growth_limits()
+    asked = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+    total = {name: sum(bundle.get(name, 0) for bundle in asked) for bundle in asked for name in bundle}
+    if have_room(bundles, ray_nodes()) or any(amount > limits.get(name, 0) for name, amount in total.items()):
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    say(f"  waiting for Ray's autoscaler to add nodes with room for {what}, {GROWTH_SECONDS / 60:.0f} min at most")
+    deadline = time.monotonic() + GROWTH_SECONDS
+    request_resources(bundles=asked)
+    try:
+        while not have_room(bundles, ray_nodes()) and time.monotonic() < deadline:
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])  # what then runs there keeps the nodes

@@ -108,6 +108,9 @@ def ray_session(**init: Any) -> Iterator[None]:
         install_terminate_handler()  # Ray's core has put its own in place, which aborts
         quiet_ray_data()
         yield
+    except (KeyboardInterrupt, SystemExit):
+        say("stopping; Ray's processes are ended")  # which takes seconds
+        raise
     finally:
         with ignore_interrupts():
             ray.shutdown()
@@ -197,38 +200,41 @@ def quiet_ray_data() -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def has_gpus() -> bool:
-    """Whether any node has a GPU."""
-    import ray
-
-    return ray.cluster_resources().get("GPU", 0) > 0
-
-
 def require_shared(path: Path) -> None:
     """Refuses a cluster with a node that may run trials and does not see a file of the study.
 
     Raises:
-        CotdError: with the address of each such node.
+        CotdError: with the address of each such node, and of each that does not respond in time.
     """
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-    if len(nodes) < 2:
-        return
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU") and n["NodeID"] != here]
     sees_file = ray.remote(num_cpus=0, max_retries=0)(Path.is_file)
     pending = {}
     for node in nodes:
         placement = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        pending[node["NodeManagerAddress"]] = sees_file.options(scheduling_strategy=placement).remote(path)
+        pending[sees_file.options(scheduling_strategy=placement).remote(path)] = node["NodeManagerAddress"]
+    if not pending:
+        return
+    responses, silent = ray.wait(list(pending), num_returns=len(pending), timeout=SHARED_TIMEOUT)
     blind = []
-    for address, result in pending.items():
+    for response in responses:
         with contextlib.suppress(RayError):  # a node that has left the cluster meanwhile
-            if not ray.get(result, timeout=SHARED_TIMEOUT):
-                blind.append(address)
+            if not ray.get(response):
+                blind.append(pending[response])
+    problems = []
     if blind:
-        raise CotdError(
+        problems.append(
             f"{path} is not seen from {', '.join(sorted(blind))}. Trials run there: set storage to a folder that every node "
             "of the cluster shares."
         )
+    if silent:
+        problems.append(
+            f"nodes of the cluster do not respond: {', '.join(sorted(pending[s] for s in silent))} have not started a worker within "
+            f"{SHARED_TIMEOUT:.0f} s. Remove them from the cluster, or run again when they respond."
+        )
+    if problems:
+        raise CotdError(*problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,10 +18,10 @@ class GangQueue(BasicVariantGenerator):
 
     Args:
         needs: folder of a trial with several workers → its resources.
-        nodes: the resources of each node.
+        nodes: gives the resources of each node that there is now: nodes come and go.
     """
 
-    def __init__(self, needs: Mapping[str, Needs], nodes: Sequence[Bundle], max_concurrent: int | None = None):
+    def __init__(self, needs: Mapping[str, Needs], nodes: Callable[[], Sequence[Bundle]], max_concurrent: int | None = None):
         super().__init__(max_concurrent=max_concurrent or 0)
         self.needs, self.nodes = needs, nodes
         self.waiting: list[Any] = []
@@ -44,7 +44,7 @@ class GangQueue(BasicVariantGenerator):
         needs = self.needs.get(trial.config["folder"])
         if needs is None:  # one worker, which Tune places itself
             return True
-        if not have_room([*chain.from_iterable(self.running.values()), *needs.bundles], self.nodes):
+        if not have_room([*chain.from_iterable(self.running.values()), *needs.bundles], self.nodes()):
             return False
         self.running[trial.trial_id] = needs.bundles
         return True

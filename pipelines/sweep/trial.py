@@ -28,7 +28,7 @@ def run_trial(params: dict[str, Any]) -> None:
         train_or_follow(params)
         return
     trial = Path(params["folder"]).name
-    with hold_lease(params["storage"], trial, params["sweep"], params["stale"].get(trial)) as lease:
+    with hold_lease(params["storage"], trial, params["sweep"], params["stale"]) as lease:
         if lease is not None:
             with contextlib.suppress(LeaseLost):
                 train_or_follow({**params, "lease": lease})
@@ -37,7 +37,7 @@ def run_trial(params: dict[str, Any]) -> None:
 
 
 def train_or_follow(params: dict[str, Any]) -> None:
-    needs = params["workers"].get(params["folder"])
+    needs = params["workers"]
     if needs is None:
         threads = max(1, int(tune.get_context().get_trial_resources().head_cpus))
         train_here({**params, "threads": threads})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import ray
 
 from cotd.errors import CotdError
+from cotd.progress import say
 from cotd.students.base_models import resolve_model
 from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.teachers.requests import Request
@@ -31,8 +33,10 @@ from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines import in_process, ray_data_llm
 from pipelines.annotate.engines.api.batch import batch_engine
 from pipelines.annotate.engines.api.engine import api_engine
+from pipelines.annotate.engines.placement import place_engines
 from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
-from pipelines.cluster.session import has_gpus, ray_session
+from pipelines.cluster.resources import has_gpus
+from pipelines.cluster.session import ray_session
 
 KEPT = "What is done is kept; the same command resumes there."
 
@@ -57,7 +61,7 @@ def start_engine(
     if importlib.util.find_spec("vllm") is None:
         raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
     stack.enter_context(ray_session())
-    return stack.enter_context(teacher_engine(resolve_model(config.model), config.engine, teacher.commit))
+    return stack.enter_context(teacher_engine(resolve_model(teacher.source), teacher.engine, teacher.commit))
 
 
 @contextlib.contextmanager
@@ -78,59 +82,57 @@ def teacher_engine(
     """
     use_gpu = has_gpus()
     backend = config.backend if config.backend != "auto" else "ray_data_llm" if use_gpu else "in_process"
-    require_room(config, use_gpu, backend)
+    if engine_class is not None:
+        backend = "in_process"
+    placement = place_engines(config, backend, use_gpu)
     config = config.model_copy(update={"dtype": engine_dtype(config, use_gpu)})
     arguments = engine_arguments(config, use_gpu) | ({"revision": revision, "tokenizer_revision": revision} if revision else {})
-    engines = []
-    if backend == "in_process" or engine_class is not None:
-        engine_class = engine_class or in_process.InProcessEngine
-        engines = in_process.start_engines(engine_class, model, arguments, config, use_gpu)
-    pipeline_rows = in_process.PIPELINE_BATCHES * config.batch_size if engines else ray_data_llm.PIPELINE_ROWS
+    engines: list[Any] = []
+
+    def start_in_process() -> None:
+        there = place_engines(config, "in_process", use_gpu)
+        engines.extend(in_process.start_engines(engine_class or in_process.InProcessEngine, model, arguments, config, there))
+
+    def asked(rows: list[dict[str, Any]]) -> Iterator[list[Completion]]:
+        """The completions of rows of a pipeline."""
+        n_blocks = math.ceil(len(rows) / config.batch_size)
+        # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
+        blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
+        if engines:
+            results = in_process.run_pipeline(blocks, engines, tasks=min(2 * len(engines), n_blocks))
+        else:
+            results = ray_data_llm.run_pipeline(blocks, model, arguments, config, placement)
+        # Nothing is fetched ahead: completions would be kept only once the next batch's are there.
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            completions = [json.loads(row) for row in batch["completion"].to_pylist()]
+            yield [c for c in completions if in_process.GONE not in c]
+            if gone := [c[in_process.GONE] for c in completions if in_process.GONE in c]:
+                raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
 
     def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
-        for part in batched(requests, pipeline_rows):
-            rows: list[dict[str, Any]] = [
-                {"key": r.key, "prompt": r.prompt, "sampling": json.dumps(r.sampling), "block": i // config.batch_size}
-                for i, r in enumerate(part)
-            ]
-            n_blocks = rows[-1]["block"] + 1
-            # Not from_arrow, which counts rows in tasks that want a CPU each, and waits for ever where engines have them all.
-            blocks = ray.data.from_items(rows, override_num_blocks=n_blocks)
-            if engines:
-                results = in_process.run_pipeline(blocks, engines, tasks=min(2 * len(engines), n_blocks))
-            else:
-                results = ray_data_llm.run_pipeline(blocks, model, arguments, config)
-            try:
-                # Nothing is fetched ahead: completions would be kept only once the next batch's are there.
-                for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                    completions = [json.loads(row) for row in batch["completion"].to_pylist()]
-                    yield [c for c in completions if in_process.GONE not in c]
-                    if gone := [c[in_process.GONE] for c in completions if in_process.GONE in c]:
-                        raise CotdError(f"the teacher's engine {gone[0]}. {KEPT}")
-            except ray.exceptions.RayError as error:
-                raise CotdError(f"the teacher's engine failed: {in_process.reason_of(error)}. {KEPT}") from error
+        if backend == "in_process" and not engines:
+            start_in_process()
+        for part in batched(requests, in_process.pipeline_rows(config) if engines else ray_data_llm.PIPELINE_ROWS):
+            left = {
+                r.key: {"key": r.key, "prompt": json.dumps(r.tokens or r.prompt), "sampling": json.dumps(r.sampling)}
+                for r in part
+            }
+            while left:
+                try:
+                    for completions in asked(list(left.values())):
+                        for completion in completions:
+                            del left[completion["key"]]
+                        yield completions
+                    break
+                except ray.exceptions.RayError as error:
+                    reason = in_process.reason_of(error)
+                    if engines:
+                        raise CotdError(f"the teacher's engine failed: {reason}. {KEPT}") from error
+                    say(f"  the engine failed ({reason}); the row that it fails at is looked for among {len(left):,} rows")
+                    start_in_process()
 
     try:
         yield complete
     finally:
         for engine in engines:
             ray.kill(engine)
-
-
-def require_room(config: EngineConfig, use_gpu: bool, backend: str) -> None:
-    """Raises a CotdError if Ray's nodes cannot hold all engines at once: Ray would wait for that without end or word."""
-    from pipelines.cluster.resources import have_room, ray_nodes  # which imports Ray Tune: seconds
-
-    if config.engine_kwargs.get("distributed_executor_backend") == "ray":
-        return  # an engine may be on several nodes
-    cpus = config.tensor_parallel if backend == "ray_data_llm" else 1
-    bundle: dict[str, float] = {"CPU": cpus, "GPU": config.tensor_parallel if use_gpu else 0}
-    nodes = ray_nodes()
-    room = next(n for n in range(config.replicas, -1, -1) if have_room([bundle] * n, nodes))
-    if room < config.replicas:
-        gpus = f"{config.tensor_parallel} GPUs and " if use_gpu else ""
-        parts = f"{gpus}{cpus} CPUs each (teacher.engine.tensor_parallel), on one node, "
-        raise CotdError(
-            f"teacher.engine.replicas asks for {config.replicas} engines of {parts}and Ray has room for {room}. Ask for less, or "
-            "join a larger cluster (RAY_ADDRESS)."
-        )

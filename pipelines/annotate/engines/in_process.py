@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import threading
 import time
 import warnings
@@ -14,30 +14,38 @@ import ray
 from cotd.errors import CotdError
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
-from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters
+from pipelines.annotate.engines.placement import Placement
+from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters, vllm_prompt
 
-# Batches a pipeline of the in-process engines, which outlive it. The driver holds so many prompts at once.
-PIPELINE_BATCHES = 32
+# Batches that a pipeline has for each of the in-process engines, which outlive it, and rows that it has at most, unless that would
+# be fewer than LEAST_BATCHES for each: the driver holds so many prompts at once.
+PIPELINE_BATCHES, PIPELINE_ROWS, LEAST_BATCHES = 32, 100_000, 4
 # Of an engine, in a run. Finding the row in a batch of 256 that an engine dies of takes ten; what is broken itself must end.
 RESTARTS = 32
+START_SECONDS = 3600.0  # of an engine: a model of a hundred gigabytes may come over a network, and others may have the GPUs
+FAILED_STARTS = 5  # of an engine that is dead, before it counts as gone for good
+RESPONSE_SECONDS = 60.0  # of an engine that lives
 GONE = "gone"  # in place of completions: why there is no engine any more. Ray Data keeps nothing of an error but its trace.
 
-Rows = dict[str, list[Any]]  # columns `key`, `prompt` and `sampling`, which is JSON
+Rows = dict[str, list[Any]]  # columns `key`, `prompt` (text or token ids) and `sampling`; the last two are JSON
 
 
-def start_engines(engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, use_gpu: bool) -> list[Any]:
+def start_engines(
+    engine_class: type, model: str, arguments: dict[str, Any], config: EngineConfig, placement: Placement
+) -> list[Any]:
     """Actors with an engine each. They start in the background; the first request waits for them."""
-    # They are spread over the nodes, and share the CPUs of one.
-    needed = "GPU" if use_gpu else "CPU"
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["Resources"].get(needed)]
-    engines_a_node = math.ceil(config.replicas / max(1, len(nodes)))
-    threads = max(1, int(max((n.get("CPU", 1) for n in nodes), default=1) // engines_a_node))
-    variables = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    variables = {**environment(config, placement.threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     actor = ray.remote(engine_class).options(
-        num_cpus=1, num_gpus=config.tensor_parallel if use_gpu else 0, runtime_env={"env_vars": variables},
-        scheduling_strategy="SPREAD", max_restarts=RESTARTS,
+        num_cpus=placement.cpus, num_gpus=placement.gpus, runtime_env={"env_vars": variables}, scheduling_strategy="SPREAD",
+        max_restarts=RESTARTS,
     )  # fmt: skip
     return [actor.remote({"model": model, **arguments}) for _ in range(config.replicas)]
+
+
+def pipeline_rows(config: EngineConfig) -> int:
+    """Rows a pipeline: enough that all engines have work, and that little of their time is between pipelines."""
+    a_batch = config.replicas * config.batch_size
+    return max(LEAST_BATCHES * a_batch, min(PIPELINE_BATCHES * a_batch, PIPELINE_ROWS))
 
 
 def run_pipeline(blocks: Any, engines: list[Any], tasks: int) -> Any:
@@ -56,38 +64,68 @@ def run_pipeline(blocks: Any, engines: list[Any], tasks: int) -> Any:
 
 
 class AskEngines:
-    """Hands batches to engines, and waits.
+    """Hands batches to engines, and waits: each to the one that has the fewest.
 
     Of a batch that an engine dies of, or fails at in a way that leaves it in no known state, halves are asked, each of a
-    new engine, until the row is found; it is quarantined for good, as the next run's engine would die of it too.
+    new engine, until the row is found; it is quarantined for good, as the next run's engine would die of it too. What an engine
+    leaves that does not start, or not again, others are asked.
     """
 
     def __init__(self, engines: list[Any]):
         self.engines = engines
+        self.choosing = threading.Lock()
+        self.batches = [0] * len(engines)  # that an engine has
+        self.started: set[int] = set()
+        self.gone: dict[int, str] = {}  # engine → why there is none any more
         # While a row is searched for nobody else asks that engine, or would be taken for the culprit.
         self.searching = [threading.Lock() for _ in engines]
         self.searches = [0] * len(engines)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        number = int(batch["block"][0]) % len(self.engines)
-        engine = self.engines[number]
         rows = {column: list(batch[column]) for column in ("key", "prompt", "sampling")}
+        while (number := self._choose()) is not None:
+            try:
+                return {"completion": self._ask(number, rows)}
+            except CotdError as gone:
+                self.gone[number] = str(gone)
+            finally:
+                with self.choosing:
+                    self.batches[number] -= 1
+        return {"completion": [json.dumps({GONE: next(iter(self.gone.values()))})]}
+
+    def _choose(self) -> int | None:
+        """An engine that has no more batches than others, which then has one more; None if there is none any more."""
+        with self.choosing:
+            left = [number for number in range(len(self.engines)) if number not in self.gone]
+            number = min(left, key=self.batches.__getitem__, default=None)
+            if number is not None:
+                self.batches[number] += 1
+            return number
+
+    def _ask(self, number: int, rows: Rows) -> list[str]:
+        """The completions of rows.
+
+        Raises:
+            CotdError: there is no such engine any more.
+        """
+        engine = self.engines[number]
+        if number not in self.started:
+            with contextlib.suppress(ray.exceptions.RayActorError):  # asked for completions it says so again
+                require_start(engine)
+            self.started.add(number)
         with self.searching[number]:
             searches = self.searches[number]
             completions = engine.complete.remote(rows)
         try:
-            return ray.get(completions)
+            return ray.get(completions)["completion"]
         except ray.exceptions.RayError as error:
             with self.searching[number]:
                 others = searches < self.searches[number]  # it may have failed with another batch's row
                 self.searches[number] += 1
-                try:
-                    revive(engine, error)
-                    if others or may_be_innocent(error, rows):
-                        return {"completion": self._completions(engine, rows, again=not others)}
-                    return {"completion": self._halves(engine, rows, error)}
-                except CotdError as gone:
-                    return {"completion": [json.dumps({GONE: str(gone)})]}
+                revive(engine, error)
+                if others or may_be_innocent(error, rows):
+                    return self._completions(engine, rows, again=not others)
+                return self._halves(engine, rows, error)
 
     def _completions(self, engine: Any, rows: Rows, again: bool = False) -> list[str]:
         try:
@@ -116,11 +154,26 @@ def may_be_innocent(error: Exception, rows: Rows) -> bool:
     return len(rows["key"]) == 1 and isinstance(error, ray.exceptions.RayActorError)
 
 
+def require_start(engine: Any) -> None:
+    """Waits until an engine has started.
+
+    Raises:
+        CotdError: it has not in time. RayActorError: it cannot.
+    """
+    try:
+        ray.get(engine.__ray_ready__.remote(), timeout=START_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise CotdError(
+            f"has not started within {START_SECONDS / 60:.0f} minutes: what it takes of Ray's nodes is taken, or its node is gone"
+        ) from error
+
+
 def process_of(engine: Any) -> str | None:
     """Which process an engine is in, while that lives; None where it does not respond."""
     try:
-        return ray.get(engine.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id()))
-    except ray.exceptions.RayActorError:
+        call = engine.__ray_call__.remote(lambda self: ray.get_runtime_context().get_worker_id())
+        return ray.get(call, timeout=RESPONSE_SECONDS)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         return None
 
 
@@ -135,15 +188,18 @@ def revive(engine: Any, error: Exception) -> None:
         ray.kill(engine, no_restart=False)
         while gone and process_of(engine) == gone:  # a kill takes a moment, in which it would still take requests
             time.sleep(0.05)
-    for wait in (0.2, 1, 2, 4, 0):  # at first it may not be known yet that it is gone
+    deadline, tries = time.monotonic() + START_SECONDS, 0
+    while True:
         try:
-            ray.get(engine.__ray_ready__.remote())
+            require_start(engine)
             return
         except ray.exceptions.RayActorError as problem:
             last = problem
-            if problem.actor_init_failed:
+            # While it restarts, which takes a busy machine long, it is unavailable. At first it may not be known yet that it is gone.
+            tries += not isinstance(problem, ray.exceptions.ActorUnavailableError)
+            if problem.actor_init_failed or tries > FAILED_STARTS or time.monotonic() > deadline:
                 break
-            time.sleep(wait)
+            time.sleep(min(0.2 * 2**tries, 4))
     again = "" if last is error or reason_of(last) == reason_of(error) else f" again, after {reason_of(error)}"
     raise CotdError(f"does not start{again}: {reason_of(last)}")
 
@@ -177,7 +233,7 @@ class InProcessEngine:
         if self._left_off():
             raise RuntimeError("the engine failed at another batch")
         columns = zip(batch["key"], batch["prompt"], batch["sampling"], strict=True)
-        rows = [(str(key), str(prompt), json.loads(sampling)) for key, prompt, sampling in columns]
+        rows = [(str(key), vllm_prompt(prompt), json.loads(sampling)) for key, prompt, sampling in columns]
         try:
             completions = self._generate(rows)
         except (ValueError, VLLMClientError):
@@ -186,11 +242,11 @@ class InProcessEngine:
             completions = [self._generate_one(row) for row in rows]  # refused for one bad request: the others are completed
         return {"completion": [json.dumps(c) for c in completions]}
 
-    def _generate(self, rows: list[tuple[str, str, dict[str, Any]]]) -> list[Completion]:
+    def _generate(self, rows: list[tuple[str, Any, dict[str, Any]]]) -> list[Completion]:
         outputs = self.llm.generate([p for _, p, _ in rows], [sampling_parameters(s) for _, _, s in rows], use_tqdm=False)
-        return [completion_of(key, o, s.get("allowed_token_ids")) for (key, _, s), o in zip(rows, outputs, strict=True)]
+        return [completion_of(key, output, sampling) for (key, _, sampling), output in zip(rows, outputs, strict=True)]
 
-    def _generate_one(self, row: tuple[str, str, dict[str, Any]]) -> Completion:
+    def _generate_one(self, row: tuple[str, Any, dict[str, Any]]) -> Completion:
         from vllm.exceptions import VLLMClientError
 
         try:

@@ -9,33 +9,39 @@ import ray
 
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, new_completion
-from pipelines.annotate.engines.vllm import completion_from_tokens, environment
-from pipelines.cluster.session import has_gpus
+from pipelines.annotate.engines.in_process import START_SECONDS
+from pipelines.annotate.engines.placement import Placement
+from pipelines.annotate.engines.vllm import (
+    completion_from_tokens,
+    completion_of_prompt,
+    environment,
+    vllm_prompt,
+    vllm_sampling,
+)
 
 # Rows a pipeline of ray.data.llm, which starts its engine, in a minute or two, for each: some 400 MB on the driver.
 PIPELINE_ROWS = 100_000
-# Of an engine, a minute or two each. A row that an engine dies of is not searched for, as `in_process` does.
-RESTARTS = 3
+# Of an engine, a minute or two each, before its rows are asked `in_process`, which finds the one that engines die of.
+RESTARTS = 1
 
 
-def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig) -> Any:
+def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: EngineConfig, placement: Placement) -> Any:
     """A dataset with the column `completion`, each row a completion as JSON."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    use_gpu = has_gpus()
-    threads = max(1, int(ray.cluster_resources().get("CPU", 1) // config.replicas))
-    if not use_gpu or config.tensor_parallel > 1:
-        # Left alone, an engine of several GPUs is spread by Ray over a placement group that nothing removes: the next
-        # pipeline's engine would wait for those GPUs for ever.
+    if not placement.gpus:
         arguments = {"distributed_executor_backend": "mp", **arguments}
+    ray.data.DataContext.get_current().wait_for_min_actors_s = int(START_SECONDS)  # else for ever, where GPUs are taken
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=model,
             engine_kwargs=arguments,
-            runtime_env={"env_vars": environment(config, threads)},
+            runtime_env={"env_vars": environment(config, placement.threads)},
             batch_size=config.batch_size,
             concurrency=(config.replicas, config.replicas),  # a number alone is the maximum, and begins with one
-            placement_group_config={"bundles": [{"GPU": 1, "CPU": 1} if use_gpu else {"CPU": 1}] * config.tensor_parallel},
+            placement_group_config={
+                "bundles": placement.bundles, "strategy": "PACK" if placement.spread else "STRICT_PACK",
+            },
             should_continue_on_error=True,
             log_engine_metrics=False,
             # Each of these stages is an actor that holds a CPU; with two CPUs the pipeline would wait for ever.
@@ -44,7 +50,8 @@ def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: Eng
             detokenize_stage=False,
         ),
         preprocess=lambda row: {
-            "prompt": row["prompt"], "sampling_params": json.loads(row["sampling"]), "key": row["key"], "sampling": row["sampling"]
+            **prompt_columns(row["prompt"]), "sampling_params": vllm_sampling(json.loads(row["sampling"])),
+            "key": row["key"], "sampling": row["sampling"],
         },
         postprocess=lambda row: {"completion": json.dumps(completion_of_row(row)), "key": row["key"]},
     )  # fmt: skip
@@ -61,12 +68,25 @@ def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: Eng
     return processor(blocks).map(fill_errors)
 
 
+def prompt_columns(prompt: str) -> dict[str, Any]:
+    """The columns that hold a prompt, text or token ids. Args: prompt: as JSON."""
+    read = vllm_prompt(prompt)
+    return {"prompt": read} if isinstance(read, str) else {"prompt": "", "tokenized_prompt": read["prompt_token_ids"]}
+
+
 def completion_of_row(row: dict[str, Any]) -> Completion:
     """A completion from a row of the processor's output, which has no finish reason of its own."""
     sampling = json.loads(row["sampling"])
-    steps = [{int(t): a["logprob"] for t, a in step.items() if a} for step in (row["logprobs"] or [])]
+    if scored := sampling.get("scored_tokens"):
+        return completion_of_prompt(row["key"], list(row["prompt_token_ids"]), plain_steps(row["prompt_logprobs"][-scored:]))
+    steps = plain_steps(row["logprobs"] or [])
     finish_reason = "length" if row["num_generated_tokens"] >= sampling["max_tokens"] else "stop"
     tokens = [int(t) for t in row["generated_tokens"]]
     label_tokens = sampling.get("allowed_token_ids")
     prompt_tokens = row["num_input_tokens"]
     return completion_from_tokens(row["key"], row["generated_text"], tokens, steps, prompt_tokens, finish_reason, label_tokens)
+
+
+def plain_steps(steps: Any) -> list[dict[int, float]]:
+    """Of each step, token id → log-probability, from a row's columns."""
+    return [{int(t): a["logprob"] for t, a in step.items() if a} for step in steps]

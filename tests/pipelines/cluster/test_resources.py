@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -17,12 +18,19 @@ SIZES = "sizes={tiny: a, base: b, large: c}"
 GRID = "grid.size=[tiny, base, large]"
 
 
+class Limits:
+    """What the cluster's autoscaler lets it have; nothing where there is none."""
+
+    now: ClassVar[Bundle] = {}
+
+
 @pytest.fixture
 def needs(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Needs]]:
     """What the trials of each size ask for, on a cluster of these nodes."""
 
     def ask(nodes: Sequence[Bundle], *overrides: str) -> dict[str, Needs]:
         monkeypatch.setattr("pipelines.cluster.resources.ray_nodes", lambda: nodes)
+        monkeypatch.setattr("pipelines.cluster.resources.growth_limits", lambda: Limits.now)
         config = load_config(write_study(), [SIZES, GRID, *overrides])
         return needs_by_size(config, config.grid.size)
 
@@ -31,7 +39,7 @@ def needs(write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_each_size_has_its_own_resources(needs: Callable[..., dict[str, Needs]]) -> None:
     own = "resources={cpus: 2, sizes: {tiny: {gpus: 0}, large: {workers: 4, cpus: 8}}}"
-    assert needs(MIXED, own) == {"tiny": Needs(1, 2, 0), "base": Needs(1, 2, 0.25), "large": Needs(4, 8, 1)}
+    assert needs(MIXED, own) == {"tiny": Needs(1, 2, 0), "base": Needs(1, 2, 1), "large": Needs(4, 8, 1)}
     assert needs([CPU_NODE] * 4, own) == {"tiny": Needs(1, 2, 0), "base": Needs(1, 2, 0), "large": Needs(4, 8, 0)}
 
 
@@ -66,3 +74,25 @@ def test_room_is_that_of_single_nodes() -> None:
     assert have_room(four, [CPU_NODE] * 2)
     assert not have_room(four, [{"CPU": 6.0}] * 3)
     assert have_room([{"CPU": 0.1, "GPU": 0.25}] * 4, [{"CPU": 1.0, "GPU": 1.0}])
+
+
+def test_an_autoscaler_that_can_add_nodes_is_asked_and_waited_for(
+    needs: Callable[..., dict[str, Needs]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes: list[Bundle] = [HEAD]
+    asked: list[list[Bundle]] = []
+
+    def request(bundles: list[Bundle]) -> None:
+        asked.append(bundles)
+        nodes.extend([GPU_NODE] * len(bundles))
+
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", request)
+    with pytest.raises(CotdError, match="no node of Ray has over 0"):
+        needs(nodes)
+    limits = {"CPU": 32, "GPU": 4}
+    monkeypatch.setattr(Limits, "now", limits)
+    assert needs(nodes, "resources={cpus: 2, sizes: {large: {workers: 2}}}")["large"] == Needs(2, 2, 1)
+    assert asked == [[{"CPU": 2, "GPU": 1}], []], "one of each size fits the node that was added; then it is let go"
+    with pytest.raises(CotdError, match="asks for 5 workers"):
+        needs(nodes, "resources={cpus: 2, sizes: {large: {workers: 5}}}")
+    assert len(asked) == 2, "what it can never hold is not waited for"

@@ -11,7 +11,7 @@ GPU_NODE, CPU_NODE, HEAD = {"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}, {"CPU": 0.0}
 
 
 def gang_queue(folders: dict[str, Needs], nodes: list[Bundle], limit: int | None = None) -> GangQueue:
-    queue = GangQueue({f: n for f, n in folders.items() if n.workers > 1}, nodes, limit)
+    queue = GangQueue({f: n for f, n in folders.items() if n.workers > 1}, lambda: nodes, limit)
     queue._trial_generator = iter([SimpleNamespace(trial_id=f, config={"folder": f}) for f in folders])
     return queue
 
