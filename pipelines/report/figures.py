@@ -28,7 +28,8 @@ STROKES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 MARKERS = "osD^v"
 CONFUSION_FILE = "confusion.png"
 CURVES_FILE = "learning_curves.png"
-FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png", CURVES_FILE, CONFUSION_FILE)
+CASCADE_FILE = "risk_coverage.png"
+FILES = ("accuracy.png", "accuracy_by_size.png", "differences.png", CURVES_FILE, CASCADE_FILE, CONFUSION_FILE)
 MOST_LABELS = 60  # of a confusion matrix; more cannot be read
 LABELS = {"gold": "trained on gold labels", "teacher": "trained on the teacher's labels"}
 ACCURACY_AXIS = "test accuracy, % (95 % interval)"
@@ -61,6 +62,8 @@ def figures_of(content: Content) -> list[Figure]:
         figures.append(Figure(FILES[2], "The papers' claims: differences in accuracy, with 95 % intervals", draw_claims))
     if any(len(t["curve"]) > 1 for t in content["trials"]):
         figures.append(Figure(CURVES_FILE, "Validation accuracy while training, the mean over seeds", draw_curves))
+    if content["cascade"]:
+        figures.append(Figure(CASCADE_FILE, "The champion's surest answers on validation", draw_risk_coverage))
     if content["by_label"] and len(content["by_label"]["labels"]) <= MOST_LABELS:
         figures.append(
             Figure(CONFUSION_FILE, "What the best student takes each label for, in % of its examples", draw_confusion)
@@ -134,6 +137,22 @@ def draw_sizes(content: Content) -> Any:
         panel.set_title(f"{LABELS[source]}, {at}", fontsize="medium")
         panel.set_xlabel("parameters")
     return finish(figure, panels)
+
+
+def draw_risk_coverage(content: Content) -> Any:
+    """The accuracy of the champion's surest answers against their share, and where the larger student takes over."""
+    cascade = content["cascade"]
+    shares, accuracies = ([point[i] * 100 for point in cascade["curve"]] for i in (1, 2))
+    figure, panels = panel_grid(1, 1)
+    panel = panels[0][0]
+    panel.plot(shares, accuracies, color=INK, label=cascade["student"])
+    if larger := cascade["larger"]:
+        answered = max((point[1] for point in cascade["curve"] if point[0] >= cascade["threshold"]), default=0.0)
+        panel.axhline(cascade["target"] * 100, color=TEACHER_COLOUR, linestyle="--", label=f"{larger}: all its answers")
+        panel.axvline(answered * 100, color=BASELINE_COLOUR, linestyle=":", label=f"handed on below {cascade['threshold']:.3f}")
+    panel.set_xlabel("share of the examples, the surest first, %")
+    panel.grid(alpha=0.3)
+    return finish(figure, panels, "validation accuracy, %")
 
 
 def draw_methods(content: Content) -> Any:

@@ -24,7 +24,7 @@ from pipelines.report.claims import compare_methods, compare_sizes, compare_with
 from pipelines.report.examples import Witness, examples_page, students, teacher
 from pipelines.report.figures import FILES, figures_of, rendered
 from pipelines.report.labels import label_scores
-from pipelines.report.ladder import ladder_of
+from pipelines.report.ladder import cascade_of, ladder_of
 from pipelines.report.page import report_page
 from pipelines.report.rescoring import OtherSource, base_scores, transfer_folder, transfer_results, unseen_examples
 from pipelines.report.results import Content, Results, baselines, group_trials, labelled_test, plan_so_far, read_results
@@ -132,6 +132,7 @@ def study_content(plan: Plan, results: Results) -> Content:
         "bases": base_scores(plan, results, test, plan.cache),
         **{path.stem: read_json(path) if path.is_file() else None for path in later},
     }
+    content["cascade"] = cascade_of(plan, content)
     return content | {"ladder": ladder_of(plan, content, results, summary)}
 
 
@@ -149,7 +150,7 @@ def transfer_content(plan: Plan, results: Results, other: OtherSource, folder: P
         "left_out": len(other.examples) - len(examples),
         **baselines(plan, fractions_of(results), examples),
         "bases": base_scores(plan, rescored, examples, folder / "predictions"),
-        **dict.fromkeys(("teacher", "annotation", "champion", "serving")),
+        **dict.fromkeys(("teacher", "annotation", "champion", "serving", "cascade")),
         "ladder": [],
     }
 

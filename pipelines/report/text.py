@@ -9,7 +9,7 @@ from cotd.evaluation.statistics import FEW_GROUPS
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
 from pipelines.report import published
-from pipelines.report.figures import CONFUSION_FILE, FILES
+from pipelines.report.figures import CASCADE_FILE, CONFUSION_FILE, FILES
 from pipelines.report.findings import findings, in_short
 from pipelines.report.formatting import (
     accuracy,
@@ -82,6 +82,7 @@ def markdown(content: Content) -> str:
     confusion = figures.pop(CONFUSION_FILE, [])
     first = figures.pop(FILES[0], [])
     lines += ladder_section(content)
+    lines += cascade_section(content, figures.pop(CASCADE_FILE, []))
     lines += ["## Accuracy", "", *first, *accuracy_tables(content)]
     lines += [line for figure in figures.values() for line in figure]
     lines += ["## Findings", "", *(f"- {sentence}" for sentence in findings(content)), ""]
@@ -114,6 +115,20 @@ def ladder_section(content: Content) -> list[str]:
         *table(header, rows, 2 if "taught by" in header else 1),
         *(n for note in notes for n in (note, "")),
     ]
+
+
+def cascade_section(content: Content, curve: list[str]) -> list[str]:
+    """What the champion and a larger student answer together. Args: curve: the lines of its figure."""
+    if (cascade := content["cascade"]) is None or not cascade["larger"]:
+        return curve
+    sure = f"at least {cascade['threshold']:.1%} sure of" if cascade["threshold"] <= 1 else "sure of"
+    return [
+        "## The cascade", "",
+        f"The champion, `{cascade['student']}`, answers what it is {sure}, and hands the other {cascade['escalated']:.1%} of the test "
+        f"examples on to `{cascade['larger']}`. Together they answer {accuracy(cascade)} right. The threshold is the least confidence "
+        f"from which the champion is as accurate on validation as the larger student, {percentage(cascade['target'])}: "
+        "`cotd serve --escalate LARGER --below auto`.", "", *curve,
+    ]  # fmt: skip
 
 
 def terminal(content: Content) -> str:

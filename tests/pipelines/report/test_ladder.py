@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pytest
+
 from pipelines.annotate.files import AnnotationFiles
-from pipelines.report.ladder import GOLD, KEYS, add_rungs, ladder_of, ladder_rows
+from pipelines.report.figures import figures_of
+from pipelines.report.ladder import GOLD, KEYS, add_rungs, cascade_of, ladder_of, ladder_rows
+from pipelines.report.text import markdown
 from tests.pipelines.report.studies import Make, content
 
 FIRST = {"model": "embedded:llm", "accuracy": 0.6, "ci_low": 0.5, "ci_high": 0.7, "n": 50, "parameters": 7_000_000_000}
@@ -13,7 +19,7 @@ FIRST = {"model": "embedded:llm", "accuracy": 0.6, "ci_low": 0.5, "ci_high": 0.7
 
 def test_teachers_of_teachers_come_first_and_the_best_student_of_each_size_last(study: Make) -> None:
     made = study(method=["finetune", "distill"], size=["tiny", "small"])
-    made.accuracy = lambda method, fraction, size: 0.75 if (method, size) == ("finetune", "tiny") else 0.7 + fraction / 20
+    made.accuracy = lambda method, fraction, size: 0.8 if (method, size) == ("finetune", "tiny") else 0.7 + fraction / 20
     made.finish_all()
     taught = {"study": "small-adapted", "method": "cot_after", "size": "smol", "teacher": FIRST}
     summary = {"teacher": {"model": "stage:adapted", "n": 200, "parameters": 135_000_000, "student": taught}}
@@ -43,3 +49,32 @@ def test_teachers_of_teachers_come_first_and_the_best_student_of_each_size_last(
     assert header[:4] == ["rung", "taught by", "parameters", "accuracy"]
     assert "a million texts" not in header, "nobody knows what one costs"
     assert rows[1][:3] == ["smol, cot_after", "embedded:llm", "135 M"]
+
+
+def test_a_champion_with_a_larger_student_behind_it_is_a_rung(study: Make) -> None:
+    made = study(method=["distill"], size=["tiny", "small"])
+    made.accuracy = lambda method, fraction, size: 0.9 if size == "small" else 0.7
+    made.finish_all()
+    whole = content(made)
+    assert whole["cascade"] is None, "there is no champion yet"
+    small = next(t for t in made.trials if t.size == "small" and t.fraction == 1.0)
+    tiny = next(t for t in made.trials if t.size == "tiny" and t.fraction == 1.0)
+    for trial in (tiny, small):
+        folder = made.plan().folder(trial)
+        table = pd.read_parquet(folder.predictions)
+        sure = np.where(table["gold"] == table["predicted"], 0.9, 0.6)  # it is unsure of what it has wrong
+        table.assign(score=sure, probability_negative=0.5, probability_positive=0.5).to_parquet(folder.predictions)
+        folder.write_result(folder.result() | {"risk_coverage": [[0.9, 0.7, 1.0], [0.6, 1.0, 0.7]]})
+    for entry in whole["trials"]:
+        entry["mlflow_run_id"] = entry["trial_id"]
+    whole["champion"] = {"mlflow_run_id": tiny.id}
+    cascade = whole["cascade"] = cascade_of(made.plan(), whole)
+    assert cascade is not None
+    assert (cascade["student"], cascade["larger"]) == ("tiny, distill", "small, distill")
+    assert (cascade["threshold"], cascade["target"]) == (0.9, 0.9)
+    assert cascade["escalated"] == pytest.approx(0.3)
+    assert 0.9 <= cascade["accuracy"] <= 1.0
+    rung = next(r for r in ladder_of(made.plan(), whole, made.results(), None) if r["name"] == "cascade")
+    assert (rung["accuracy"], rung["parameters"]) == (cascade["accuracy"], 68_000_000)
+    assert "hands the other 30.0% of the test examples on to `small, distill`" in markdown(whole)
+    assert any(figure.file == "risk_coverage.png" and figure.draw(whole) for figure in figures_of(whole))
