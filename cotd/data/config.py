@@ -16,7 +16,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 SPLITS = ("train", "validation", "test")
 # How data sets call their splits, in a column, as a file's name or on the hub; others on the hub (IMDb's `unsupervised`) are
 # left out.
-SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SPLIT_NAMES = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("test", "testing"), "test")
+    | dict.fromkeys(("validation", "valid", "val", "dev", "development", "eval", "evaluation"), "validation")
+)
 
 
 class Hub(ConfigModel):
@@ -68,6 +72,8 @@ class DataConfig(ConfigModel):
     def canonical_splits(cls, source: Any) -> Any:
         if not isinstance(source, dict):
             return source
+        if not source:
+            raise ValueError("names no file. Write a file a split, as in {train: a.csv, test: b.csv}")
         named = [SPLIT_NAMES.get(str(split).lower(), split) for split in source]
         if len(set(named)) < len(named):
             raise ValueError(f"two of {', '.join(map(str, source))} are names of one split")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ from cotd.progress import say
 DELIMITERS = (",", ";", "\t", "|")
 SAMPLE_LINES = 200  # by which the delimiter is found
 MAX_ROW_LINES = 10_000  # a quoted cell over more lines is one whose quote nothing closes
+
+DECLARED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # how spreadsheets write the delimiter, in a line before the header
 
 Row = tuple[list[str | None], str | None, str | None]
 
@@ -64,14 +67,18 @@ class Delimited:
         csv.field_size_limit(sys.maxsize)  # characters of a cell; else 131,072
         self._lines, self._name, self._warn = Lines(lines), name, warn
         sample = list(itertools.islice(self._lines, SAMPLE_LINES))
+        declared = DECLARED.fullmatch(sample[0]) if sample else None
+        sample = sample[1:] if declared else sample
         self._lines.give_back(sample)
-        self.delimiter = find_delimiter(sample, preferred)
+        self.delimiter = declared[1] if declared else find_delimiter(sample, preferred)
         if self.delimiter != preferred:
             warn(f"  {name}: cells are separated by {self.delimiter!r}")
         header = next((row for row, _ in self._parsed(None) if row), None)
         if header is None:
             raise ValueError("it is empty.")
         self.header = header
+        if repeated := [column for column, count in Counter(header).items() if count > 1 and column]:
+            warn(f"  warning: {name} has several columns '{repeated[0]}', of which the first is read")
         literal = [row for line in sample if len(row := self._literal(line)) == len(header)]
         # By column: what several rows have, such as labels. Lines that have it are rows, whatever quotes say.
         self._usual = [
@@ -81,6 +88,8 @@ class Delimited:
     def __iter__(self) -> Iterator[Row]:
         width, stray, first = len(self.header), 0, 0
         for row, line in self._parsed(width):
+            if not any(row[width:]):  # delimiters at the end of the line
+                del row[width:]
             if line is not None and row and len(row) == width:
                 stray, first = stray + 1, first or self._lines.number
             if len(row) == width:

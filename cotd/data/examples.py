@@ -35,6 +35,7 @@ TRAIN, VALIDATION, TEST = (SPLITS.index(name) for name in ("train", "validation"
 CONTRADICTORY = "repeated with different labels"
 DIVIDED_GROUP = "its group is also in a split that the test protects"
 BAD_CHOICES = "its options are not a list of at least two different ones"
+MISSING_WORDS = {"nan", "none", "null", "n/a", "<na>", "nat"}  # what programs write for a cell that is missing
 NO_LABEL = "-1"  # how hub data sets write that a row of the test has no label
 # More labels than this fraction that are not the task's mean a wrong mapping; fewer are bad rows.
 MAX_WRONG = 0.05
@@ -203,7 +204,7 @@ class RowReader:
         self.groups = TextFile(spill_dir)
         self.shares = test_share, validation_share
         self.reasons: dict[str, int] = {}
-        self.labelled = self.wrong = self.minus_one = 0
+        self.labelled = self.wrong = self.minus_one = self.missing_words = 0
         self.unknown_labels: Counter[str] = Counter()
         self._codes: dict[str | None, int] = {None: NONE} | {label: code for code, label in enumerate(task.labels)}
         self._blocks: list[tuple[np.ndarray, ...]] = []
@@ -228,6 +229,7 @@ class RowReader:
         labels = [self.task.parse(v, c) for v, c in zip(raw_labels, choices, strict=True)]
         reasons = np.full(len(texts), NONE, dtype=np.int32)
         for i, (text, raw, label) in enumerate(zip(texts, raw_labels, labels, strict=True)):
+            self.missing_words += text.casefold() in MISSING_WORDS
             if not text:
                 reasons[i] = self.reason(problems[i] or text_problem(raw_texts[i]) or "empty text")
             elif self.task.needs_choices and choices[i] is None:
@@ -272,8 +274,17 @@ class RowReader:
         )
 
     def notes(self) -> list[str]:
-        """What was decided about labels."""
-        return [f"{self.minus_one:,} rows have the label -1, which is read as no label"] if self.minus_one else []
+        """What was decided, and what is odd, about labels and texts."""
+        notes = []
+        if self.minus_one:
+            notes.append(
+                f"warning: {self.minus_one:,} rows have the label -1, which is read as no label. If it is one, name it in task.labels"
+            )
+        if self.missing_words:
+            notes.append(
+                f"warning: {self.missing_words:,} rows have 'nan', 'None' or the like for a text, as if it were missing"
+            )
+        return notes
 
     def names(self) -> tuple[str, ...]:
         """Every answer, by its code."""

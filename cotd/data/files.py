@@ -13,6 +13,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +38,15 @@ BUFFER = 2**20  # bytes of a Parquet column read at once
 NOT_AN_OBJECT = "the line is not a JSON object"
 # From this fraction of the lines on, bytes that are not UTF-8 mean another encoding.
 MAX_INVALID = 0.05
-UTF_16_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # as bytes that are not UTF-8 are decoded
+# What a file begins with that is not the text that its name says → what it is. Bytes that are not UTF-8 are as they are decoded.
+NOT_TEXT = {
+    ("\udcff\udcfe", "\udcfe\udcff"): "in UTF-16. Save it as UTF-8",
+    ("\x1f\udc8b",): "compressed by gzip: its name must end in .gz",
+    ("BZh",): "compressed by bzip2: its name must end in .bz2",
+    ("(\udcb5/\udcfd",): "compressed by zstd: its name must end in .zst",
+    ("PAR1",): "a Parquet file: its name must end in .parquet",
+    ("PK\x03\x04",): "a zip archive or a spreadsheet. Unpack it, or save it as CSV",
+}
 
 
 def file_type(path: str) -> str | None:
@@ -158,7 +167,7 @@ def read_parquet(source: IO[bytes]) -> Iterator[pd.DataFrame]:
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """A table whose integers stay integers, also in a block where some are missing."""
-    return table.to_pandas(integer_object_nulls=True)
+    return table.to_pandas(integer_object_nulls=True, ignore_metadata=True)  # what pandas wrote as its index is a column, too
 
 
 def text_lines(file: IO[bytes], name: str, newline: str, warn: Callable[[str], None] = say) -> Iterator[str]:
@@ -173,8 +182,8 @@ def text_lines(file: IO[bytes], name: str, newline: str, warn: Callable[[str], N
     number = 0
     bad: list[int] = []
     for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline), 1):
-        if number == 1 and line.startswith(UTF_16_MARKS):
-            raise ValueError("it is in UTF-16. Save it as UTF-8.")
+        if number == 1 and (problem := not_text(line)):
+            raise ValueError(f"it is {problem}.")
         try:
             line.encode()
             yield line
@@ -187,27 +196,56 @@ def text_lines(file: IO[bytes], name: str, newline: str, warn: Callable[[str], N
         warn(f"  warning: {len(bad):,} lines of {name} are not UTF-8 (line {bad[0]:,}); bad bytes are replaced by U+FFFD")
 
 
+def not_text(line: str) -> str | None:
+    """What a file is that begins with a line and is not text in UTF-8; None if it may be."""
+    known = next((problem for beginnings, problem in NOT_TEXT.items() if line.startswith(beginnings)), None)
+    return known or ("in UTF-16, or not a text. Save it as UTF-8" if 4 * line.count("\x00") > len(line) else None)
+
+
 def json_rows(file: IO[bytes], path: str, warn: Callable[[str], None] = say) -> Iterator[tuple[dict[str, Any] | None, str]]:
     """The objects of a JSON file, None for what is not one, and how each is written.
 
-    A `.json` file may be a list of objects, which is read as a whole, or JSON lines; empty lines are skipped.
+    A `.json` file may be a list of objects, an object that holds such a list, which are read as a whole, or JSON lines; empty lines
+    are skipped.
     """
     lines = text_lines(file, path, "\n", warn)  # JSON strings may hold U+2028 and its like
-    remaining = (line for line in lines if line.strip())
-    first = next(remaining, None)
-    if first is None:
-        return
-    content = itertools.chain([first], remaining)
-    if file_type(path) == ".json" and first.lstrip().startswith("["):
-        try:
-            entries = json.loads("".join(content))
-        except RecursionError as error:
-            raise ValueError("its lists are nested too deeply.") from error
-        for entry in entries:
-            yield entry if isinstance(entry, dict) else None, json.dumps(entry, ensure_ascii=False)
-        return
+    content = (line for line in lines if line.strip())
+    if file_type(path) == ".json":
+        beginning = list(itertools.islice(content, 2))
+        content = itertools.chain(beginning, content)
+        if len(beginning) == 1 or (beginning and parse_row(beginning[0]) is None):
+            whole = list(content)
+            for entry in json_entries("".join(whole), path, warn) or []:
+                yield entry if isinstance(entry, dict) else None, json.dumps(entry, ensure_ascii=False)
+                whole = []
+            content = iter(whole)
     for line in content:
         yield parse_row(line), line.strip()
+
+
+def json_entries(text: str, path: str, warn: Callable[[str], None]) -> list[Any] | None:
+    """The entries of a JSON text: of a list, of the one list of objects in an object, or the object itself; None if it is JSON lines.
+
+    Raises:
+        ValueError: it is a list that is broken, or an object with several lists of objects.
+    """
+    try:
+        whole = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its lists are nested too deeply.") from error
+    except ValueError:
+        if text.lstrip().startswith("["):
+            raise
+        return None
+    if not isinstance(whole, dict):
+        return whole if isinstance(whole, list) else [whole]
+    lists = {key: value for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)}
+    if len(lists) > 1:
+        raise ValueError(f"it is an object with several lists: {', '.join(lists)}. Write each to a file of its own.")
+    for key, entries in lists.items():
+        warn(f"  {path}: the rows are those of '{key}'")
+        return entries
+    return [whole]
 
 
 def json_blocks(rows: Iterable[tuple[dict[str, Any] | None, str]]) -> Iterator[pd.DataFrame]:
@@ -230,7 +268,8 @@ def text_problem(value: Any) -> str | None:
     if value is None:
         return "no text"
     if not isinstance(value, str):
-        return f"the text is a {type(value).__name__}, not a string"
+        kind = "list" if isinstance(value, np.ndarray) else type(value).__name__
+        return f"the text is a {kind}, not a string"
     return None if value.strip() else "empty text"
 
 

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cotd import assets
 from cotd.config.model import ConfigModel
 from cotd.data.config import SPLIT_NAMES, SPLITS, Columns, DataConfig, Hub, template_columns
+from cotd.data.delimited import DELIMITERS
 from cotd.data.examples import Examples, build_examples, limit_rows, unlabelled_notes
 from cotd.data.files import BLOCK, ENDINGS, LINE, PROBLEM, file_type, find_files, names_files, read_file, to_pandas
 from cotd.errors import CotdError, nearest
@@ -158,12 +160,30 @@ def read_mapped(
     """A file's rows, a block at a time, with mapped columns: see `map_columns`. JSON lines may lack some of them."""
     mapped = [name for name, _ in mapped_columns(columns, key, template)]
     for number, block in enumerate(read_file(path)):
+        if number == 0 and isinstance(columns, Columns) and (unread := unread_split(block, columns)):
+            say(
+                f"  note: {path} has a column '{unread}' that names splits, and is not read. To use it: data.columns.split={unread}"
+            )
         if file_type(path) in (".jsonl", ".json") and (absent := [name for name in mapped if name not in block]):
             if number == 0:  # is it in any line?
                 known = dict.fromkeys(name for other in read_file(path) for name in other)
                 map_columns(pd.DataFrame(columns=list(known)), columns, path, key, template)
             block[absent] = None
         yield map_columns(block, columns, path, key, template)
+
+
+def unread_split(block: pd.DataFrame, columns: Columns) -> str | None:
+    """A column of split names that nothing is mapped to; None if there is none."""
+    others = [name for name in block.columns if columns.split is None and name not in roles(columns).values()]
+    for name in others:
+        cells = (
+            {str(cell).strip().lower() for cell in block[name].dropna().unique()}
+            if block[name].map(np.isscalar).all()
+            else set()
+        )
+        if cells and cells <= SPLIT_NAMES.keys():
+            return str(name)
+    return None
 
 
 def join_splits(parts: Iterable[tuple[str, Iterator[pd.DataFrame]]]) -> Iterator[pd.DataFrame]:
@@ -196,6 +216,8 @@ def map_columns(
         listed = ", ".join(column if column == column.strip() else repr(column) for column in existing)
         unlabelled = f" If it has no labels: {named_by}=null." if named_by in optional else ""
         hint = f" Did you mean {meant!r}?" if meant is not None else nearest(name, existing)
+        if len(existing) == 1 and name in existing[0]:
+            hint = f" If other characters than {' '.join(map(repr, DELIMITERS))} separate its cells: save it with commas."
         missing.append(f"{where}: no column '{name}' ({named_by}); it has: {listed}.{hint}{unlabelled}")
     if missing:
         raise CotdError(*missing)
@@ -283,6 +305,8 @@ def read_hub(
         raise CotdError(f"cannot load the hub data set '{source}': {first_line(error)}. {advice}") from error
     default = "train" if every_split else None
     known = {str(name): split for name in splits if (split := SPLIT_NAMES.get(str(name).lower(), default))}
+    if known and (others := [str(name) for name in splits if str(name) not in known]):
+        say(f"  note: of {source} the splits {', '.join(others)} are left out")
     if not known:
         raise CotdError(f"{source}: none of its splits ({', '.join(map(str, splits))}) is named {', '.join(SPLIT_NAMES)}.")
     return join_splits(

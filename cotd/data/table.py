@@ -103,8 +103,8 @@ class ExampleTable:
             frame = text_frame(columns, label=block.label_names(), split=decode(SPLITS, block.splits))
             if self.choices is not None:
                 frame.insert(2, "choices", pd.Series(list(block.own_choices()), dtype=object))
-            if self.groups is not None:
-                frame["group"] = pd.Series([g or None for g in self.groups.take(block.numbers)], dtype=object)
+            if (groups := block.group_names()) is not None:
+                frame["group"] = pd.Series(groups, dtype=object)
             yield frame
 
     def frame(self) -> pd.DataFrame:
@@ -136,6 +136,10 @@ class ExampleTable:
     def label_names(self) -> np.ndarray:
         """(N,) labels, or None."""
         return decode(self.names, self.labels)
+
+    def group_names(self) -> list[str | None] | None:
+        """Each example's group, or None; None if no row of the source has one."""
+        return None if self.groups is None else [name or None for name in self.groups.take(self.numbers)]
 
     def label_counts(self) -> dict[str, int]:
         """Label → examples that have it, of the labels that any has."""

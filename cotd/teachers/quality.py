@@ -18,13 +18,18 @@ PERCENTILES = (5, 25, 50, 75, 95)
 COMPARED = 20_000
 
 
-def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task) -> dict[str, Any]:
+def label_quality(
+    gold: pd.Series, predicted: pd.Series, probability: pd.Series, task: Task, groups: np.ndarray | None = None
+) -> dict[str, Any]:
     """The teacher's labels against gold labels; a missing label is a class of its own, "none".
+
+    Args:
+        groups: of the rows, see `cotd.evaluation.statistics.group_codes`.
 
     Returns:
         `rows`; if there are any: of a fixed label set `confusion` (gold label → predicted label → rows) and, if there are several
-        gold labels, Cohen's `kappa` with a 95 % interval (bootstrap over rows); of labels with probabilities `roc_auc` (of two
-        labels), the figures of `calibration_quality`, and `confidence`, which says in words what the probabilities are.
+        gold labels, Cohen's `kappa` with a 95 % interval (bootstrap over rows, or their groups); of labels with probabilities
+        `roc_auc` (of two labels), the figures of `calibration_quality`, and `confidence`, which says in words what they are.
     """
     if gold.empty:
         return {"rows": 0}
@@ -37,7 +42,7 @@ def label_quality(gold: pd.Series, predicted: pd.Series, probability: pd.Series,
         columns = [*task.labels, *([] if labelled.all() else [missing])]
         quality["confusion"] = {g: {p: int(((y_true == g) & (y_pred == p)).sum()) for p in columns} for g in task.labels}
     if task.labels and len(set(y_true)) > 1:
-        quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(y_true, y_pred)
+        quality["kappa"], quality["kappa_low"], quality["kappa_high"] = kappa_interval(y_true, y_pred, groups)
     known = probability.notna().to_numpy() & labelled
     if known.any():
         confidence = probability.to_numpy(dtype=float)[known]
@@ -101,11 +106,14 @@ def calibration_quality(confidence: np.ndarray, correct: np.ndarray) -> dict[str
     }
 
 
-def kappa_interval(y_true: np.ndarray, y_pred: np.ndarray, draws: int = 1000) -> tuple[float, float, float]:
-    """Cohen's kappa (Cohen 1960), and the 95 % percentiles of a bootstrap over rows."""
+def kappa_interval(
+    y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray | None = None, draws: int = 1000
+) -> tuple[float, float, float]:
+    """Cohen's kappa (Cohen 1960), and the 95 % percentiles of a bootstrap over rows, or over their groups where they have some."""
     _, codes = np.unique(np.concatenate([y_true, y_pred]).astype(str), return_inverse=True)
     n = codes.max() + 1
-    counts = np.bincount(codes[: len(y_true)] * n + codes[len(y_true) :], minlength=n * n)
+    cells = codes[: len(y_true)] * n + codes[len(y_true) :]
+    counts = np.bincount(cells, minlength=n * n)
 
     def kappa(tables: np.ndarray) -> np.ndarray:
         """Of confusion tables of shape (…, classes, classes)."""
@@ -114,8 +122,13 @@ def kappa_interval(y_true: np.ndarray, y_pred: np.ndarray, draws: int = 1000) ->
         expected = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1) / total**2
         return np.where(expected < 1, (observed - expected) / np.maximum(1 - expected, 1e-12), 0.0)
 
-    # Rows drawn with replacement fall into the cells as a multinomial does.
-    drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    rng = np.random.default_rng(0)
+    if groups is None:  # rows drawn with replacement fall into the cells as a multinomial does
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    else:
+        units = int(groups.max()) + 1
+        times = (np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(draws))
+        drawn = np.stack([np.bincount(cells, weights=drawn_times[groups], minlength=n * n) for drawn_times in times])
     low, high = np.quantile(kappa(drawn.reshape(draws, n, n)), [0.025, 0.975])
     return float(kappa(counts.reshape(n, n))), float(low), float(high)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -34,8 +35,12 @@ def without_thoughts(text: str) -> str:
 def json_objects(text: str) -> list[dict[str, Any]]:
     """The JSON objects in a text, outermost ones and those in them, in the order of their beginnings.
 
-    Line breaks within strings are allowed; so are Python's quotes and a last comma. Keys are in small letters.
+    Line breaks within strings are allowed; so are Python's quotes and a last comma, and a text that is JSON in a JSON string. Keys
+    are in small letters; a list of one string is that string.
     """
+    if text.lstrip().startswith('"'):
+        with contextlib.suppress(ValueError, RecursionError):
+            text = str(json.loads(text))
     objects: list[dict[str, Any]] = []
     position = text.find("{")
     for _ in range(MOST_BEGINNINGS):
@@ -69,7 +74,12 @@ def _nested(value: Any) -> Iterator[dict[str, Any]]:
     while waiting:
         part = waiting.pop(0)
         if isinstance(part, dict):
-            yield {str(key).strip().casefold(): item for key, item in part.items()}
+            yield {str(key).strip().casefold(): only_one(item) for key, item in part.items()}
             waiting = [*part.values(), *waiting]
         elif isinstance(part, list):
             waiting = [*part, *waiting]
+
+
+def only_one(value: Any) -> Any:
+    """The string of a list that has no other entry, else the value itself."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -89,6 +91,12 @@ def test_bad_rows_are_quarantined_and_the_others_read(tmp_path: Path, example_ro
     [
         ("text\nCafé\nDéjà vu\nnaïve\n".encode("latin-1"), "3 of its 4 lines are not UTF-8, first line 2. Save it"),
         ("text\nfine\n".encode("utf-16"), "it is in UTF-16. Save it as UTF-8"),
+        ("text\nfine\n".encode("utf-16-le"), "it is in UTF-16, or not a text. Save it as UTF-8"),
+        (gzip.compress(b"text\nfine\n"), "it is compressed by gzip: its name must end in .gz"),
+        (bz2.compress(b"text\nfine\n"), "it is compressed by bzip2: its name must end in .bz2"),
+        (pa.compress(b"text\nfine\n", "zstd", asbytes=True), "it is compressed by zstd: its name must end in .zst"),
+        (b"PAR1\x15\x04\n", "it is a Parquet file: its name must end in .parquet"),
+        (b"PK\x03\x04\x14\x00\n", "it is a zip archive or a spreadsheet"),
     ],
 )
 def test_files_that_are_bad_as_a_whole(tmp_path: Path, content: bytes, message: str) -> None:
@@ -180,9 +188,45 @@ def test_json_that_is_no_list_of_objects(tmp_path: Path) -> None:
     path.write_text('[{"text": "fine"}, 5, ["a"]]')
     (frame,) = read_file(str(path))
     assert frame[LINE].dropna().tolist() == ["5", '["a"]']
-    path.write_text('{\n"rows": []\n}')
+    path.write_text('{\n"text": "fine"\n"cut off')
     with pytest.raises(CotdError, match=r"cannot read .*none of its 3 lines is a JSON object"):
         list(read_file(str(path)))
+    path.write_text('{"train": [{"text": "fine"}], "test": [{"text": "dull"}]}')
+    with pytest.raises(CotdError, match=r"an object with several lists: train, test. Write each to a file of its own"):
+        list(read_file(str(path)))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_json_of_one_value_is_read_however_it_is_written(
+    tmp_path: Path, indent: int | None, wrapped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "fine"}, {"text": "dull"}]
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, "data": rows} if wrapped else rows, indent=indent))
+    (frame,) = read_file(str(tmp_path / "a.json"))
+    assert frame["text"].tolist() == ["fine", "dull"]
+    assert ("the rows are those of 'data'" in capsys.readouterr().err) == wrapped
+
+
+def test_json_lines_in_a_json_file_may_begin_with_a_bad_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "cut\n{"text": "fine"}\n{"text": "dull"}\n')
+    (frame,) = read_file(str(tmp_path / "a.json"))
+    assert frame["text"].tolist()[1:] == ["fine", "dull"]
+    assert frame[LINE].tolist()[0] == '{"text": "cut'
+
+
+def test_what_spreadsheets_write_around_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = read("sep=^\ntext^label\nA cup, a pot; fine^good^^\nDull^bad^\nToo^many^cells\n")
+    assert frame["text"].tolist()[:2] == ["A cup, a pot; fine", "Dull"]
+    assert frame[PROBLEM].tolist() == [None, None, "3 cells, but the header has 2"]
+    read("text,label,label\nfine,good,bad\n", name="twice.csv")
+    assert "twice.csv has several columns 'label', of which the first is read" in capsys.readouterr().err
+
+
+def test_what_pandas_wrote_as_its_index_is_a_column(tmp_path: Path, example_rows: pd.DataFrame) -> None:
+    example_rows.set_index("text").to_parquet(tmp_path / "a.parquet")
+    (frame,) = read_file(str(tmp_path / "a.parquet"))
+    assert frame["text"].tolist() == example_rows["text"].tolist()
 
 
 def test_folders_and_patterns_are_read_file_by_file(tmp_path: Path, example_rows: pd.DataFrame) -> None:

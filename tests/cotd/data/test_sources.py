@@ -263,3 +263,17 @@ def test_unlabelled_texts_of_a_held_out_group_are_left_out(rotten_tomatoes: Path
     train = examples[examples["split"] == "train"]
     assert (train["label"].notna().sum(), len(train)) == (1000, len(train))
     assert len(train) > 8000
+
+
+def test_what_is_odd_about_a_source_is_said(
+    tmp_path: Path, example_rows: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = example_rows.replace({"split": {"train": "training", "validation": "Eval", "test": "testing"}})
+    rows.rename(columns={"split": "part"}).assign(text=rows["text"].where(rows.index != 3, "nan")).to_csv(tmp_path / "a.csv")
+    load_examples(DataConfig(source=str(tmp_path / "a.csv")), SENTIMENT)
+    said = capsys.readouterr().err
+    assert "a.csv has a column 'part' that names splits, and is not read. To use it: data.columns.split=part" in said
+    assert "a.csv: warning: 1 rows have 'nan', 'None' or the like for a text, as if it were missing" in said
+    table = load_examples(DataConfig(source=str(tmp_path / "a.csv"), columns=Columns(split="part")), SENTIMENT).table
+    assert table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
+    assert "is not read" not in capsys.readouterr().err

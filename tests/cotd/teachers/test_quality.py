@@ -21,6 +21,17 @@ def test_kappa_is_scikit_learns() -> None:
     assert 0.05 < high - low < 0.25
 
 
+def test_rows_of_one_group_widen_kappa_s_interval() -> None:
+    rng = np.random.default_rng(0)
+    gold = rng.choice(["negative", "positive"], 300)
+    groups = np.repeat(np.arange(30), 10)
+    predicted = np.where(groups % 5 > 0, gold, "positive")  # every fifth film is not understood
+    _, low, high = kappa_interval(gold, predicted)
+    same, wide_low, wide_high = kappa_interval(gold, predicted, groups)
+    assert same == pytest.approx(cohen_kappa_score(gold, predicted))
+    assert wide_high - wide_low > 1.5 * (high - low)
+
+
 def test_label_quality() -> None:
     gold = pd.Series(["positive"] * 4 + ["negative"] * 4)
     predicted = pd.Series(["positive"] * 3 + [None] + ["positive"] + ["negative"] * 3)

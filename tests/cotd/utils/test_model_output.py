@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cotd.utils.model_output import json_objects, without_thoughts
@@ -28,6 +30,7 @@ def test_objects_are_found_among_words_and_in_one_another() -> None:
         {"a": 1}, {"b": {"c": [{"d": "e\nf"}]}}, {"c": [{"d": "e\nf"}]}, {"d": "e\nf"}
     ]  # fmt: skip
     assert json_objects("{'a': 'it\\'s', }") == [{"a": "it's"}]
+    assert json_objects(json.dumps('{"a": ["one"], "b": ["two", "three"]}')) == [{"a": "one", "b": ["two", "three"]}]
 
 
 @pytest.mark.parametrize("text", ["{" * 100_000, '{"a": ' * 50_000, '{"a": ' + "[" * 100_000, "{'" * 10_000 + "}"])

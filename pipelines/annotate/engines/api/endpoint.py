@@ -88,7 +88,9 @@ class Endpoint:
             return read_completion(request, content, self.chat, usage, self.count)
         except MALFORMED as problem:
             words = f": {self.plain(text)}" if text.strip() and content is None else ""
-            raise Transient(f"the response is not what an OpenAI-compatible server sends{words}", responded=True) from problem
+            reason = f"the response is not what an OpenAI-compatible server sends{words}"
+            nothing = not text.strip() or text.lstrip().startswith("<")  # or the page of what stands before the server
+            raise Transient(reason, responded=not nothing) from problem
         except NoForm as problem:
             if self.config.server == "vllm" and not self.proven:
                 raise CotdError(
@@ -143,7 +145,7 @@ class Endpoint:
         reason = f"HTTP {status}" if status else "an error with HTTP 200"
         reason += f": {message}" if message else ""
         after = retry_after(headers, error.message)
-        if error.no_credit and after is None:
+        if error.surely_no_credit or (error.no_credit and after is None):
             raise CotdError(
                 f"the account at {config.base_url} has no credit left ({reason}). Top it up; the same command then resumes where "
                 "this run ended."
@@ -152,7 +154,7 @@ class Endpoint:
             raise Refused(reason)  # larger than a minute's allowance: no wait helps
         if status is None or status in RETRIED or status >= 500 or error.rate_limited:
             raise Transient(reason, after, rate_limited=error.rate_limited or after is not None)
-        if status == 401:
+        if error.no_key:
             raise CotdError(self.key_refused(reason))
         if status == 404:
             raise CotdError(

@@ -15,10 +15,14 @@ STATUS_OF_WORDS: list[tuple[re.Pattern[str], int]] = [
     (re.compile(words, re.IGNORECASE), status)
     for words, status in [
         (
-            r"insufficient.?(quota|balance|credit|fund)|exceeded.?current.?quota|billing|payment.?required|no.?(credit|balance)|arrear",
+            r"insufficient.?(quota|balance|credit|fund)|exceeded.?current.?quota|billing|payment.?required|no.?(credit|balance)"
+            r"|arrear|budget.?exceeded|spending.?limit",
             402,
         ),
-        (r"rate.?limit|too.?many.?requests|throttl|resource.?exhausted|slow.?down|requests.?per.?(minute|second|day)", 429),
+        (
+            r"rate.?limit|request.?limit|too.?many.?requests|throttl|resource.?exhausted|slow.?down|requests.?per.?(minute|second|day)",
+            429,
+        ),
         (
             r"context.?length|content.?(filter|policy)|moderation|safety|flagged|invalid.?(request|prompt|argument)|bad.?request",
             400,
@@ -30,14 +34,19 @@ STATUS_OF_WORDS: list[tuple[re.Pattern[str], int]] = [
 ]
 # Of messages, which may repeat the text that was sent: only what no text says by chance.
 NO_CREDIT = re.compile(
-    r"insufficient (quota|balance|credits?|funds)|credit balance|(no|out of) (credits?|balance)\b|credits? exhausted",
+    r"insufficient (quota|balance|credits?|funds)|credit balance|balance is insufficient|(no|out of|have any) (credits?|balance)\b"
+    r"|credits? exhausted|budget has been exceeded|spending limit reached|余额不足|欠费",
     re.IGNORECASE,
+)
+NO_KEY = re.compile(
+    r"api.?key (is )?(not valid|invalid|expired|revoked)|(invalid|incorrect|expired|revoked) api.?key", re.IGNORECASE
 )
 RATE_LIMITED = re.compile(r"rate limit|too many requests|throttl", re.IGNORECASE)
 # The keys under which servers put an error's kind, and what they say of it.
-CODES = ("code", "status", "status_code", "error_code", "type")
-MESSAGES = ("message", "msg", "detail", "status_msg", "description", "title", "raw")
+CODES = ("code", "status", "status_code", "error_code", "errcode", "type")
+MESSAGES = ("message", "msg", "error_msg", "errmsg", "detail", "status_msg", "description", "title", "raw")
 LONGEST_MESSAGE = 200
+REFUSALS = (400, 401, 403, 412)  # with which servers also refuse accounts and keys
 
 
 class Transient(Exception):
@@ -107,9 +116,17 @@ class ServerError:
     @property
     def no_credit(self) -> bool:
         """Whether the account has nothing left to pay with."""
-        return self.status == 402 or (
-            self.status in (400, 403, 429) and (status_of(self.code) == 402 or bool(NO_CREDIT.search(self.message)))
-        )
+        return self.surely_no_credit or (self.status in (*REFUSALS, 429) and bool(NO_CREDIT.search(self.message)))
+
+    @property
+    def surely_no_credit(self) -> bool:
+        """Whether its status or code says so, of which none means a limit that passes."""
+        return self.status == 402 or (self.status in (*REFUSALS, 429) and status_of(self.code) == 402)
+
+    @property
+    def no_key(self) -> bool:
+        """Whether the key is not, or no longer, accepted."""
+        return self.status == 401 or (self.status in REFUSALS and bool(NO_KEY.search(self.message)))
 
     @property
     def rate_limited(self) -> bool:
@@ -185,5 +202,9 @@ def error_parts(content: Any) -> Iterator[dict[str, Any] | str]:
         yield from error_parts(inner)
         if isinstance(inner.get("metadata"), dict):
             yield inner["metadata"]
-    if inner is not None or "error" in (content.get("object"), content.get("type")) or {"message", "msg"} & content.keys():
+    if (
+        inner is not None
+        or "error" in (content.get("object"), content.get("type"))
+        or {"message", "msg", "error_msg", "errmsg"} & content.keys()
+    ):
         yield {key: value for key, value in content.items() if key in CODES + MESSAGES}

@@ -91,7 +91,7 @@ def written_text(message: dict[str, Any]) -> tuple[str, str]:
     """
     text = content_text(message.get("content", message.get("text")))
     if not text.strip():
-        calls = message.get("tool_calls") or []
+        calls = [*(message.get("tool_calls") or []), {"function": message.get("function_call")}]
         functions = [call.get("function") for call in calls if isinstance(call, dict)]
         text = "".join(content_text(f.get("arguments")) for f in functions if isinstance(f, dict))
     if not text.strip():

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx
 import pytest
 
 from cotd.errors import CotdError
-from pipelines.annotate.engines.api.errors import read_error, status_of
+from cotd.teachers.api_config import ApiConfig
+from cotd.teachers.requests import Request
+from pipelines.annotate.engines.api.endpoint import Endpoint
+from pipelines.annotate.engines.api.errors import Transient, read_error, status_of
+from pipelines.annotate.engines.api.responses import Usage
 from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import KEY, RESPONSES, MakeStudy, Provider, number_of
@@ -106,6 +113,50 @@ def test_every_error_is_read(name: str) -> None:
 @pytest.mark.parametrize("content", [None, [], {}, "", 3, {"choices": [{"message": {}}]}, {"error": None}, {"error": {}}, [[]]])
 def test_no_error_is_made_up(content: object) -> None:
     assert read_error(content) is None
+
+
+WAIT = {"Retry-After": "20"}
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "meaning"),
+    [
+        (429, {"error": {"code": "insufficient_quota", "message": "Used up."}}, WAIT, "has no credit left"),
+        (429, {"error": {"status": "RESOURCE_EXHAUSTED", "message": "insufficient quota: see your plan"}}, WAIT, None),
+        (429, {"error": {"code": "7", "message": "账户余额不足"}}, {}, "has no credit left"),
+        (403, {"code": 7, "message": "This account's balance is insufficient"}, {}, "has no credit left"),
+        (403, {"error": "The team doesn't have any credits."}, {}, "has no credit left"),
+        (400, {"error": {"type": "budget_exceeded", "message": "The limit is 3."}}, {}, "has no credit left"),
+        (412, {"error": {"message": "spending limit reached"}}, {}, "has no credit left"),
+        (400, {"error": {"message": "API key not valid."}}, {}, "refuses the key"),
+        (200, {"error_code": 7, "error_msg": "request limit reached"}, {}, None),
+        (200, {"errcode": 429, "errmsg": "wait"}, {}, None),
+    ],
+)
+def test_what_servers_say_of_money_keys_and_limits(
+    status: int, content: dict[str, Any], headers: dict[str, str], meaning: str | None
+) -> None:
+    """None: it is a limit, and waited for, whoever the account is."""
+    endpoint = Endpoint("teacher-1", ApiConfig(base_url="http://127.0.0.1:9/v1", key_env=None), None, len)
+    error = read_error(content, None if status == 200 else status)
+    assert error is not None
+    if meaning:
+        with pytest.raises(CotdError, match=meaning):
+            endpoint.raise_for(error, httpx.Headers(headers))
+    else:
+        with pytest.raises(Transient) as caught:
+            endpoint.raise_for(error, httpx.Headers(headers))
+        assert caught.value.rate_limited
+        assert not caught.value.paid
+
+
+@pytest.mark.parametrize(("content", "paid"), [(b"", False), (b"<html>Sign in</html>", False), (b'{"choices": [{"mess', True)])
+def test_only_what_a_teacher_may_have_written_is_booked(content: bytes, paid: bool) -> None:
+    endpoint = Endpoint("teacher-1", ApiConfig(base_url="http://127.0.0.1:9/v1", key_env=None), None, len)
+    request, response = Request("teacher-1", "", "Hello", {"max_tokens": 9}), httpx.Response(200, content=content)
+    with pytest.raises(Transient) as caught:
+        endpoint.read(request, endpoint.read_json(response), response.text, Usage(), response.headers)
+    assert caught.value.paid == paid
 
 
 def test_words_stand_for_a_status() -> None:

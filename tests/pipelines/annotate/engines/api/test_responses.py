@@ -41,6 +41,9 @@ WRAPS: dict[str, Callable[[str], dict[str, Any]]] = {
     "object": lambda text: {"content": json.loads(text)},
     "taken for a thought": lambda text: {"content": None, "reasoning_content": text},
     "beside a thought": lambda text: {"content": text, "reasoning_content": THOUGHT, "reasoning": THOUGHT},
+    "list of one label": lambda text: {"content": re.sub(r'"(Positive|Negative)"', r'["\1"]', text)},
+    "JSON in a JSON string": lambda text: {"content": json.dumps(text)},
+    "function": lambda text: {"content": None, "function_call": {"name": "completion", "arguments": text}},
     "tool": lambda text: {"content": None, "tool_calls": [{"function": {"name": "completion", "arguments": text}}]},
 }
 
