@@ -61,6 +61,7 @@ docs: install ## the documentation, in build/docs; a broken link or reference fa
 	@echo "built: build/docs/index.html"
 
 bench: install ## the measurements of tests/benchmarks/; one of them with NAME=annotate.memory, a smoke test with SMALL=--small
+	@$(BIN)/cotd assets pull
 	@for name in $(or $(NAME),$(BENCHMARKS)); do echo "# $$name"; $(BIN)/python -m tests.benchmarks.$$name $(SMALL) || exit 1; done
 
 lint: install ## style, types, and which package may import which
