@@ -16,7 +16,7 @@ from cotd.teachers.prompts import load_prompts
 from pipelines.sweep.search import draw_settings
 from tests.fuzz.configurations import changes, configurations
 
-EXAMPLES = int(os.environ.get("COTD_FUZZ", "150"))  # `make fuzz` sets more
+EXAMPLES = int(os.environ.get("COTD_FUZZ", "500")) // 5  # `make fuzz` sets more
 MANY_TRIALS = 3000
 fuzzed = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
