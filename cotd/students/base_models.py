@@ -213,6 +213,16 @@ def fetch_student(repo_id: str) -> Path:
     return card.parent
 
 
+def has_card(repo_id: str, commit: str) -> bool:
+    """Whether a hub model is a trained student, as far as hub or cache can say."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, CARD, revision=commit)).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def model_advice(source: str) -> str:
     """What to do about a model that cannot be loaded."""
     if Path(source).is_dir():

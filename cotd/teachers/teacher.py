@@ -18,7 +18,7 @@ from cotd.data.spill import TextFile
 from cotd.data.table import ExampleTable
 from cotd.data.truncation import cut_beginning, cut_text, fit_by_length, fit_end_by_length, head_length, tokens_by_length
 from cotd.errors import CotdError
-from cotd.students.base_models import count_parameters, hub_commit, model_digest, resolve_model, weights_bytes
+from cotd.students.base_models import count_parameters, has_card, hub_commit, model_digest, resolve_model, weights_bytes
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.config import EngineConfig, TeacherConfig
 from cotd.utils.text import first_line
@@ -204,6 +204,10 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         return Teacher(config.model, api_revision(config.revision, config.api), config, tokenizer)
     tokenizer, revision = load_tokenizer(config.model, config.revision)
     commit = None if Path(resolve_model(config.model)).is_dir() else revision
+    if commit and has_card(config.model, commit):
+        raise CotdError(
+            f"teacher.model '{config.model}' is a student of cotd, which is asked in its own way. Set teacher.strategy: student."
+        )
     if kwargs := config.engine.output_kwargs():
         revision += f", engine_kwargs {digest(kwargs)}"
     return Teacher(config.model, revision, config, tokenizer, commit)

@@ -17,7 +17,7 @@ from cotd.teachers.filters import FILTERED, name_and_settings
 from cotd.teachers.output import TeacherOutput
 from cotd.teachers.quality import RationaleQuality, VoteQuality, label_quality
 from cotd.teachers.store import CompletionStore
-from cotd.teachers.student.model import StudentTeacher
+from cotd.teachers.student.model import StudentTeacher, whose_student
 from pipelines.annotate.ask import Asker
 from pipelines.annotate.job import Job
 
@@ -149,6 +149,8 @@ def summary_lines(summary: dict[str, Any], path: Path) -> Iterator[str]:
     if summary["calibration"]:
         yield f"calibrated on {summary['calibration']['used']}"
     labels, rationales = summary["quality"]["labels"], summary["quality"]["rationales"]
+    if "student" in teacher:
+        yield f"the teacher is {whose_student(teacher['student'])}"
     if teacher["accuracy"] is None:
         yield "teacher: not measured, as no test example has a gold label"
     else:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from cotd.errors import CotdError
 from cotd.storage.hub import cell, push, without_places
 from cotd.teachers.annotations import ANNOTATION_COLUMNS, SCHEMA
+from cotd.teachers.student.model import whose_student
 from cotd.tracking.annotations import annotation_metrics
 from cotd.utils.files import read_json, write_text
 from cotd.utils.parquet import parquet_writer, read_blocks
@@ -105,12 +106,16 @@ def dataset_card(summary: dict[str, Any], name: str) -> str:
     if teacher["accuracy"] is not None:
         interval = f"95 % interval [{teacher['ci_low']:.1%}, {teacher['ci_high']:.1%}]"
         measured = f" It labels {teacher['accuracy']:.1%} of {teacher['n']:,} test texts as the source does ({interval})."
+    whose = ""
+    if "student" in teacher:
+        whose = f" The teacher is {cell(without_places(whose_student(teacher['student'])))}."
     figures = annotation_metrics(summary).items()
     shown = {k.replace("_", " "): f"{v:.4g}" for k, v in figures if k.startswith(("teacher_", "rationales_"))}
     return "\n".join([
         "---", front_matter, "---", "", f"# {name.partition('/')[2]}", "",
-        f"Labels and rationales that a teacher, `{cell(without_places(teacher['model']))}`, gave to {counts['examples']:,} training "
-        f"texts, by the strategy `{teacher['strategy']}`. Written by `cotd annotate` for the study '{summary['study']}'.{measured}",
+        f"Labels and rationales that a teacher, `{cell(without_places(teacher['model']))}`, gave to {counts['examples']:,} "
+        f"training texts, by the strategy `{teacher['strategy']}`. Written by `cotd annotate` for the study "
+        f"'{summary['study']}'.{whose}{measured}",
         "", "**The terms of the texts' source and of the teacher apply to this data set. Read both before you use or share it.**", "",
         "## Columns", "", "| column | |", "|---|---|", *(f"| `{column}` | {about} |" for column, about in COLUMNS.items()), "",
         "## Counts", "", f"{counts['rows']:,} rows, {counts['usable']:,} of them usable.", "",

@@ -11,6 +11,7 @@ from cotd.storage.hub import cell, push, without_places
 from cotd.students.base_models import HUB_ID, find_student
 from cotd.students.student import Student
 from cotd.tasks.samples import sample_examples
+from cotd.teachers.student.model import whose_student
 from cotd.training.methods import METHODS
 from cotd.utils.files import write_text
 from cotd.utils.text import format_percent
@@ -119,7 +120,8 @@ def training_rows(card: dict[str, Any]) -> list[tuple[str, Any]]:
         accuracy = teacher.get("accuracy")
         measured = f", {accuracy:.1%} of {teacher['n']:,} test examples right" if accuracy is not None else ""
         strategy = f" ({teacher['strategy']})" if "strategy" in teacher else ""
-        rows.append(("teacher", f"{teacher['model']}{strategy}{measured}"))
+        own = f", {whose_student(teacher['student'])}" if "student" in teacher else ""
+        rows.append(("teacher", f"{teacher['model']}{own or strategy}{measured}"))
     return rows
 
 

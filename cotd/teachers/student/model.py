@@ -183,3 +183,11 @@ def student_revision(folder: Path) -> str:
     """Identifies a student's weights and what else decides its answers."""
     card = read_json(folder / CARD)
     return digest([model_digest(str(folder)), {key: card.get(key) for key in DECIDING}])
+
+
+def whose_student(provenance: dict[str, Any]) -> str:
+    """Whose student a teacher is, in words, from `StudentTeacher.provenance`, or a card that has it."""
+    teacher = provenance.get("teacher") or {}
+    study = f", trial {provenance['trial_id']} of study '{provenance['study']}'" if provenance.get("study") else ""
+    taught = f", taught by {teacher['model']}" if "model" in teacher else ""
+    return f"a student of size {provenance['size']} by {provenance['method']}{study}{taught}"
