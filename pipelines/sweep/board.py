@@ -42,10 +42,12 @@ class Board:
         self.costs = {t.id: costs.get(t.id, 1.0) for t in trials}
         self.total_cost = sum(self.costs.values()) or 1.0
         self.running: dict[str, Running] = {}
-        self.steps: dict[str, int] = {}  # trial id → its last scored step
-        self.resumed_at: dict[str, int] = {}  # trial id → the step of the checkpoint that it continues from
+        self.steps: dict[str, int] = {}  # trial id → its last scored step, of those that have not ended
+        self.resumed: set[str] = set()  # the trials whose cost before their checkpoint is known, and that cost
+        self.cost_before = 0.0
         self.counts = {"done": 0, "pruned": 0, "failed": 0, "elsewhere": 0}
         self.ended: set[str] = set()
+        self.cost_ended = 0.0
         self.best = best
         self.started_at = time.monotonic()
         self.tenths_logged = 0
@@ -66,9 +68,11 @@ class Board:
         self.running[trial.id] = Running(time.monotonic(), self.steps.get(trial.id, 0))
 
     def score(self, trial: Trial, step: int, score: float | None) -> None:
-        if trial.id not in self.resumed_at:
+        if trial.id not in self.resumed:
+            self.resumed.add(trial.id)
             # A trial that resumes from a checkpoint scores the next evaluation step first.
-            self.resumed_at[trial.id] = max(0, step - min(trial.training.eval_every, trial.training.steps))
+            before = max(0, step - min(trial.training.eval_every, trial.training.steps))
+            self.cost_before += self.costs[trial.id] * before / trial.training.steps
         row = self.running.setdefault(trial.id, Running(time.monotonic()))
         row.step, row.score = step, score if score is not None else row.score
         self.steps[trial.id] = max(step, self.steps.get(trial.id, 0))
@@ -77,8 +81,10 @@ class Board:
     def end(self, trial: Trial, state: str, message: str, validation: float | None = None) -> None:
         """A trial is `done`, `pruned`, `failed`, or trained `elsewhere`, by another sweep."""
         self.counts[state] += 1
+        self.cost_ended += 0.0 if trial.id in self.ended else self.costs[trial.id]
         self.ended.add(trial.id)
         self.running.pop(trial.id, None)
+        self.steps.pop(trial.id, None)
         if validation is not None and (self.best is None or validation > self.best[0]):
             self.best = (validation, trial.title)
         say(f"  {trial.title}: {message}")
@@ -86,17 +92,15 @@ class Board:
 
     def fraction_done(self) -> float:
         """The part of the total cost that is done or no longer needed, from 0 to 1."""
-        done = sum(self.costs[i] for i in list(self.ended))  # lists: the terminal is redrawn by another thread
-        for trial_id, step in list(self.steps.items()):
-            if trial_id not in self.ended:
-                done += self.costs[trial_id] * min(1.0, step / self.trials[trial_id].training.steps)
+        done = self.cost_ended
+        for trial_id, step in list(self.steps.items()):  # a list: the terminal is redrawn by another thread
+            done += self.costs[trial_id] * min(1.0, step / self.trials[trial_id].training.steps)
         return min(1.0, done / self.total_cost)
 
     def seconds_left(self) -> float | None:
         """By the pace so far; None before anything was scored."""
-        before = sum(self.costs[i] * s / self.trials[i].training.steps for i, s in list(self.resumed_at.items()))
         fraction = self.fraction_done()
-        gained = fraction - before / self.total_cost
+        gained = fraction - self.cost_before / self.total_cost
         return (time.monotonic() - self.started_at) * (1 - fraction) / gained if gained > 0 else None
 
     def summary(self) -> str:

@@ -1,18 +1,23 @@
-"""What the driver does for a trial: `python -m tests.benchmarks.sweep.noop`; about a minute and a half.
+"""What the driver does for a trial: `python -m tests.benchmarks.sweep.noop`; an hour, or less with --trials 300.
 
-300 trials that train nothing: each leaves a curve of three scores, predictions and a result in its folder, as a real one does,
-and is logged to an SQLite MLflow. Ray is up before the clock starts. The driver is a process of its own.
+Trials that train nothing: each leaves a curve of three scores, predictions, a student and a result in its folder, as a real one
+does, and is logged to an SQLite MLflow, the best with their students. Ray is up before the clock starts. Each number of trials has
+a driver of its own.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import resource
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import call, figure, parse, scratch_folder, write
 from tests.benchmarks.sweep.study import write_study
+
+STUDENT = "COTD_BENCH_STUDENT"  # the variable that names the folder of every trial's student
 
 
 def noop_trial(params: dict[str, Any]) -> None:
@@ -23,41 +28,42 @@ def noop_trial(params: dict[str, Any]) -> None:
     from cotd.training.folder import TrialFolder
 
     folder = TrialFolder(Path(params["folder"]))
+    best = random.Random(folder.path.name).random()
     for step in (1, 2, 3):
-        point = {"step": step, "validation_accuracy": 0.5 + step / 100, "train_loss": 1.0 / step}
+        point = {"step": step, "validation_accuracy": best - (3 - step) / 100, "train_loss": 1.0 / step}
         folder.add_point(point)
         tune.report(point)
     rows = {"example_id": ["a", "b"], "gold": ["positive", "negative"], "predicted": ["positive"] * 2}
     pd.DataFrame(rows).to_parquet(folder.predictions)
-    scores = {"accuracy": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 2}
+    folder.student.symlink_to(os.environ[STUDENT])
+    scores = {"accuracy": best, "ci_low": 0.4, "ci_high": 0.6, "n": 2}
     result = {
-        "trial_id": folder.path.name,
-        "validation": scores,
-        "test": scores,
-        "best_step": 3,
-        "steps": 3,
-        "train_examples": 1,
-        "train_pairs": 1,
-    }
-    result |= {"train_seconds": 0.0, "seconds": 0.0, "parameters": 1, "cut_targets": 0, "cut_inputs": 0}
+        "trial_id": folder.path.name, "validation": scores, "test": scores, "best_step": 3, "steps": 3, "train_examples": 1,
+        "train_pairs": 1, "train_seconds": 0.0, "seconds": 0.0, "parameters": 1, "cut_targets": 0, "cut_inputs": 0,
+    }  # fmt: skip
     folder.write_result(result)
-    tune.report({"step": 3, "validation_accuracy": 0.53})
+    tune.report({"step": 3, "validation_accuracy": best})
 
 
 def run(path: str) -> dict[str, float]:
-    """The driver: sweeps; its seconds, peak memory and trained trials."""
+    """The driver: sweeps; its seconds, those of a processor, peak memory and trained trials."""
     import pipelines.sweep.run
     from cotd.study.config import load_config
+    from cotd.training.train import untrained_student
     from pipelines.cluster.session import ray_session
+    from pipelines.sweep.plan import plan_study
 
     pipelines.sweep.run.run_trial = noop_trial
     config = load_config(path)
+    student = Path(path).with_name("student")
+    untrained_student(plan_study(config).trials[0], config.task).save(student)
+    os.environ[STUDENT] = str(student)
     with ray_session():
-        started = time.perf_counter()
-        outcome = pipelines.sweep.run.sweep(config)
-        seconds = time.perf_counter() - started
+        started, cpu = time.perf_counter(), time.process_time()
+        outcome = pipelines.sweep.run.sweep(config, yes=True)
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak_mb": peak, "trained": outcome["trained"]}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "trained": outcome["trained"]}
 
 
 def runs_missing(path: Path) -> int:
@@ -70,7 +76,12 @@ def runs_missing(path: Path) -> int:
     config = load_config(path)
     client = mlflow.MlflowClient(config.tracking_uri(), config.tracking_uri())
     experiment = client.get_experiment_by_name(config.name).experiment_id
-    runs = client.search_runs([experiment], "tags.`cotd.kind` = 'trial'", max_results=1000)
+    runs: list[Any] = []
+    token = ""
+    while token is not None:
+        page = client.search_runs([experiment], "tags.`cotd.kind` = 'trial'", max_results=1000, page_token=token)
+        runs += page
+        token = page.token
     complete = [
         r.data.tags["cotd.trial_id"] for r in runs
         if r.info.status == "FINISHED" and "test_accuracy" in r.data.metrics and "training.steps" in r.data.params
@@ -81,23 +92,22 @@ def runs_missing(path: Path) -> int:
 
 
 def main() -> None:
-    small = is_small(__doc__)
-    trials = 12 if small else 300
-    with scratch_folder() as scratch:
-        write_study(scratch, [1.0], trials, {"steps": 3, "eval_every": 1})
-        path = scratch / "study.yaml"
-        seen = call("sweep.noop", "run", path=path)
-        missing = runs_missing(path)
-    note = f"{seen['trained']} trials in {seen['seconds']:.0f} s, MLflow's rows and the workers' start included"
-    write(
-        "sweep_noop",
-        [
-            figure("overhead_ms_per_trial", seen["seconds"] / trials * 1000, "ms", note=note),
-            figure("driver_peak_mb", seen["peak_mb"], "MB"),
-            figure("runs_missing", missing, "runs"),
-        ],
-        small,
-    )
+    arguments = parse(__doc__, {"trials": "300,1000,3000"})
+    figures = []
+    for trials in [12] if arguments.small else map(int, arguments.trials.split(",")):
+        with scratch_folder() as scratch:
+            write_study(scratch, [1.0], trials, {"steps": 3, "eval_every": 1})
+            path = scratch / "study.yaml"
+            seen = call("sweep.noop", "run", path=path)
+            missing = runs_missing(path)
+        note = f"{seen['trained']} trials in {seen['seconds']:.0f} s, MLflow's rows and the workers' start included"
+        figures += [
+            figure(f"overhead_ms_per_trial_{trials}", seen["seconds"] / trials * 1000, "ms", note=note),
+            figure(f"driver_cpu_ms_per_trial_{trials}", seen["cpu_seconds"] / trials * 1000, "ms"),
+            figure(f"driver_peak_mb_{trials}", seen["peak_mb"], "MB"),
+            figure(f"runs_missing_{trials}", missing, "runs"),
+        ]
+    write("sweep_noop", figures, arguments.small)
 
 
 if __name__ == "__main__":
