@@ -150,6 +150,11 @@ def chain_of_thought(teacher: Teacher, examples: Examples, prompts: Prompts, ask
     return TeacherOutput(rows, measured, None, rationales, answered_first=answered_first)
 
 
+STRATEGIES: dict[str, Callable[..., TeacherOutput]] = {
+    "score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought,
+}  # fmt: skip
+
+
 def origin_of(teacher: Teacher, prompts: Prompts) -> dict[str, str]:
     """The columns of an annotation that are the same throughout a table."""
     return {"teacher": teacher.name, "revision": teacher.revision, "prompt_hash": prompts.hash}

@@ -17,7 +17,7 @@ from cotd.teachers.annotations import SCHEMA
 from cotd.teachers.filters import FILTERED, FilterContext, filtered_blocks
 from cotd.teachers.imported import QUARANTINED, read_imported
 from cotd.teachers.output import RATIONALES, TeacherOutput
-from cotd.teachers.strategies import chain_of_thought, score_then_explain
+from cotd.teachers.strategies import STRATEGIES
 from cotd.teachers.student.strategy import ask_student
 from cotd.utils.files import write_json, write_text
 from cotd.utils.memory import release_memory
@@ -32,9 +32,7 @@ from pipelines.annotate.summary import Tally, summarise, summary_lines
 from pipelines.cluster.lock import only_one_machine
 from pipelines.cluster.runtime_env import require_lasting
 
-STRATEGIES: dict[str, Callable[..., TeacherOutput]] = {
-    "score_then_explain": score_then_explain, "chain_of_thought": chain_of_thought, "student": ask_student,
-}  # fmt: skip
+ASK = STRATEGIES | {"student": ask_student}
 
 
 @sync_study
@@ -99,7 +97,7 @@ def annotate(
             if config.teacher.imported:
                 output = read_imported(config.data, job.teacher, job.examples, job.task)
             else:
-                output = STRATEGIES[config.teacher.strategy](job.teacher, job.examples, job.prompts, ask)
+                output = ASK[config.teacher.strategy](job.teacher, job.examples, job.prompts, ask)
         release_memory()
         if budget.reached and job.examples.rows.split("test").label_counts() and not output.test["gold"].notna().any():
             raise CotdError(
