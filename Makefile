@@ -37,7 +37,7 @@ $(STAMP): $(LOCK) requirements/torch-cpu.txt pyproject.toml
 demo: install ## the whole main job on real reviews with a real teacher (about ten minutes)
 	@$(BIN)/cotd demo
 
-test: install ## unit tests and one end-to-end run of the real path (some twelve minutes on two cores)
+test: install ## unit tests and one end-to-end run of the real path (some fifteen minutes on two cores)
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
 	@$(BIN)/python -m pytest -m 'integration and not slow' -n 2 --dist loadfile --no-loadscope-reorder
