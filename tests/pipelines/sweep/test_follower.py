@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +130,35 @@ def test_no_run_is_left_open(write_study: Callable[..., Path], make_store: Calla
     wait_until(lambda: tracker.client.get_run(tracker.trial_run(trial)).info.status == "RUNNING")
     assert follower.close([trial]) == 0
     assert tracker.client.get_run(tracker.trial_run(trial)).info.status == "KILLED"
+
+
+def test_any_error_is_outlived_and_said_of_which_trial_it_was(
+    write_study: Callable[..., Path],
+    make_store: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipelines.sweep.follower.FIRST_PAUSE", 0.05)
+    config = load_config(write_study(), [f"tracking.uri={make_store(tmp_path / 'mlflow.db')}"])
+    plan, trial, folder = plan_of(config)
+    tracker = StudyTracker(config)
+    failures = iter([KeyError("no bucket of that name"), RuntimeError()])
+    sync = tracker.sync_curve
+
+    def failing(*arguments: Any) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        sync(*arguments)
+
+    monkeypatch.setattr(tracker, "sync_curve", failing)
+    follower = MlflowFollower(plan, tracker).start()
+    folder.add_point({"step": 1, "validation_accuracy": 0.5})
+    follower.note(trial)
+    wait_until(lambda: not follower.behind)
+    history = tracker.client.get_metric_history(tracker.trial_run(trial), "validation_accuracy")
+    assert [metric.step for metric in history] == [1]
+    follower.close([trial])
+    assert f"does not take the run of {trial.title} (KeyError: 'no bucket of that name')" in " ".join(
+        capfd.readouterr().err.split()
+    )
