@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import ray
-
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import Completion, new_completion
 from pipelines.annotate.engines.in_process import START_SECONDS
@@ -31,7 +29,7 @@ def run_pipeline(blocks: Any, model: str, arguments: dict[str, Any], config: Eng
 
     if not placement.gpus:
         arguments = {"distributed_executor_backend": "mp", **arguments}
-    ray.data.DataContext.get_current().wait_for_min_actors_s = int(START_SECONDS)  # else for ever, where GPUs are taken
+    blocks.context.wait_for_min_actors_s = int(START_SECONDS)  # else for ever, where GPUs are taken
     processor = build_processor(
         vLLMEngineProcessorConfig(
             model_source=model,
