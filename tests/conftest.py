@@ -23,7 +23,7 @@ from cotd.data.sources import load_examples
 from cotd.teachers.requests import Request
 from cotd.teachers.strategies import Tag, Tagged, Usable
 from cotd.utils.iteration import batched
-from tests.object_store import ObjectStore, object_store
+from tests.object_store import ObjectStore, empty_bucket, s3_server
 from tests.tasks import SENTIMENT
 
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
@@ -197,10 +197,16 @@ def write_study(tmp_path: Path, example_rows: pd.DataFrame) -> Callable[..., Pat
     return write
 
 
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
 @pytest.fixture
-def s3(tmp_path: Path) -> Iterator[ObjectStore]:
-    """An empty bucket on an S3 server; starting it takes a second."""
-    with object_store(tmp_path) as store:
+def s3(s3_port: int) -> Iterator[ObjectStore]:
+    """An empty bucket on an S3 server."""
+    with empty_bucket(s3_port) as store:
         yield store
 
 

@@ -93,39 +93,51 @@ def handler(store: ObjectStore, port: int) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """An S3 server on this machine alone; gives its port."""
+    port, log = free_port(), folder / "moto.log"
+    with running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log):
+        wait_for(f"http://127.0.0.1:{port}", log)
+        yield port
+
+
+@contextlib.contextmanager
 def object_store(folder: Path) -> Iterator[ObjectStore]:
-    """An S3 server with an empty bucket, on this machine alone; it is gone, with all in it, at the end.
+    """A server with an empty bucket; it is gone, with all in it, at the end."""
+    with s3_server(folder) as port, empty_bucket(port) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def empty_bucket(port: int) -> Iterator[ObjectStore]:
+    """A bucket of a server, through a proxy of its own.
 
     Clients of this process and of those that it starts find it by the environment.
     """
     import boto3
     import s3fs
 
-    port, log = free_port(), folder / "moto.log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, log):
-        wait_for(f"http://127.0.0.1:{port}", log)
-        bucket = f"cotd-{uuid.uuid4().hex[:8]}"  # another one each time: file systems and copies are kept by URL
-        store = ObjectStore(f"s3://{bucket}", {})
-        proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler(store, port))
-        proxy.daemon_threads = True
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
-        store.environment = {
-            "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
-        keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
-        boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket=bucket)
-        s3fs.S3FileSystem.clear_instance_cache()  # they have the server of an earlier test
-        try:
-            with pytest.MonkeyPatch.context() as patch:
-                for name, value in store.environment.items():
-                    patch.setenv(name, value)
-                yield store
-        finally:
-            s3fs.S3FileSystem.clear_instance_cache()
-            proxy.shutdown()
-            proxy.server_close()
-            thread.join()
+    bucket = f"cotd-{uuid.uuid4().hex[:8]}"  # another one each time: file systems and copies are kept by URL
+    store = ObjectStore(f"s3://{bucket}", {})
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler(store, port))
+    proxy.daemon_threads = True
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
+    store.environment = {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=endpoint, **keys).create_bucket(Bucket=bucket)
+    s3fs.S3FileSystem.clear_instance_cache()  # they have the server of an earlier test
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in store.environment.items():
+                patch.setenv(name, value)
+            yield store
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        proxy.shutdown()
+        proxy.server_close()
+        thread.join()

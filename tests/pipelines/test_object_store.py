@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,13 +57,16 @@ def finish(process: subprocess.Popen[str], log: Path) -> None:
     assert process.wait(240) == 0, log.read_text()[-4000:]
 
 
-def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], log: Path) -> None:
-    """Kills a command as soon as it has done so much."""
+def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool], log: Path) -> None:
+    """Waits until a command has done so much."""
     deadline = time.monotonic() + 120
     while not reached():
         assert process.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
 
@@ -73,7 +77,7 @@ def files_of(store: ObjectStore) -> set[str]:
     return {path.removeprefix(f"{root}/") for path in files.find(root)}
 
 
-def test_annotation_that_is_killed_resumes_and_asks_nothing_twice(
+def test_of_two_machines_that_annotate_one_is_refused_and_what_is_killed_resumes_and_asks_nothing_twice(
     s3: ObjectStore, machine: Machine, write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     server = FaultServer()
@@ -81,10 +85,20 @@ def test_annotation_that_is_killed_resumes_and_asks_nothing_twice(
         api = {"base_url": url, "key_env": "TEACHER_KEY", "concurrency": 2}
         teacher: dict[str, Any] = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api, "gold_conditioned": False}
         path = str(write_study(teacher=teacher, storage=s3.url))
-        finish(machine("one", "prepare", path), tmp_path / "one" / "log")
-        server.fault = lambda prompt, tries: time.sleep(0.2)  # type: ignore[func-returns-value]
-        kill_when(machine("one", "annotate", path, "--yes"), lambda: len(server.bodies) > 12, tmp_path / "one" / "log")
-        server.fault = lambda prompt, tries: None
+        go_on = threading.Event()
+
+        def hold(prompt: str, tries: int) -> None:
+            if len(server.bodies) > 12:
+                go_on.wait(90)
+
+        server.fault = hold
+        one = machine("one", "annotate", path, "--yes")
+        wait_until(one, lambda: len(server.bodies) > 12, tmp_path / "one" / "log")
+        assert machine("two", "annotate", path, "--yes").wait(120) == 2
+        assert "another machine is annotating small (" in (tmp_path / "two" / "log").read_text()
+        assert len(server.bodies) <= 14, "the second has asked nothing"
+        kill(one)
+        go_on.set()
         finish(machine("one", "annotate", path, "--yes"), tmp_path / "one" / "log")
         asked = len(server.bodies)
         finish(machine("two", "annotate", path, "--yes"), tmp_path / "two" / "log")
@@ -101,7 +115,9 @@ def test_a_sweep_that_is_killed_resumes_and_other_machines_find_it_finished(
     from pipelines.report.run import report
     from pipelines.sweep.run import sweep
 
-    kill_when(machine("one", "sweep", study), lambda: len(s3.written("/result.json")) >= 1, tmp_path / "one" / "log")
+    one = machine("one", "sweep", study)
+    wait_until(one, lambda: len(s3.written("/result.json")) >= 1, tmp_path / "one" / "log")
+    kill(one)
     finish(machine("one", "sweep", study), tmp_path / "one" / "log")
     monkeypatch.setenv("COTD_HOME", str(tmp_path / "two"))
     config = load_config(study)
@@ -137,7 +153,8 @@ def test_trials_of_a_sweep_that_shows_no_life_are_taken_over(
     from pipelines.sweep.run import sweep
 
     monkeypatch.setenv("COTD_HOME", str(tmp_path / "here"))
-    monkeypatch.setattr("pipelines.sweep.share.PATIENCE_SECONDS", 3.0)
+    for name, seconds in {"PATIENCE_SECONDS": 3.0, "LOOK_SECONDS": 0.5}.items():
+        monkeypatch.setattr(f"pipelines.sweep.share.{name}", seconds)
     config = load_config(study)
     dead = Lease(f"{config.remote}/{TRIAL_LEASES}/{plan_study(config).trials[0].id}", "another machine")
     assert dead.acquire()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,12 @@ import fsspec
 import pytest
 
 from cotd.storage.lease import Lease, LeaseLost, LeaseWatch
-from tests.object_store import object_store
 
 
 @pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.integration)])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"file://{tmp_path}/leases"
-        return
-    with object_store(tmp_path) as store:
-        yield f"{store.url}/leases"
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    place = f"file://{tmp_path}" if request.param == "file" else request.getfixturevalue("s3").url
+    return f"{place}/leases"
 
 
 def test_of_many_machines_one_gets_a_lease_and_the_next_when_it_is_given_back(url: str) -> None:
