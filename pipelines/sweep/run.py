@@ -120,15 +120,17 @@ def sweep_alone(config: StudyConfig) -> dict[str, Any]:
             status = "FAILED" if failed else "FINISHED"
         finally:
             with ignore_interrupts():
-                behind = follower.close([t for t in pending if t not in elsewhere])
+                others = {t.id for t in elsewhere}
+                own = [t for t in pending if t.id not in others]
+                behind = follower.close(own)
                 if attempt(lambda: tracker.end_study(status)) or behind:
                     say(f"  MLflow does not respond and lacks the end of {behind} trials, which are in their folders.")
                     say("  Run the same command again when it does: they are written then, and nothing is trained twice.")
     best = best_done(plan)
     write_best(config, best)
-    pruned = sum(plan.folder(t).pruned for t in pending if t not in elsewhere)
+    pruned = sum(plan.folder(t).pruned for t in own)
     return {
-        "trials": len(plan.trials), "trained": len(pending) - len(elsewhere) - len(failed) - pruned, "pruned": pruned, "failed": failed,
+        "trials": len(plan.trials), "trained": len(own) - len(failed) - pruned, "pruned": pruned, "failed": failed,
         "best": best, "behind": behind,
     }  # fmt: skip
 

@@ -41,9 +41,9 @@ def run_and_share(plan: Plan, pending: list[Trial], run: Run) -> list[Trial]:
         let_go = [t for t in waiting if t.id not in held]
         for trial in let_go:
             copy.pull(f"trials/{trial.id}", is_small)
-        ended = [t for t in let_go if plan.folder(t).done or plan.folder(t).pruned]
-        others += ended
-        left = [t for t in let_go if t not in ended]
+        ended = {t.id for t in let_go if plan.folder(t).done or plan.folder(t).pruned}
+        others += [t for t in let_go if t.id in ended]
+        left = [t for t in let_go if t.id not in ended]
         waiting = [t for t in waiting if t.id in held]
         if left:
             say(f"  {len(left)} trials were left by another sweep, and are taken over")
