@@ -42,6 +42,10 @@ class Rejected(CotdError):
         return type(self), (str(self), self.code)
 
 
+class Failed(CotdError):
+    """The endpoint failed at these texts, however often it was asked: one of them may be the cause."""
+
+
 class NotFound(CotdError):
     """The endpoint has nothing at this path: it is not cotd's, or stands behind something that passes on predictions alone."""
 
@@ -112,7 +116,7 @@ class BaseClient:
             message = f"{self.url} answered {outcome.status_code}: {message}"
             if outcome.status_code in (413, 422):
                 raise Rejected(message, code)
-            raise NotFound(message) if outcome.status_code == 404 else CotdError(message)
+            raise {404: NotFound, 500: Failed}.get(outcome.status_code, CotdError)(message)
         seconds = retry_after_seconds(outcome.headers.get("Retry-After", ""))
         return backoff(attempt) if seconds is None else min(seconds, LONGEST_WAIT)
 

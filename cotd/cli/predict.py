@@ -222,9 +222,9 @@ def predict_file_by_endpoint(source: str, target: str, named: ColumnNames, ratio
 
 
 def refusals_as_rows(predict_rows: Predict) -> Predict:
-    """An endpoint's predictions, with its refusals as errors of single rows."""
+    """An endpoint's predictions, with its refusals and failures as errors of single rows."""
     from pipelines.predict.run import RowRefused
-    from serve.client import Rejected
+    from serve.client import Failed, Rejected
 
     def predict(texts: list[str], choices: list[list[str]] | None) -> Sequence[dict[str, Any]]:
         try:
@@ -233,5 +233,7 @@ def refusals_as_rows(predict_rows: Predict) -> Predict:
             if error.code == "no_rationales":
                 raise
             raise RowRefused(str(error)) from error
+        except Failed as error:
+            raise RuntimeError(str(error)) from error
 
     return predict

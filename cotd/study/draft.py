@@ -257,8 +257,8 @@ def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bo
     words_of_it += [] if isinstance(task, str) else ['  instruction: "" # what a teacher is asked, as a sentence']
     return "\n".join(
         [
-            f"# Written by cotd init for {data['source']}. All keys: docs/configuration.md.",
-            f"name: {name}",
+            f"# Written by cotd init for {data['source']!r}. All keys: docs/configuration.md.",
+            *flow({"name": name}),
             "",
             dump({"task": task}),
             *words_of_it,

@@ -25,7 +25,7 @@ from cotd.students.base_models import find_student
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.jsonl import parse_row
-from cotd.utils.text import last_line
+from cotd.utils.text import first_line, last_line
 from pipelines.predict.files import BAD_LINE, FILE_TYPES, Table, read_tables, row_writer, scan
 
 BATCH = 256
@@ -43,6 +43,7 @@ OPTIONAL = ("answered_by", "rationale")  # those of a cascade, and on request
 # Texts, and the options of each if the task needs them → `label`, `score`, `truncated`, on request `rationale`, and `unread` if it
 # is known, of each.
 Predict = Callable[[list[str], list[list[str]] | None], Sequence[dict[str, Any]]]
+SURELY = 8  # rows that all fail, from which on it is not their texts that are at fault
 SHOWN = 12  # labels that are counted in the summary, the most frequent ones
 
 
@@ -294,6 +295,9 @@ def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, o
     """The table with the columns of `ADDED`; a row that has a `quarantine_reason` has nothing in the others.
 
     A batch that fails is predicted row by row, so that one bad row costs no other. A CotdError is no row's fault.
+
+    Raises:
+        CotdError: whatever row is tried, it fails: the student, its device or the endpoint is broken.
     """
     texts, choices, reasons = read_table(table, columns)
     rows: list[dict[str, Any]] = [{} for _ in texts]
@@ -315,8 +319,13 @@ def with_predictions(table: pa.Table, columns: InputColumns, predict: Predict, o
                 raise
             except RowRefused as error:
                 reasons[i] = str(error)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 reasons[i] = f"prediction failed: {type(error).__name__}"
+                if good.index(i) + 1 == SURELY and not any(rows):
+                    raise CotdError(
+                        f"none of {SURELY} rows could be predicted, each by itself ({type(error).__name__}: {first_line(error)}). Look "
+                        "at the student, its device or the endpoint, and run the same command again."
+                    ) from error
     for name, kind in added(optional).items():
         if name == REASON:
             table = table.append_column(name, pa.array(reasons, kind))

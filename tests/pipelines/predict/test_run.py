@@ -84,6 +84,16 @@ def test_a_bad_row_does_not_affect_other_rows() -> None:
     assert table["quarantine_reason"].to_pylist() == [None, "prediction failed: MemoryError", None]
 
 
+def test_a_student_that_fails_at_every_row_ends_the_run() -> None:
+    """A GPU whose process has failed once fails for good: its rows would all be quarantined, and the command succeed."""
+
+    def predict(texts: list[str], choices: Any) -> list[dict[str, Any]]:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(CotdError, match="illegal memory access"):
+        with_predictions(pa.table({"text": [f"text {i}" for i in range(20)]}), InputColumns(), predict)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "jsonl"])
 def test_a_file_is_predicted_by_whatever_answers(tmp_path: Path, kind: str) -> None:
     """As `predict_file` does, without Ray: an endpoint that refuses a text costs that row, one that is gone ends the run."""
