@@ -209,7 +209,7 @@ def json_rows(file: IO[bytes], path: str, warn: Callable[[str], None] = say) -> 
     are skipped.
     """
     lines = text_lines(file, path, "\n", warn)  # JSON strings may hold U+2028 and its like
-    content = (line for line in lines if line.strip())
+    content: Iterator[str] = (line for line in lines if line.strip())
     if file_type(path) == ".json":
         beginning = list(itertools.islice(content, 2))
         content = itertools.chain(beginning, content)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from cotd.config.model import ConfigModel
 
 # What may surround a model's answer: quotes, brackets, a full stop. Not a minus sign: -1 is not 1.
-PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»"
+PUNCTUATION = " \t\r\n.,:;!\"'`*_()[]{}“”‘’«»…。，！"
 
 
 class Task(ConfigModel, ABC):

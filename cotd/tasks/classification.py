@@ -103,9 +103,9 @@ class Classification(Task):
         return None
 
     def find(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        """As `parse`; a model may also have written a label's verbalizer."""
+        """As `parse`; a model may also have written a label's verbalizer, or other signs between its words: `card_lost`, "card lost"."""
         word = text.strip(PUNCTUATION)
-        return self.parse(word) or self._by_verbalizer.get(word.casefold())
+        return self.parse(word) or self._by_verbalizer.get(word.casefold()) or self._by_words.get(words_of(word))
 
     @cached_property
     def _by_spelling(self) -> dict[str, str]:
@@ -115,6 +115,12 @@ class Classification(Task):
     def _by_verbalizer(self) -> dict[str, str]:
         return {self.verbalize(label).casefold(): label for label in self.labels}
 
+    @cached_property
+    def _by_words(self) -> dict[str, str]:
+        """The words of a label → the label, of those whose words are no other's."""
+        words = [words_of(label) for label in self.labels]
+        return {w: label for w, label in zip(words, self.labels, strict=True) if w and words.count(w) == 1}
+
     def expected(self, choices: Sequence[str] | None = None) -> str:
         """The labels, in words."""
         more = len(self.labels) - SHOWN
@@ -123,3 +129,8 @@ class Classification(Task):
     def verbalize(self, answer: str) -> str:
         """The label's verbalizer."""
         return self.verbalizers.get(answer, answer)
+
+
+def words_of(label: str) -> str:
+    """A label's words, in small letters, without what joins them."""
+    return re.sub(r"[\s_-]+", " ", label).strip().casefold()

@@ -15,11 +15,20 @@ _MARKUP = r"[\s*_`\"'#>]*"
 # What may follow an answer: "(0.93)", "[high confidence]", ", 93 %", "with probability 0.9".
 _NOTE = re.compile(r"\s*[,;:–-]?\s*[(\[][^()\[\]]*[)\]][\s.]*$")
 _SURE = re.compile(
-    r"[\s,;:–-]*(?:(?:with|at)\s+)?(?:(?:confidence|probability|p|score)\b[\s:=of]*)?\d*\.?\d+\s*%?[\s.]*$", re.IGNORECASE
+    r"[\s,;:–-]*(?:(?:with|at)\s+)?(?:(?:confidence|probability|p|score)\b[\s:=of]*)?\d*\.?\d+\s*%?"
+    r"(?:\s*(?:confidence|confident|probability|sure|certainty|certain))?[\s.]*$",
+    re.IGNORECASE,
 )
+# What an answer stands in: <answer>…</answer>, TeX's \\boxed{…}; and what stands before it in Markdown.
+_WRAPPED = re.compile(
+    r"<(answer|label|output|result)>\s*(.*?)\s*</\1>|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.IGNORECASE | re.DOTALL
+)
+_MARK = re.compile(r"^[\s#>*•-]+(?=[^\W\d])")
 # An answer before what it is explained by: "Positive. The reviewer enjoyed all of it." Not the first of several answers.
 _FIRST = re.compile(r"(.{1,60}?)(?:[.:;]\s|\s[-–—]\s|\n)\s*(?:\S+\s+){3}\S")
-_HEDGES = r"(?:(?:so|thus|therefore|hence|overall|clearly|i (?:think|believe|would say)(?: that)?)\b[,:]?\s+)*"
+_HEDGES = r"(?:(?:so|thus|therefore|hence|overall|clearly|i (?:think|believe|would say)(?: that)?)\b[,:]?\s+)"
+_ADVERBS = r"(?:(?:clearly|definitely|certainly|overall|generally|mostly|largely|mainly|overwhelmingly|strongly)\s+)?"
+_REASON = re.compile(r",?\s+(?:because|since|as|due to)\b.*$", re.IGNORECASE)
 
 
 def find_answer(
@@ -44,12 +53,16 @@ def answer_forms(text: str, name: str = "label", free: bool = False) -> Iterator
     Args:
         name: the task's word for an answer. free: answers are numbers, of which the last one in a part would be taken.
     """
-    text = without_thoughts(text).strip()
+    text = without_thoughts(text).strip().replace("：", ":")
     names = "|".join(re.escape(word) for word in sorted({*NAMES, name.casefold()}))
     for content in reversed(json_objects(text)):
         for key, value in content.items():
             if re.fullmatch(f"{_ADJECTIVES}(?:{names})", key.replace("_", " ")) and (word := cell_text(value)):
                 yield word
+    wrapped = [match[2] or match[3] or "" for match in _WRAPPED.finditer(text)]
+    yield from reversed(wrapped)
+    if not free:
+        yield text.split("\n\n")[0]  # what follows may be a further example that a model made up
     marked = re.findall(rf"(?im)^{_MARKUP}{_ADJECTIVES}(?:{names}){_MARKUP}[:=]{_MARKUP}(\S.*)$", text)
     parts = [text, *marked[-1:]]
     for part in reversed(parts) if free else parts:
@@ -59,6 +72,10 @@ def answer_forms(text: str, name: str = "label", free: bool = False) -> Iterator
     if (first := _FIRST.match(text)) and not free:
         yield first[1]
     sentence = re.split(r"(?<=[.!?])\s+", text)[-1]
-    subject = rf"(?:{_ADJECTIVES}(?:{names})|(?:the|this)\s+\w+|this|it)"
-    if said := re.match(rf"(?i){_HEDGES}{subject}\s+(?:is|was|would be)\s*:?\s+(.*)$", sentence):
-        yield from (said[1], _NOTE.sub("", said[1]))
+    subject = rf"(?:{_ADJECTIVES}(?:{names})(?:\s+of\s+(?:the|this)\s+\w+)?|(?:the|this)\s+\w+|this|it)"
+    if said := re.match(rf"(?i){_HEDGES}*{subject}\s+(?:is|was|would be)\s*:?\s+{_ADVERBS}(.*)$", sentence):
+        yield from (said[1], _NOTE.sub("", said[1]), _REASON.sub("", said[1]))
+    elif (hedged := re.match(rf"(?i){_HEDGES}+(.*)$", sentence)) and not free:
+        yield hedged[1]
+    if not free and (plain := _MARK.sub("", text)) != text:
+        yield plain

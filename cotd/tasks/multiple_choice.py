@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from cotd.tasks.base import PUNCTUATION, Task, cell_text
 
-# "b", "(b)", "B." or "(b) enforce", at the beginning of a model's words.
-_LETTER = re.compile(r"^\W*([a-z])(?:[).:]\s*|\s*$)(.*)$", re.IGNORECASE | re.DOTALL)
+# "b", "(b)", "B.", "Option B" or "(b) enforce", at the beginning of a model's words.
+_LETTER = re.compile(r"^\W*(?:(?:option|choice)\s+)?\W*([a-z])(?:[).:]\s*|\s*$)(.*)$", re.IGNORECASE | re.DOTALL)
 
 
 def option_marks(count: int) -> list[str]:

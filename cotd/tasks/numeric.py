@@ -11,8 +11,14 @@ from cotd.tasks.base import Task, cell_text
 
 _NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[+-]?\.\d+"
 _WHOLE = re.compile(rf"^[$€£]?\s*({_NUMBER})\s*[%€£]?\.?$")
-# Not the digits of a word or of a longer number, and no range's dash as a sign.
-_ANYWHERE = re.compile(rf"(?<![\w.,])(?:{_NUMBER})(?!\w)")
+# Not the digits of a word or of a longer number, of a fraction or one with a decimal comma, and no range's dash as a sign.
+_ANYWHERE = re.compile(rf"(?<![\w.,/])(?:{_NUMBER})(?!\w|[.,/]\d|\s\d+/\d)")
+# How numbers are written in print: a minus sign of its own, thousands apart by a narrow space, TeX's comma.
+_IN_PRINT = [
+    (re.compile("[−﹣－]"), "-"),
+    (re.compile(r"(?<=\d)[\u00a0\u2009\u202f'’](?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\{,\}"), ","),
+]
 
 
 class Numeric(Task):
@@ -31,12 +37,12 @@ class Numeric(Task):
     def parse(self, value: Any, choices: Sequence[str] | None = None) -> str | None:
         """The number that a cell is, with or without a currency or per cent sign."""
         text = cell_text(value)
-        match = _WHOLE.match(text) if text else None
+        match = _WHOLE.match(plain_digits(text)) if text else None
         return canonical(match[1]) if match else None
 
     def find(self, text: str, choices: Sequence[str] | None = None) -> str | None:
-        """The last number in a model's words: "3 + 4 = 7 apples" is 7."""
-        numbers = _ANYWHERE.findall(text)
+        """The last number in a model's words: "3 + 4 = 7 apples" is 7. What may be several, as "7/2" or "1,5", is none."""
+        numbers = _ANYWHERE.findall(plain_digits(text))
         return canonical(numbers[-1]) if numbers else None
 
     def label_pattern(self, answer: str) -> str:
@@ -49,6 +55,13 @@ class Numeric(Task):
     def expected(self, choices: Sequence[str] | None = None) -> str:
         """What an answer must be."""
         return "a number"
+
+
+def plain_digits(text: str) -> str:
+    """A text with its numbers as they are typed."""
+    for pattern, sign in _IN_PRINT:
+        text = pattern.sub(sign, text)
+    return text
 
 
 def canonical(number: str) -> str | None:

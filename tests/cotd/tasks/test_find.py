@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cotd.tasks.find import find_answer
+from cotd.tasks.registry import parse_task
 from tests.tasks import QUIZ, SENTIMENT, SUMS, TICKETS
 
 OPTIONS = ["a wall", "the sea", "a sign"]
@@ -16,6 +17,9 @@ POSITIVE = [
     '{"label": "Positive", "rationale": "It praises."}', "{'sentiment': 'positive',}", '```json\n{"Answer": "positive"}\n```',
     '{"rationale": "Is it {bad}? No.", "result": {"label": "**positive**"}}', "<think>Negative? No.</think>Positive",
     "Negative at first sight.\n</thinking>\n\nPositive", "[THINK]negative[/THINK] positive", "◁think▷negative◁/think▷positive",
+    "Positive, with 90 % confidence", "Sentiment：positive。", "<answer>\nPositive\n</answer>", r"So it is \boxed{\text{Positive}}.",
+    "## Positive", "- positive", "I would say positive.", "The review is clearly positive.", "It is positive because it praises.",
+    "So the sentiment of the review is positive.", "Positive\n\nReview: It broke.\nSentiment: negative",
     "<|channel|>analysis<|message|>negative?<|end|><|start|>assistant<|channel|>final<|message|>positive<|return|>",
 ]  # fmt: skip
 NO_ANSWER = [
@@ -37,17 +41,52 @@ def test_no_label_is_guessed(words: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["b", "(B)", "Answer: (b) the sea", "So the answer is (b).", "b (0.9)", "The sea", '{"answer": "(b)"}', "the sea [sure]"],
+    [
+        "b",
+        "(B)",
+        "Answer: (b) the sea",
+        "So the answer is (b).",
+        "b (0.9)",
+        "The sea",
+        "Option B",
+        r"\boxed{b}",
+        '{"answer": "(b)"}',
+        "the sea [sure]",
+    ],
 )
 def test_an_option_is_found(words: str) -> None:
     assert find_answer(words, QUIZ, OPTIONS) == "the sea"
 
 
 @pytest.mark.parametrize(
-    "words", ["-5", "Answer: -5", "3 - 8 = -5", "-5 (0.93)", "Answer: -5 apples.\nThere were 3.", '{"answer": -5}', "#### -5"]
+    "words",
+    ["-5", "Answer: -5", "3 - 8 = -5", "-5 (0.93)", "Answer: -5 apples.\nThere were 3.", '{"answer": -5}', "#### -5", "−5"],
 )
 def test_a_number_is_found(words: str) -> None:
     assert find_answer(words, SUMS) == "-5"
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (r"\boxed{1{,}200}", "1200"),
+        ("12\u202f000 m", "12000"),
+        ("7/2", None),
+        ("3 1/2 cups", None),
+        ("1.200,50", None),
+        ("4,5", None),
+    ],
+)
+def test_a_number_that_is_written_in_another_way_is_read_whole_or_not(words: str, number: str | None) -> None:
+    assert find_answer(words, SUMS) == number
+
+
+def test_a_label_s_words_may_be_joined_in_any_way() -> None:
+    task = parse_task({"name": "bank", "labels": ["card_lost", "top-up failed", "other"]})
+    assert [find_answer(w, task) for w in ("Card lost.", "card-lost", "Top up failed", "card")] == [
+        "card_lost", "card_lost", "top-up failed", None
+    ]  # fmt: skip
+    assert task.parse("card lost") is None, "a gold label is as the task writes it"
 
 
 def test_a_teachers_own_words_count() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cotd.data.cleaning import replace_surrogates
 from cotd.tasks.base import PUNCTUATION
+from cotd.tasks.classification import words_of
 from cotd.tasks.find import answer_forms
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion, new_completion
@@ -178,4 +179,4 @@ def has_value(value: Any, schema: dict[str, Any]) -> bool:
 
 def folded(word: str) -> str:
     """A choice in the form in which it is compared, here and where completions are parsed: "**positive**." is "Positive"."""
-    return word.strip(PUNCTUATION).casefold()
+    return words_of(word.strip(PUNCTUATION))
