@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cotd.students.backends.kinds import model_class
+
 
 def layer_stacks(model: Any) -> list[Any]:
     """The stacks of like layers of a model: one of a causal model or an encoder, two of an encoder-decoder."""
@@ -67,11 +69,9 @@ def merge_lora(model: Any) -> None:
 def skeleton(config: Any, kind: str) -> Any:
     """A model of a configuration without its weights."""
     import torch
-    import transformers
 
-    automatic = {"encoder": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM"}
     with torch.device("meta"):
-        return getattr(transformers, automatic.get(kind, "AutoModelForSeq2SeqLM")).from_config(config)
+        return model_class(kind).from_config(config)
 
 
 def partial_problem(model: Any, last_layers: int | None, targets: Sequence[str] | None) -> str | None:

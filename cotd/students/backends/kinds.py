@@ -51,6 +51,14 @@ def model_kind(config: Any) -> str:
     )
 
 
+def model_class(kind: str) -> Any:
+    """transformers' class for models of a kind."""
+    import transformers
+
+    names = {"encoder": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM"}
+    return getattr(transformers, names.get(kind, "AutoModelForSeq2SeqLM"))
+
+
 def reads_both_ways(family: str) -> bool:
     """Whether models of this type are pretrained by masking words, as BERT is."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
