@@ -5,6 +5,7 @@ from __future__ import annotations
 from cotd.progress import track
 from cotd.storage.sync import sync_study
 from cotd.study.config import StudyConfig
+from cotd.study.grid import GridConfig
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from pipelines.annotate.files import read_rationales, read_teacher_test
@@ -27,7 +28,7 @@ def train(config: StudyConfig) -> TrialFolder:
         >>> folder.result()["method"]
         'finetune'
     """
-    plan = plan_study(config)
+    plan = plan_study(with_first_trial(config))
     trial = plan.trials[0]
     folder = plan.folder(trial)
     if folder.done:
@@ -47,3 +48,14 @@ def train(config: StudyConfig) -> TrialFolder:
             trial, folder, plan.examples, plan.annotations, plan.provenance, on_score, teacher_test, rationales, plan.cache
         )
     return folder
+
+
+def with_first_trial(config: StudyConfig) -> StudyConfig:
+    """The study with the first combination of its grid alone: nothing is asked for that only others need."""
+    cell = next(config.grid.all_cells())
+    grid = GridConfig(
+        method=[cell.method], fraction=[cell.fraction], size=[cell.size], seed=[cell.seed],
+        samples=None if cell.samples is None else [cell.samples], filters=None if cell.filters is None else [cell.filters],
+        training={key: [value] for key, value in cell.training.items()},
+    )  # fmt: skip
+    return config.model_copy(update={"grid": grid})

@@ -14,6 +14,7 @@ from cotd.study.config import StudyConfig, load_config
 from cotd.study.trials import plan_trials
 from cotd.teachers.prompts import load_prompts
 from pipelines.sweep.search import draw_settings
+from pipelines.train import with_first_trial
 
 FOLDER = Path(__file__).parent.parent / "tune_configs"
 STUDIES = sorted(FOLDER.rglob("*.y*ml"))
@@ -81,3 +82,10 @@ def test_studies_of_one_variant_share_their_examples(variant: str, number: int) 
 def test_large_students_are_trained_on_all_data_only() -> None:
     cells = load(FOLDER / "model_size.yaml", "imdb").grid.all_cells()
     assert {(c.size, c.fraction) for c in cells} == {("small", 0.5), ("small", 1), ("base", 0.5), ("base", 1), ("large", 1)}
+
+
+def test_the_demos_first_student_is_trained_without_a_teacher() -> None:
+    """`cotd train tune_configs/demo.yaml` is a new user's first try."""
+    first = with_first_trial(load_config(FOLDER / "demo.yaml"))
+    assert (first.grid.method, first.grid.size) == (["finetune"], ["tiny"])
+    assert first.grid.count_all() == 1
