@@ -116,7 +116,9 @@ def sweep(
     context: typer.Context,
     config: Config,
     overrides: Overrides = None,
-    yes: Annotated[bool, typer.Option("--yes", help="continue however many trials the grid has")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="continue however many trials a grid has, and whatever a stage's endpoint costs")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Trains the study's grid of students on Ray Tune, each an MLflow run; finished trials are skipped.
