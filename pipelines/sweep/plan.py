@@ -100,7 +100,9 @@ def plan_study(config: StudyConfig) -> Plan:
     rationales_file, rationales_id = None, None
     if annotated:
         table, summary = annotated
-        shown = ("model", "strategy", "accuracy", "ci_low", "ci_high", "n", "parameters", "weights_bytes", "cost_of_a_million", "student")
+        shown = (
+            "model", "strategy", "accuracy", "ci_low", "ci_high", "n", "parameters", "weights_bytes", "cost_of_a_million", "student",
+        )  # fmt: skip
         provenance["teacher"] = {k: summary["teacher"][k] for k in shown if k in summary["teacher"]}
         annotations_id = annotations_digest(table)
         if annotations_id != summary["digest"]:
