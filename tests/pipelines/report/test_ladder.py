@@ -66,7 +66,13 @@ def test_a_champion_with_a_larger_student_behind_it_is_a_rung(study: Make) -> No
         folder.write_result(folder.result() | {"risk_coverage": [[0.9, 0.7, 1.0], [0.6, 1.0, 0.7]]})
     for entry in whole["trials"]:
         entry["mlflow_run_id"] = entry["trial_id"]
-    whole["champion"] = {"mlflow_run_id": tiny.id}
+    whole["champion"] = {
+        "mlflow_run_id": tiny.id,
+        "method": "distill",
+        "size": "tiny",
+        "fraction": 1.0,
+        "model_uri": "models:/c/1",
+    }
     cascade = whole["cascade"] = cascade_of(made.plan(), whole)
     assert cascade is not None
     assert (cascade["student"], cascade["larger"]) == ("tiny, distill", "small, distill")
