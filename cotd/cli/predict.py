@@ -175,7 +175,8 @@ def endpoint_at(url: str, rationale: bool, stack: contextlib.ExitStack) -> Predi
 
     def predict_rows(examples: list[str], choices: list[list[str]] | None) -> list[dict[str, Any]]:
         try:
-            return [p.model_dump() for p in client.predict(examples, choices, rationale)]
+            rows = client.predict(examples, choices, rationale)
+            return [{"rationale": None} | row.model_dump(exclude_unset=True) for row in rows]
         except Rejected as error:
             if error.code != "choices_missing":
                 raise

@@ -292,7 +292,7 @@ with ray_session(num_cpus=1, runtime_env={"worker_process_setup_hook": break_stu
             rows = [{"text": text} | ({"choices": own[i]} if own else {}) for i, text in enumerate(texts)]
             body = {"dataframe_records": rows, "params": {"rationale": True}}
             invoked = httpx.post(f"{url}/invocations", json=body, trust_env=False, timeout=60)
-            predicted = [p.model_dump() for p in client.predict(texts, own, rationale=True)]
+            predicted = [p.model_dump(exclude_unset=True) for p in client.predict(texts, own, rationale=True)]
             tell(kind=task.kind, client=predicted, invocations=invoked.json()["predictions"])
             if folder == sys.argv[-1]:
                 mark.touch()
