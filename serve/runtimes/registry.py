@@ -115,12 +115,12 @@ def make_runtime(name: str, student: Student) -> Runtime:
 def own_tolerance(student: Student) -> float:
     """How far a student's own probabilities for a text may differ with the texts that share its batch.
 
-    Causal students compute in bfloat16 where the machine multiplies it. What they write before they answer may then differ, and
-    the answer with it.
+    Causal students compute in bfloat16 where the machine multiplies it; a temperature below 1 spreads what differs in their logits.
+    What they write before they answer may then differ, and the answer with it.
     """
     if not student.backend.reduced:
         return EXACT
-    return math.inf if student.free_answers or student.rationale_before_label else REDUCED
+    return math.inf if student.free_answers or student.rationale_before_label else REDUCED / min(1.0, student.temperature)
 
 
 def require_runtime(name: str) -> None:
