@@ -1,11 +1,11 @@
-"""What benchmarks measure with: two students, texts, and the time that work on these takes."""
+"""What benchmarks measure with: students, texts, and the time that work on these takes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +20,30 @@ from tests.benchmarks.figures import scratch_folder
 from tests.tasks import SENTIMENT
 
 EMBEDDED = "embedded:t5-mini"
+CAUSAL = "embedded:smollm2-135m-instruct"
 CORES = os.cpu_count() or 1
 BATCH = 32
 # What the labels of the students of `student_folders` are worth, for comparisons of runtimes by their labels.
 MEANING = {
     "embedded": "the embedded base, which has learned labels of examples in its pretraining",
     "60m": "random weights, whose labels mean nothing: only speed counts here",
+    "smollm2": "SmolLM2-135M as it was pretrained",
 }
+ENCODER_DECODERS = ("embedded", "60m")
 
 
 @contextlib.contextmanager
-def student_folders() -> Iterator[dict[str, Path]]:
-    """Two untrained students, which are as fast as trained ones: the embedded base, and one of T5-small's shape."""
+def student_folders(names: Iterable[str] = ENCODER_DECODERS) -> Iterator[dict[str, Path]]:
+    """Untrained students, which are as fast as trained ones. Args: names: of MEANING."""
     assets.pull(["t5-mini", "rotten-tomatoes"], report=lambda _: None)
+    card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 128, "max_target_tokens": 64}
     with scratch_folder() as scratch:
-        model, tokenizer = load_base(EMBEDDED)
-        card = {"method": "cot_labelled", "writes_rationales": True, "max_input_tokens": 128, "max_target_tokens": 64}
-        for name, weights in {"embedded": model, "60m": t5_small()}.items():
-            Student(weights, tokenizer, SENTIMENT, card).save(scratch / name)
-        yield {name: scratch / name for name in MEANING}
+        for name in names:
+            if name == "smollm2":
+                assets.pull(["smollm2-135m-instruct"], report=lambda _: None)
+            model, tokenizer = load_base(CAUSAL if name == "smollm2" else EMBEDDED)
+            Student(t5_small() if name == "60m" else model, tokenizer, SENTIMENT, card).save(scratch / name)
+        yield {name: scratch / name for name in names}
 
 
 def t5_small() -> Any:

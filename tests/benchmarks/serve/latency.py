@@ -1,4 +1,4 @@
-"""Latency for one client: `python -m tests.benchmarks.serve.latency`; five minutes.
+"""Latency for one client: `python -m tests.benchmarks.serve.latency`; eight minutes.
 
 The endpoint against FastAPI with `model.generate` per request, against `Student.predict` of the same texts in process,
 and against the endpoint's own runtime in process: what is left between the last two is HTTP and Serve. Every server has
@@ -13,7 +13,7 @@ from cotd.students.student import Student
 from serve.runtimes.registry import AUTO, make_runtime
 from tests.benchmarks.figures import figure, is_small, write
 from tests.benchmarks.serve.servers import endpoint, load, usual_alternative
-from tests.benchmarks.students import CORES, example_texts, milliseconds_each, student_folders
+from tests.benchmarks.students import CORES, MEANING, example_texts, milliseconds_each, student_folders
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     some = texts[: 20 if small else 500]
     torch.set_num_threads(CORES)
     figures = []
-    with student_folders() as folders:
+    with student_folders(MEANING) as folders:
         for size, folder in folders.items():
             student = Student.load(folder, device="cpu")
             runtime = make_runtime(AUTO, student)
