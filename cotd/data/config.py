@@ -33,7 +33,7 @@ class Hub(ConfigModel):
 class Columns(ConfigModel):
     """The columns of the source, by what they hold; null for one that it lacks."""
 
-    text: str = "text"
+    text: str = Field("text", min_length=1)
     label: str | None = "label"
     choices: str | None = Field(
         None, description="the options of each row, for multiple choice: a list, in CSV written as JSON"

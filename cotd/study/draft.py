@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cotd.data.config import SPLIT_NAMES
+from cotd.data.config import SPLIT_NAMES, template_columns
 from cotd.data.examples import parse_choices
 from cotd.data.files import BLOCK, LINE, PROBLEM, read_file
 from cotd.errors import CotdError, nearest
@@ -129,7 +129,7 @@ def read_columns(source: str) -> tuple[dict[str, Column], int, dict[str, list[li
         frame = frame[frame[PROBLEM].isna()].drop(columns=[PROBLEM, LINE])
     columns: dict[str, Column] = {}
     options: dict[str, list[list[str] | None]] = {}
-    for name in map(str, frame.columns):
+    for name in filter(None, map(str, frame.columns)):  # a study cannot name a column without a name
         cells = list(frame[name])
         parsed = [parse_choices(cell) for cell in cells]
         if Column(name).mostly([choice is not None for choice in parsed]):
@@ -199,7 +199,17 @@ def find_texts(columns: dict[str, Column]) -> list[str]:
     usual = sorted((c for c in found if rank(c.name, TEXT_NAMES) < len(TEXT_NAMES)), key=lambda c: rank(c.name, TEXT_NAMES))
     if usual:
         return [usual[0].name]
-    return [c.name for c in found] if len(found) <= MAX_TEXTS else [max(found, key=lambda c: c.words).name]
+    if len(found) <= MAX_TEXTS and (len(found) < 2 or all(fits_template(c.name) for c in found)):
+        return [c.name for c in found]
+    return [max(found, key=lambda c: c.words).name]
+
+
+def fits_template(name: str) -> bool:
+    """Whether a template can name a column: one with a brace or a colon in its name it cannot."""
+    try:
+        return template_columns(f"{{{name}}}") == [name]
+    except ValueError:
+        return False
 
 
 def see_task(name: str, label: Column, has_choices: bool) -> tuple[dict[str, Any] | str, str]:
@@ -233,7 +243,7 @@ def built_in(labels: list[str]) -> Task | None:
 
 def input_words(columns: dict[str, Column], texts: list[str]) -> int:
     """The number of words that 19 of 20 texts have at most."""
-    longest = [quantiles([len(text.split()) for text in columns[name].texts] * 2, n=20)[-1] for name in texts]
+    longest = [quantiles(([len(text.split()) for text in columns[name].texts] or [0]) * 2, n=20)[-1] for name in texts]
     return math.ceil(sum(longest)) + 2 * len(texts)
 
 
