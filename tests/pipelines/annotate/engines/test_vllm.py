@@ -169,4 +169,5 @@ def test_a_student_is_asked_in_its_own_tokens(tmp_path: Path, backend: str) -> N
                 elif "scored_tokens" in request.sampling:
                     assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=1e-3)
                 else:
-                    assert ours["text"].strip() == theirs["text"].strip()
+                    # Random weights write half a character, which vLLM leaves out at the end.
+                    assert ours["text"].strip() == theirs["text"].strip().rstrip("\N{REPLACEMENT CHARACTER}")
