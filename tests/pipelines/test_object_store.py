@@ -59,7 +59,7 @@ def finish(process: subprocess.Popen[str], log: Path) -> None:
 
 def wait_until(process: subprocess.Popen[str], reached: Callable[[], bool], log: Path) -> None:
     """Waits until a command has done so much."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not reached():
         assert process.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline
@@ -82,19 +82,19 @@ def test_of_two_machines_that_annotate_one_is_refused_and_what_is_killed_resumes
 ) -> None:
     server = FaultServer()
     with server.serving() as url:
-        api = {"base_url": url, "key_env": "TEACHER_KEY", "concurrency": 2}
+        api = {"base_url": url, "key_env": "TEACHER_KEY", "concurrency": 2, "timeout_seconds": 600}
         teacher: dict[str, Any] = {"model": "teacher-1", "strategy": "chain_of_thought", "api": api, "gold_conditioned": False}
         path = str(write_study(teacher=teacher, storage=s3.url))
         go_on = threading.Event()
 
         def hold(prompt: str, tries: int) -> None:
             if len(server.bodies) > 12:
-                go_on.wait(90)
+                go_on.wait(240)
 
         server.fault = hold
         one = machine("one", "annotate", path, "--yes")
         wait_until(one, lambda: len(server.bodies) > 12, tmp_path / "one" / "log")
-        assert machine("two", "annotate", path, "--yes").wait(120) == 2
+        assert machine("two", "annotate", path, "--yes").wait(240) == 2
         assert "another machine is annotating small (" in (tmp_path / "two" / "log").read_text()
         assert len(server.bodies) <= 14, "the second has asked nothing"
         kill(one)
