@@ -21,8 +21,8 @@ def test_every_table_is_one_that_markdown_readers_can_draw(study: Make) -> None:
     made = study(method=METHODS, size=["tiny", "small"])
     made.accuracy = lambda method, fraction, size: 0.6 if (method, fraction) == ("finetune", 0.1) else 0.7
     text = markdown(content(made.finish_all()))
-    # accuracy of two sizes, labels, claims, the teacher, costs, three comparisons
-    assert len(tables(text)) == 9
+    # the ladder, accuracy of two sizes, labels, claims, the teacher, costs, three comparisons
+    assert len(tables(text)) == 10
     for one in tables(text):
         assert len({len(row) for row in one}) == 1, one[0]
     rows = table(text, "tiny")
