@@ -292,8 +292,9 @@ class RowReader:
 
     def columns(self) -> tuple[np.ndarray, ...]:
         """All rows' ids, labels, given splits, carved splits, whether validation is carved, groups, spellings and reasons."""
-        blocks, self._blocks = self._blocks, []
-        return tuple(np.concatenate(column) for column in zip(*blocks, strict=True))
+        columns, self._blocks = list(zip(*self._blocks, strict=True)), []
+        # A column's blocks are freed before the next column is made.
+        return tuple(np.concatenate(columns.pop(0)) for _ in range(len(columns)))
 
 
 def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
@@ -29,6 +30,7 @@ RESPONSES: dict[str, tuple[int, Any, dict[str, str]]] = {
     "429_no_such_year": (429, {"error": []}, {"Retry-After": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}),
     "quota": (429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, {}),
     "500": (500, b"<html>out of order</html>", {}),
+    "page": (200, b"<html>Back in a minute</html>", {}),
     "malformed": (200, b'{"choices": [{"message": ', {}),
     "no_choices": (200, {"choices": [], "usage": None}, {}),
     "odd": (200, {"choices": [{"message": "hello", "text": None}], "usage": 3}, {}),
@@ -76,6 +78,7 @@ class FaultServer:
         models: those that it lists. deployed: those that it has.
         wrap: a good response's text → the message that holds it.
         files, batches: what was uploaded and made, by id. polls: how often a batch is asked for before it has ended.
+            listed: how many batches a page of their list has.
         batch_fault: ("POST files", say, and the number of the call) → a fault of the Batch API: the name of a response, "drop"
             (it is done, and the connection breaks), "expire" or "fail" (what becomes of the batch).
         refuse: path, body and headers of a request → why it is refused with 400, or None.
@@ -97,6 +100,7 @@ class FaultServer:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.polls = 2
+        self.listed = 100
         self.batch_fault: Callable[[str, int], str | None] = lambda call, number: None
         self.calls: Counter[str] = Counter()
         self.closing = threading.Event()
@@ -238,7 +242,10 @@ class Handler(BaseHTTPRequestHandler):
             )
             faults.batches[done["id"]] = done
         elif call == "GET batches" and len(parts) == 1:
-            done = {"data": list(faults.batches.values())}
+            after = dict(parse_qsl(urlsplit(self.path).query)).get("after")
+            start = 1 + list(faults.batches).index(after) if after else 0
+            page = list(faults.batches.values())[start : start + faults.listed]
+            done = {"data": page, "has_more": start + len(page) < len(faults.batches)}
         elif call == "GET batches":
             done = faults.batches[parts[1]]
             done["polls"] += 1

@@ -62,6 +62,16 @@ def test_a_run_leaves_annotations_and_a_summary(config: StudyConfig, teacher_dou
     assert not list(files.directory.glob("*.part"))
 
 
+def test_rows_of_one_group_widen_the_teacher_s_interval(
+    write_study: Callable[..., Path], example_rows: pd.DataFrame, teacher_double: Any
+) -> None:
+    rows = example_rows.assign(film=[f"{split} {i // 4}" for i, split in enumerate(example_rows["split"])])
+    data, teacher = {"columns": {"split": "split", "group": "film"}}, {"calibration": {"rows": 24}}
+    measured = annotate(load_config(write_study(rows, data, teacher=teacher)), teacher_double.complete)["teacher"]
+    assert (measured["accuracy"], measured["n"], measured["n_groups"]) == (1.0, 12, 3)
+    assert measured["ci_low"] < 0.5, "as of three examples, and not of twelve"
+
+
 def test_a_second_run_asks_nothing(config: StudyConfig, teacher_double: Any) -> None:
     first = annotate(config, teacher_double.complete)
     before = pd.read_parquet(AnnotationFiles.of(config).annotations)

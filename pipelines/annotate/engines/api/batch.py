@@ -30,6 +30,7 @@ from pipelines.annotate.engines.api.engine import api_key
 from pipelines.annotate.engines.api.errors import (
     CutOff,
     Refused,
+    ServerError,
     TeacherRefused,
     Transient,
     read_error,
@@ -87,13 +88,13 @@ class BatchClient:
         shown: dict[str, str] = {}
         while batches:
             for batch in list(batches):
-                state = self.call("GET", f"batches/{batch['id']}", tries=POLL_TRIES).json()
+                state = self.call("GET", f"batches/{batch['id']}", tries=POLL_TRIES)
                 counts = state.get("request_counts") or {}
-                words = f"{state['status']}, {counts.get('completed', 0):,} of {len(batch['keys']):,} requests"
+                words = f"{state.get('status')}, {counts.get('completed', 0):,} of {len(batch['keys']):,} requests"
                 if shown.get(batch["id"]) != words:
                     say(f"  batch {batch['id']}: {words}")
                     shown[batch["id"]] = words
-                if state["status"] in ENDED:
+                if state.get("status") in ENDED:
                     yield from self.results(batch, state, waiting)
                     batches.remove(batch)
             if batches:
@@ -132,11 +133,10 @@ class BatchClient:
         self.keep(batch)
         name, lines = f"{batch['name']}.jsonl", b"".join(map(self.line, part))
         upload = {"file": (name, lines, "application/jsonl")}
-        file = self.call("POST", "files", files=upload, data={"purpose": "batch"}).json()["id"]
+        file = self.call("POST", "files", files=upload, data={"purpose": "batch"})["id"]
         wanted = {"input_file_id": file, "endpoint": self.path, "completion_window": "24h", "metadata": {NAME: batch["name"]}}
         # Whether a request to make a batch has arrived is not known where there is no response: it is looked for, not repeated.
-        response = self.call("POST", "batches", json=wanted, instead=lambda: self.find(batch["name"]))
-        batch["id"] = response.json()["id"] if isinstance(response, httpx.Response) else response
+        batch["id"] = self.call("POST", "batches", json=wanted, instead=lambda: self.find(batch["name"]))["id"]
         self.keep(batch)
         return batch
 
@@ -149,17 +149,24 @@ class BatchClient:
         for path in sorted(self.folder.glob("*.json")):
             batch = read_json(path)
             if batch["id"] is None and (found := self.find(batch["name"])):
-                batch["id"] = found
+                batch["id"] = found["id"]
                 self.keep(batch)
             if batch["id"] is None:
                 path.unlink()
             else:
                 yield batch
 
-    def find(self, name: str) -> str | None:
-        """The id of the batch of a name, or None."""
-        listed = self.call("GET", "batches", params={"limit": 100}).json().get("data") or []
-        return next((batch["id"] for batch in listed if (batch.get("metadata") or {}).get(NAME) == name), None)
+    def find(self, name: str) -> dict[str, Any] | None:
+        """The batch of a name as the provider lists it, or None."""
+        page: dict[str, Any] = {"limit": 100}
+        while True:
+            listed = self.call("GET", "batches", params=page)
+            batches = listed.get("data") or []
+            if found := next((batch for batch in batches if (batch.get("metadata") or {}).get(NAME) == name), None):
+                return found
+            if not (batches and listed.get("has_more")):
+                return None
+            page["after"] = batches[-1]["id"]
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -172,8 +179,8 @@ class BatchClient:
             why = self.endpoint.plain(error.message) if error else "it does not say why"
             raise CotdError(f"{self.config.base_url} does not take the batch {batch['id']}: {why}. {NEEDS_BATCHES}")
         lines: dict[str, Any] = {}
-        for file in filter(None, (state.get("output_file_id"), state.get("error_file_id"))):
-            for line in self.call("GET", f"files/{file}/content", tries=POLL_TRIES).content.split(b"\n"):
+        for file in filter(None, (state.get("error_file_id"), state.get("output_file_id"))):
+            for line in self.call("GET", f"files/{file}/content", tries=POLL_TRIES).split(b"\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     plain = json.loads(line)
                     lines[plain["custom_id"]] = plain
@@ -220,9 +227,14 @@ class BatchClient:
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
     def call(
-        self, method: str, path: str, tries: int = 0, instead: Callable[[], str | None] | None = None, **content: Any
+        self,
+        method: str,
+        path: str,
+        tries: int = 0,
+        instead: Callable[[], dict[str, Any] | None] | None = None,
+        **content: Any,
     ) -> Any:
-        """The response to a request of the API, which is tried again after errors that may pass.
+        """What the API says to a request, which is tried again after errors that may pass: a file's bytes, else an object.
 
         Args:
             tries: 0 for as many as `retries` says. instead: looks, before another try, whether the last one has arrived after all;
@@ -236,11 +248,15 @@ class BatchClient:
         for number in range(tries):
             try:
                 response = self.http.request(method, url, **content)
-                if response.status_code < 300:
-                    return response
                 if response.status_code in (404, 405):
                     raise CotdError(f"{url} does not exist ({response.status_code}): has it a Batch API? {NEEDS_BATCHES}")
-                error = response_error(self.endpoint.read_json(response), response.status_code, response.text)
+                if response.status_code < 300 and path.endswith("/content") and not response.content.startswith(b"<"):
+                    return response.content
+                said = self.endpoint.read_json(response)
+                if response.status_code < 300 and isinstance(said, dict) and {"id", "data"} & said.keys():
+                    return said
+                status = None if response.status_code < 300 else response.status_code
+                error = read_error(said, status) or ServerError(status, "", response.text, "")
                 self.endpoint.raise_for(error, response.headers)
             except Refused as problem:
                 raise CotdError(f"{url} refuses a batch ({problem}).") from problem

@@ -36,7 +36,7 @@ def test_a_batch_annotates(batched: MakeStudy, provider: Provider, study: MakeSt
 
 
 @pytest.mark.parametrize("moment", ["POST files", "POST batches", "GET batches", "GET files"])
-@pytest.mark.parametrize("fault", ["500", "429_seconds", "drop"])
+@pytest.mark.parametrize("fault", ["500", "429_seconds", "drop", "page"])
 def test_what_passes_is_tried_again(batched: MakeStudy, provider: Provider, moment: str, fault: str) -> None:
     """Also a batch of which nobody heard that it was made."""
     server = provider[0]
@@ -74,6 +74,15 @@ def test_a_killed_run_finds_its_batch_again(
     server.batch_fault = real
     assert annotate(batched(), yes=True)["annotations"]["usable"] == 48
     assert len(server.batches) == 1, "nothing is paid for twice"
+
+
+def test_a_batch_is_found_among_however_many(batched: MakeStudy, provider: Provider) -> None:
+    server = provider[0]
+    server.batches = {f"old-{n}": {"id": f"old-{n}", "status": "completed", "metadata": None} for n in range(7)}
+    server.listed = 3
+    server.batch_fault = lambda call, number: "drop" if call == "POST batches" and number == 0 else None
+    assert annotate(batched(), yes=True)["annotations"]["usable"] == 48
+    assert len(server.batches) == 8, "no second one is made"
 
 
 def test_a_batch_that_was_never_made_is_sent_again(batched: MakeStudy, provider: Provider) -> None:
