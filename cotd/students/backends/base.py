@@ -193,15 +193,27 @@ def has_token(token: int | None, vocabulary: int) -> bool:
     return token is not None and token < vocabulary
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool = False) -> tuple[Any, Any]:
-    """Token ids as rows of one width, and their mask of ones and zeros: both (B, W)."""
-    import torch
+def padded(rows: Sequence[Any], pad: int, device: Any = None, left: bool = False) -> tuple[Any, Any]:
+    """Token ids as rows of one width, and their mask of ones and zeros: both (B, W).
 
-    width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
-    filled = [[pad] * gap + [*row] if left else [*row] + [pad] * gap for row, gap in zip(rows, gaps, strict=True)]
-    mask = [[0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
-    return torch.tensor(filled, device=device), torch.tensor(mask, device=device)
+    Args:
+        rows: lists or tensors. device: of the result; None leaves tensors where they are.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.as_tensor(row, dtype=torch.long, device=device) for row in rows]
+    side = "left" if left else "right"
+    mask = [torch.ones_like(row) for row in ids]
+    return pad_sequence(ids, True, pad, side), pad_sequence(mask, True, 0, side)
+
+
+def weighted_loss(logits: Any, labels: Any, weights: Any, label_smoothing: float) -> Any:
+    """Σ weights · cross-entropy, a scalar. Args: logits: (L, V), float32. labels, weights: (L,)."""
+    from torch.nn import functional
+
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return (losses * weights).sum()
 
 
 def in_columns(scores: Any, counts: Sequence[int]) -> Any:

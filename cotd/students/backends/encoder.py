@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from cotd.data.truncation import Truncation, tail_length, truncate
 from cotd.errors import CotdError
-from cotd.students.backends.base import Backend, Pair, padded
+from cotd.students.backends.base import Backend, Pair, padded, weighted_loss
 from cotd.students.backends.kinds import encoder_problem
 from cotd.tasks.base import Task
+from cotd.utils.iteration import batched
 
 GROUP_ROWS = 8  # rows that are padded to one width
 
@@ -74,16 +73,11 @@ class Encoder(Backend):
         }
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        rows, pad = part["input_ids"].split(part["lengths"].tolist()), self.tokenizer.pad_token_id
         logits = []
-        for start in range(0, len(rows), GROUP_ROWS):
-            group = slice(start, start + GROUP_ROWS)
-            ids = pad_sequence(list(rows[group]), batch_first=True, padding_value=pad)
-            real = torch.arange(ids.shape[1], device=ids.device) < part["lengths"][group, None]
-            logits.append(self.model(input_ids=ids, attention_mask=real.long()).logits.float())
-        scores = torch.cat(logits)[part["sources"]]
-        losses = functional.cross_entropy(scores, part["labels"], reduction="none", label_smoothing=label_smoothing)
-        return (losses * weights).sum()
+        for rows in batched(part["input_ids"].split(part["lengths"].tolist()), GROUP_ROWS):
+            ids, mask = padded(rows, self.tokenizer.pad_token_id)
+            logits.append(self.model(input_ids=ids, attention_mask=mask).logits.float())
+        return weighted_loss(torch.cat(logits)[part["sources"]], part["labels"], weights, label_smoothing)
 
     def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Tensor:
         ids, mask = padded(sources, self.tokenizer.pad_token_id, self.model.device)

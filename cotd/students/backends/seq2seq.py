@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from cotd.data.truncation import Truncation, tail_length, truncate
-from cotd.students.backends.base import ASK_LABEL, IGNORED, TARGET_KINDS, Backend, Pair, in_columns, padded
+from cotd.students.backends.base import ASK_LABEL, IGNORED, TARGET_KINDS, Backend, Pair, in_columns, padded, weighted_loss
 from cotd.tasks.base import Task
+from cotd.utils.iteration import batched
 
 # The cache must be requested: a base whose configuration says `use_cache: false`, as the embedded student's does, would
 # otherwise read all that it has written again for each token.
@@ -63,8 +63,12 @@ class Seq2Seq(Backend):
     def _rationale_prompt(self) -> list[int]:
         return self.tokenizer(self.task.rationale_prefix, add_special_tokens=False)["input_ids"]
 
+    def order(self, pair: Pair) -> tuple[int, int]:
+        """Pairs are sorted by this, so that neighbours, which are computed together, are of a kind and of like length."""
+        return pair.kind, -len(pair.source) - len(pair.target)
+
     def pack(self, examples: Sequence[Sequence[Pair]]) -> dict[str, Any]:
-        """Sequences one after another, the longest first, without padding.
+        """Sequences one after another without padding, inputs the longest first and pairs by `order`.
 
         Returns:
             `input_ids` (N,) and `input_lengths` (I,) of the distinct inputs; `sources` (P,) the input of each pair;
@@ -72,7 +76,7 @@ class Seq2Seq(Backend):
             positions in TARGET_KINDS; `target_weights` and `target_examples` (M,).
         """
         numbered = [(pair, number) for number, pairs in enumerate(examples) for pair in pairs]
-        numbered.sort(key=lambda entry: (-len(entry[0].target), entry[0].kind))
+        numbered.sort(key=lambda entry: self.order(entry[0]))
         pairs = [pair for pair, _ in numbered]
         # The samples of an example share their input, which is encoded once.
         inputs = sorted(dict.fromkeys(tuple(pair.source) for pair in pairs), key=len, reverse=True)
@@ -95,9 +99,7 @@ class Seq2Seq(Backend):
 
     def loss(self, part: dict[str, Any], weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
         learned = part["labels"] != IGNORED
-        logits, labels = self.logits(part, learned), part["labels"][learned]
-        losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-        return (losses * weights).sum()
+        return weighted_loss(self.logits(part, learned), part["labels"][learned], weights, label_smoothing)
 
     def logits(self, part: dict[str, Any], chosen: Tensor) -> Tensor:
         return padded_logits(self.model, part, chosen).float()
@@ -169,15 +171,15 @@ def padded_logits(model: Any, part: dict[str, Any], chosen: Tensor) -> Tensor:
         part: what `Seq2Seq.pack` gives.
         chosen: (M,) booleans.
     """
-    pad, sources, input_lengths = model.config.pad_token_id, part["sources"], part["input_lengths"]
-    inputs, lengths = part["input_ids"].split(input_lengths.tolist()), part["target_lengths"].tolist()
-    targets, learned = part["decoder_input_ids"].split(lengths), chosen.split(lengths)
+    inputs, lengths = part["input_ids"].split(part["input_lengths"].tolist()), part["target_lengths"]
+    targets, learned = part["decoder_input_ids"].split(lengths.tolist()), chosen.split(lengths.tolist())
+    kinds = part["target_kinds"][lengths.cumsum(0) - 1].tolist()
+    sources, pad = part["sources"].tolist(), model.config.pad_token_id
     logits = []
-    for start in range(0, len(targets), GROUP_ROWS):  # targets are sorted by length
-        rows = slice(start, start + GROUP_ROWS)
-        encoder_ids = pad_sequence([inputs[i] for i in sources[rows]], batch_first=True, padding_value=pad)
-        real = torch.arange(encoder_ids.shape[1], device=encoder_ids.device) < input_lengths[sources[rows], None]
-        decoder_ids = pad_sequence(targets[rows], batch_first=True, padding_value=pad)
-        output = model(input_ids=encoder_ids, attention_mask=real.long(), decoder_input_ids=decoder_ids, use_cache=False)
-        logits.append(output.logits[pad_sequence(learned[rows], batch_first=True)])
+    for _, alike in groupby(range(len(targets)), key=kinds.__getitem__):
+        for rows in batched(alike, GROUP_ROWS):
+            ids, mask = padded([inputs[sources[i]] for i in rows], pad)
+            decoder_ids, _ = padded([targets[i] for i in rows], pad)
+            output = model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)
+            logits.append(output.logits[pad_sequence([learned[i] for i in rows], batch_first=True)])
     return torch.cat(logits)

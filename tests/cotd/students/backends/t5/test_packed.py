@@ -38,6 +38,7 @@ def test_packed_sequences_give_the_logits_and_gradients_of_the_models_own_forwar
     part = {
         "input_ids": inputs, "input_lengths": lengths, "sources": torch.tensor([0, 3, 1, 2, 3, 3]),
         "decoder_input_ids": targets, "target_lengths": target_lengths,
+        "target_kinds": torch.tensor([1, 1, 1, 0, 0, 0]).repeat_interleave(target_lengths),
     }  # fmt: skip
     results = []
     for is_packed in (True, False):
