@@ -178,7 +178,8 @@ def train_stages(
         trainer = StudentTrainer(
             student, parts[number], validation, stages[number], folders[number], on_score, rationales, first_step
         )
-        if latest and checkpoint and trainer.is_world_process_zero():  # later ones, which another worker has not, are trained anew
+        if latest and checkpoint and trainer.is_world_process_zero():
+            # Later ones, which another worker has not, are trained anew.
             for later in (folders[n].checkpoint(step) for n, step in seen if (n, step) > latest):
                 shutil.rmtree(later, ignore_errors=True)
         trainer.fit(checkpoint)
