@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from cotd.data.truncation import Truncation, tail_length
-from cotd.students.backends.base import IGNORED, Backend, Pair, in_columns, padded
+from cotd.students.backends.base import IGNORED, Backend, Pair, in_columns, padded, weighted_loss
 from cotd.students.backends.causal.attention import Trees, install, uninstall
 from cotd.students.backends.causal.prompts import Frame
 from cotd.students.backends.causal.trees import pack_trees
@@ -88,8 +86,7 @@ class Causal(Backend):
         labels = part["labels"][learned]
         if self.packs and self.plain_output:
             return token_loss(self.states(part)[learned], self.output.weight, labels, weights, label_smoothing)
-        losses = functional.cross_entropy(self.logits(part, learned), labels, reduction="none", label_smoothing=label_smoothing)
-        return (losses * weights).sum()
+        return weighted_loss(self.logits(part, learned), labels, weights, label_smoothing)
 
     @property
     def output(self) -> Any:
@@ -224,10 +221,8 @@ def packed_inputs(part: dict[str, Any]) -> dict[str, Any]:
 
 def row_logits(model: Any, part: dict[str, Any], positions: Tensor, pad: int) -> Tensor:
     """The logits at positions of trees of one continuation each, by the model's own `forward` over padded rows: (L, V)."""
-    rows = part["input_ids"].split(part["lengths"].tolist())
-    ids = pad_sequence(list(rows), batch_first=True, padding_value=pad)
-    real = torch.arange(ids.shape[1], device=ids.device) < part["lengths"][:, None]
-    return model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[real][positions]
+    ids, mask = padded(part["input_ids"].split(part["lengths"].tolist()), pad)
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()][positions]
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
