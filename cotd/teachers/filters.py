@@ -203,8 +203,8 @@ def filtered_blocks(
 ) -> Blocks:
     """`apply_filters` to annotations that do not fit in memory.
 
-    All filters but `near_duplicates` look at an example, or at a rationale, at a time. For that one the rationales are written to disk, and some
-    70 bytes each are in memory.
+    All filters but `near_duplicates` look at an example, or at a rationale, at a time. For that one the rationales are written to
+    disk, and some 70 bytes each are in memory.
 
     Args:
         context: of a block. spill_dir: see `cotd.data.spill.open_spill_file`.
