@@ -212,6 +212,9 @@ def begun(sources: Sequence[list[int]], written: Sequence[list[int]] | None) -> 
 
 def packed_inputs(part: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a model's `forward` for packed trees."""
+    if not torch.is_grad_enabled() and len(part["lengths"]) == 1 and part["positions"][-1] + 1 == len(part["positions"]):
+        # One sequence: PyTorch's own attention takes a fifth off the time of a request of one text.
+        return {"input_ids": part["input_ids"][None], "use_cache": False}
     trees = Trees(part["lengths"], part["branches"])
     return {
         "input_ids": part["input_ids"][None], "position_ids": part["positions"][None], "attention_mask": trees.outer_mask,
