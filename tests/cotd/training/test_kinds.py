@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
+from cotd.data.examples import build_examples
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
+from cotd.tasks.base import Task
 from cotd.training.folder import TrialFolder
 from cotd.training.train import train_trial
 from cotd.training.trial import Trial
 from tests.cotd.training.helpers import make_folder, make_trial, parameters
-from tests.tasks import SENTIMENT
+from tests.tasks import QUIZ, SENTIMENT, SUMS
 from tests.tiny_models import MAKERS
 
 TEXTS = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
@@ -27,6 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "encoder": {"steps": 60, "learning_rate": 5e-3},
 }
 SLOW = pytest.mark.integration
+# What a film is like decides which option, or which number, is right.
+ANSWERS = {"quiz": {"positive": "right", "negative": "wrong"}, "sums": {"positive": "1000", "negative": "7"}}
 
 
 def trial_of(name: str, base: Any, method: str) -> Trial:
@@ -75,6 +80,24 @@ def test_a_rationale_before_the_answer_is_learned(
     assert folder.result()["test"]["accuracy"] == 1.0
     assert [p.label for p in student.predict(TEXTS)] == ["positive", "negative"]
     assert "dull" in student.explain(TEXTS)[1]
+
+
+@pytest.mark.parametrize("task", [QUIZ, SUMS], ids=lambda task: task.name)
+@pytest.mark.parametrize("name", ["llama"])
+def test_options_by_row_and_free_answers_are_learned(
+    name: str, task: Task, base: Any, example_rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows = example_rows.assign(label=example_rows["label"].map(ANSWERS[task.name]))
+    choices = None
+    if task.needs_choices:
+        rows["choices"] = [["right", "wrong"][:: 1 if i % 3 else -1] for i in range(len(rows))]
+        choices = [["wrong", "right"], ["right", "wrong"]]
+    trial = replace(trial_of(name, base, "finetune"), task=task.to_dict())
+    folder = learned(trial, tmp_path / "trial", build_examples(rows, task.name, task).table, None)
+    assert folder.result()["test"]["accuracy"] == 1.0
+    answers = Student.load(folder.student, device="cpu").predict(TEXTS, choices=choices)
+    assert [p.label for p in answers] == list(ANSWERS[task.name].values())
+    assert [p.score is None for p in answers] == [task.free_answers] * 2
 
 
 @pytest.mark.parametrize("finetune", [{"last_layers": 1}, {"lora": {"rank": 2}}], ids=["last layers", "LoRA"])
