@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--faults", type=int, default=100)
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):  # so that all that was started is ended, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     deadline = time.monotonic() + 60 * arguments.minutes
     say(f"seed {arguments.seed}")
     with tempfile.TemporaryDirectory(prefix="cotd-chaos-", ignore_cleanup_errors=True) as folder, world(Path(folder)) as here:
