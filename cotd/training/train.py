@@ -115,7 +115,8 @@ def train_trial(
             student.temperature = fitted_temperature(student, validation, inputs)
         validated = predictions_table(student, validation, inputs)
         validation_metrics = score_predictions(validated, task)
-        curve = [] if student.free_answers else risk_coverage(validated["score"], validated["predicted"] == validated["gold"])
+        right = validated["predicted"] == validated["gold"]
+        curve = [] if student.free_answers else [list(point) for point in risk_coverage(validated["score"], right)]
         predictions = predictions_table(student, test, inputs)
         test_metrics = score_predictions(predictions, task, teacher_test)
         if student.can_explain:

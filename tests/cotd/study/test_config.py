@@ -65,7 +65,7 @@ def test_fractions_outside_the_range(write_study: Callable[..., Path], fraction:
         ("training.preset=[1]", "training: unknown preset"),
         ("task=emotion", "unknown task 'emotion'; known: "),
         ("teacher.samples=4", "samples > 1 needs temperature > 0"),
-        ("teacher.strategy=reason", "'score_then_explain', 'chain_of_thought' or 'imported'"),
+        ("teacher.strategy=reason", "'score_then_explain', 'chain_of_thought', 'student' or 'imported'"),
         ("name=a/b", "name: "),
         ("data.source=", "data.source"),
         ("training=", "training"),

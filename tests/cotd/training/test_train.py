@@ -47,7 +47,8 @@ def test_a_finished_trials_folder(trained: Trained, examples: pd.DataFrame) -> N
     _, folder, result = trained
     assert folder.done
     assert folder.result() == result
-    assert sorted(p.name for p in folder.path.iterdir()) == ["metrics.jsonl", "predictions.parquet", "result.json", "student"]
+    files = ["metrics.jsonl", "predictions.parquet", "rationales.parquet", "result.json", "student"]
+    assert sorted(p.name for p in folder.path.iterdir()) == files
     assert [point["step"] for point in folder.curve()] == [2, 4, 6, 8]
     assert not [p for p in folder.student.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     card = json.loads((folder.student / "cotd.json").read_text())
