@@ -34,10 +34,10 @@ $(STAMP): $(LOCK) requirements/torch-cpu.txt pyproject.toml
 	@touch $(STAMP)
 	@echo "installed: try $(BIN)/cotd doctor"
 
-demo: install ## the whole main job on real reviews with a real teacher (about ten minutes)
+demo: install ## the whole main job on real reviews with a real teacher (a quarter of an hour on two cores with AMX)
 	@$(BIN)/cotd demo
 
-test: install ## unit tests and one end-to-end run of the real path (some fifteen minutes on two cores)
+test: install ## unit tests and one end-to-end run of the real path (some twenty minutes on two cores)
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
 	@$(BIN)/python -m pytest -m 'integration and not slow' -n 2 --dist loadfile --no-loadscope-reorder
