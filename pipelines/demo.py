@@ -28,14 +28,13 @@ from pipelines.annotate.run import annotate
 from pipelines.cluster.session import ray_session
 from pipelines.prepare import prepare
 from pipelines.promote import promote
-from pipelines.report.ladder import GOLD, Rung, add_rungs, ladder_rows
+from pipelines.report.ladder import CASCADE, GOLD, Rung, add_rungs, ladder_rows
 from pipelines.report.run import report
 from pipelines.report.text import terminal
 from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.run import sweep
 
 LATENCY_REQUESTS = 100
-CASCADE = "cascade"  # its rung of the ladder
 BELOW = "share=0.4"  # what the larger student answers: less than half, so that a median request waits for the small one alone
 SCORES = ("accuracy", "ci_low", "ci_high", "n")  # of a rung
 SHOWN = [  # texts whose predictions are printed

@@ -91,7 +91,7 @@ class Backend(ABC):
 
     def logits(self, part: dict[str, Any], chosen: Any) -> Any:
         """The logits at chosen tokens of a part, (M,) booleans: (L, V), float32."""
-        raise NotImplementedError(f"a student of kind '{self.kind}' labels and writes nothing")
+        raise CotdError(f"a student of kind '{self.kind}' labels and writes nothing. Use a causal or encoder-decoder student.")
 
     @abstractmethod
     def label_scores(self, sources: Sequence[list[int]], written: Sequence[list[int]] | None = None) -> Any:
@@ -123,7 +123,7 @@ class Backend(ABC):
         Args:
             written: tokens that it has written before, as many for each source.
         """
-        raise NotImplementedError(f"a student of kind '{self.kind}' labels and writes nothing")
+        raise CotdError(f"a student of kind '{self.kind}' labels and writes nothing. Use a causal or encoder-decoder student.")
 
     def targets(self, texts: Sequence[str], begins: bool = True) -> list[list[int]]:
         """Targets of these words."""

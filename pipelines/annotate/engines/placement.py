@@ -1,4 +1,4 @@
-"""What vLLM engines take of Ray's nodes: one account of CPUs, GPUs and threads, for whoever checks, reserves or starts them."""
+"""The CPUs, GPUs and threads that vLLM engines need of Ray's nodes: checks, reservations and vLLM's arguments all use these."""
 
 from __future__ import annotations
 

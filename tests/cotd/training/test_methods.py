@@ -31,6 +31,11 @@ def soft(examples: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:
     return annotations.assign(probabilities=sure)
 
 
+def backend_of(model_folder: Path) -> Any:
+    model, tokenizer = load_base(str(model_folder), SENTIMENT.labels)
+    return make_backend(model.eval(), tokenizer, SENTIMENT, {})
+
+
 def loss_of(pairs: pd.DataFrame, backend: Any) -> float:
     batch = collate(encode_pairs(pairs, backend, 64, 64), backend)
     return multi_task_loss(backend, batch["parts"][0], batch["totals"]).item()
@@ -40,9 +45,7 @@ def loss_of(pairs: pd.DataFrame, backend: Any) -> float:
 def test_the_loss_of_a_soft_label_is_its_answers_losses_by_their_probabilities(
     name: str, base: Any, examples: pd.DataFrame, soft: pd.DataFrame
 ) -> None:
-    model, tokenizer = load_base(str(base(name)), SENTIMENT.labels)
-    backend = make_backend(model.eval(), tokenizer, SENTIMENT, {})
-    train = examples[examples["split"] == "train"].head(5)
+    backend, train = backend_of(base(name)), examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["distill_soft"], train, soft, SENTIMENT)
     assert len(pairs) == 2 * len(train)
     # Both answers have as many tokens, so that each example weighs alike.
@@ -92,9 +95,7 @@ def test_cot_after_answers_in_one_step_and_goes_on_when_asked_why(
 def test_cot_mi_adds_how_little_each_rationale_tells_of_its_label(
     name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame
 ) -> None:
-    model, tokenizer = load_base(str(base(name)), SENTIMENT.labels)
-    backend = make_backend(model.eval(), tokenizer, SENTIMENT, {})
-    train = examples[examples["split"] == "train"].head(5)
+    backend, train = backend_of(base(name)), examples[examples["split"] == "train"].head(5)
     pairs = training_pairs(METHODS["cot_mi"], train, annotations, SENTIMENT)
     pd.testing.assert_frame_equal(pairs, training_pairs(METHODS["cot_labelled"], train, annotations, SENTIMENT))
 

@@ -136,7 +136,7 @@ WAIT = {"Retry-After": "20"}
 def test_what_servers_say_of_money_keys_and_limits(
     status: int, content: dict[str, Any], headers: dict[str, str], meaning: str | None
 ) -> None:
-    """None: it is a limit, and waited for, whoever the account is."""
+    """A `meaning` of None is a rate limit, which is waited for: it says nothing of the account."""
     endpoint = Endpoint("teacher-1", ApiConfig(base_url="http://127.0.0.1:9/v1", key_env=None), None, len)
     error = read_error(content, None if status == 200 else status)
     assert error is not None
