@@ -35,7 +35,6 @@ from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.run import sweep
 
 LATENCY_REQUESTS = 100
-BELOW = "share=0.4"  # what the larger student answers: less than half, so that a median request waits for the small one alone
 SCORES = ("accuracy", "ci_low", "ci_high", "n")  # of a rung
 SHOWN = [  # texts whose predictions are printed
     "A warm, funny film with two wonderful leads and an ending that moved me.",
@@ -158,7 +157,7 @@ def serve_and_measure(config: StudyConfig, served: Served, port: int) -> list[st
         large = str(served.large.student)
         with serving(settings.model_copy(update={"student": large}), port=port) as url, Client(url) as client:
             rungs.append(trial_rung(config, served.large) | latency(client, texts))
-        with serving(settings.model_copy(update={"escalate": large, "below": BELOW}), port=port) as url, Client(url) as client:
+        with serving(settings.model_copy(update={"escalate": large}), port=port) as url, Client(url) as client:
             rungs.append(cascade_rung(config, served.small, served.large) | latency(client, texts))
             lines = shown_predictions(client)
     add_rungs(config, rungs)
@@ -186,7 +185,7 @@ def trial_rung(config: StudyConfig, trial: TrialFolder) -> Rung:
 
 def cascade_rung(config: StudyConfig, small: TrialFolder, large: TrialFolder) -> Rung:
     """A student on the test examples, and a larger one where that is not sure enough."""
-    threshold = choose_threshold(BELOW, *(read_json(trial.student / CARD) for trial in (small, large)))
+    threshold = choose_threshold("auto", small.student, large.student)
     table = cascade_predictions(pd.read_parquet(small.predictions), pd.read_parquet(large.predictions), threshold)
     share = format_percent((table["answered_by"] == "escalated").mean())
     say(f"  cascade: {share} of the test examples go to the larger student")

@@ -27,12 +27,12 @@ def note_overrides(context: typer.Context, overrides: list[str] | None) -> list[
     return overrides
 
 
-Config = Annotated[str, typer.Argument(help="a study's YAML, for example tune_configs/demo.yaml", callback=note_config)]
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="a study's YAML, for example tune_configs/demo.yaml", callback=note_config)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="overrides, like training.steps=100 or variant=embedded", callback=note_overrides
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="overrides, like training.steps=100 or variant=embedded", callback=note_overrides),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow store to look the model up in; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
@@ -44,9 +44,9 @@ Escalate = Annotated[
 Below = Annotated[
     str | None,
     typer.Option(
-        help="what is handed on to the larger student: answers below a confidence (0.8), auto: below the least at which the student "
-        "was as accurate on validation as the larger one, accuracy=0.85: at which it was so accurate, share=0.2: that share; "
-        "default: auto"
+        help="what is handed on to the larger student: answers below a confidence (0.8), share=0.2: the least sure fifth, "
+        "accuracy=0.85: those below the confidence from which the others are so accurate, within=0.02: as few as the two need to come "
+        "within so much of the larger one's accuracy, auto: within=0.01, but 40 % at most; default: auto"
     ),
 ]
 

@@ -27,7 +27,6 @@ Students = tuple[str, str | None, str]  # a student, the larger one of a cascade
 def check_students(students: Students, tracking_uri: str) -> None:
     """Raises a CotdError unless `check_student` passes for each, and the two can be a cascade."""
     from cotd.evaluation.cascade import choose_threshold, parse_below
-    from cotd.students.base_models import find_student
 
     student, larger, below = students
     if larger is None:
@@ -35,7 +34,7 @@ def check_students(students: Students, tracking_uri: str) -> None:
         return
     both = (student, larger)
     require_all(lambda: parse_below(below), *(partial(check_student, name, tracking_uri) for name in both))
-    choose_threshold(below, *(find_student(name)[1] for name in both))
+    choose_threshold(below, *both)
 
 
 def check_student(student: str, tracking_uri: str) -> None:

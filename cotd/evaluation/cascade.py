@@ -1,7 +1,8 @@
 """A cascade: a small student answers what it is sure of, and hands the rest on to a larger one.
 
-How sure it must be is read off its risk-coverage curve on validation examples (El-Yaniv and Wiener 2010; Geifman and El-Yaniv
-2017): how many of them it answers at each confidence, and how many of those right.
+How sure it must be is chosen on validation examples: by what both students answered to the same ones, or by the small one's
+risk-coverage curve (El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017): how many of them it answers at each confidence, and how
+many of those right.
 """
 
 from __future__ import annotations
@@ -9,19 +10,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from cotd.data.table import encode_ids
 from cotd.errors import CotdError
+from cotd.students.base_models import find_student
+from cotd.students.validated import Validated, read_validated
 from cotd.tasks.registry import parse_task
 
 POINTS = 101  # of a curve, at most: one for each percent of the examples
 EVERYTHING = math.nextafter(1.0, 2.0)  # the threshold that no confidence reaches
 STUDENT: Final = "student"  # who gave an answer
 ESCALATED: Final = "escalated"
-BELOW = "auto, accuracy=A, share=S, or a confidence from 0 to 1"
+BELOW = "auto, within=W, accuracy=A, share=S, or a confidence from 0 to 1"
+# Of auto: how much less accurate than the larger student alone the two may be, a standard error on some 1,000 examples; and the
+# share that is handed on for that at most, well below one half, so that a median text does not wait for the larger student.
+WITHIN, MOST = 0.01, 0.4
 
 
 class Point(NamedTuple):
@@ -83,11 +91,55 @@ def cascade_predictions(small: pd.DataFrame, large: pd.DataFrame, threshold: flo
     return pd.concat(parts).set_index("example_id").loc[small["example_id"]].reset_index()
 
 
+def validated_answers(table: pd.DataFrame) -> Validated:
+    """What a student's folder keeps of its predictions of validation examples (see `predictions_table`), which are chosen answers."""
+    right = (table["predicted"] == table["gold"]).to_numpy(dtype=bool)
+    return Validated(encode_ids(table["example_id"].to_list()), table["score"].to_numpy(dtype=float), right)
+
+
+class Operating(NamedTuple):
+    """A cascade on validation examples at one threshold.
+
+    Attributes:
+        threshold: the confidence below which a text is handed on. share: of the examples that are. accuracy: of the two together.
+    """
+
+    threshold: float
+    share: float
+    accuracy: float
+
+
+def operating_points(small: Validated, large: Validated) -> list[Operating]:
+    """A cascade on the examples that both students were validated on, from all of them handed on to none."""
+    _, own, others = np.intersect1d(small.ids, large.ids, return_indices=True)
+    order = np.argsort(-small.confidence[own], kind="stable")
+    confidence, kept, handed = small.confidence[own][order], small.right[own][order], large.right[others][order]
+    n = len(order)
+    right = np.append(0, np.cumsum(kept)) + handed.sum() - np.append(0, np.cumsum(handed))  # if the surest 0 to N are kept
+    last = np.flatnonzero(np.diff(confidence, append=-np.inf) < 0) + 1  # of the examples of equal confidence, all or none are
+    points = [Operating(float(confidence[i - 1]), 1 - i / n, float(right[i] / n)) for i in last.tolist()]
+    return [Operating(EVERYTHING, 1.0, float(right[0] / n)), *points]
+
+
+def threshold_within(points: Sequence[Operating], within: float) -> float:
+    """The least confidence that leaves a cascade at most so much less accurate than its larger student alone.
+
+    Args:
+        points: see `operating_points`. within: a difference of accuracies, from 0 to 1.
+    """
+    return min(p.threshold for p in points if p.accuracy >= points[0].accuracy - within - 1e-9)
+
+
+def threshold_auto(points: Sequence[Operating]) -> float:
+    """`threshold_within` WITHIN, unless more than MOST of the examples would be handed on: then the one that hands on so many."""
+    return min(threshold_within(points, WITHIN), max(p.threshold for p in points if p.share <= MOST + 1e-9))
+
+
 class Below(NamedTuple):
     """How the threshold is chosen.
 
     Attributes:
-        rule: "auto", "accuracy", "share" or "confidence". value: of the last three, from 0 to 1.
+        rule: "auto", "within", "accuracy", "share" or "confidence". value: of all but the first, from 0 to 1.
     """
 
     rule: str
@@ -95,50 +147,54 @@ class Below(NamedTuple):
 
 
 def parse_below(text: str) -> Below:
-    """Reads "auto", "accuracy=0.85", "share=0.2" or "0.8".
+    """Reads "auto", "within=0.02", "accuracy=0.85", "share=0.2" or "0.8".
 
     Raises:
         CotdError: it is none of these.
     """
-    match = re.fullmatch(r"(?:(accuracy|share)=)?(\d*\.?\d+)", text.strip())
     if text.strip() == "auto":
         return Below("auto")
+    match = re.fullmatch(r"(?:(within|accuracy|share)=)?(\d*\.?\d+)", text.strip())
     if not match or not 0 <= float(match[2]) <= 1:
         raise CotdError(f"below '{text}' is not {BELOW}.")
     return Below(match[1] or "confidence", float(match[2]))
 
 
-def choose_threshold(below: str, small: dict[str, Any], large: dict[str, Any]) -> float:
+def choose_threshold(below: str, small: str | Path, large: str | Path) -> float:
     """The confidence below which a cascade hands a text on.
 
-    "auto" is the least confidence from which the small student's answers were as accurate on validation examples as all those of
-    the large one; "accuracy=A" that from which they were right so often; "share=S" that below which the share S of them was.
+    "within=W" is the least with which the two students together were less accurate than the large one alone by at most W, on the
+    validation examples of both, and "auto" is within=0.01, but hands on no more than four in ten. By the small student's own
+    answers, "accuracy=A" is that from which they were right so often, and "share=S" that below which the share S of them was.
 
     Args:
-        small, large: the students' cards.
+        small, large: students by any name, see `find_student`.
 
     Raises:
-        CotdError: the two cannot be a cascade, or the cards lack what the choice is made by; all problems at once.
+        CotdError: the two cannot be a cascade, or lack what the choice is made by; all problems at once.
     """
     rule, value = parse_below(below)
-    problems = cascade_problems(small, large)
-    curve = [Point(*point) for point in small.get("risk_coverage") or ()]
-    validated, reference = ((card.get("metrics") or {}).get("validation") or {} for card in (small, large))
-    if rule != "confidence" and not problems:
-        advice = "Give a confidence: --below 0.8."
-        if not curve:
-            problems.append(f"the card of the small student has no risk-coverage curve, from which '{below}' follows. {advice}")
-        elif rule == "auto" and validated.get("n") != reference.get("n"):
-            problems.append(
-                f"the two students were validated on different examples, and 'auto' compares them on those. {advice}"
-            )
-    if problems:
+    (folder, card), (other_folder, other_card) = (find_student(str(student)) for student in (small, large))
+    if problems := cascade_problems(card, other_card):
         raise CotdError(*problems)
     if rule == "confidence":
         return value
-    if rule == "share":
-        return threshold_for_share(curve, value)
-    return threshold_for_accuracy(curve, reference["accuracy"] if rule == "auto" else value)
+    if (own := read_validated(folder)) is None:
+        raise CotdError(
+            f"the small student came without its answers to validation examples, from which '{below}' follows. "
+            "Give a confidence: --below 0.8."
+        )
+    if rule in ("auto", "within"):
+        others = read_validated(other_folder)
+        if others is None or np.isin(own.ids, others.ids).mean() < 0.5:
+            raise CotdError(
+                f"the two students were validated on different examples, and '{below}' compares their answers to the same ones. "
+                "Give the share to hand on, --below share=0.2, or how accurate the rest must be, --below accuracy=0.9."
+            )
+        points = operating_points(own, others)
+        return threshold_auto(points) if rule == "auto" else threshold_within(points, value)
+    curve = risk_coverage(own.confidence, own.right)
+    return threshold_for_share(curve, value) if rule == "share" else threshold_for_accuracy(curve, value)
 
 
 def cascade_problems(small: dict[str, Any], large: dict[str, Any]) -> list[str]:

@@ -19,12 +19,15 @@ from cotd.utils.text import first_line
 
 CARD = "cotd.json"  # describes a trained student; beside its weights
 SEEN = "examples_seen.npz"  # what it has seen, see `cotd.students.seen`
+VALIDATED = "validation_answers.npz"  # see `cotd.students.validated`
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 HUB_ID = re.compile(r"^\w[\w.-]*/[\w.-]+$")
 # Files of a student besides its weights: configuration, card, record, and whatever tokenizers are written in.
 STUDENT_FILES = ("*.json", "*.npz", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja")
 # What says where a model comes from and not what it is. All other files may decide what it does: vocab.txt and chat templates, too.
-PROVENANCE = re.compile(r"(?i)\.|readme|licen[cs]e|notice|(cotd|asset|pretraining|trainer_state)\.json$|examples_seen\.npz$")
+PROVENANCE = re.compile(
+    r"(?i)\.|readme|licen[cs]e|notice|(cotd|asset|pretraining|trainer_state)\.json$|(examples_seen|validation_answers)\.npz$"
+)
 
 
 def resolve_model(source: str) -> str:

@@ -15,6 +15,7 @@ from cotd.errors import CotdError
 from cotd.students.backends.choose import make_backend
 from cotd.students.base_models import CARD, find_student, load_base, write_model
 from cotd.students.seen import Seen, read_seen, write_seen
+from cotd.students.validated import Validated, read_validated, write_validated
 from cotd.tasks.base import Task
 from cotd.tasks.registry import parse_task
 from cotd.utils.files import replacing, write_json
@@ -53,6 +54,7 @@ class Student:
             `writes_rationales`, `rationale_before_label`, `rationale_after_label`, `rationale_as_input` (it needs the teacher's
             rationale of each text).
         seen: what it was trained on and selected by; None if that is not known.
+        validated: its answers to the examples that it was selected by; None if they have no confidence, or are not known.
 
     Example:
         >>> student = cotd.Student.load(folder.student)  # or "models:/cotd-student@champion"
@@ -60,10 +62,19 @@ class Student:
         True
     """
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task, card: dict[str, Any], seen: Seen | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        task: Task,
+        card: dict[str, Any],
+        seen: Seen | None = None,
+        validated: Validated | None = None,
+    ):
         self.task = task
         self.card = card
         self.seen = seen
+        self.validated = validated
         self.backend = make_backend(model.eval(), tokenizer, task, card)
         self.max_input_tokens: int = card.get("max_input_tokens", 128)
         self.truncation: Truncation = card.get("truncation", "head")
@@ -85,15 +96,19 @@ class Student:
         task = parse_task(card["task"])
         model, tokenizer = load_base(str(folder), task.labels)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, task, card, read_seen(folder))
+        return cls(model, tokenizer, task, card, read_seen(folder), read_validated(folder))
 
     def save(self, directory: str | Path) -> None:
-        """Writes the student in Hugging Face layout plus `cotd.json` and what it has seen; an existing folder is replaced at the end."""
+        """Writes the student in Hugging Face layout plus `cotd.json`, what it has seen and what it answered on validation.
+
+        An existing folder is replaced at the end.
+        """
         with replacing(Path(directory)) as temporary:
             write_model(self.model, temporary)
             self.tokenizer.save_pretrained(temporary)
             write_json(temporary / CARD, {**self.card, "task": self.task.to_dict()})
             write_seen(self.seen, temporary)
+            write_validated(self.validated, temporary)
             shutil.rmtree(directory, ignore_errors=True)
 
     @property

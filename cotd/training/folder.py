@@ -21,7 +21,8 @@ class TrialFolder:
         self.system_metrics = path / "system_metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
-        self.predictions = path / "predictions.parquet"
+        self.predictions = path / "predictions.parquet"  # of the test examples
+        self.validation = path / "validation.parquet"  # the same of the validation examples
         self.rationales = path / "rationales.parquet"  # what the student wrote of the first test examples
         self.error = path / "error.txt"
         self._result = path / "result.json"

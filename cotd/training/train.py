@@ -15,7 +15,7 @@ import torch
 
 from cotd.data.examples import fraction_rows, select_fraction
 from cotd.errors import CotdError
-from cotd.evaluation.cascade import risk_coverage
+from cotd.evaluation.cascade import risk_coverage, validated_answers
 from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions
 from cotd.evaluation.rationales import score_rationales
 from cotd.evaluation.seen import seen_in_training
@@ -115,8 +115,8 @@ def train_trial(
             student.temperature = fitted_temperature(student, validation, inputs)
         validated = predictions_table(student, validation, inputs)
         validation_metrics = score_predictions(validated, task)
-        right = validated["predicted"] == validated["gold"]
-        curve = [] if student.free_answers else [list(point) for point in risk_coverage(validated["score"], right)]
+        student.validated = answers = None if student.free_answers else validated_answers(validated)
+        curve = [list(point) for point in risk_coverage(answers.confidence, answers.right)] if answers else []
         predictions = predictions_table(student, test, inputs)
         test_metrics = score_predictions(predictions, task, teacher_test)
         if student.can_explain:
@@ -133,11 +133,12 @@ def train_trial(
         }  # fmt: skip
         student.card |= {
             **identity, "base": trial.model, "temperature": student.temperature, "training": trial.training.model_dump(),
-            "metrics": {"validation": validation_metrics, "test": test_metrics}, "risk_coverage": curve, **(provenance or {}),
+            "metrics": {"validation": validation_metrics, "test": test_metrics}, **(provenance or {}),
         }  # fmt: skip
         train_rows = select_fraction(read_split(examples, "train"), trial.fraction)
         student.seen = seen_in_training(train_rows, validation, trial.model)
         student.save(folder.student)
+        validated.to_parquet(folder.validation, index=False)
         predictions.to_parquet(folder.predictions, index=False)
         result = {
             **identity, "variant": trial.variant, "validation": validation_metrics, "test": test_metrics,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cotd.evaluation.cascade import ESCALATED, STUDENT, choose_threshold, handed_on
-from cotd.students.base_models import find_student
 from cotd.students.student import Student
 from cotd.students.vocabulary import unknown_characters
 
@@ -36,8 +35,7 @@ class Cascade:
         """
         if larger is None:
             return cls(Student.load(student))
-        threshold = threshold_of(student, larger, below)
-        return cls(Student.load(student), Student.load(larger), threshold)
+        return cls(Student.load(student), Student.load(larger), choose_threshold(below, student, larger))
 
     @property
     def can_explain(self) -> bool:
@@ -74,8 +72,3 @@ class Cascade:
                 for i, text in zip(written, writer.explain([texts[i] for i in written], own), strict=True):
                     rows[i]["rationale"] = text
         return rows
-
-
-def threshold_of(student: str, larger: str, below: str) -> float:
-    """`choose_threshold` of two students that are named, by their cards."""
-    return choose_threshold(below, find_student(student)[1], find_student(larger)[1])

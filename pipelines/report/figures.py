@@ -140,17 +140,18 @@ def draw_sizes(content: Content) -> Any:
 
 
 def draw_risk_coverage(content: Content) -> Any:
-    """The accuracy of the champion's surest answers against their share, and where the larger student takes over."""
+    """The accuracy of the champion's surest answers against their share, and of all with the larger student's for the others."""
     cascade = content["cascade"]
     shares, accuracies = ([point[i] * 100 for point in cascade["curve"]] for i in (1, 2))
     figure, panels = panel_grid(1, 1)
     panel = panels[0][0]
-    panel.plot(shares, accuracies, color=INK, label=cascade["student"])
-    if larger := cascade["larger"]:
-        answered = max((point[1] for point in cascade["curve"] if point[0] >= cascade["threshold"]), default=0.0)
-        panel.axhline(cascade["target"] * 100, color=TEACHER_COLOUR, linestyle="--", label=f"{larger}: all its answers")
-        panel.axvline(answered * 100, color=BASELINE_COLOUR, linestyle=":", label=f"handed on below {cascade['threshold']:.3f}")
-    panel.set_xlabel("share of the examples, the surest first, %")
+    panel.plot(shares, accuracies, color=INK, label=f"{cascade['student']}: its surest answers")
+    if cascade["larger"]:
+        kept, together = zip(*((100 - share * 100, right * 100) for _, share, right in cascade["together"]), strict=True)
+        panel.plot(kept, together, color=TEACHER_COLOUR, label=f"all answers, the others by {cascade['larger']}")
+        threshold, share, _ = cascade["auto"]
+        panel.axvline(100 - share * 100, color=BASELINE_COLOUR, linestyle=":", label=f"handed on below {threshold:.3f}")
+    panel.set_xlabel("share of the examples that the champion answers, the surest first, %")
     panel.grid(alpha=0.3)
     return finish(figure, panels, "validation accuracy, %")
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from cotd.evaluation.cascade import ESCALATED, Point, cascade_predictions, threshold_for_accuracy
+from cotd.evaluation.cascade import (
+    ESCALATED,
+    POINTS,
+    WITHIN,
+    cascade_predictions,
+    operating_points,
+    threshold_auto,
+    threshold_within,
+    validated_answers,
+)
 from cotd.evaluation.metrics import score_predictions
 from cotd.evaluation.statistics import accuracy_metrics
 from cotd.students.base_models import weights_bytes
@@ -70,8 +79,9 @@ def cascade_of(plan: Plan, content: Content) -> dict[str, Any] | None:
 
     Returns:
         `student`, the champion's name, and `curve` (see `risk_coverage`); `larger`, None unless a larger student is better on
-        validation. If one is: `parameters` of both, `target` (its accuracy on validation), `threshold`, `escalated` (the share of
-        the test examples that is handed on), and the metrics of `score_predictions` on test. None without a champion of this study.
+        validation. If one is: `parameters` of both; `together`, the points (see `Operating`) of both on validation, some POINTS of
+        them; `auto` and `within`, those of the two rules; `escalated` (the share of the test examples that is handed on), and the
+        metrics of `score_predictions` on test. None without a champion of this study.
     """
     run = (content["champion"] or {}).get("mlflow_run_id")
     champion = next((t for t in content["trials"] if run and t["mlflow_run_id"] == run), None)
@@ -86,13 +96,16 @@ def cascade_of(plan: Plan, content: Content) -> dict[str, Any] | None:
     )
     if larger["validation_accuracy"] <= champion["validation_accuracy"]:
         return {"student": name, "larger": None, "curve": curve}
-    target = larger["validation_accuracy"]
-    threshold = threshold_for_accuracy([Point(*point) for point in curve], target)
-    own, others = (pd.read_parquet(plan.folder_of(t["trial_id"]).predictions) for t in (champion, larger))
-    table = cascade_predictions(own, others, threshold)
+    folders = [plan.folder_of(trial["trial_id"]) for trial in (champion, larger)]
+    points = operating_points(*(validated_answers(pd.read_parquet(folder.validation)) for folder in folders))
+    by_threshold = {point.threshold: list(point) for point in points}
+    auto, within = (by_threshold[t] for t in (threshold_auto(points), threshold_within(points, WITHIN)))
+    own, others = (pd.read_parquet(folder.predictions) for folder in folders)
+    table = cascade_predictions(own, others, auto[0])
     return {
         "student": name, "larger": f"{larger['size']}, {larger['method']}",
-        "parameters": champion["parameters"] + larger["parameters"], "curve": curve, "target": target, "threshold": threshold,
+        "parameters": champion["parameters"] + larger["parameters"], "curve": curve,
+        "together": list(by_threshold.values())[:: len(points) // POINTS + 1], "auto": auto, "within": within,
         "escalated": float((table["answered_by"] == ESCALATED).mean()), **score_predictions(table, plan.config.task),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cotd.evaluation.cascade import MOST, WITHIN, Operating
 from cotd.evaluation.statistics import FEW_GROUPS
 from cotd.training.methods import METHODS
 from cotd.utils.text import format_percent
@@ -121,14 +122,20 @@ def cascade_section(content: Content, curve: list[str]) -> list[str]:
     """What the champion and a larger student answer together. Args: curve: the lines of its figure."""
     if (cascade := content["cascade"]) is None or not cascade["larger"]:
         return curve
-    sure = f"at least {cascade['threshold']:.1%} sure of" if cascade["threshold"] <= 1 else "sure of"
-    return [
-        "## The cascade", "",
-        f"The champion, `{cascade['student']}`, answers what it is {sure}, and hands the other {cascade['escalated']:.1%} of the test "
-        f"examples on to `{cascade['larger']}`. Together they answer {accuracy(cascade)} right. The threshold is the least confidence "
-        f"from which the champion is as accurate on validation as the larger student, {percentage(cascade['target'])}: "
-        "`cotd serve --escalate LARGER --below auto`.", "", *curve,
-    ]  # fmt: skip
+    auto, within = (Operating(*cascade[rule]) for rule in ("auto", "within"))
+    alone = cascade["together"][0][-1]
+    sentences = [
+        f"The champion, `{cascade['student']}`, answers what it is at least {auto.threshold:.1%} sure of, and hands the other "
+        f"{cascade['escalated']:.1%} of the test examples on to `{cascade['larger']}`. Together they answer {accuracy(cascade)} right. "
+        f"`cotd serve --escalate LARGER --below auto` chooses this on validation, where they answer {percentage(auto.accuracy)} right, "
+        f"and the larger student alone {percentage(alone)}."
+    ]
+    if within.threshold > auto.threshold:
+        sentences.append(
+            f"It hands on at most {MOST:.0%}, so that a median text does not wait for the larger student; to come within "
+            f"{WITHIN * 100:.0f} point of it they would hand on {within.share:.0%}: `--below within={WITHIN}`."
+        )
+    return ["## The cascade", "", " ".join(sentences), "", *curve]
 
 
 def terminal(content: Content) -> str:

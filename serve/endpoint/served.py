@@ -53,7 +53,7 @@ class Served:
         """
         folder = resolve_model(source)
         student = Student.load(folder)
-        threshold = cascade_threshold(below, student, larger.student) if larger else 0.0
+        threshold = cascade_threshold(below, folder, larger.folder) if larger else 0.0
         runtime_name = choose_runtime(runtime, student)
         return cls(name, student, make_runtime(runtime, student), runtime_name, folder, larger, threshold)
 
@@ -102,14 +102,14 @@ class Answer:
     by: Served
 
 
-def cascade_threshold(below: str, student: Student, larger: Student) -> float:
-    """The threshold of a cascade, from the students' cards. Raises Unfit if they cannot be one."""
+def cascade_threshold(below: str, student: str, larger: str) -> float:
+    """The threshold of a cascade of two students. Raises Unfit if they cannot be one."""
     try:
-        threshold = choose_threshold(below, student.card, larger.card)
+        threshold = choose_threshold(below, student, larger)
     except CotdError as error:
         raise Unfit(*error.problems) from error
     if threshold > 1:
-        LOG.warning("the student is never as accurate as '%s' asks: the larger one answers everything", below)
+        LOG.warning("no confidence is enough for '%s': the larger student answers everything", below)
     return threshold
 
 

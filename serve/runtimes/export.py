@@ -11,6 +11,7 @@ from cotd.errors import CotdError, unknown
 from cotd.students.base_models import CARD, write_model
 from cotd.students.seen import write_seen
 from cotd.students.student import Student
+from cotd.students.validated import write_validated
 from cotd.utils.files import replacing
 from serve.runtimes.base import Runtime, StudentRuntime, label_step_obstacle
 from serve.runtimes.packages import require_packages
@@ -82,6 +83,7 @@ def write_and_load(student: Student, folder: Path, format: str) -> Runtime:
     student.tokenizer.save_pretrained(folder)
     write_card(student, folder)
     write_seen(student.seen, folder)
+    write_validated(student.validated, folder)
     if format == "hf":
         return StudentRuntime(Student.load(folder, device="cpu"))
     if format == "onnx":

@@ -47,7 +47,7 @@ def test_a_finished_trials_folder(trained: Trained, examples: pd.DataFrame) -> N
     _, folder, result = trained
     assert folder.done
     assert folder.result() == result
-    files = ["metrics.jsonl", "predictions.parquet", "rationales.parquet", "result.json", "student"]
+    files = ["metrics.jsonl", "predictions.parquet", "rationales.parquet", "result.json", "student", "validation.parquet"]
     assert sorted(p.name for p in folder.path.iterdir()) == files
     assert [point["step"] for point in folder.curve()] == [2, 4, 6, 8]
     assert not [p for p in folder.student.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
@@ -71,6 +71,9 @@ def test_the_metrics_are_those_of_the_saved_student(trained: Trained, examples: 
     validation = examples[examples["split"] == "validation"]
     right = [p.label == g for p, g in zip(student.predict(list(validation["text"])), validation["label"], strict=True)]
     assert result["validation"]["accuracy"] == pytest.approx(sum(right) / 24)
+    assert student.validated is not None
+    assert student.validated.right.tolist() == right
+    assert pd.read_parquet(folder.validation)["score"].tolist() == student.validated.confidence.tolist()
     best = {point["step"]: point["validation_accuracy"] for point in folder.curve()}
     assert best[result["best_step"]] == max(best.values()) == pytest.approx(sum(right) / 24)
 

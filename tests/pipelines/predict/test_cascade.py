@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ import torch
 from cotd.cli.app import main
 from cotd.data.inputs import InputColumns
 from cotd.students.student import Student
+from cotd.students.validated import Validated
 from pipelines.predict.cascade import Cascade
 from pipelines.predict.files import scan
 from pipelines.predict.run import StudentActor, added, write_predicted
@@ -22,16 +24,17 @@ TEXTS = ["A warm and funny film.", "Dull.", "Not bad at all.", "fine", "The joke
 
 @pytest.fixture(scope="module")
 def students(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A student that writes nothing and whose curve says 0.9 for half of the texts, and one with other weights that explains."""
+    """A student that writes nothing and has two of TEXTS wrong on validation, and one with other weights that explains."""
     folders = []
     for seed, card in enumerate([{"writes_rationales": False}, {"writes_rationales": True}]):
         student = Student.load(student_folder, device="cpu")
         torch.manual_seed(seed)
         for weights in student.model.parameters():
             weights.data += 0.1 * torch.randn_like(weights)
-        scores = sorted((p.score or 0.0 for p in student.predict(TEXTS)), reverse=True)
-        curve = [[score, (i + 1) / 6, 1 - i / 10] for i, score in enumerate(scores)]
-        student.card |= {**card, "risk_coverage": curve, "metrics": {"validation": {"accuracy": 0.8, "n": 6}}}
+        scores = np.array([p.score or 0.0 for p in student.predict(TEXTS)])
+        right = scores > np.sort(scores)[1] if seed == 0 else np.array([True] * 6)
+        student.card |= card
+        student.validated = Validated(np.arange(6, dtype=np.uint64), scores, right)
         folders.append(tmp_path_factory.mktemp("cascade") / f"student-{seed}")
         student.save(folders[-1])
     return folders[0], folders[1]
@@ -42,7 +45,7 @@ def test_the_larger_student_answers_what_the_small_one_is_not_sure_of(students: 
     cascade = Cascade.load(str(students[0]), str(students[1]))
     rows = cascade.predict(TEXTS, rationale=True)
     own, others, reasons = small.predict(TEXTS), large.predict(TEXTS), large.explain(TEXTS)
-    assert [row["answered_by"] for row in rows].count("student") == 3, "0.8 of three answers are right"
+    assert [row["answered_by"] for row in rows].count("student") == 4, "the two that it has wrong are handed on"
     for row, mine, theirs, why in zip(rows, own, others, reasons, strict=True):
         expected = theirs if row["answered_by"] == "escalated" else mine
         assert (row["label"], row["score"]) == (expected.label, pytest.approx(expected.score, abs=1e-5))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cotd.students.student import Student
+from cotd.students.validated import Validated
 from cotd.study.config import StudyConfig, load_config
 from pipelines.annotate.run import annotate
 from pipelines.prepare import prepare
@@ -28,6 +29,7 @@ def trained(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A student whose card says what a sweep's says; its base, data and teacher are at places of somebody's machine."""
     student = Student.load(student_folder, device="cpu")
     student.seen = {"train": np.array([1, 2], np.uint64), "validation": np.array([3], np.uint64)}
+    student.validated = Validated(np.array([3], np.uint64), np.array([0.75]), np.array([True]))
     student.card |= {
         "method": "cot_labelled", "writes_rationales": True, "max_target_tokens": 8, "fraction": 0.1, "seed": 3,
         "base": "/home/somebody/models/t5", "data": {"source": {"train": "/home/somebody/reviews.csv", "test": "test.csv"}},

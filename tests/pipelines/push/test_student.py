@@ -45,10 +45,12 @@ def test_the_folder_holds_the_student(folder: Path, trained: Path) -> None:
     )
 
 
-def test_what_the_student_has_seen_goes_with_it(folder: Path) -> None:
-    seen = Student.load(folder, "cpu").seen
-    assert seen is not None
-    assert {split: list(ids) for split, ids in seen.items()} == {"train": [1, 2], "validation": [3]}
+def test_what_the_student_has_seen_and_answered_goes_with_it(folder: Path) -> None:
+    student = Student.load(folder, "cpu")
+    assert student.seen is not None
+    assert {split: list(ids) for split, ids in student.seen.items()} == {"train": [1, 2], "validation": [3]}
+    assert student.validated is not None
+    assert [column.tolist() for column in student.validated] == [[3], [0.75], [True]]
 
 
 def test_the_card_says_how_the_student_was_trained_and_measured(folder: Path) -> None:

@@ -62,7 +62,9 @@ def test_a_champion_with_a_larger_student_behind_it_is_a_rung(study: Make) -> No
         folder = made.plan().folder(trial)
         table = pd.read_parquet(folder.predictions)
         sure = np.where(table["gold"] == table["predicted"], 0.9, 0.6)  # it is unsure of what it has wrong
-        table.assign(score=sure, probability_negative=0.5, probability_positive=0.5).to_parquet(folder.predictions)
+        table = table.assign(score=sure, probability_negative=0.5, probability_positive=0.5)
+        table.to_parquet(folder.predictions)
+        table.assign(example_id=[f"{int(i[1:]):016x}" for i in table["example_id"]]).to_parquet(folder.validation)
         folder.write_result(folder.result() | {"risk_coverage": [[0.9, 0.7, 1.0], [0.6, 1.0, 0.7]]})
     for entry in whole["trials"]:
         entry["mlflow_run_id"] = entry["trial_id"]
@@ -76,10 +78,15 @@ def test_a_champion_with_a_larger_student_behind_it_is_a_rung(study: Make) -> No
     cascade = whole["cascade"] = cascade_of(made.plan(), whole)
     assert cascade is not None
     assert (cascade["student"], cascade["larger"]) == ("tiny, distill", "small, distill")
-    assert (cascade["threshold"], cascade["target"]) == (0.9, 0.9)
+    threshold, share, accuracy = cascade["auto"]
+    assert (threshold, share) == (0.9, pytest.approx(0.3))
+    assert accuracy >= cascade["together"][0][2] - 0.01 > cascade["together"][-1][2]
     assert cascade["escalated"] == pytest.approx(0.3)
     assert 0.9 <= cascade["accuracy"] <= 1.0
     rung = next(r for r in ladder_of(made.plan(), whole, made.results(), None) if r["name"] == "cascade")
     assert (rung["accuracy"], rung["parameters"]) == (cascade["accuracy"], 68_000_000)
     assert "hands the other 30.0% of the test examples on to `small, distill`" in markdown(whole)
+    assert "within=0.01" not in markdown(whole)
+    whole["cascade"] = cascade | {"within": [0.95, 0.7, accuracy]}
+    assert "they would hand on 70%: `--below within=0.01`" in markdown(whole)
     assert any(figure.file == "risk_coverage.png" and figure.draw(whole) for figure in figures_of(whole))

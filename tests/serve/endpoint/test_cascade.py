@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
 from cotd.errors import CotdError
 from cotd.students.student import Student
+from cotd.students.validated import Validated
 from serve.endpoint.endpoint import Endpoint
 from serve.log import LOG
 from serve.settings import Settings
@@ -21,13 +23,14 @@ from serve.settings import Settings
 TEXTS = ["A warm and funny film.", "Dull.", "Not bad at all.", "fine", "The jokes fall flat.", "I would see it again."]
 
 
-def save_changed(student_folder: Path, folder: Path, seed: int, **card: Any) -> Path:
+def save_changed(student_folder: Path, folder: Path, seed: int, validated: Validated | None = None, **card: Any) -> Path:
     """A student whose scores differ more from text to text, with other weights for each seed."""
     student = Student.load(student_folder, device="cpu")
     torch.manual_seed(seed)
     for weights in student.model.parameters():
         weights.data += 0.1 * torch.randn_like(weights)
-    student.card |= {"metrics": {"validation": {"accuracy": 0.5 + 0.1 * seed, "n": 4}}, **card}
+    student.card |= card
+    student.validated = validated
     student.save(folder)
     return folder
 
@@ -125,9 +128,14 @@ def test_the_champion_is_exchanged_in_a_cascade_and_one_without_a_threshold_is_r
     with_endpoint: Any, registry: Any, student_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     LOG.setLevel(logging.INFO)
-    curves = [[0.9, 0.5, 1.0], [0.5, 1.0, 0.5]], [[0.8, 0.5, 1.0], [0.6, 1.0, 0.7]], []
-    versions = [registry.add(save_changed(student_folder, tmp_path / str(i), 1, risk_coverage=c)) for i, c in enumerate(curves)]
-    larger = registry.add(save_changed(student_folder, tmp_path / "large", 2))  # 0.7 of its answers are right
+    ids, right = np.arange(5, dtype=np.uint64), np.array([True] * 5)
+    answers = (
+        Validated(ids, np.array([0.9, 0.9, 0.9, 0.5, 0.5]), np.arange(5) < 3),
+        Validated(ids, np.linspace(0.6, 0.9, 5), right),
+        None,
+    )
+    versions = [registry.add(save_changed(student_folder, tmp_path / str(i), 1, each)) for i, each in enumerate(answers)]
+    larger = registry.add(save_changed(student_folder, tmp_path / "large", 2, Validated(ids, np.full(5, 0.7), right)))
     registry.client.set_registered_model_alias("cotd-student", "large", larger)
     registry.promote(versions[0])
     settings = Settings(
@@ -147,7 +155,7 @@ def test_the_champion_is_exchanged_in_a_cascade_and_one_without_a_threshold_is_r
         assert thresholds == [(versions[0], larger, 0.9), (versions[1], larger, 0.6), (versions[1], larger, 0.6)]
 
     with_endpoint(settings, use)
-    assert "has no risk-coverage curve" in caplog.text
+    assert "came without its answers to validation examples" in caplog.text
 
 
 @pytest.mark.parametrize(
