@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from cotd.teachers.filters import label_stands
 from cotd.utils.text import count_words, sentence_ends
 
 ANNOTATION_COLUMNS = [
@@ -96,9 +97,10 @@ class AnnotationsDigest:
         """Adds the next rows of a table that is sorted by KEY."""
         for start in range(0, len(annotations), 4096):  # a million rows of Python strings would take a gigabyte
             block = annotations[DIGESTED].iloc[start : start + 4096].astype(object)
-            for row in block.where(block.notna(), None).itertuples(index=False):
-                self._content.update(json_line([row.error is None, *row[:-1]]))
-                if row.error is None and not row.gold_conditioned:
+            labels = label_stands(block["error"])
+            for row, label in zip(block.where(block.notna(), None).itertuples(index=False), labels.tolist(), strict=True):
+                self._content.update(json_line([row.error is None, label, *row[:-1]]))
+                if label and not row.gold_conditioned:
                     self._labels.update(json_line([row.example_id, row.sample, row.label, row.probabilities]))
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """Which annotations students learn from: named filters, applied in the order in which a study lists them.
 
 A filter is a function of the annotations that are usable so far; it returns which of them stay. The others are quarantined
-with the filter's name. A new filter is a function and an entry in the tables below.
+with the filter's name; where it judges rationales, their labels may still be learned. A new filter is a function and an entry in
+the tables below.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cotd.data.spill import TextFile
 from cotd.errors import nearest, unknown
 from cotd.tasks.base import Task
 from cotd.teachers.near_duplicates import near_duplicate_rows
-from cotd.utils.text import count_words
+from cotd.utils.text import count_words, words
 
 if TYPE_CHECKING:
     from cotd.students.rationale_gain import RationaleGain
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 SCORER = "embedded:smollm2-135m-instruct"
 # What the quarantine reason of a filtered annotation begins with; the filter's name follows.
 FILTERED = "filtered: "
+QUOTE = re.compile(r'"([^"]*)"|“([^”]*)”')
+LEFT_OUT = re.compile(r"\.{3,}|…")  # what stands in a quote for words of the text
 # Example ids → their texts, and their own options or None.
 Read = Callable[[Sequence[str]], tuple[Sequence[str], Sequence[Sequence[str] | None]]]
 
@@ -99,6 +102,29 @@ def names_the_label(
     return rationales_naming_labels(annotations, context.task) == (keep == "with")
 
 
+def quotes_the_text(annotations: pd.DataFrame, context: FilterContext, *, at_least: int = 1) -> np.ndarray:
+    """Keeps rationales that quote their text, and in which every quote stands in the text, word by word.
+
+    Args:
+        at_least: how many quotes there must be; with 0 a rationale without any stays, too.
+    """
+    texts, _ = context.read(annotations["example_id"].to_list())
+    rows = zip(map(quotes_in, annotations["rationale"]), texts, strict=True)
+    return np.array([quotes is not None and len(quotes) >= at_least and stand_in(quotes, text) for quotes, text in rows])
+
+
+def quotes_in(rationale: str) -> list[str] | None:
+    """What stands between quotation marks; None if one of them has no partner."""
+    unpaired = re.search('["“”]', QUOTE.sub("", rationale))
+    return None if unpaired else [straight or curly for straight, curly in QUOTE.findall(rationale)]
+
+
+def stand_in(quotes: Sequence[str], text: str) -> bool:
+    """Whether the words of each quote stand in a text one after another, but for those that "…" stands for."""
+    whole = f" {' '.join(words(text))} "
+    return all(f" {' '.join(words(part))} " in whole for quote in quotes for part in LEFT_OUT.split(quote) if words(part))
+
+
 def rationale_helps(annotations: pd.DataFrame, context: FilterContext, *, model: str = SCORER) -> np.ndarray:
     """Keeps rationales that make their label likelier to a model than the text alone does; see `RationaleGain`.
 
@@ -114,10 +140,13 @@ def rationale_helps(annotations: pd.DataFrame, context: FilterContext, *, model:
 
 
 FILTERS: dict[str, Callable[..., np.ndarray]] = {
-    f.__name__: f for f in (agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label, rationale_helps)
-}
-# Filters that judge rationales: annotations with a label alone stay.
-OF_RATIONALES = ("length", "near_duplicates", "names_the_label", "rationale_helps")
+    f.__name__: f
+    for f in (
+        agrees_with_gold, agrees_with_majority, length, near_duplicates, names_the_label, quotes_the_text, rationale_helps,
+    )
+}  # fmt: skip
+# Filters that judge rationales: annotations with a label alone stay, and so does the label of one that is taken out.
+OF_RATIONALES = ("length", "near_duplicates", "names_the_label", "quotes_the_text", "rationale_helps")
 # Filter → its settings, each with a check of its value.
 SETTINGS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "length": {
@@ -126,6 +155,7 @@ SETTINGS: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "near_duplicates": {"similarity": lambda v: type(v) in (int, float) and 0 < v <= 1},
     "names_the_label": {"keep": lambda v: v in ("with", "without")},
+    "quotes_the_text": {"at_least": lambda v: type(v) is int and v >= 0},
     "rationale_helps": {"model": lambda v: isinstance(v, str) and bool(v)},
 }
 
@@ -192,6 +222,11 @@ def apply_filters(annotations: pd.DataFrame, filters: Filters, context: FilterCo
         keep = FILTERS[name](shown.iloc[rows], context, **settings) if len(rows) else np.ones(0, dtype=bool)
         error.iloc[rows[~keep]] = FILTERED + name
     return annotations.assign(error=error)
+
+
+def label_stands(error: pd.Series) -> np.ndarray:
+    """(N,) whether an annotation's label may be learned, by its quarantine reason: there is none, or its rationale was filtered."""
+    return (error.isna() | error.isin([FILTERED + name for name in OF_RATIONALES])).to_numpy(dtype=bool)
 
 
 # Annotations in blocks that hold whole examples; each call starts from the first block.

@@ -9,6 +9,7 @@ import pandas as pd
 from cotd.errors import CotdError
 from cotd.students.backends.base import TARGET_KINDS as TARGET_KINDS
 from cotd.tasks.base import Task
+from cotd.teachers.filters import label_stands
 from cotd.training.methods import Method
 
 PAIR_COLUMNS = ["example_id", "text", "target", "target_kind", "weight"]
@@ -30,7 +31,7 @@ def training_pairs(method: Method, examples: pd.DataFrame, annotations: pd.DataF
         probabilities, a `label` pair for each answer. `weight` is the answer's probability, else 1. `text` is what is read of
         the example: its text with its own options and, if the rationale is an input, the first sample's before it, as there is
         one at inference; how the target is asked for is the backend's matter. An example without what the method needs (gold
-        label, annotation) gives no pair, so that every method's label and rationale pairs are of the same examples.
+        label, annotation) gives no pair; where all its rationales were filtered, its label is learned alone.
 
     Raises:
         CotdError: the method needs gold labels or annotations, and there are none for these examples.
@@ -52,7 +53,11 @@ def pairs_in_blocks(
     # Samples may differ in their label; a rationale for another label would contradict the one that is learned.
     own = own[own["label"] == own["example_id"].map(teacher_labels)]
     chosen = own if method.rationale == "own" else usable(annotations, gold_conditioned=True)
-    chosen = chosen.loc[chosen["rationale"] != "", ["example_id", "rationale"]]  # a teacher may have written only its label
+    filtered = chosen["error"].notna()
+    label_alone = set(chosen.loc[filtered, "example_id"]) if method.multitask else set()
+    chosen = chosen.loc[
+        ~filtered & (chosen["rationale"] != ""), ["example_id", "rationale"]
+    ]  # some teachers write labels alone
     count, labelled, found = 0, 0, False
     for examples in blocks:
         count, labelled = count + len(examples), labelled + int(examples["label"].notna().sum())
@@ -63,7 +68,7 @@ def pairs_in_blocks(
         pairs = []
         for example_id, text, own_choices, answer in zip(examples["id"], examples["text"], choices, answers, strict=True):
             samples = rationales.get(example_id, [])
-            if pd.isna(answer) or (method.rationale and not samples):
+            if pd.isna(answer) or (method.rationale and not samples and example_id not in label_alone):
                 continue
             text = task.render(text, own_choices)
             if method.soft:
@@ -82,7 +87,7 @@ def pairs_in_blocks(
             if method.writes_rationales:
                 pairs += [(example_id, text, why, "rationale", 1.0) for why in samples]
         if pairs:
-            found = True
+            found = found or bool(rationales) or not method.rationale
             yield pd.DataFrame(pairs, columns=PAIR_COLUMNS)
     if not found:
         raise CotdError(missing_input(method, count, labelled))
@@ -96,10 +101,10 @@ def likely_answers(options: Sequence[str], probabilities: Sequence[float]) -> li
 
 
 def usable(annotations: pd.DataFrame | None, gold_conditioned: bool) -> pd.DataFrame:
-    """The annotations of one kind that are not quarantined, in the order of their samples."""
+    """The annotations of one kind whose label may be learned, see `label_stands`, in the order of their samples."""
     if annotations is None:
-        return pd.DataFrame({"example_id": [], "label": [], "probabilities": [], "rationale": []})
-    kept = annotations[(annotations["gold_conditioned"] == gold_conditioned) & annotations["error"].isna()]
+        return pd.DataFrame({"example_id": [], "label": [], "probabilities": [], "rationale": [], "error": []})
+    kept = annotations[(annotations["gold_conditioned"] == gold_conditioned) & label_stands(annotations["error"])]
     return kept.sort_values(["example_id", "sample"])
 
 

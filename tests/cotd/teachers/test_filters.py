@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filter_problems, filtered_blocks
+from cotd.teachers.filters import FILTERS, FilterContext, apply_filters, filter_problems, filtered_blocks, label_stands
 from tests.tasks import SENTIMENT
 
 
@@ -42,6 +42,32 @@ SAMPLES = annotations(
     ("c", 1, False, "positive", "Fine."),
     ("a", 0, True, "positive", "It is praised."),
 )
+
+
+@pytest.mark.parametrize(
+    ("rationale", "at_least", "kept_"),
+    [
+        ('It says "the letter a", which says little.', 1, True),
+        ("It says “A film …  letter a.”, which says little.", 1, True),
+        ('It calls it "a film" of "The Letter".', 2, True),
+        ('It says "a film", which says little.', 2, False),
+        ('It says "a film of letters", which says little.', 1, False),
+        ('It says "a film" and "a book", which says little.', 1, False),
+        ('It says "film of the letter a', 1, False),
+        ('It says "fil", which is a part of a word.', 1, False),
+        ("It says little.", 1, False),
+        ("It says little.", 0, True),
+    ],
+)
+def test_a_rationale_that_quotes_what_is_not_in_the_text_is_taken_out(rationale: str, at_least: int, kept_: bool) -> None:
+    table = annotations(("a", 0, False, "positive", rationale))
+    assert kept(table, {"quotes_the_text": {"at_least": at_least}}) == [0] * kept_
+
+
+def test_the_label_of_a_filtered_rationale_stands() -> None:
+    table = apply_filters(SAMPLES, ["agrees_with_gold", "length"], CONTEXT)
+    assert list(np.flatnonzero(label_stands(table["error"]))) == [1, 2, 3, 6, 7]
+    assert table["error"][6] == "filtered: length"
 
 
 @pytest.mark.parametrize(

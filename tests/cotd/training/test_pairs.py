@@ -103,6 +103,17 @@ def test_cot_after_trains_on_one_target_that_begins_with_the_label() -> None:
     ]
 
 
+def test_a_filtered_rationale_leaves_the_label() -> None:
+    table = ANNOTATIONS.assign(error=[None, "filtered: length", "filtered: length", None, "filtered: agrees_with_gold", None])
+    labels = [pair for pair in pairs("cot_labelled") if pair[3] == "label"]
+    assert [pair for pair in pairs("cot_labelled", table=table) if pair[3] == "label"] == labels
+    assert [pair[0] for pair in pairs("cot_labelled", table=table) if pair[3] == "rationale"] == ["r2", "r3"]
+    assert pairs("distill", table=table) == pairs("distill"), "r3 has the label filtered"
+    assert [pair[0] for pair in pairs("cot_joint", table=table)] == ["r2", "r3"], "rationale and label are one target"
+    with pytest.raises(CotdError, match="needs annotations, and none is usable"):
+        pairs("cot_labelled", table=table.assign(error="filtered: length"))
+
+
 def test_distill_soft_trains_on_every_answer_by_the_teachers_probability_of_it() -> None:
     each = [[0.25, 0.75], None, [0.0004, 0.9996], None, [0.5, 0.5], None]
     assert pairs("distill_soft", table=ANNOTATIONS.assign(probabilities=each)) == [
