@@ -20,6 +20,7 @@ from cotd.errors import CotdError, full_disk
 from cotd.progress import VERBOSE, is_verbose
 from cotd.utils.text import first_line
 
+VERBOSE_OPTION = "--verbose"
 STUDY = "study"  # of a context: the file of a study that the command was given, and the overrides
 
 
@@ -30,6 +31,13 @@ def name_study(context: typer.Context, text: str) -> str:
 
 class Program(TyperGroup):
     """The group of all commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes `--verbose` after the command's name, too."""
+        end = args.index("--") if "--" in args else len(args)
+        if VERBOSE_OPTION in args[:end]:
+            args = [VERBOSE_OPTION, *(a for i, a in enumerate(args) if a != VERBOSE_OPTION or i > end)]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -45,8 +53,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Chain-of-thought distillation: a teacher annotates examples, small T5 students learn, the best is served.\n\n"
-    "Start with: cotd demo",
+    help="Chain-of-thought distillation: a teacher annotates examples, small students learn, the best is served.\n\n"
+    "Start with: cotd demo. For a file of your own: cotd init FILE",
 )
 
 
@@ -100,7 +108,7 @@ def main() -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="show Ray's and vLLM's own logs, and the traceback of an error")
+        bool, typer.Option(VERBOSE_OPTION, help="show Ray's and vLLM's own logs, and the traceback of an error")
     ] = False,
 ) -> None:
     if verbose:

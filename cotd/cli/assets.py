@@ -15,7 +15,9 @@ app.add_typer(assets_app, name="assets")
 
 
 @assets_app.command("pull")
-def assets_pull(names: Annotated[list[str] | None, typer.Argument(help="asset names; default: all")] = None) -> None:
+def assets_pull(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="asset names; default: all")] = None,
+) -> None:
     """Fetches and converts the embedded models and reviews into COTD_HOME, once; later work needs no network.
 
     Example: cotd assets pull rotten-tomatoes

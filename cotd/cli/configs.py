@@ -49,8 +49,8 @@ def configs() -> None:
 
 @app.command("copy")
 def copy(
-    name: Annotated[str, typer.Argument(help="a study's name, as in `cotd configs`")],
-    directory: Annotated[Path, typer.Argument(help="where to put it")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a study's name, as in `cotd configs`")],
+    directory: Annotated[Path, typer.Argument(metavar="FOLDER", help="where to put it")] = Path(),
 ) -> None:
     """Copies a shipped study, and its table if it has one, to be changed and run.
 
@@ -60,10 +60,10 @@ def copy(
     target, table = directory / source.name, source.with_suffix(".csv")
     copies = {target: source} | ({directory / table.name: table} if table.is_file() else {})
     if existing := [str(copy) for copy in copies if copy.exists()]:
-        raise CotdError(f"{', '.join(existing)} exists already: remove it, or name another folder.")
+        raise CotdError(*(f"{copy} exists already: remove it, or name another folder." for copy in existing))
     directory.mkdir(parents=True, exist_ok=True)
     for copy, original in copies.items():
         shutil.copyfile(original, copy)
     study = source.read_text(encoding="utf-8").replace(f"tune_configs/{source.stem}.", f"{directory / source.stem}.")
     target.write_text(study, encoding="utf-8")
-    print(f"copied to {target}: cotd sweep {target}")
+    print(f"copied to {target}. What to run: cotd status {target}")

@@ -30,7 +30,9 @@ ColumnNames = tuple[str | None, str | None, str | None]  # --text, --input-templ
 @app.command()
 def predict(
     context: typer.Context,
-    texts: Annotated[list[str] | None, typer.Argument(help="texts; default: standard input, a line each")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="texts; default: standard input, a line each")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="for multiple choice: one of the texts' options; give it for each of them")
     ] = None,

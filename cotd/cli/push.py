@@ -17,11 +17,14 @@ from cotd.storage.tracking_store import default_tracking_uri
 @app.command()
 def push(
     source: Annotated[
-        str, typer.Argument(help="a student (models:/NAME@ALIAS, a folder, or a hub id), or a study's YAML or folder")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="a student (models:/NAME@ALIAS, a folder, or a hub id), or a study's YAML or folder"
+        ),
     ],
     name: Annotated[str, typer.Argument(metavar="ORG/NAME", help="the repository on the hub; made if it does not exist")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="of a study's YAML, like variant=embedded")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="of a study's YAML, like variant=embedded")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="make the repository private")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write to runs/push/ORG/NAME what would be pushed")] = False,

@@ -17,8 +17,8 @@ from cotd.storage.tracking_store import default_tracking_uri
 @app.command()
 def evaluate(
     context: typer.Context,
-    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
-    source: Annotated[str, typer.Argument(help="embedded:NAME, a file, folder, pattern or URL, or a hub id")],
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="a folder, a hub id, or models:/NAME@ALIAS")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="embedded:NAME, a file, folder, pattern or URL, or a hub id")],
     split: Annotated[str, typer.Option(help="train, validation, test or all")] = "test",
     text: TextColumn = None,
     label: LabelColumn = None,
@@ -50,7 +50,7 @@ def evaluate(
 @app.command()
 def check(
     context: typer.Context,
-    student: Annotated[str, typer.Argument(help="a folder, a hub id, or models:/NAME@ALIAS")],
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="a folder, a hub id, or models:/NAME@ALIAS")],
     as_json: Json = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -70,8 +70,8 @@ def check(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, a folder, or a hub id")],
-    folder: Annotated[Path, typer.Argument(help="where to; must not exist yet, or be empty")],
+    source: Annotated[str, typer.Argument(metavar="STUDENT", help="models:/NAME@ALIAS, a folder, or a hub id")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where to; must not exist yet, or be empty")],
     format: Annotated[str, typer.Option(help="hf, onnx (labels only) or ctranslate2")] = "hf",
     tracking_uri: TrackingUri = None,
 ) -> None:
