@@ -39,4 +39,5 @@ def init(
     load_config(target)
     for sentence in draft.seen:
         print(sentence)
-    print(f"written to {target}. Change what is wrong, then: cotd train {target} 'grid.method=[finetune]'")
+    print(f"written to {target}. Change what is wrong. A first student: cotd train {target} 'grid.method=[finetune]'")
+    print(f"With the teacher: cotd annotate {target}; what comes then: cotd status {target}")

@@ -60,10 +60,13 @@ def check(
     """
     from dataclasses import asdict
 
-    from cotd.evaluation.checklist import behaviour_table, check_behaviour
+    from cotd.evaluation.checklist import behaviour_table, check_behaviour, load_checklist
+    from cotd.students.base_models import find_student
     from cotd.students.student import Student as Model
+    from cotd.tasks.registry import parse_task
 
     check_student(student, tracking_uri or default_tracking_uri())
+    load_checklist(parse_task(find_student(student)[1]["task"]))
     outcomes = check_behaviour(Model.load(student))
     show(context, as_json, [{**asdict(o), "pass_rate": o.pass_rate} for o in outcomes], behaviour_table(outcomes))
 

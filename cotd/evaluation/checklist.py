@@ -58,7 +58,8 @@ def load_checklist(task: Task) -> dict[str, Any]:
     file = task.folder / "checklist.yaml"
     if not file.is_file():
         raise CotdError(
-            f"the task '{task.name}' of this student has no behavioural tests: {file.name} is missing in {file.parent}."
+            f"the task '{task.name}' of this student has no behavioural tests: they come with a built-in task, as with sentiment "
+            "and nli."
         )
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 

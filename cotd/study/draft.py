@@ -91,10 +91,12 @@ def draft_study(source: str, texts: Sequence[str] = (), label: str | None = None
     split = next((name for name, column in columns.items() if holds_splits(column)), None)
     choices = next(iter(options), None)
     free = {name: c for name, c in columns.items() if name not in (split, *options)}
-    label = label or find_label(free, texts, options.get(choices) if choices else None)
+    labels = [label] if label else find_labels(free, texts, options.get(choices) if choices else None)
+    label = next(iter(labels), None)
     if label is None:
         raise CotdError(f"{source}: no column holds labels (it has: {', '.join(columns)}). Name it: --label COLUMN.")
-    chosen = list(texts) or find_texts({name: c for name, c in free.items() if name != label})
+    worded = {} if texts else hold_words({name: c for name, c in free.items() if name != label})
+    chosen = list(texts) or find_texts(worded, {name: c for name, c in free.items() if name != label})
     if not chosen:
         raise CotdError(f"{source}: no column holds texts (it has: {', '.join(columns)}). Name it: --text COLUMN.")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name.partition(".")[0]).strip("-._") or "mine"
@@ -118,6 +120,11 @@ def draft_study(source: str, texts: Sequence[str] = (), label: str | None = None
     used = {*chosen, choices, label, split}
     if others := [other for other in columns if other not in used]:
         seen.append(f"not used: column {', '.join(others)}")
+    few_values = [name for name in labels if name not in used and not choices and holds_labels(columns[name])]
+    seen += [f"if column {other} is the answer: --label {other}" for other in few_values[:3]]
+    if further := [name for name in worded if name not in used]:
+        flags = " ".join(f"--text {name}" for name in [*chosen, *further][:MAX_TEXTS])
+        seen.append(f"if column {' and '.join(further[: MAX_TEXTS - len(chosen)])} is part of the text: {flags}")
     return Draft(as_yaml(name, task, data, few, words), seen)
 
 
@@ -147,8 +154,10 @@ def holds_splits(column: Column) -> bool:
     return "train" in values and values <= SPLIT_NAMES.keys()
 
 
-def find_label(columns: dict[str, Column], texts: Sequence[str], options: list[list[str] | None] | None) -> str | None:
-    """The column of the answers: of rows with options, one that names them; else one of few values, or one of numbers."""
+def find_labels(columns: dict[str, Column], texts: Sequence[str], options: list[list[str] | None] | None) -> list[str]:
+    """Columns that may hold the answers, the likeliest first: of rows with options, those that name them; else those of few
+    values, or of numbers.
+    """
     candidates = [
         c
         for name, c in columns.items()
@@ -164,8 +173,8 @@ def find_label(columns: dict[str, Column], texts: Sequence[str], options: list[l
         ]
     else:
         candidates = [c for c in candidates if holds_labels(c) or holds_numbers(c)]
-    candidates.sort(key=lambda c: (rank(c.name, LABEL_NAMES), holds_numbers(c)))
-    return candidates[0].name if candidates else None
+    candidates.sort(key=lambda c: (rank(c.name, LABEL_NAMES), holds_numbers(c), len(set(c.texts))))
+    return [c.name for c in candidates]
 
 
 def holds_labels(column: Column) -> bool:
@@ -187,13 +196,18 @@ def rank(name: str, names: Sequence[str]) -> int:
     return names.index(name.lower()) if name.lower() in names else len(names)
 
 
-def find_texts(columns: dict[str, Column]) -> list[str]:
-    """The columns of the text: the one that is called so, else all that have words, if they are few, else the longest."""
-    found = [
-        c
+def hold_words(columns: dict[str, Column]) -> dict[str, Column]:
+    """Columns of words, which are no ids and which no model wrote."""
+    return {
+        name: c
         for name, c in columns.items()
         if c.words >= TEXT_WORDS and not ID_NAME.search(name) and not WRITTEN_BY_A_MODEL.search(name)
-    ]
+    }
+
+
+def find_texts(worded: dict[str, Column], columns: dict[str, Column]) -> list[str]:
+    """The columns of the text: the one that is called so, else all that have words, if they are few, else the longest."""
+    found = list(worded.values())
     if not found and len(columns) == 1:  # texts of a word or two
         found = list(columns.values())
     usual = sorted((c for c in found if rank(c.name, TEXT_NAMES) < len(TEXT_NAMES)), key=lambda c: rank(c.name, TEXT_NAMES))
@@ -252,9 +266,15 @@ def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bo
     tokens = min(512, max(64, 32 * math.ceil(words * 1.5 / 32)))
     kind = task if isinstance(task, str) else task["kind"]
     teacher = "teacher: {model: embedded:smollm2-135m-instruct}"
+    alike = isinstance(task, dict) and begin_alike(task.get("labels", []))
     if kind == "numeric":
         teacher = (
             "teacher:\n  model: embedded:smollm2-135m-instruct\n  strategy: chain_of_thought # there are no options to score"
+        )
+    elif alike:
+        teacher = (
+            "teacher:\n  model: embedded:smollm2-135m-instruct\n"
+            "  strategy: chain_of_thought # labels that begin alike cannot be scored by their first token"
         )
     elif few:
         teacher = (
@@ -288,6 +308,12 @@ def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bo
             "",
         ]
     )
+
+
+def begin_alike(labels: Sequence[str]) -> bool:
+    """Whether two labels begin with the same word, or with the same digit of a number."""
+    starts = [re.match(r"\d|[^\W_]*", label.casefold()) for label in labels]
+    return len({start and start[0] for start in starts}) < len(labels)
 
 
 def dump(block: dict[str, Any]) -> str:

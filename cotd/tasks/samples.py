@@ -40,4 +40,4 @@ def sample_examples(task: Task) -> tuple[Sample, ...]:
     """Texts of a built-in task; of any other task one that stands for a text."""
     if samples := tuple(s for s in SAMPLES.get(task.name, ()) if (s.choices is not None) == task.needs_choices):
         return samples
-    return (Sample(f"The {task.noun}, as text.", ("the first option", "the second option") if task.needs_choices else None),)
+    return (Sample(f"An example {task.noun}.", ("the first option", "the second option") if task.needs_choices else None),)

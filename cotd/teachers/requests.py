@@ -50,7 +50,11 @@ def score_request(teacher: Teacher, prompts: Prompts, text: str, choices: Sequen
     They are those of the first tokens of their words, or of the words if there is no tokenizer.
     """
     prompt, words = prompts.scoring(text, choices, teacher.escape)
-    tokens = [teacher.first_token(prompt[-1], word) for word in words] if teacher.tokenizer else []
+    tokens = first_tokens(teacher, prompt, words)
+    if len(set(tokens)) == 1 < len(tokens) and all(word.startswith(" ") for word in words):
+        # To many tokenizers " 1" is a space and a digit: the space is then read with the prompt.
+        prompt, words = f"{prompt} ", [word.removeprefix(" ") for word in words]
+        tokens = first_tokens(teacher, prompt, words)
     if len(set(tokens)) < len(tokens):
         same = [word.strip() for word, token in zip(words, tokens, strict=True) if tokens.count(token) > 1]
         raise CotdError(
@@ -65,6 +69,11 @@ def score_request(teacher: Teacher, prompts: Prompts, text: str, choices: Sequen
     else:
         scoring = {"label_words": words, "logprobs": api.top_logprobs}
     return _request(teacher, prompt, {"max_tokens": 1, "temperature": 0.0} | scoring)
+
+
+def first_tokens(teacher: Teacher, prompt: str, words: Sequence[str]) -> list[int]:
+    """The first token of each word after a prompt; none if the teacher's tokenizer is not known."""
+    return [teacher.first_token(prompt[-1], word) for word in words] if teacher.tokenizer else []
 
 
 def explain_request(

@@ -61,7 +61,7 @@ class Teacher:
 
     def count(self, text: str) -> int:
         """The tokens of a text, or an estimate."""
-        return len(self.tokenizer(text)["input_ids"]) if self.tokenizer else tokens_by_length(text)
+        return len(self.tokenizer(text, verbose=False)["input_ids"]) if self.tokenizer else tokens_by_length(text)
 
     @property
     def source(self) -> str:
@@ -87,7 +87,7 @@ class Teacher:
 
     def _first_token(self, before: str, words: str) -> int:
         def encode(text: str) -> list[int]:
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
         head, whole = encode(before), encode(before + words)
         # Alone, words may begin with a token of their own (SentencePiece's "▁"); together they may share one with the prompt.
@@ -136,7 +136,7 @@ class Teacher:
         return end if len(offsets) <= limit else cut_beginning(end, max(offsets[-limit][0], offsets[-limit - 1][1]))
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
-        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
     def shown(self, examples: ExampleTable) -> Iterator[Shown]:
         """Each example, its text cut so that prompt and completion fit the teacher's context."""

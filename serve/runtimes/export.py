@@ -12,6 +12,7 @@ from cotd.students.base_models import CARD, write_model
 from cotd.students.seen import write_seen
 from cotd.students.student import Student
 from cotd.students.validated import write_validated
+from cotd.tasks.samples import sample_examples
 from cotd.utils.files import replacing
 from serve.runtimes.base import Runtime, StudentRuntime, label_step_obstacle
 from serve.runtimes.packages import require_packages
@@ -121,7 +122,7 @@ def check_tokens(student: Student, folder: Path) -> None:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for text in (student.task.label_prefix + probe for probe in PROBES):
-        if tokenizer.encode(text).ids != student.tokenizer(text)["input_ids"]:
+        if tokenizer.encode(text).ids != student.tokenizer(text, verbose=False)["input_ids"]:
             raise CotdError(f"its tokenizer.json does not split '{text[:40]}' as the student's tokenizer does.")
 
 
@@ -131,6 +132,7 @@ def readme(student: Student, format: str) -> str:
     return Template(template.read_text(encoding="utf-8")).substitute(
         task=student.task.name,
         labels=", ".join(student.task.labels),
+        texts=json.dumps([sample.text for sample in sample_examples(student.task)[:2]], ensure_ascii=False),
         method=student.card.get("method", "unknown"),
         max_input_tokens=student.max_input_tokens,
         tolerance=TOLERANCE,

@@ -49,6 +49,16 @@ def test_labels_of_ones_own(study, capsys: pytest.CaptureFixture[str]) -> None: 
     assert "not used: column id" in printed
 
 
+def test_what_else_the_columns_may_be_is_said(study, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    columns = {"title": TEXTS[::-1], "body": TEXTS, "sender": WORDS * 10, "folder": ["late bill", "late fee"] * 50}
+    config = study(columns)
+    assert (config.data.columns.label, config.data.columns.text) == ("folder", "body"), "the fewest values; the usual name"
+    assert config.teacher.strategy == "chain_of_thought", "the labels begin alike"
+    printed = capsys.readouterr().out
+    assert "if column sender is the answer: --label sender" in printed
+    assert "if column title is part of the text: --text body --text title" in printed
+
+
 def test_two_texts_and_the_labels_of_a_built_in_task(study) -> None:  # type: ignore[no-untyped-def]
     labels = ["entailment", "neutral", "contradiction", "neutral"] * 25
     config = study({"premise": TEXTS, "hypothesis": TEXTS[::-1], "gold": labels, "explanation": ["It is so."] * 100})
@@ -61,7 +71,9 @@ def test_numbers_that_stand_for_labels_are_not_guessed(study) -> None:  # type: 
 
 
 def test_stars_are_labels_and_many_numbers_are_answers(study) -> None:  # type: ignore[no-untyped-def]
-    assert study({"review": TEXTS, "stars": [1, 2, 5, 4, 3] * 20}).task.labels == ("1", "2", "3", "4", "5")
+    config = study({"review": TEXTS, "stars": [1, 2, 5, 4, 3] * 20})
+    assert config.task.labels == ("1", "2", "3", "4", "5")
+    assert config.teacher.strategy == "score_then_explain"
     config = study({"question": TEXTS, "answer": range(100)}, "sums.csv")
     assert (config.task.kind, config.teacher.strategy) == ("numeric", "chain_of_thought")
 

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from cotd.data.examples import build_examples
+from cotd.errors import CotdError
+from cotd.tasks.registry import parse_task
 from cotd.teachers.config import TeacherConfig
 from cotd.teachers.prompts import load_prompts
 from cotd.teachers.requests import score_request, think_request
@@ -75,6 +77,20 @@ def test_options_are_part_of_what_is_shown_and_take_of_the_limit() -> None:
     assert 100 - 70 <= teacher.count(shown.text) <= 100 - 40
     tokens = teacher.tokenizer.convert_ids_to_tokens(request.sampling["allowed_token_ids"])
     assert tokens == ["a", "b"]
+
+
+def test_labels_that_are_digits_are_scored_after_the_space_that_begins_them() -> None:
+    """To the embedded teacher " 4" is a space and a digit."""
+    teacher = load_teacher(TeacherConfig())
+    stars, tens = (
+        parse_task({"name": "stars", "kind": "classification", "labels": list(labels)}) for labels in ("12345", ["1", "10"])
+    )
+    request = score_request(teacher, load_prompts(stars, "review"), "It works.")
+    assert request.prompt.endswith("Label: ")
+    allowed = request.sampling["allowed_token_ids"]
+    assert [teacher.tokenizer.decode([token]) for token in allowed] == list("12345")
+    with pytest.raises(CotdError, match="begins the label words 1, 10 with the same token"):
+        score_request(teacher, load_prompts(tens, "review"), "It works.")
 
 
 def test_chains_of_thought_are_asked_for_in_the_models_chat_template() -> None:

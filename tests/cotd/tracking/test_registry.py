@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def test_versions_say_why_and_the_student_predicts(study: tuple[StudyConfig, Pla
     assert version.tags["validation_accuracy"] == f"{best['validation']['accuracy']:.4f}"
     assert version.tags["chosen_from"] == "2"
     assert f"| test | {plan_test(plan, version.tags['trial_id'])['accuracy']:.1%} |" in version.description
-    model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    with warnings.catch_warnings(record=True) as written:
+        model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    assert [w for w in written if w.category is UserWarning] == [], "nobody who loads a student can heed MLflow's hints"
     texts = ["A warm and funny film.", "Dull."]
     listed, framed = model.predict(texts), model.predict(pd.DataFrame({"text": texts}))
     pd.testing.assert_frame_equal(listed, framed)

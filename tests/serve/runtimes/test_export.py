@@ -17,12 +17,13 @@ from cotd.cli.app import main
 from cotd.errors import CotdError
 from cotd.students.seen import seen_by
 from cotd.students.student import Student
+from cotd.tasks.samples import SAMPLES
 from serve.runtimes import export
 from serve.runtimes.export import FORMATS, export_student
 from serve.runtimes.parity import PROBES
 from tests.serve.runtimes.conftest import need
 
-TEXTS = ["A warm and funny film.", "Dull and lifeless."]  # those of the README
+TEXTS = [sample.text for sample in SAMPLES["sentiment"][:2]]  # those of the README
 
 
 def rows_by_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str] = TEXTS) -> dict[str, Any]:
