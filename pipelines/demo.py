@@ -35,6 +35,7 @@ from pipelines.sweep.plan import Plan, plan_study
 from pipelines.sweep.run import sweep
 
 LATENCY_REQUESTS = 100
+LARGE = "large"  # the alias of the larger student
 SCORES = ("accuracy", "ci_low", "ci_high", "n")  # of a rung
 SHOWN = [  # texts whose predictions are printed
     "A warm, funny film with two wonderful leads and an ending that moved me.",
@@ -46,8 +47,8 @@ SHOWN = [  # texts whose predictions are printed
 def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
     """Runs every stage, skipping what is finished, and prints the tables, predictions and where to look next.
 
-    The champion is the best distilled student of the grid's first size. If another size has a larger student that writes
-    rationales, the best such one is served behind it.
+    The champion is the best distilled student of the grid's first size. If another size has a student that writes rationales, the
+    best such one gets the alias `large`, and is served behind it.
 
     Returns:
         The content of `report.json`.
@@ -81,10 +82,11 @@ def run_demo(config: StudyConfig, port: int = 0) -> dict[str, Any]:
             raise CotdError(*(f"trial {i} failed: {why} (see {trials_folder / i / 'error.txt'})" for i, why in failed.items()))
         stage(started, 4, "champion: the best distilled student by validation accuracy")
         promotion = promote(config, size=config.grid.size[0])
-        for sentence in promotion.sentences:
+        served = Served.of(config, promotion.champion)
+        larger = promote(config, trial_id=served.large.path.name, alias=LARGE).sentences if served.large else []
+        for sentence in (*promotion.sentences, *larger):
             say(f"  {sentence}")
         stage(started, 5, "endpoint: Ray Serve")
-        served = Served.of(config, promotion.champion)
         predictions = serve_and_measure(config, served, port or free_port())
     content = report(config)
     print_outcome(config, content, predictions, time.monotonic() - started)
@@ -229,7 +231,12 @@ def print_outcome(config: StudyConfig, content: dict[str, Any], predictions: lis
     print()
     print(f"Done in {seconds / 60:.1f} minutes. Report: {folder}/report.html (also report.md, report.json)")
     print(f"Compare the trials:  make ui   (mlflow ui --backend-store-uri {config.tracking_uri()})")
-    print("Serve the champion:  .venv/bin/cotd serve")
+    larger = (
+        f" --escalate models:/{config.tracking.registered_model}@{LARGE}"
+        if CASCADE in {r["name"] for r in content["ladder"]}
+        else ""
+    )
+    print(f"Serve the champion:  .venv/bin/cotd serve{larger}")
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -1,7 +1,8 @@
-"""Chooses the champion: the best distilled student of a study, by validation accuracy."""
+"""Chooses the champion: the best distilled student of a study, by validation accuracy. Other students get other aliases."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from cotd.students.base_models import find_student
 from cotd.students.student import Student
 from cotd.study.config import StudyConfig
 from cotd.tasks.registry import parse_task
-from cotd.tracking.registry import CHALLENGER, CHAMPION
+from cotd.tracking.registry import CHALLENGER, CHAMPION, Registry, require_alias
 from cotd.tracking.runs import StudyTracker
 from cotd.training.folder import merit, rank
 from cotd.training.methods import METHODS
 from cotd.training.trial import Trial
 from cotd.utils.files import write_json
+from pipelines.cluster.lock import only_one_machine
 from pipelines.other_settings import describe_others, finished_elsewhere
 from pipelines.sweep.plan import Plan, plan_study
 
@@ -33,7 +35,8 @@ class Promotion:
     """What `promote` decided.
 
     Attributes:
-        champion: the version that has the alias now: method, fraction, size, seed, mlflow_run_id, model_uri, version, moved.
+        champion: the version that has the alias now, `champion` or the one that was asked for: method, fraction, size, seed,
+            mlflow_run_id, model_uri, version, moved.
         moved: whether the alias was moved.
         sentences: what happened, for the terminal.
     """
@@ -44,28 +47,99 @@ class Promotion:
 
 
 @sync_study
-def promote(config: StudyConfig, all_methods: bool = False, size: str | None = None) -> Promotion:
-    """Registers the best student by validation accuracy and moves the alias `champion` to it.
+def promote(
+    config: StudyConfig, all_methods: bool = False, size: str | None = None, trial_id: str | None = None, alias: str = CHAMPION
+) -> Promotion:
+    """Registers the best student by validation accuracy and moves the alias `champion` to it, or another alias.
 
     Students that read the teacher's rationales are left out: they cannot predict without them. The test split plays no
-    part. The alias stays where the present champion is as good on the same validation examples, without those that it was
-    trained on.
+    part. The alias `champion` stays where the present champion is as good on the same validation examples, without those that
+    it was trained on; any other is moved in any case.
 
     Args:
         all_methods: choose among all methods; otherwise among those that a teacher contributes to.
         size: choose among students of this size; None for all.
+        trial_id: the student of this trial, of whatever method and size.
+        alias: what the version is to be called.
 
     Raises:
-        CotdError: no finished trial to choose from, no such size, or the present champion is of another task.
+        CotdError: no finished trial to choose from, no such size or trial, an alias that cannot be one, another promotion of this
+            study is under way, or the present champion is of another task.
 
     Example:
         >>> cotd.promote(study, all_methods=True).champion["method"]
         'finetune'
     """
+    require_alias(alias)
+    with one_at_a_time(config):
+        plan = plan_study(config)
+        finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
+        eligible, left_out = eligible_trials(plan, finished, all_methods, size, trial_id)
+        trial, result = max(eligible, key=rank)
+        accuracy, examples = result["validation"]["accuracy"], result["validation"]["n"]
+        how = "Named" if trial_id else "Best by validation"
+        sentences = [f"{how}: {trial.title}, {accuracy:.1%} of {examples} examples.", *left_out]
+        tracker = StudyTracker(config)
+        registry = tracker.registry
+        if (holder := registry.champion()) is not None:
+            require_same_task(config, f"models:/{registry.name}/{holder.version}")
+        run_id = tracker.sync_trial(trial, plan.folder(trial))
+        tracker.log_student(trial, plan.folder(trial))
+        version = registry.register(run_id, version_tags(config, trial, result, len(eligible)))
+        if alias == CHAMPION:
+            holder, moved = challenge(plan, registry, trial, accuracy, version, sentences)
+        else:
+            holder, moved = version, name_version(registry, alias, str(version.version), sentences)
+        sentences += [] if trial_id else gold_comparison(finished, trial, result)
+        if moved or holder.version != version.version:
+            registry.describe(version.version, justification(config, result, sentences))
+        return outcome(config, alias, holder, moved, sentences)
+
+
+@sync_study
+def promote_version(config: StudyConfig, number: str, alias: str = CHAMPION) -> Promotion:
+    """Moves the alias `champion`, or another one, to a version of the study's registered model, for example back to an earlier one.
+
+    Raises:
+        CotdError: there is no such version, its student reads the teacher's rationales, or as of `promote`.
+    """
+    require_alias(alias)
+    with one_at_a_time(config):
+        registry = StudyTracker(config).registry
+        version = registry.version(number)
+        uri = f"models:/{registry.name}/{number}"
+        _, card = find_student(uri)
+        require_same_task(config, uri, card)
+        if card.get("rationale_as_input"):
+            raise CotdError(f"{uri} reads the teacher's rationale, and cannot be served. Name another version.")
+        sentences: list[str] = []
+        moved = name_version(registry, alias, number, sentences)
+        return outcome(config, alias, version, moved, sentences)
+
+
+def one_at_a_time(config: StudyConfig) -> contextlib.AbstractContextManager[None]:
+    """Keeps a second promotion of the study away, on all machines that share its storage."""
+    return only_one_machine(config, "promote", f"promoting a student of {config.name}", "then promote again.")
+
+
+def eligible_trials(
+    plan: Plan, finished: list[Finished], all_methods: bool, size: str | None, trial_id: str | None
+) -> tuple[list[Finished], list[str]]:
+    """The finished trials to choose from, and a sentence about methods that are left out. Other args, errors: as of `promote`."""
+    config = plan.config
     if size is not None and size not in (sizes := config.grid.all_values("size")):
         raise CotdError(f"--size '{size}' is not in the study's grid ({', '.join(sizes)}).{nearest(size, sizes)}")
-    plan = plan_study(config)
-    finished = [(t, plan.folder(t).result()) for t in plan.trials if plan.folder(t).done]
+    if trial_id is not None:
+        named = [(t, r) for t, r in finished if t.id == trial_id]
+        if not named:
+            raise CotdError(
+                f"--trial '{trial_id}' is not a finished trial of study {config.name}. Their ids are in report.json."
+            )
+        if METHODS[named[0][0].method].rationale_as_input:
+            raise CotdError(
+                f"--trial '{trial_id}': its student reads the teacher's rationale, and cannot be served. Name another."
+            )
+        return named, []
     readers = sorted({t.method for t, _ in finished if METHODS[t.method].rationale_as_input})
     left_out = [f"Students of {' and '.join(readers)} read the teacher's rationale, and cannot be promoted."] if readers else []
     eligible = [(t, r) for t, r in finished if t.method not in readers and (all_methods or METHODS[t.method].distilled)]
@@ -77,67 +151,65 @@ def promote(config: StudyConfig, all_methods: bool = False, size: str | None = N
         problem = f"study {config.name} has no finished {kind}{of_size} to promote. Run `cotd sweep CONFIG` first."
         others = finished_elsewhere(config, (t.id for t in plan.trials))
         raise CotdError(" ".join([problem, *left_out, *([describe_others(config, others)] if others else [])]))
-    trial, result = max(eligible, key=rank)
-    accuracy, examples = result["validation"]["accuracy"], result["validation"]["n"]
-    sentences = [f"Best by validation: {trial.title}, {accuracy:.1%} of {examples} examples.", *left_out]
-    tracker = StudyTracker(config)
-    registry, name = tracker.registry, config.tracking.registered_model
-    holder: Any = registry.champion()
-    if holder is not None:
-        require_same_task(config, f"models:/{name}/{holder.version}")
-    run_id = tracker.sync_trial(trial, plan.folder(trial))
-    tracker.log_student(trial, plan.folder(trial))
-    version = registry.register(run_id, version_tags(config, trial, result, len(eligible)))
-    is_champion = holder is not None and str(holder.version) == str(version.version)
-    moved = False
-    if is_champion:
-        sentences.append(f"It is the champion already: version {version.version}.")
-    elif holder is not None and (reason := why_champion_stays(plan, trial, accuracy, f"models:/{name}/{holder.version}")):
-        sentences.append(
-            f"The present champion, version {holder.version}, {reason}: it stays. "
-            f"The new student is version {version.version}, models:/{name}@{CHALLENGER}; `--to {version.version}` makes it the champion."
-        )
-        registry.set_challenger(version.version)
-    else:
-        registry.promote(version.version)
-        sentences.append(f"models:/{name}@{CHAMPION} is now version {version.version}.")
-        holder, moved = version, True
-    sentences += gold_comparison(finished, trial, result)
-    if not is_champion:
-        registry.describe(version.version, justification(config, result, sentences))
-    return write_champion(config, holder, moved, sentences)
+    return eligible, left_out
 
 
-@sync_study
-def promote_version(config: StudyConfig, number: str) -> Promotion:
-    """Moves the alias `champion` to a version of the study's registered model, for example back to an earlier one.
+def challenge(
+    plan: Plan, registry: Registry, trial: Trial, accuracy: float, version: Any, sentences: list[str]
+) -> tuple[Any, bool]:
+    """Makes a trial's version the champion unless the present one is as good; what happened is added to the sentences.
 
-    Raises:
-        CotdError: there is no such version, or its student reads the teacher's rationales.
+    Args:
+        accuracy: the trial's on all validation examples.
+
+    Returns:
+        The version that is the champion then, and whether the alias was moved.
     """
-    registry, name = StudyTracker(config).registry, config.tracking.registered_model
-    version, holder = registry.version(number), registry.champion()
-    _, card = find_student(f"models:/{name}/{number}")
-    require_same_task(config, f"models:/{name}/{number}", card)
-    if card.get("rationale_as_input"):
-        raise CotdError(f"models:/{name}/{number} reads the teacher's rationale, and cannot be served. Name another version.")
+    new = str(version.version)
+    while True:
+        holder = registry.champion()
+        if holder is not None and str(holder.version) == new:
+            sentences.append(f"It is the champion already: version {new}.")
+            return holder, False
+        if holder and (reason := why_champion_stays(plan, trial, accuracy, f"models:/{registry.name}/{holder.version}")):
+            sentences.append(
+                f"The present champion, version {holder.version}, {reason}: it stays. The new student is version {new}, "
+                f"models:/{registry.name}@{CHALLENGER}; `--to {new}` makes it the champion."
+            )
+            registry.set_alias(CHALLENGER, new)
+            return holder, False
+        now = registry.champion()
+        if (now and now.version) == (holder and holder.version):  # else another study promoted one meanwhile: compare with that
+            name_version(registry, CHAMPION, new, sentences)
+            return version, True
+
+
+def name_version(registry: Registry, alias: str, number: str, sentences: list[str]) -> bool:
+    """Moves an alias to a version, unless it has it already; what happened is added to the sentences."""
+    holder = registry.alias(alias)
     if holder is not None and str(holder.version) == number:
-        return write_champion(config, holder, False, [f"Version {number} is the champion already."])
-    registry.promote(number)
+        sentences.append(f"models:/{registry.name}@{alias} is version {number} already.")
+        return False
+    if alias == CHAMPION:
+        registry.promote(number)
+    else:
+        registry.set_alias(alias, number)
     before = f"; it was version {holder.version}" if holder else ""
-    return write_champion(config, version, True, [f"models:/{name}@{CHAMPION} is now version {number}{before}."])
+    sentences.append(f"models:/{registry.name}@{alias} is now version {number}{before}.")
+    return True
 
 
-def write_champion(config: StudyConfig, holder: Any, moved: bool, sentences: list[str]) -> Promotion:
-    """Writes the version that has the alias to `champion.json`."""
-    champion = {
+def outcome(config: StudyConfig, alias: str, holder: Any, moved: bool, sentences: list[str]) -> Promotion:
+    """What was decided; the champion is also written to `champion.json`."""
+    described = {
         **{key: holder.tags.get(key) for key in ("method", "size", "study", "validation_accuracy", "test_accuracy")},
         "fraction": float(holder.tags.get("fraction", "nan")), "seed": holder.tags.get("seed"), "mlflow_run_id": holder.run_id,
         "model_uri": f"models:/{config.tracking.registered_model}/{holder.version}", "version": str(holder.version), "moved": moved,
     }  # fmt: skip
-    config.directory.mkdir(parents=True, exist_ok=True)
-    write_json(config.directory / "champion.json", champion)
-    return Promotion(champion, moved, sentences)
+    if alias == CHAMPION:
+        config.directory.mkdir(parents=True, exist_ok=True)
+        write_json(config.directory / "champion.json", described)
+    return Promotion(described, moved, sentences)
 
 
 def version_tags(config: StudyConfig, trial: Trial, result: dict[str, Any], candidates: int) -> dict[str, str]:

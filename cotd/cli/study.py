@@ -208,7 +208,7 @@ def report(
 @app.command()
 def status(
     context: typer.Context,
-    study: Annotated[str, typer.Argument(help="a study's YAML, or its folder, runs/NAME")],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="a study's YAML, or its folder, runs/NAME")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -229,7 +229,7 @@ def status(
 
 @app.command()
 def compare(
-    folders: Annotated[list[str], typer.Argument(help="studies' folders, each with its report")],
+    folders: Annotated[list[str], typer.Argument(metavar="FOLDER", help="studies' folders, each with its report")],
     output: Annotated[str, typer.Option(help="the folder to write to")] = "runs/comparison",
 ) -> None:
     """Compares studies: what rationales changed in each, as a figure and a table.
@@ -250,9 +250,17 @@ def promote(
     overrides: Overrides = None,
     all_methods: Annotated[bool, typer.Option(help="choose among all methods, not only distilled ones")] = False,
     size: Annotated[str | None, typer.Option(help="choose among students of this size; default: all")] = None,
-    to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="make this version the champion instead, for example to roll back")
+    trial: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="the student of this trial, of whatever method and size, instead of the best"),
     ] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="move the alias to this version instead, for example to roll back")
+    ] = None,
+    alias: Annotated[
+        str,
+        typer.Option("--as", metavar="ALIAS", help="move this alias, whoever has it; champion stays with one that is as good"),
+    ] = "champion",
     as_json: Json = False,
 ) -> None:
     """Registers the best student by validation accuracy, and moves the alias `champion` to it.
@@ -260,13 +268,17 @@ def promote(
     Example: cotd promote tune_configs/demo.yaml --all-methods
 
     Example: cotd promote tune_configs/demo.yaml --to 3
+
+    Example: cotd promote tune_configs/demo.yaml --size smol --as large
     """
     from cotd.study.config import load_config
     from pipelines.promote import promote as run
     from pipelines.promote import promote_version
 
-    if to is not None and (all_methods or size):
-        raise CotdError("--to names the champion: leave out --all-methods and --size.")
+    if to is not None and (all_methods or size or trial):
+        raise CotdError("--to names the version: leave out --all-methods, --size and --trial.")
+    if trial is not None and (all_methods or size):
+        raise CotdError("--trial names the student: leave out --all-methods and --size.")
     study = load_config(config, overrides)
-    promotion = run(study, all_methods, size) if to is None else promote_version(study, to)
+    promotion = promote_version(study, to, alias) if to else run(study, all_methods, size, trial, alias)
     show(context, as_json, vars(promotion), promotion.sentences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -84,9 +85,18 @@ class Registry:
         if challenger is not None and str(challenger.version) == str(version):
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
 
-    def set_challenger(self, version: str) -> None:
-        """Moves the alias `challenger` to a version that was not better than the champion."""
-        self.client.set_registered_model_alias(self.name, CHALLENGER, version)
+    def set_alias(self, alias: str, version: str) -> None:
+        """Moves an alias to a version; `promote` does so for `champion`."""
+        self.client.set_registered_model_alias(self.name, alias, version)
+
+
+def require_alias(alias: str) -> None:
+    """Raises a CotdError unless MLflow takes an alias, and it is not one that `cotd promote` gives by itself."""
+    if not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias) or alias == CHALLENGER:
+        raise CotdError(
+            f"'{alias}' cannot be an alias: letters, digits, dashes and underscores, and not latest, v1 and the like, or "
+            f"{CHALLENGER}, which `cotd promote` gives by itself. Name another, such as --as large."
+        )
 
 
 def logged_student(client: Any, run_id: str) -> str | None:
@@ -120,12 +130,7 @@ def log_student(run_id: str, directory: Path, params: dict[str, Any], task: Task
     sample = sample_examples(task)[0]
     given = {"rationale": "It says so.", "choices": list(sample.choices or ())}
     example = pd.DataFrame([{"text": sample.text, **{name: given[name] for name in reads}}])
-    # MLflow writes a hint about type hints, whatever the warning filters are; errors are raised, not written.
-    with (
-        own_code() as code,
-        contextlib.redirect_stderr(io.StringIO()),
-        mlflow.start_run(run_id=run_id, log_system_metrics=False),
-    ):
+    with own_code() as code, mlflow.start_run(run_id=run_id, log_system_metrics=False):
         mlflow.pyfunc.log_model(
             name="student",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

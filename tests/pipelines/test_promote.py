@@ -24,13 +24,18 @@ from tests.tasks import TICKETS
 class Registry:
     """A registry of one model: a version a run, whose alias a test reads."""
 
+    name = "cotd-student"
+
     def __init__(self) -> None:
         self.versions: dict[str, SimpleNamespace] = {}
         self.aliases: dict[str, str] = {}
         self.descriptions: dict[str, str] = {}
 
     def champion(self) -> SimpleNamespace | None:
-        return next((v for v in self.versions.values() if v.version == self.aliases.get("champion")), None)
+        return self.alias("champion")
+
+    def alias(self, alias: str) -> SimpleNamespace | None:
+        return next((v for v in self.versions.values() if v.version == self.aliases.get(alias)), None)
 
     def register(self, run_id: str, tags: dict[str, str]) -> SimpleNamespace:
         version = SimpleNamespace(version=str(len(self.versions) + 1), run_id=run_id, tags=tags)
@@ -39,8 +44,8 @@ class Registry:
     def promote(self, version: str) -> None:
         self.aliases["champion"] = version
 
-    def set_challenger(self, version: str) -> None:
-        self.aliases["challenger"] = version
+    def set_alias(self, alias: str, version: str) -> None:
+        self.aliases[alias] = version
 
     def describe(self, version: str, text: str) -> None:
         self.descriptions[version] = text
@@ -143,6 +148,41 @@ def test_students_of_one_size_can_be_chosen(
         package.promote(made.config, size="tin")
 
 
+def test_any_student_gets_an_alias_beside_the_champion(
+    write_study: Callable[..., Path], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Study(write_study, {"method": ["finetune", "distill"], "fraction": [1.0], "size": ["tiny", "small"], "seed": [0]})
+    monkeypatch.setattr(package, "plan_study", lambda config: made.plan())
+    made.accuracy = lambda method, fraction, size: 0.9 if size == "small" else 0.7
+    first = package.promote(made.finish_all().config, size="tiny")
+    large = package.promote(made.config, size="small", alias="large")
+    assert (large.champion["size"], large.moved, registry.aliases) == ("small", True, {"champion": "1", "large": "2"})
+    assert read_json(made.config.directory / "champion.json") == first.champion
+    worse = next(t for t in made.trials if (t.method, t.size) == ("finetune", "tiny"))
+    named = package.promote(made.config, trial_id=worse.id, alias="large")
+    assert named.champion["method"] == "finetune"
+    assert named.sentences[-1] == "models:/cotd-student@large is now version 3; it was version 2."
+    with pytest.raises(CotdError, match=r"--trial 'none' is not a finished trial"):
+        package.promote(made.config, trial_id="none")
+
+
+def test_a_champion_that_another_study_promoted_meanwhile_is_compared_with(
+    made: Study, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, run in enumerate(("present", "better"), 1):
+        registry.register(run, {"fraction": "0.5", "method": run})
+        assert registry.versions[run].version == str(number)
+    registry.promote("1")
+
+    def accuracy(plan: Any, student: str, validation: pd.DataFrame) -> float:
+        registry.promote("2")
+        return 0.6 if student.endswith("/1") else 0.9
+
+    monkeypatch.setattr(package, "validation_accuracy", accuracy)
+    outcome = package.promote(made.finish_all().config)
+    assert (outcome.champion["method"], registry.aliases) == ("better", {"champion": "2", "challenger": "3"})
+
+
 def test_promoting_again_changes_nothing(made: Study, registry: Registry) -> None:
     first = package.promote(made.finish_all().config)
     again = package.promote(made.config)
@@ -181,7 +221,27 @@ def test_rolling_back_moves_the_alias(rolled_out: StudyConfig) -> None:
     assert read_json(rolled_out.directory / "champion.json")["model_uri"] == "models:/cotd-student/1"
     again = package.promote_version(rolled_out, "1")
     assert not again.moved
-    assert again.sentences == ["Version 1 is the champion already."]
+    assert again.sentences == ["models:/cotd-student@champion is version 1 already."]
+
+
+def test_any_version_gets_an_alias_beside_the_champion(rolled_out: StudyConfig) -> None:
+    outcome = package.promote_version(rolled_out, "1", alias="large")
+    assert outcome.sentences == ["models:/cotd-student@large is now version 1."]
+    registry = StudyTracker(rolled_out).registry
+    assert [registry.alias(alias).version for alias in ("champion", "large")] == [2, 1]  # type: ignore[union-attr]
+    assert not (rolled_out.directory / "champion.json").exists()
+    for alias in ("v2", "latest", "challenger", "the best"):
+        with pytest.raises(CotdError, match=f"'{alias}' cannot be an alias"):
+            package.promote_version(rolled_out, "1", alias=alias)
+
+
+def test_a_promotion_keeps_others_of_the_study_away(rolled_out: StudyConfig) -> None:
+    with (
+        package.one_at_a_time(rolled_out),
+        pytest.raises(CotdError, match=r"another process is promoting a student of small .* then promote again"),
+    ):
+        package.promote_version(rolled_out, "1")
+    assert package.promote_version(rolled_out, "1").moved
 
 
 @pytest.mark.parametrize(
