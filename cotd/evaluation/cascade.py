@@ -72,7 +72,7 @@ def threshold_for_share(curve: Sequence[Point], share: float) -> float:
 
 
 def cascade_predictions(small: pd.DataFrame, large: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """What a cascade predicts, of two students' predictions of the same examples (see `predictions_table`).
+    """What a cascade predicts, of two students' predictions of the same examples (see `tabulate`).
 
     Returns:
         The larger student's row of each example that the small one is less sure of than `threshold`, else the small one's, in the
@@ -92,7 +92,7 @@ def cascade_predictions(small: pd.DataFrame, large: pd.DataFrame, threshold: flo
 
 
 def validated_answers(table: pd.DataFrame) -> Validated:
-    """What a student's folder keeps of its predictions of validation examples (see `predictions_table`), which are chosen answers."""
+    """What a student's folder keeps of its predictions of validation examples (see `tabulate`), which are chosen answers."""
     right = (table["predicted"] == table["gold"]).to_numpy(dtype=bool)
     return Validated(encode_ids(table["example_id"].to_list()), table["score"].to_numpy(dtype=float), right)
 

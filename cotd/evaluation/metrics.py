@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cotd.evaluation.statistics import accuracy_metrics, expected_calibration_error, group_codes
-from cotd.students.student import Student
+from cotd.students.student import Prediction, Student
 from cotd.tasks.base import Task
 
 
 def predictions_table(student: Student, examples: pd.DataFrame, rationales: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Predictions for labelled examples.
+    """A student's predictions of labelled examples, see `tabulate`.
 
     Args:
         rationales: example id → the teacher's own rationale, for a student that reads them.
+    """
+    predicted = student.predict(list(examples["text"]), align(examples, rationales), own_choices(examples))
+    return tabulate(predicted, examples, student.task)
+
+
+def tabulate(predicted: Sequence[Prediction], examples: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """The prediction of each labelled example as a table.
 
     Returns:
         Columns example_id, gold, predicted (null where the student gave no answer), score (null for free answers),
         probability_LABEL for each label of a fixed set, truncated; group, if the examples have groups.
     """
-    predicted = student.predict(list(examples["text"]), align(examples, rationales), own_choices(examples))
     table = pd.DataFrame({"example_id": examples["id"].to_list(), "gold": examples["label"].to_list()})
     table["predicted"] = pd.Series([p.label for p in predicted], dtype=object)
     table["score"] = pd.Series([p.score for p in predicted], dtype=float)
-    for label in student.task.labels:
+    for label in task.labels:
         table[f"probability_{label}"] = [p.probabilities[label] for p in predicted if p.probabilities]
     table["truncated"] = [p.truncated for p in predicted]
     if "group" in examples:
@@ -49,7 +55,7 @@ def score_predictions(table: pd.DataFrame, task: Task, teacher: dict[str, str] |
     """Metrics of a predictions table with gold labels.
 
     Args:
-        table: see `predictions_table`.
+        table: see `tabulate`.
         teacher: example id → teacher's label; adds `teacher_agreement` and its `n_teacher`.
 
     Returns:

@@ -16,7 +16,7 @@ import torch
 from cotd.data.examples import fraction_rows, select_fraction
 from cotd.errors import CotdError
 from cotd.evaluation.cascade import risk_coverage, validated_answers
-from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions
+from cotd.evaluation.metrics import align, fit_temperature, own_choices, predictions_table, score_predictions, tabulate
 from cotd.evaluation.rationales import score_rationales
 from cotd.evaluation.seen import seen_in_training
 from cotd.students.backends.t5.dropout import set_dropout
@@ -111,9 +111,7 @@ def train_trial(
         if not trainer.is_world_process_zero():
             return {}
 
-        if not student.free_answers:
-            student.temperature = fitted_temperature(student, validation, inputs)
-        validated = predictions_table(student, validation, inputs)
+        validated = calibrated_predictions(student, validation, inputs)
         validation_metrics = score_predictions(validated, task)
         student.validated = answers = None if student.free_answers else validated_answers(validated)
         curve = [list(point) for point in risk_coverage(answers.confidence, answers.right)] if answers else []
@@ -240,13 +238,16 @@ def training_part(
     return part
 
 
-def fitted_temperature(student: Student, validation: pd.DataFrame, rationales: dict[str, str] | None) -> float:
-    """The temperature of a student's scores that fits the gold answers of validation examples best."""
+def calibrated_predictions(student: Student, validation: pd.DataFrame, rationales: dict[str, str] | None) -> pd.DataFrame:
+    """A student's predictions of validation examples, by the temperature that fits their gold answers best, which it then has."""
+    if student.free_answers:
+        return predictions_table(student, validation, rationales)
     choices = own_choices(validation)
-    logits, _ = student.label_logits(list(validation["text"]), align(validation, rationales), choices)
+    logits, truncated = student.label_logits(list(validation["text"]), align(validation, rationales), choices)
     options = [student.task.options(own) or () for own in each_or_none(choices, len(validation))]
     gold = [own.index(label) for own, label in zip(options, validation["label"], strict=True)]
-    return fit_temperature(logits.numpy(), np.array(gold))
+    student.temperature = fit_temperature(logits.numpy(), np.array(gold))
+    return tabulate(student.predictions(logits, truncated, choices), validation, student.task)
 
 
 def read_split(examples: pd.DataFrame | Path, split: str) -> pd.DataFrame:
