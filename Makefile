@@ -37,14 +37,14 @@ $(STAMP): $(LOCK) requirements/torch-cpu.txt pyproject.toml
 demo: install ## the whole main job on real reviews with a real teacher (a quarter of an hour on two cores with AMX)
 	@$(BIN)/cotd demo
 
-test: install ## unit tests and one end-to-end run of the real path (some twenty minutes on two cores)
+test: install ## unit tests and one end-to-end run of the real path (under a quarter of an hour on two cores)
 	@$(BIN)/cotd assets pull
 	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
 	@$(BIN)/python -m pytest -m 'integration and not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: install ## unit tests alone, for use while working (under three minutes)
+test-fast: install ## most unit tests, for use while working (under three minutes)
 	@$(BIN)/cotd assets pull t5-mini rotten-tomatoes amazon-sentences
-	@$(BIN)/python -m pytest -m 'not slow and not integration' -n auto --dist loadfile
+	@$(BIN)/python -m pytest -m 'not slow and not integration and not thorough' -n auto --dist loadfile
 
 test-slow: install ## what `make test` leaves out: minutes each, run by name
 	@$(BIN)/cotd assets pull

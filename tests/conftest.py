@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -29,16 +30,26 @@ from tests.tasks import SENTIMENT
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cotd")
+THOROUGH = "one behaviour in its many forms, whose plainest another test has, or a student that is trained until it has learned"
 LONGEST = ("test_object_store.py", "test_end_to_end.py", "test_app.py")  # minutes each
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before PyTorch is imported, which reads it once.
 
     Models of a few thousand parameters are no faster on two threads, and several times as slow where anything else runs:
     each waits for the other at every step.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config.addinivalue_line("markers", f"thorough: {THOROUGH}; `make test-fast` leaves it out")
+    gc.disable()  # until all is imported: there is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported lives as long as the tests: looking through it, as each training does, takes a third of a second."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

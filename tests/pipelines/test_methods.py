@@ -18,6 +18,7 @@ from pipelines.annotate.run import annotate
 from pipelines.prepare import prepare
 from pipelines.sweep.plan import plan_study
 
+pytestmark = pytest.mark.thorough
 METHODS = ["finetune", "distill", "distill_soft", "distill_then_finetune", "cot_after"]
 
 

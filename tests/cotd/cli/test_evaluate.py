@@ -17,6 +17,7 @@ from cotd.study.config import load_config
 from pipelines.sweep.plan import plan_study
 from pipelines.train import train
 
+pytestmark = pytest.mark.thorough
 STEPS = {"steps": 2, "eval_every": 2, "batch_size": 8}
 
 

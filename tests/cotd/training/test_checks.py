@@ -19,6 +19,8 @@ from tests.cotd.training.helpers import (
     make_trial,
 )
 
+pytestmark = pytest.mark.thorough
+
 
 def test_a_loss_that_is_not_a_number_stops_the_trial_and_keeps_the_last_good_checkpoint(
     tiny_t5: Path, examples: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ def test_the_loss_is_label_plus_lambda_rationale(
         )
 
 
+@pytest.mark.thorough
 def test_the_weight_of_rationales_may_fall_to_nothing(
     tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_shared_encoder_reads_an_example_once_and_the_decoder_is_told_what_to_
     assert "".join(heard).strip() == written
 
 
+@pytest.mark.thorough
 def test_a_batch_in_parts_trains_the_same(
     tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from tests.cotd.training.helpers import make_folder, make_trial, parameters
 from tests.tasks import QUIZ, SENTIMENT, SUMS
 from tests.tiny_models import MAKERS
 
+pytestmark = pytest.mark.thorough
 TEXTS = ["A warm and funny film, number 7.", "A dull and lifeless film, number 7."]
 # So many steps teach a random model of a few thousand weights two dozen examples.
 SETTINGS: dict[str, dict[str, Any]] = {

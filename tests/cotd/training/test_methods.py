@@ -147,6 +147,7 @@ def test_cot_mi_trains_a_student_that_labels_and_explains(
     assert student.explain(["A warm and funny film, number 7."])[0].startswith("The reviewer finds it")
 
 
+@pytest.mark.thorough
 def test_stages_share_the_steps_and_begin_where_the_one_before_ended(
     tiny_t5: Path, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

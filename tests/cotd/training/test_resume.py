@@ -22,6 +22,7 @@ from tests.cotd.training.helpers import (
 
 
 @pytest.mark.parametrize("killed_at", [2, 6], ids=["before its first checkpoint", "after two checkpoints"])
+@pytest.mark.thorough
 def test_a_killed_trial_resumes_from_its_checkpoint_and_finishes(
     killed_at: int, trained: Trained, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
 ) -> None:

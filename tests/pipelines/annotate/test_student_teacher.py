@@ -30,6 +30,7 @@ from tests.pipelines.annotate.doubles import nobody
 from tests.tasks import TICKETS
 from tests.tiny_models import write_tiny
 
+pytestmark = pytest.mark.thorough
 GRID = {"method": ["distill"], "fraction": [1.0], "size": ["tiny"], "seed": [0]}
 
 

@@ -12,6 +12,7 @@ import pytest
 from cotd.students.student import Student
 from tests.serve.http.conftest import Ask, error_of
 
+pytestmark = pytest.mark.thorough
 Make = Callable[..., Path]
 TEXTS = ["Where is milk kept?", "How many legs has a spider, and how many wings?"]
 CHOICES = [["a fridge", "a drawer"], ["eight", "six", "four legs and two wings"]]

@@ -23,6 +23,7 @@ from serve.runtimes.export import FORMATS, export_student
 from serve.runtimes.parity import PROBES
 from tests.serve.runtimes.conftest import need
 
+pytestmark = pytest.mark.thorough
 TEXTS = [sample.text for sample in SAMPLES["sentiment"][:2]]  # those of the README
 
 

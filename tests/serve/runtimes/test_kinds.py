@@ -16,6 +16,7 @@ from serve.runtimes.parity import PROBES, difference, probe_choices
 from serve.runtimes.registry import make_runtime, own_tolerance
 from serve.settings import Settings
 
+pytestmark = pytest.mark.thorough
 Make = Callable[..., Path]
 CHOICES = [["a fridge", "a drawer"], ["snow", "a ripe tomato", "coal"]]
 TEXTS = ["Where is milk kept?", "What is red?"]

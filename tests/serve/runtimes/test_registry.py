@@ -19,6 +19,8 @@ from serve.runtimes.t5 import T5LabelScorer
 from tests.serve.runtimes.conftest import need
 from tests.tasks import SENTIMENT
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", [name for name, kind in RUNTIMES.items() if kind.tolerance < 0.01])
 def test_each_runtime_computes_what_the_student_does(student: Student, name: str) -> None:
