@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ from typer.core import TyperGroup
 from cotd import __version__
 from cotd.errors import CotdError, full_disk
 from cotd.progress import VERBOSE, is_verbose
+from cotd.utils.memory import collect_seldom
 from cotd.utils.text import first_line
 
 VERBOSE_OPTION = "--verbose"
@@ -78,7 +78,7 @@ def stopped_with(result: str) -> Iterator[None]:
 
 def main() -> None:
     """Entry point: bad input ends in a readable message and exit code 2, a fault of the program's in exit code 1."""
-    gc.set_threshold(50_000, 20, 20)  # what commands import makes half a million objects, and no garbage
+    collect_seldom()
     try:
         app()
     except CotdError as error:

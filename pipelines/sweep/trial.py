@@ -15,6 +15,7 @@ from cotd.storage.lease import LeaseLost
 from cotd.storage.sync import hold_lease, sync_trial
 from cotd.tracking.system_metrics import sample_load
 from cotd.training.folder import TrialFolder
+from cotd.utils.memory import collect_seldom
 from pipelines.annotate.files import read_rationales, read_teacher_test
 from pipelines.sweep.search import METRIC
 from pipelines.sweep.workers import train_together
@@ -50,6 +51,7 @@ def train_here(params: dict[str, Any]) -> None:
     """Trains a trial, or one worker's part of it, in this process. A failure leaves its traceback in the trial's folder."""
     if not ray.get_gpu_ids():  # Ray hides other trials' GPUs from a worker, but not from one that reserved none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    collect_seldom()
     import torch
 
     from cotd.training.train import train_trial

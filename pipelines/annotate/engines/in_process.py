@@ -14,6 +14,7 @@ import ray
 from cotd.errors import CotdError
 from cotd.teachers.config import EngineConfig
 from cotd.teachers.store import REFUSED_REASON, Completion, new_completion
+from cotd.utils.memory import collect_seldom
 from pipelines.annotate.engines.placement import Placement
 from pipelines.annotate.engines.vllm import completion_of, environment, sampling_parameters, vllm_prompt
 
@@ -218,6 +219,7 @@ class InProcessEngine:
     """One vLLM engine in an actor of its own, which outlives the pipelines that ask it."""
 
     def __init__(self, arguments: dict[str, Any]):
+        collect_seldom()
         from vllm import LLM
 
         self.llm = LLM(**arguments)
