@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def marked_processes(environment: dict[str, str]) -> list[psutil.Process]:
@@ -44,14 +48,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def end_with_parent() -> None:
+    """In a child, before it begins its program: it is ended when the process of the tests is, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def running(command: list[str], log: Path, **environment: str) -> Iterator[None]:
-    """A command in a session of its own, ended with all that it started."""
+    """A command in a session of its own, ended with all that it started, and with the tests if they are killed."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH") and not k.startswith("MLFLOW_")}
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd="/", env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, cwd="/", env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=end_with_parent,
+        )  # fmt: skip
     try:
         yield
     finally:
