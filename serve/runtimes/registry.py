@@ -20,12 +20,14 @@ AUTO = "auto"  # the runtime that `choose_runtime` names
 def torch_runtime(student: Student) -> Runtime:
     """The reduced T5; the student itself for other models, and where one step does not answer.
 
-    Of a student that answers in bfloat16 the weights are converted here, and not for each text.
+    Of a student that answers in bfloat16 the weights are converted and laid out here, and not for each text.
     """
+    from serve.runtimes.blocked import lay_out_weights
     from serve.runtimes.t5 import T5LabelScorer
 
     if student.backend.reduced:
         student = Student(in_bfloat16(student.model), student.tokenizer, student.task, student.card)
+        lay_out_weights(student.model)
     return StudentRuntime(student) if label_step_obstacle(student) else T5LabelScorer(student)
 
 
