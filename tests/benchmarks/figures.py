@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -60,6 +61,24 @@ def figure(
         "baseline_value": round(base, 3) if base is not None else None, "ratio": round(value / base, 3) if base else None,
         "repeats": repeats, "note": note,
     }  # fmt: skip
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_figures(
+    name: str, noun: str, few: tuple[int, float], many: tuple[int, float], note: str = ""
+) -> list[dict[str, Any]]:
+    """Peak memory at two sizes, each (how many of `noun`, MiB), and what one more of them takes."""
+    (count, base), (larger, peak) = few, many
+    each = (peak - base) * 2**20 / (larger - count)
+    growth = f"the difference is {peak - base:,.0f} MB, {each:,.0f} bytes a {noun}{note}"
+    return [
+        figure(f"{name}_{count}", base, "MB"),
+        figure(f"{name}_{larger}", peak, "MB", (f"{count:,} {noun}s", base), note=growth),
+    ]
 
 
 def spread(values: list[float], digits: int = 3) -> str:

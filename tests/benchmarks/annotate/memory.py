@@ -6,7 +6,6 @@ engine is called in the driver: nothing but the driver's own work is measured.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,9 +14,9 @@ from cotd.teachers.requests import Request
 from cotd.utils.iteration import batched
 from pipelines.annotate.run import annotate
 from tests.benchmarks.annotate.stub import stub_completion
-from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import call, is_small, memory_figures, peak_megabytes, scratch_folder, write
 
-ROWS = {"10k": 10_000, "200k": 200_000}
+ROWS = (10_000, 200_000)
 
 
 def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
@@ -25,31 +24,21 @@ def complete(requests: Iterable[Request]) -> Iterator[list[dict[str, Any]]]:
         yield [stub_completion(r.key, r.prompt, r.sampling) for r in batch]
 
 
-def peak_megabytes(rows: int) -> float:
+def measured(rows: int) -> tuple[int, float]:
     with scratch_folder() as folder:
         call("annotate.stub", "write_study", folder=folder, train=rows)  # in a process whose memory does not count
-        return call("annotate.memory", "run", path=folder / "study.yaml")
+        return rows, call("annotate.memory", "run", path=folder / "study.yaml")
 
 
 def run(path: str) -> float:
     annotate(load_config(path), complete)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_megabytes()
 
 
 def main() -> None:
     small = is_small(__doc__)
-    peaks = {name: peak_megabytes(rows // 20 if small else rows) for name, rows in ROWS.items()}
-    more = peaks["200k"] - peaks["10k"]
-    a_row = more * 2**20 / ((ROWS["200k"] - ROWS["10k"]) / (20 if small else 1))
-    note = f"the difference is {more:,.0f} MB, {a_row:,.0f} bytes a row; two annotations a row"
-    write(
-        "annotate_memory",
-        [
-            figure("driver_peak_mb_10k", peaks["10k"], "MB"),
-            figure("driver_peak_mb_200k", peaks["200k"], "MB", ("10,000 rows", peaks["10k"]), note=note),
-        ],
-        small,
-    )
+    few, many = (measured(rows // 20 if small else rows) for rows in ROWS)
+    write("annotate_memory", memory_figures("driver_peak_mb", "row", few, many, "; two annotations a row"), small)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.figures import call, figure, parse, scratch_folder, write
+from tests.benchmarks.figures import call, figure, parse, peak_megabytes, scratch_folder, write
 from tests.benchmarks.sweep.study import write_study
 
 STUDENT = "COTD_BENCH_STUDENT"  # the variable that names the folder of every trial's student
@@ -62,7 +61,7 @@ def run(path: str) -> dict[str, float]:
         started, cpu = time.perf_counter(), time.process_time()
         outcome = pipelines.sweep.run.sweep(config, yes=True)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_megabytes()
     return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "trained": outcome["trained"]}
 
 

@@ -7,7 +7,6 @@ into memory: label and rationale of each example, for the embedded student.
 from __future__ import annotations
 
 import random
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from cotd.training.config import TrainingConfig
 from cotd.training.encoding import EncodedPairs, encode_trial
 from cotd.training.trial import Trial
 from tests.benchmarks.annotate.stub import WORDS
-from tests.benchmarks.figures import call, figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import call, is_small, memory_figures, peak_megabytes, scratch_folder, write
 from tests.benchmarks.students import EMBEDDED
 from tests.tasks import SENTIMENT
 
-PAIRS = {"10k": 10_000, "200k": 200_000}
+PAIRS = (10_000, 200_000)
 METHOD = "cot_labelled"  # of two pairs an example
 
 
@@ -45,18 +44,18 @@ def write_tables(folder: str, rows: int) -> None:
     pq.write_table(pa.table(own, schema=SCHEMA), Path(folder) / "annotations.parquet")
 
 
-def run(folder: str) -> dict[str, float]:
-    """`pairs` that were encoded, and the `peak_mb` of this process, in MiB."""
+def run(folder: str) -> tuple[int, float]:
+    """How many pairs were encoded, and the peak memory of this process, in MiB."""
     card = {"max_input_tokens": 128, "max_target_tokens": 64}
     trial = Trial(METHOD, 1.0, "tiny", 0, EMBEDDED, TrainingConfig(**card), SENTIMENT.to_dict(), "b", "r", "a")
     backend = make_backend(*load_base(EMBEDDED), SENTIMENT, card)
     to = Path(folder) / "pairs"
     annotations = pd.read_parquet(Path(folder) / "annotations.parquet")
     encode_trial(trial, Path(folder) / "examples.parquet", annotations, backend, to)
-    return {"pairs": len(EncodedPairs.open(to).pairs), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return len(EncodedPairs.open(to).pairs), peak_megabytes()
 
 
-def measured(pairs: int) -> dict[str, float]:
+def measured(pairs: int) -> tuple[int, float]:
     with scratch_folder() as folder:
         call("train.encode_memory", "write_tables", folder=folder, rows=pairs // 2)
         return call("train.encode_memory", "run", folder=folder)
@@ -65,18 +64,8 @@ def measured(pairs: int) -> dict[str, float]:
 def main() -> None:
     small = is_small(__doc__)
     assets.pull(["t5-mini"], report=lambda _: None)
-    found = {name: measured(pairs // 20 if small else pairs) for name, pairs in PAIRS.items()}
-    few, many = found["10k"], found["200k"]
-    more = many["peak_mb"] - few["peak_mb"]
-    note = f"the difference is {more:,.0f} MB, {more * 2**20 / (many['pairs'] - few['pairs']):,.0f} bytes a pair"
-    write(
-        "encode_memory",
-        [
-            figure("peak_mb_10k", few["peak_mb"], "MB"),
-            figure("peak_mb_200k", many["peak_mb"], "MB", ("10,000 pairs", few["peak_mb"]), note=note),
-        ],
-        small,
-    )
+    few, many = (measured(pairs // 20 if small else pairs) for pairs in PAIRS)
+    write("encode_memory", memory_figures("peak_mb", "pair", few, many), small)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ takes more; the baseline is the papers' way of training (`tests.benchmarks.train
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import time
 from typing import Any
@@ -17,7 +16,7 @@ import psutil
 
 from cotd.training.folder import TrialFolder
 from cotd.training.trainer import StudentTrainer
-from tests.benchmarks.figures import command, figure, is_small, scratch_folder, write
+from tests.benchmarks.figures import command, figure, is_small, peak_megabytes, scratch_folder, write
 from tests.benchmarks.train.papers import annotated, encoded, papers_trainer, student, trial
 
 LIMIT_MB = 4096.0
@@ -36,7 +35,7 @@ def measure(which: str, ours: bool, batch: int, micro_batch_size: int | None, sm
     examples, annotations = annotated(small)
     rows = encoded(examples.split("train"), annotations, made.backend)
     settings = trial(batch, 2, micro_batch_size=micro_batch_size)
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    start = peak_megabytes()
     longest = sorted((rows[i] for i in range(len(rows))), key=lambda row: -len(row["rationale"][0][1]))
     batches = (longest * (2 * batch // len(longest) + 1))[: 2 * batch]
     with scratch_folder() as scratch:
@@ -48,7 +47,7 @@ def measure(which: str, ours: bool, batch: int, micro_batch_size: int | None, sm
         trainer.train_dataset = batches
         trainer._get_train_sampler = lambda *_: None
         trainer.train()
-    return {"start_mb": start, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"start_mb": start, "peak_mb": peak_megabytes()}
 
 
 def peak(which: str, batch: int, small: bool, way: dict[str, Any]) -> dict[str, Any] | None:
