@@ -7,6 +7,7 @@ many of those right.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -122,12 +123,15 @@ def operating_points(small: Validated, large: Validated) -> list[Operating]:
 
 
 def threshold_within(points: Sequence[Operating], within: float) -> float:
-    """The least confidence that leaves a cascade at most so much less accurate than its larger student alone.
+    """The least confidence that leaves a cascade at most so much less accurate than its larger student alone, as all higher ones do.
+
+    A few examples make the accuracy go up and down with the confidence: the least one of all would be chosen by luck too often.
 
     Args:
         points: see `operating_points`. within: a difference of accuracies, from 0 to 1.
     """
-    return min(p.threshold for p in points if p.accuracy >= points[0].accuracy - within - 1e-9)
+    least = points[0].accuracy - within - 1e-9
+    return list(itertools.takewhile(lambda point: point.accuracy >= least, points))[-1].threshold
 
 
 def threshold_auto(points: Sequence[Operating]) -> float:
@@ -163,8 +167,8 @@ def parse_below(text: str) -> Below:
 def choose_threshold(below: str, small: str | Path, large: str | Path) -> float:
     """The confidence below which a cascade hands a text on.
 
-    "within=W" is the least with which the two students together were less accurate than the large one alone by at most W, on the
-    validation examples of both, and "auto" is within=0.01, but hands on no more than four in ten. By the small student's own
+    "within=W" is the least down to which the two students together were less accurate than the large one alone by at most W, on
+    the validation examples of both, and "auto" is within=0.01, but hands on no more than four in ten. By the small student's own
     answers, "accuracy=A" is that from which they were right so often, and "share=S" that below which the share S of them was.
 
     Args:
