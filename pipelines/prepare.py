@@ -18,7 +18,7 @@ from cotd.storage.sync import sync_study
 from cotd.storage.urls import is_remote
 from cotd.study.config import StudyConfig
 from cotd.utils.files import read_json, write_json
-from cotd.utils.parquet import write_parquet
+from cotd.utils.parquet import write_blocks
 from pipelines.annotate.checks import gold_problems, quarantine_warnings
 
 # Raise it when the same source is turned into other examples: those that studies have prepared are then made anew.
@@ -116,7 +116,7 @@ def write_prepared(examples: Examples, folder: Path, inputs: str | None) -> Prep
     path = folder / f"examples-{examples.digest()}.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        write_parquet(examples.table, path)
+        write_blocks(examples.rows.blocks(), path, examples.rows.schema)
     labels = {split: examples.rows.split(split).label_counts() for split in SPLITS}
     reasons = Counter(dict(examples.quarantined.counts().most_common(MAX_REASONS)))
     if rest := examples.counts["quarantined"] - reasons.total():

@@ -1,7 +1,8 @@
 """Examples: how rows of any source become examples, how they are split, and fixed samples of them.
 
 An example has an `id` (16 hex digits), a `text`, a `label` (one of the task's, or None) and a `split` ("train", "validation"
-or "test"). Some 130 bytes of each of a source's rows are in memory while it is read; texts are on disk.
+or "test"). While a source is read, some 10 bytes of each of its rows are in memory, and the rest on disk: the rows are looked through
+in buckets by a hash, a hundred thousand at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ast
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,19 @@ import pandas as pd
 from cotd.data.cleaning import clean_text
 from cotd.data.config import SPLITS
 from cotd.data.files import text_problem
-from cotd.data.spill import TextFile
+from cotd.data.spill import Column, TextFile
 from cotd.data.table import NONE, ExampleTable, QuarantinedRows, decode_ids, encode, encode_ids, in_blocks
 from cotd.errors import CotdError
 from cotd.tasks.base import Task, cell_text
+
+# What is kept of a row: `given` and `carved` are splits by their codes, `low` says whether it goes to validation if that alone is
+# carved, `group` and `spelling` are hashes.
+ROW = np.dtype([
+    ("id", "u8"), ("label", "i4"), ("given", "i1"), ("carved", "i1"), ("low", "?"), ("group", "u8"), ("spelling", "u8"), ("reason", "i4"),
+])  # fmt: skip
+# What is kept of an example, and by which hash it is ordered.
+EXAMPLE = np.dtype([("rank", "u8"), ("id", "u8"), ("label", "i4"), ("split", "i1"), ("number", "u4")])
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # ids, labels, splits and numbers
 
 # A text found in two splits stays in the more protected one: the test set is never trained on.
 PROTECTION = {"train": 0, "validation": 1, "test": 2}
@@ -49,9 +59,14 @@ def example_id(text: str, choices: Sequence[str] | None = None) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def hash_number(key: str) -> int:
+    """A number of 64 bits that depends on `key` alone: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
 def unit_interval(key: str) -> float:
-    """A number in [0, 1) that depends on `key` alone: the same on every machine, so splits never move."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    """A number in [0, 1) that depends on `key` alone, so that splits never move."""
+    return hash_number(key) / 2**64
 
 
 def parse_choices(value: Any) -> list[str] | None:
@@ -146,46 +161,88 @@ def build_examples(
     reader.add_all([rows] if isinstance(rows, pd.DataFrame) else rows)
     own = len(reader.texts)
     reader.add_all(unlabelled)
-    names = reader.names()
-    ids, labels, given, carved, low, groups, spellings, reasons = reader.columns()
-    splits = np.full(len(ids), TRAIN, dtype=np.int8)
-    splits[:own] = assign_splits(given[:own], carved[:own], low[:own])
-    divided = divided_groups(groups, splits, np.flatnonzero(reasons[:own] == NONE))
-    if len(divided):
-        reasons[divided] = reader.reason(DIVIDED_GROUP)
-    kept, contradictory = unique_rows(ids, labels, splits, spellings, np.flatnonzero(reasons[:own] == NONE))
-    repeats = int((reasons[:own] == NONE).sum()) - len(contradictory) - len(kept)
-    added, _ = unique_rows(ids, labels, splits, spellings, own + np.flatnonzero(reasons[own:] == NONE))
-    held_out = np.flatnonzero(splits[:own] != TRAIN)
-    protected = np.isin(ids[added], ids[held_out]) | np.isin(groups[added], groups[held_out][groups[held_out] != NO_GROUP])
-    if len(contradictory):
-        reasons[contradictory] = reader.reason(CONTRADICTORY)
+    names, read = reader.names(), len(reader.texts)
+    splits = np.full(read, TRAIN, dtype=np.int8)
+    sound, kept, added, protected = (np.zeros(read, dtype=bool) for _ in range(4))
+    bad: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # positions, labels and reasons
 
-    bad = np.flatnonzero(reasons != NONE)
-    quarantined = QuarantinedRows(labels[bad], splits[bad], bad, reasons[bad], reader.texts, names, list(reader.reasons))
-    if not len(kept):
-        why = "; ".join(f"{n} rows: {reason}" for reason, n in quarantined.counts().most_common(3))
+    def quarantine(positions: np.ndarray, rows: np.ndarray, reason: str) -> None:
+        if len(positions):
+            bad.append((positions, rows["label"], np.full(len(positions), reader.reason(reason), dtype=np.int32)))
+
+    for start, part in reader.rows.chunks():
+        end = start + len(part)
+        splits[start:end] = assign_splits(part["given"], part["carved"], part["low"], reader.given)
+        sound[start:end] = good = part["reason"] == NONE
+        bad.append((start + np.flatnonzero(~good), part["label"][~good], part["reason"][~good]))
+    splits[own:] = TRAIN
+    for positions, part in reader.rows.buckets("group") if reader.grouped else ():
+        mine, groups = positions < own, part["group"]
+        divided = divided_groups(groups, splits[positions], np.flatnonzero(mine & sound[positions]))
+        quarantine(positions[divided], part[divided], DIVIDED_GROUP)
+        sound[positions[divided]] = False
+        held_out = groups[mine & (splits[positions] != TRAIN) & (groups != NO_GROUP)]
+        protected[positions[~mine & np.isin(groups, held_out)]] = True
+    for positions, part in reader.rows.buckets("id"):
+        mine, usable, of = positions < own, sound[positions], splits[positions]
+        chosen, contradictory = unique_rows(part, of, np.flatnonzero(mine & usable))
+        kept[positions[chosen]] = True
+        quarantine(positions[contradictory], part[contradictory], CONTRADICTORY)
+        new, _ = unique_rows(part, of, np.flatnonzero(~mine & usable))
+        added[positions[new]] = True
+        protected[positions[new[np.isin(part["id"][new], part["id"][mine & (of != TRAIN)])]]] = True
+    sound_rows, sound_texts = int(sound[:own].sum()), int(sound[own:].sum())
+    del sound
+
+    columns = [np.concatenate(column) for column in zip(*bad, strict=True)] if bad else [np.empty(0, dtype=np.int64)] * 3
+    positions, labels, reasons = (column[np.argsort(columns[0])] for column in columns)
+    quarantined = QuarantinedRows(labels, splits[positions], positions, reasons, reader.texts, names, list(reader.reasons))
+    counted = quarantined.counts()
+    if not kept.any():
+        why = "; ".join(f"{n} rows: {reason}" for reason, n in counted.most_common(3))
         advice = reader.label_problem() or "Check the file and the column mapping (data.columns)."
-        raise CotdError(f"{dataset}: no usable example among {len(ids)} rows{f' ({why})' if why else ''}. {advice}")
-    files = reader.texts, names, reader.choices, reader.groups if (groups != NO_GROUP).any() else None
+        raise CotdError(f"{dataset}: no usable example among {read} rows{f' ({why})' if why else ''}. {advice}")
 
-    def table_of(rows: np.ndarray) -> ExampleTable:
-        return in_order(ExampleTable(ids[rows], labels[rows], splits[rows], rows.astype(np.uint32), *files))
+    def table_of(mask: np.ndarray) -> ExampleTable:
+        def parts() -> Iterator[Columns]:
+            for start, part in reader.rows.chunks():
+                rows = np.flatnonzero(mask[start : start + len(part)])
+                yield part["id"][rows], part["label"][rows], splits[start + rows], start + rows
 
-    table, more = table_of(kept), table_of(added[~protected]) if len(ids) > own else None
-    counts = {"rows": len(ids), "repeats": repeats, "quarantined": len(bad)}
+        files = reader.texts, names, reader.choices, reader.groups if reader.grouped else None
+        return ExampleTable(*in_order(parts(), spill_dir), *files)
+
+    table, more = table_of(kept), table_of(added & ~protected) if read > own else None
+    repeats = sound_rows - counted[CONTRADICTORY] - len(table)
+    counts = {"rows": read, "repeats": repeats, "quarantined": len(quarantined)}
     counts |= {f"kept_{name}": int((table.splits == s).sum()) for s, name in enumerate(SPLITS)}
     if more is not None:
-        repeated = int((reasons[own:] == NONE).sum()) - len(added)
-        counts |= {"unlabelled": len(more), "unlabelled_held_out": int(protected.sum()), "unlabelled_repeats": repeated}
-    notes = (*carving_notes(given[:own], table, counts), *reader.notes(), *quarantine_notes(quarantined))
+        held_out, repeated = int((added & protected).sum()), sound_texts - int(added.sum())
+        counts |= {"unlabelled": len(more), "unlabelled_held_out": held_out, "unlabelled_repeats": repeated}
+    notes = (*carving_notes(reader.given, table, counts), *reader.notes(), *quarantine_notes(quarantined))
     return Examples(table, quarantined, counts, [f"{dataset}: {note}" for note in notes], reader.label_problem(), more)
 
 
-def in_order(table: ExampleTable) -> ExampleTable:
+def in_order(parts: Iterable[Columns], spill_dir: Path | None) -> Columns:
     """The examples by split, and in each by a hash of the id."""
-    alphabetical = np.argsort(np.argsort(SPLITS)).astype(np.int8)
-    return table.take(np.lexsort((ranks(table.ids), alphabetical[table.splits])))
+    examples, counts = Column(EXAMPLE, spill_dir), np.zeros(len(SPLITS), dtype=np.int64)
+    for columns in parts:
+        block = np.empty(len(columns[0]), dtype=EXAMPLE)
+        block["id"], block["label"], block["split"], block["number"] = columns
+        block["rank"] = [hash_number(f"order\n{i}") for i in decode_ids(columns[0])]
+        examples.add(block)
+        counts += np.bincount(block["split"], minlength=len(SPLITS))
+    ids, labels, splits, numbers = (np.empty(len(examples), dtype=EXAMPLE[name]) for name in ("id", "label", "split", "number"))
+    alphabetical = np.argsort(SPLITS)
+    next_row = dict(zip(alphabetical.tolist(), np.cumsum([0, *counts[alphabetical]]).tolist(), strict=False))
+    for _, block in examples.buckets("rank"):
+        block = block[np.argsort(block["rank"])]
+        for split, row in next_row.items():
+            part = block[block["split"] == split]
+            place = slice(row, row + len(part))
+            ids[place], labels[place], splits[place], numbers[place] = part["id"], part["label"], split, part["number"]
+            next_row[split] += len(part)
+    return ids, labels, splits, numbers
 
 
 class RowReader:
@@ -194,20 +251,22 @@ class RowReader:
     Attributes:
         texts: each row's text, cleaned, or its line if the row is bad.
         choices: each row's own options as JSON; None if the task has the same for all.
-        groups: each row's group, empty where it has none.
+        groups: each row's group, empty where it has none. grouped: whether any has one.
+        given: the splits that any row is given, by their codes.
+        rows: all else that is known of each, see ROW.
         reasons: why rows cannot be used → its code.
     """
 
     def __init__(self, dataset: str, task: Task, test_share: float, validation_share: float, spill_dir: Path | None):
         self.dataset, self.task, self.texts = dataset, task, TextFile(spill_dir)
         self.choices = TextFile(spill_dir) if task.needs_choices else None
-        self.groups = TextFile(spill_dir)
+        self.groups, self.grouped = TextFile(spill_dir), False
+        self.rows, self.given = Column(ROW, spill_dir), set[int]()
         self.shares = test_share, validation_share
         self.reasons: dict[str, int] = {}
         self.labelled = self.wrong = self.minus_one = self.missing_words = 0
         self.unknown_labels: Counter[str] = Counter()
         self._codes: dict[str | None, int] = {None: NONE} | {label: code for code, label in enumerate(task.labels)}
-        self._blocks: list[tuple[np.ndarray, ...]] = []
 
     def add_all(self, blocks: Iterable[pd.DataFrame]) -> None:
         """Reads blocks of rows, in parts of bounded size."""
@@ -252,9 +311,14 @@ class RowReader:
         carved = np.select([u < test, u < test + validation], [TEST, VALIDATION], TRAIN).astype(np.int8)
         for label in labels:
             self._codes.setdefault(label, len(self._codes) - 1)
-        codes = np.array([self._codes[label] for label in labels], dtype=np.int32), encode(SPLITS, given).astype(np.int8)
-        spellings = hash_codes(["\n".join([t, g, *(c or ())]) for t, g, c in zip(texts, groups, choices, strict=True)])
-        self._blocks.append((encode_ids(ids), *codes, carved, u < validation, hash_codes(groups), spellings, reasons))
+        read = np.empty(len(texts), dtype=ROW)
+        read["id"], read["label"] = encode_ids(ids), [self._codes[label] for label in labels]
+        read["given"], read["carved"], read["low"] = encode(SPLITS, given), carved, u < validation
+        read["group"], read["reason"] = hash_codes(groups), reasons
+        read["spelling"] = hash_codes(["\n".join([t, g, *(c or ())]) for t, g, c in zip(texts, groups, choices, strict=True)])
+        self.rows.add(read)
+        self.given |= {split for split in np.unique(read["given"]).tolist() if split != NONE}
+        self.grouped |= any(groups)
 
     def reason(self, text: str) -> int:
         """The code of a reason."""
@@ -290,30 +354,24 @@ class RowReader:
         """Every answer, by its code."""
         return tuple(label for label in self._codes if label is not None)
 
-    def columns(self) -> tuple[np.ndarray, ...]:
-        """All rows' ids, labels, given splits, carved splits, whether validation is carved, groups, spellings and reasons."""
-        columns, self._blocks = list(zip(*self._blocks, strict=True)), []
-        # A column's blocks are freed before the next column is made.
-        return tuple(np.concatenate(columns.pop(0)) for _ in range(len(columns)))
 
-
-def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray) -> np.ndarray:
+def assign_splits(given: np.ndarray, carved: np.ndarray, low: np.ndarray, named: Collection[int]) -> np.ndarray:
     """A split for each row; given splits are kept.
 
     Args:
         given: (N,) codes in SPLITS, or NONE.
-        carved: (N,) codes to use if no row has a given one.
+        carved: (N,) codes to use if no row of the source has a given one.
         low: (N,) whether a row of train goes to validation if no row is given that, and some are given test.
+        named: those that any row of the source is given.
     """
-    if (given == NONE).all():
+    if not named:
         return carved
     splits = np.where(given == NONE, np.int8(TRAIN), given)
     train = splits == TRAIN
-    lacks_validation, lacks_test = not (given == VALIDATION).any(), not (given == TEST).any()
-    if lacks_test:
+    if TEST not in named:
         splits[train & (carved == TEST)] = TEST
-    if lacks_validation:
-        splits[train & ((carved == VALIDATION) if lacks_test else low)] = VALIDATION
+    if VALIDATION not in named:
+        splits[train & ((carved == VALIDATION) if TEST not in named else low)] = VALIDATION
     return splits
 
 
@@ -333,9 +391,9 @@ def divided_groups(groups: np.ndarray, splits: np.ndarray, sound: np.ndarray) ->
     return sound[protection < highest[group]]
 
 
-def carving_notes(given: np.ndarray, table: ExampleTable, counts: dict[str, int]) -> list[str]:
+def carving_notes(given: Collection[int], table: ExampleTable, counts: dict[str, int]) -> list[str]:
     """What was carved of a source that lacks splits."""
-    lacking = [name for code, name in enumerate(SPLITS) if name != "train" and not (given == code).any()]
+    lacking = [name for code, name in enumerate(SPLITS) if name != "train" and code not in given]
     if not lacking:
         return []
     carved = " and ".join(f"{counts[f'kept_{name}']:,} {name}" for name in lacking)
@@ -353,30 +411,26 @@ def quarantine_notes(quarantined: QuarantinedRows) -> list[str]:
     return [f"quarantined rows: {reasons}"]
 
 
-def unique_rows(
-    ids: np.ndarray, labels: np.ndarray, splits: np.ndarray, spellings: np.ndarray, sound: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def unique_rows(rows: np.ndarray, splits: np.ndarray, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the row that stands for each text, the rows of texts whose labels differ), among the rows `sound`.
 
     Of a text's copies the most protected split counts first, then a labelled copy before an unlabelled one, then a hash
     of how it is written, and so not the order of rows.
+
+    Args:
+        rows: (N,) ROW.
     """
     if not len(sound):
         return sound, sound
-    rank = (labels == NONE) - 2 * PROTECTIONS[splits]
-    order = sound[np.lexsort((spellings[sound], rank[sound], ids[sound]))]
+    ids, labels = rows["id"][sound], rows["label"][sound]
+    rank = (labels == NONE) - 2 * PROTECTIONS[splits[sound]]
+    order = np.lexsort((rows["spelling"][sound], rank, ids))
     starts = np.flatnonzero(np.concatenate([[True], ids[order[1:]] != ids[order[:-1]]]))
     ordered = labels[order]
     lowest = np.minimum.reduceat(np.where(ordered == NONE, np.iinfo(ordered.dtype).max, ordered), starts)
     differ = np.maximum.reduceat(ordered, starts) > lowest
     sizes = np.diff(np.append(starts, len(order)))
-    return order[starts[~differ]], order[np.repeat(differ, sizes)]
-
-
-def ranks(ids: np.ndarray) -> np.ndarray:
-    """(N,) numbers in [0, 1), by which examples are ordered."""
-    blocks = (decode_ids(ids[rows]) for rows in in_blocks(len(ids)))
-    return np.fromiter((unit_interval(f"order\n{i}") for block in blocks for i in block), float, len(ids))
+    return sound[order[starts[~differ]]], sound[order[np.repeat(differ, sizes)]]
 
 
 def limit_rows(examples: Examples, limits: dict[str, int | None]) -> Examples:
@@ -384,14 +438,18 @@ def limit_rows(examples: Examples, limits: dict[str, int | None]) -> Examples:
 
     The first `limits["unlabelled"]` of the unlabelled texts that are not among them join the training split.
     """
-    parts = [np.flatnonzero(examples.rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
-    rows, counts = examples.rows.take(np.concatenate(parts)), dict(examples.counts)
+    rows, counts = examples.rows, dict(examples.counts)
+    if any(limits.get(name) is not None for name in SPLITS):
+        parts = [np.flatnonzero(rows.splits == s)[: limits.get(name)] for s, name in enumerate(SPLITS)]
+        rows = rows.take(np.concatenate(parts))
     if examples.unlabelled is not None:
         new = np.flatnonzero(~np.isin(examples.unlabelled.ids, rows.ids))
         counts["unlabelled_repeats"] += len(examples.unlabelled) - len(new)
         new = new[: limits.get("unlabelled")]
         counts["unlabelled"] = len(new)
-        rows = in_order(rows.with_others(examples.unlabelled.take(new)))
+        both = (table.take(part) for table in (rows, examples.unlabelled.take(new)) for part in in_blocks(len(table)))
+        columns = in_order(((t.ids, t.labels, t.splits, t.numbers) for t in both), rows.texts.spill_dir)
+        rows = ExampleTable(*columns, rows.texts, rows.names, rows.choices, rows.groups)
     counts |= {f"kept_{name}": int((rows.splits == s).sum()) for s, name in enumerate(SPLITS)}
     return replace(examples, rows=rows, counts=counts, unlabelled=None)
 

@@ -136,12 +136,15 @@ def readable(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
             yield file
     except CotdError:
         raise
-    except (ValueError, OSError, EOFError) as error:  # ArrowInvalid is a ValueError, a broken archive an OSError or EOFError
-        raise CotdError(f"cannot read '{path}': {error}") from error
     except Exception as error:  # what is behind URLs has errors of its own
-        if not is_remote(path):
+        if is_remote(path):
+            said = error.__cause__ if str(error) == path and error.__cause__ else error
+            raise CotdError(f"cannot read the URL '{path}': {describe_error(said)}.") from error
+        if not isinstance(
+            error, (ValueError, OSError, EOFError)
+        ):  # of Arrow a ValueError, of a broken archive one of the others
             raise
-        raise CotdError(f"cannot read the URL '{path}': {describe_error(error)}.") from error
+        raise CotdError(f"cannot read '{path}': {error}") from error
 
 
 @contextlib.contextmanager

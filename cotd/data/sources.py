@@ -160,10 +160,13 @@ def read_mapped(
     """A file's rows, a block at a time, with mapped columns: see `map_columns`. JSON lines may lack some of them."""
     mapped = [name for name, _ in mapped_columns(columns, key, template)]
     for number, block in enumerate(read_file(path)):
-        if number == 0 and isinstance(columns, Columns) and (unread := unread_split(block, columns)):
-            say(
-                f"  note: {path} has a column '{unread}' that names splits, and is not read. To use it: data.columns.split={unread}"
-            )
+        if number == 0 and isinstance(columns, Columns):
+            if unread := unread_split(block, columns):
+                say(
+                    f"  note: {path} has a column '{unread}' that names splits, and is not read. To use it: "
+                    f"data.columns.split={unread}"
+                )
+            say_unlabelled(block, columns, path, template)
         if file_type(path) in (".jsonl", ".json") and (absent := [name for name in mapped if name not in block]):
             if number == 0:  # is it in any line?
                 known = dict.fromkeys(name for other in read_file(path) for name in other)
@@ -184,6 +187,17 @@ def unread_split(block: pd.DataFrame, columns: Columns) -> str | None:
         if cells and cells <= SPLIT_NAMES.keys():
             return str(name)
     return None
+
+
+def say_unlabelled(block: pd.DataFrame, columns: Columns, where: str, template: str | None) -> None:
+    """Says which columns are not read if none of them is taken for the labels: a label is never guessed."""
+    used = {*roles(columns).values(), *template_columns(template or ""), PROBLEM, LINE}
+    others = [str(name) for name in block.columns if name not in used]
+    if columns.label and columns.label not in block.columns and others:
+        say(
+            f"  note: {where} has no column '{columns.label}', so that no example has a gold label; not read: {', '.join(others)}. If "
+            "one of them has the labels: data.columns.label=NAME"
+        )
 
 
 def join_splits(parts: Iterable[tuple[str, Iterator[pd.DataFrame]]]) -> Iterator[pd.DataFrame]:
@@ -322,8 +336,10 @@ def read_split(split: Any, columns: Columns, where: str, task: Task, template: s
     """
     feature = split.features.get(columns.label) if columns.label else None
     names = class_names(getattr(feature, "names", None), task, where, columns.label)
-    for block in split.with_format("arrow").iter(BLOCK):
+    for number, block in enumerate(split.with_format("arrow").iter(BLOCK)):
         frame = to_pandas(block)
+        if number == 0:
+            say_unlabelled(frame, columns, where, template)
         if names and pd.api.types.is_integer_dtype(frame[columns.label].dtype):
             frame[columns.label] = [names[code] if 0 <= code < len(names) else None for code in frame[columns.label]]
         yield map_columns(frame, columns, where, template=template)

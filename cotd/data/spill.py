@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +20,7 @@ from cotd.utils.memory import release_memory
 # Rows in memory at once: as dictionaries, as Arrow columns before they are written, and sorted.
 PACKED_AT, WRITTEN_AT, ROWS_A_BUCKET = 4096, 32_768, 16_384
 MAX_BUCKETS = 256
+HASHES_A_BUCKET = 131_072  # records of some tens of bytes
 
 
 def open_spill_file(spill_dir: Path | None = None) -> IO[bytes]:
@@ -67,27 +67,92 @@ class SpillFile:
         return os.pread(self._file.fileno(), size, start) if size else b""
 
 
+class Column:
+    """Numbers, or records of them, that are added at the end and read anywhere: none are in memory.
+
+    Args:
+        dtype: of one.
+        spill_dir: see `open_spill_file`.
+    """
+
+    def __init__(self, dtype: np.dtype | str, spill_dir: Path | None = None):
+        self.dtype = np.dtype(dtype)
+        self._file = SpillFile(spill_dir)
+
+    def add(self, values: np.ndarray) -> None:
+        """Appends values."""
+        self._file.add(np.ascontiguousarray(values, dtype=self.dtype).tobytes())
+
+    def __len__(self) -> int:
+        return self._file.size // self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The values from `start` to before `stop`."""
+        size = self.dtype.itemsize
+        return np.frombuffer(self._file.read(start * size, (min(stop, len(self)) - start) * size), dtype=self.dtype)
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(position of the first, values) of some tens of thousands at a time."""
+        for start in range(0, len(self), WRITTEN_AT):
+            yield start, self.read(start, start + WRITTEN_AT)
+
+    def buckets(self, key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(positions, records) of a hundred thousand at a time, such that those with the same key are together.
+
+        Args:
+            key: the field of the records, hashes of 64 bits, by which they are divided, in ascending order.
+        """
+        bits = bucket_bits(len(self))
+        for bucket in range(2**bits):
+            positions, records = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=self.dtype)]
+            for start, chunk in self.chunks():
+                chosen = in_bucket(chunk[key], bucket, bits)
+                positions.append(start + chosen)
+                records.append(chunk[chosen])
+            yield np.concatenate(positions), np.concatenate(records)
+
+
+def bucket_bits(hashes: int) -> int:
+    """By how many of their first bits so many hashes are divided into buckets."""
+    return (hashes // HASHES_A_BUCKET).bit_length()
+
+
+def in_bucket(hashes: np.ndarray, bucket: int, bits: int) -> np.ndarray:
+    """The positions of the hashes, of 64 bits, that begin with `bucket`, a number of so many bits."""
+    return np.flatnonzero(hashes >> np.uint64(64 - bits) == bucket) if bits else np.arange(len(hashes))
+
+
+def in_buckets(hashes: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions of a hundred thousand hashes at a time, in ascending order of their first bits."""
+    bits = bucket_bits(len(hashes))
+    for bucket in range(2**bits):
+        starts = range(0, len(hashes), WRITTEN_AT)
+        parts = [start + in_bucket(hashes[start : start + WRITTEN_AT], bucket, bits) for start in starts]
+        yield np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
 class TextFile(Sequence[str]):
-    """Texts by number, in the order in which they were added: 8 bytes of memory each."""
+    """Texts by number, in the order in which they were added."""
 
     def __init__(self, spill_dir: Path | None = None):
         self.spill_dir = spill_dir
         self._file = SpillFile(spill_dir)
-        self._ends = array("q", [0])
+        self._ends = Column("int64", spill_dir)
 
     def add(self, texts: Iterable[str]) -> None:
         """Appends texts."""
         contents = [text.encode(errors="surrogatepass") for text in texts]
-        for content in contents:
-            self._ends.append(self._ends[-1] + len(content))
+        self._ends.add(self._file.size + np.cumsum([len(content) for content in contents], dtype=np.int64))
         self._file.add(b"".join(contents))
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._ends)
 
     def __getitem__(self, number: Any) -> Any:
-        start = self._ends[number]
-        return self._file.read(start, self._ends[number + 1] - start).decode(errors="surrogatepass")
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start, end = self._ends.read(number - 1, number + 1).tolist() if number else (0, int(self._ends.read(0, 1)[0]))
+        return self._file.read(start, end - start).decode(errors="surrogatepass")
 
     def take(self, numbers: np.ndarray) -> list[str]:
         """Some texts, read in the order in which they are on the disk."""

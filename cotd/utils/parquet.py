@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cotd.utils.files import replacing
 
-ROW_GROUP = 65_536
+ROW_GROUP, MIN_ROW_GROUP = 65_536, 16_384
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -22,10 +22,16 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_blocks(blocks: Iterable[pd.DataFrame], path: Path, schema: pa.Schema) -> None:
-    """Writes rows as they come."""
+    """Writes rows as they come, in row groups of at least some thousand."""
     with parquet_writer(path, schema) as write:
+        waiting: list[pd.DataFrame] = []
         for block in blocks:
-            write(block)
+            waiting.append(block)
+            if sum(map(len, waiting)) >= MIN_ROW_GROUP:
+                write(pd.concat(waiting, ignore_index=True))
+                waiting = []
+        if waiting:
+            write(pd.concat(waiting, ignore_index=True))
 
 
 @contextlib.contextmanager

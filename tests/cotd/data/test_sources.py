@@ -277,3 +277,8 @@ def test_what_is_odd_about_a_source_is_said(
     table = load_examples(DataConfig(source=str(tmp_path / "a.csv"), columns=Columns(split="part")), SENTIMENT).table
     assert table["split"].value_counts().to_dict() == {"train": 24, "validation": 24, "test": 12}
     assert "is not read" not in capsys.readouterr().err
+    rows.rename(columns={"label": "verdict"}).to_csv(tmp_path / "b.csv")
+    load_examples(DataConfig(source=str(tmp_path / "b.csv"), columns=Columns(split="split")), SENTIMENT)
+    said = capsys.readouterr().err
+    assert "b.csv has no column 'label', so that no example has a gold label; not read: " in said
+    assert "verdict. If one of them has the labels: data.columns.label=NAME" in said
