@@ -23,7 +23,11 @@ _SURE = re.compile(
 _WRAPPED = re.compile(
     r"<(answer|label|output|result)>\s*(.*?)\s*</\1>|\\boxed\{(?:\\text\{)?([^{}]*)\}", re.IGNORECASE | re.DOTALL
 )
-_MARK = re.compile(r"^[\s#>*•-]+(?=[^\W\d])")
+_MARK = re.compile(r"^(?:[\s#>*•=→⇒-]+|\d{1,2}[.)]\s+)+(?=[^\W\d])")
+# Pictures beside an answer, but those that may deny it.
+_PICTURES = re.compile(r"(?![❌✖✗✘⛔🚫])[\u2600-\u27bf\u2b50-\u2b55\ufe0f\u200d\U0001f300-\U0001faff]")
+# One answer denied for another: "not negative but positive".
+_RATHER = re.compile(r"not\s+\S.{0,40}?,?\s+but\s+(?:rather\s+)?(.*)$", re.IGNORECASE)
 # An answer before what it is explained by: "Positive. The reviewer enjoyed all of it." Not the first of several answers.
 _FIRST = re.compile(r"(.{1,60}?)(?:[.:;]\s|\s[-–—]\s|\n)\s*(?:\S+\s+){3}\S")
 _HEDGES = r"(?:(?:so|thus|therefore|hence|overall|clearly|i (?:think|believe|would say)(?: that)?)\b[,:]?\s+)"
@@ -63,7 +67,7 @@ def answer_forms(text: str, name: str = "label", free: bool = False) -> Iterator
     yield from reversed(wrapped)
     if not free:
         yield text.split("\n\n")[0]  # what follows may be a further example that a model made up
-    marked = re.findall(rf"(?im)^{_MARKUP}{_ADJECTIVES}(?:{names}){_MARKUP}[:=]{_MARKUP}(\S.*)$", text)
+    marked = re.findall(rf"(?im)^{_MARKUP}{_ADJECTIVES}(?:{names}){_MARKUP}(?:[:=]|\n){_MARKUP}(\S.*)$", text)
     parts = [text, *marked[-1:]]
     for part in reversed(parts) if free else parts:
         without_note = _NOTE.sub("", part)
@@ -71,11 +75,13 @@ def answer_forms(text: str, name: str = "label", free: bool = False) -> Iterator
         yield from [*shorter, part] if free else [part, *shorter]
     if (first := _FIRST.match(text)) and not free:
         yield first[1]
-    sentence = re.split(r"(?<=[.!?])\s+", text)[-1]
+    sentence = re.split(r"(?<=[.!?])\s+" if free else r"(?<=[.!?;])\s+", text)[-1]
     subject = rf"(?:{_ADJECTIVES}(?:{names})(?:\s+of\s+(?:the|this)\s+\w+)?|(?:the|this)\s+\w+|this|it)"
     if said := re.match(rf"(?i){_HEDGES}*{subject}\s+(?:is|was|would be)\s*:?\s+{_ADVERBS}(.*)$", sentence):
         yield from (said[1], _NOTE.sub("", said[1]), _REASON.sub("", said[1]))
+        if (rather := _RATHER.match(said[1])) and not free:
+            yield rather[1]
     elif (hedged := re.match(rf"(?i){_HEDGES}+(.*)$", sentence)) and not free:
         yield hedged[1]
-    if not free and (plain := _MARK.sub("", text)) != text:
+    if not free and (plain := _MARK.sub("", _PICTURES.sub("", text).strip())) != text:
         yield plain

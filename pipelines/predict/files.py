@@ -162,6 +162,7 @@ def row_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], N
         elif path.suffix == ".parquet":
             writer = pq.ParquetWriter(temporary, schema)
         elif schema.names:
+            schema = pa.schema([pa.field(field.name, cell_type(field.type)) for field in schema])
             writer = pa.csv.CSVWriter(temporary, schema, write_options=pa.csv.WriteOptions(delimiter=delimiter_of(path.name)))
         try:
             yield lambda table: writer.write(table if path.suffix == ".jsonl" else conformed(table, schema))
@@ -174,18 +175,28 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if LINE in table.column_names:
         rows = plain_rows(table)
         return pa.table([cells([row.get(field.name) for row in rows], field.type) for field in schema], schema)
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    columns = []
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if name not in table.column_names:
+            columns.append(pa.nulls(len(table), kind))
+        elif pa.types.is_nested(table.schema.field(name).type) and kind == pa.string():
+            columns.append(cells(table[name].to_pylist(), kind))
+        else:
+            columns.append(table[name].cast(kind))
     return pa.table(columns, schema)
 
 
 def cells(values: list[Any], kind: pa.DataType) -> pa.Array:
     """A column; in one of strings, other values are written as JSON."""
     if kind == pa.string():
-        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in values]
     return pa.array(values, kind)
+
+
+def cell_type(kind: pa.DataType) -> pa.DataType:
+    """What a column becomes in CSV, whose cells are not nested."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_nested(kind) else kind
 
 
 class LinesWriter:

@@ -21,11 +21,14 @@ POSITIVE = [
     "## Positive", "- positive", "I would say positive.", "The review is clearly positive.", "It is positive because it praises.",
     "So the sentiment of the review is positive.", "Positive\n\nReview: It broke.\nSentiment: negative",
     "<|channel|>analysis<|message|>negative?<|end|><|start|>assistant<|channel|>final<|message|>positive<|return|>",
+    "1. Positive", "=> positive", "Positive ✅", "👍 positive", "### Answer\npositive", "It is not bad; it is positive.",
+    "The review is not negative but positive.", "It is not negative, but rather positive.",
 ]  # fmt: skip
 NO_ANSWER = [
     "Mixed", "", "not positive", "It is not positive.", "It isn't positive.", "positive or negative", "positive?", "Not: positive",
     "positive\nnegative", "positive, negative or mixed", "<think>It is positive.", "Some would call it positive.", "{" * 100_000,
     '{"label": null}', "The claim that it is positive is false.",
+    "positive ❌", "It is positive; it is not negative.", "It is not positive but could be.", "The answer\nis positive or negative",
 ]  # fmt: skip
 
 

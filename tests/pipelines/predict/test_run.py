@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cotd.cli.app import main
@@ -145,6 +146,20 @@ def test_columns_that_few_lines_have_are_kept(tmp_path: Path) -> None:
     assert rows["size"].tolist()[:2] == [1, 2.5]
     assert rows["kind"].fillna("none").tolist() == ["1", "none", "a"]
     assert pd.read_csv(tmp_path / "out.csv")["shop"].tolist()[2] == "north"
+
+
+def test_csv_has_what_is_nested_as_json(tmp_path: Path) -> None:
+    """Whatever it was read from."""
+    table = {"text": ["fine", "dull"], "size": [{"w": 1}, {}], "tags": [["a", "é"], []]}
+    (tmp_path / "in.jsonl").write_text(
+        "\n".join(json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True))
+    )
+    pq.write_table(pa.table(table | {"kind": pa.array(["x", "y"]).dictionary_encode()}), tmp_path / "in.parquet")
+    for name in ("in.jsonl", "in.parquet"):
+        predict_file_with(answer, str(tmp_path / name), str(tmp_path / "out.csv"), InputColumns())
+        rows = pd.read_csv(tmp_path / "out.csv")
+        assert json.loads(rows["size"][0])["w"] == 1
+        assert rows["tags"].tolist() == ['["a", "é"]', "[]"]
 
 
 def test_damage_costs_the_damaged_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +30,15 @@ from pipelines.annotate.engines.api.errors import (
     response_error,
 )
 from pipelines.annotate.engines.api.rate_limit import retry_after
-from pipelines.annotate.engines.api.responses import Usage, form_of, read_completion
+from pipelines.annotate.engines.api.responses import Usage, form_of, join_events, read_completion
 
 LONGEST_REASON = 300  # characters of why a request failed
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Whom connections trust; reading it takes a twentieth of a second, and a run has clients of several kinds."""
+    return httpx.create_ssl_context()
 
 
 class Endpoint:
@@ -49,7 +57,9 @@ class Endpoint:
         self.url = config.url("chat/completions" if self.chat else "completions")
         self.proven: set[tuple[str, ...]] = set()
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        self.http = httpx.AsyncClient(timeout=config.timeout_seconds, limits=limits, headers=config.headers(key))
+        self.http = httpx.AsyncClient(
+            timeout=config.timeout_seconds, limits=limits, headers=config.headers(key), verify=certificates()
+        )
 
     async def ask(self, request: Request, usage: Usage) -> Completion:
         """One try of a request; what its response took is added to `usage`.
@@ -108,12 +118,10 @@ class Endpoint:
             ) from problem
 
     def read_json(self, response: httpx.Response) -> Any:
-        """A response's JSON, also of the first of a stream's events; None if it is none."""
+        """A response's JSON, also of one that came as a stream although none was asked for; None if it is none."""
         text = response.text.strip()
-        if text.startswith("data:"):
-            text = text.splitlines()[0].removeprefix("data:")
         try:
-            return json.loads(text)
+            return join_events(text) if text.startswith(("data:", "event:", ":")) else json.loads(text)
         except MALFORMED:
             return None
 
@@ -157,8 +165,9 @@ class Endpoint:
         if error.no_key:
             raise CotdError(self.key_refused(reason))
         if status == 404:
+            version = "" if re.search(r"/v\d", self.url) else " (teacher.api.base_url mostly ends in /v1)"
             raise CotdError(
-                f"{self.url} does not exist, or has no model '{self.model}' ({reason}). Check teacher.api and teacher.model."
+                f"{self.url} does not exist{version}, or has no model '{self.model}' ({reason}). Check teacher.api and teacher.model."
             )
         if status < 400:
             raise CotdError(f"{self.url} redirects to {headers.get('location')}; give that as teacher.api.base_url.")

@@ -178,7 +178,8 @@ def read_error(content: Any, status: int | None = None) -> ServerError | None:
         for key in MESSAGES:
             if isinstance(part.get(key), str) and part[key]:
                 messages.append(part[key])
-        parameter = parameter or str(part.get("param") or "")
+        place = part.get("loc")  # FastAPI's: ["body", "seed"]
+        parameter = parameter or str(part.get("param") or (place[-1] if isinstance(place, list) and place else ""))
     code, message = " ".join(codes), ": ".join(dict.fromkeys(messages))
     if status is None:
         known = next((n for n in numbers if 400 <= n < 600), None)

@@ -16,7 +16,7 @@ from cotd.tasks.find import answer_forms
 from cotd.teachers.requests import Request
 from cotd.teachers.store import Completion, new_completion
 from cotd.utils.model_output import json_objects, without_thoughts
-from pipelines.annotate.engines.api.errors import CutOff, NoForm, NoLogprobs, TeacherRefused, Transient
+from pipelines.annotate.engines.api.errors import CutOff, NoForm, NoLogprobs, TeacherRefused, Transient, read_error
 
 # How servers say, as the reason why a completion ended, that a filter did.
 FILTERED = {"content_filter", "safety", "prohibited_content", "blocklist", "recitation", "moderation", "sensitive"}
@@ -83,6 +83,29 @@ def read_completion(request: Request, content: Any, chat: bool, usage: Usage, co
             raise CutOff("the response is cut off by the token limit before it has the form asked for")
         raise NoForm("the response does not have the form asked for", responded=True)
     return new_completion(request.key, text=text, finish_reason=finish_reason, **tokens)
+
+
+def join_events(text: str) -> Any:
+    """The response that a stream of server-sent events amounts to; an error among them stands for all.
+
+    Raises:
+        MALFORMED: it is not such a stream.
+    """
+    data = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")]
+    events = [json.loads(event) for event in data if event != "[DONE]"]
+    whole: dict[str, Any] = dict(events[0])
+    written: dict[str, Any] = {}
+    finish_reason = None
+    for event in events:
+        if read_error(event):
+            return event
+        whole["usage"] = event.get("usage") or whole.get("usage")
+        for choice in (event.get("choices") or [])[:1]:
+            finish_reason = choice.get("finish_reason") or finish_reason
+            for key, piece in (choice.get("delta") or choice.get("message") or choice).items():
+                if isinstance(piece, str) and key != "finish_reason":
+                    written[key] = written.get(key, "") + piece
+    return {**whole, "choices": [{**written, "message": written, "finish_reason": finish_reason}]}
 
 
 def written_text(message: dict[str, Any]) -> tuple[str, str]:

@@ -11,11 +11,13 @@ from cotd.errors import CotdError
 from cotd.teachers.api_config import ApiConfig
 from cotd.teachers.requests import Request
 from pipelines.annotate.engines.api.endpoint import Endpoint
-from pipelines.annotate.engines.api.errors import Transient, read_error, status_of
+from pipelines.annotate.engines.api.errors import ServerError, Transient, read_error, status_of
 from pipelines.annotate.engines.api.responses import Usage
 from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import KEY, RESPONSES, MakeStudy, Provider, number_of
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.mark.parametrize("fault", ["402", "400_credit", "403_credit", "429_credit", "200_credit"])
@@ -113,6 +115,19 @@ def test_every_error_is_read(name: str) -> None:
 @pytest.mark.parametrize("content", [None, [], {}, "", 3, {"choices": [{"message": {}}]}, {"error": None}, {"error": {}}, [[]]])
 def test_no_error_is_made_up(content: object) -> None:
     assert read_error(content) is None
+
+
+def test_a_parameter_is_named_by_its_place_too() -> None:
+    """As FastAPI says it: of the parameters, the one that is too many."""
+    error = read_error({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "not permitted"}]}, 422)
+    assert error is not None
+    assert (error.parameter, error.message) == ("seed", "not permitted")
+
+
+def test_an_address_without_a_version_is_noticed() -> None:
+    endpoint = Endpoint("teacher-1", ApiConfig(base_url="http://127.0.0.1:9", key_env=None), None, len)
+    with pytest.raises(CotdError, match=r"base_url mostly ends in /v1"):
+        endpoint.raise_for(ServerError(404, "", "not found", ""), httpx.Headers())
 
 
 WAIT = {"Retry-After": "20"}

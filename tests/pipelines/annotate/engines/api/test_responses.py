@@ -11,11 +11,13 @@ import pytest
 
 from cotd.errors import CotdError
 from cotd.teachers.teacher import load_teacher
-from pipelines.annotate.engines.api.responses import label_logprob, token_count
+from pipelines.annotate.engines.api.responses import join_events, label_logprob, token_count
 from pipelines.annotate.files import AnnotationFiles
 from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider, answer_in_json, number_of
+
+pytestmark = pytest.mark.thorough
 
 
 def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Provider) -> None:
@@ -55,6 +57,21 @@ def test_a_completion_is_found_in_whatever_form_it_comes(study: MakeStudy, provi
     summary = annotate(study(), yes=True)
     assert (len(server.bodies), summary["annotations"]["usable"], summary["teacher"]["accuracy"]) == (60, 48, 1.0)
     assert summary["teacher"]["accuracy_on_train"] == 1.0
+
+
+def test_a_stream_that_nobody_asked_for_is_one_response() -> None:
+    def chunk(**delta: str) -> dict[str, Any]:
+        return {"id": "1", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+    events: list[dict[str, Any]] = [chunk(role="assistant"), chunk(content='{"lab'), chunk(content='el": 1}')]
+    end = [{"choices": [{"delta": {}, "finish_reason": "stop"}]}, {"choices": [], "usage": {"completion_tokens": 7}}]
+    lines = [": wait", *(f"data: {json.dumps(event)}" for event in [*events, *end]), "data: [DONE]"]
+    response = join_events("\n\n".join(lines))
+    (choice,) = response["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"label": 1}', "stop")
+    assert response["usage"] == {"completion_tokens": 7}
+    error = {"error": {"message": "lost"}}
+    assert join_events(f"data: {json.dumps(events[1])}\n\ndata: {json.dumps(error)}") == error
 
 
 def test_a_refusal_among_the_parts_of_a_message_is_one(study: MakeStudy, provider: Provider) -> None:
