@@ -256,7 +256,7 @@ def read_prompts(file: Path, task: Task) -> dict[str, Any]:
     if not file.is_file():
         raise CotdError(f"no prompt file '{file}'. Check teacher.prompts.")
     try:
-        plain = yaml.safe_load(file.read_text(encoding="utf-8"))
+        plain = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)  # ten times as fast as in Python
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CotdError(f"{file} is not valid YAML: {error}") from error
     if problems := prompt_problems(plain, task):

@@ -25,7 +25,7 @@ from cotd.teachers.requests import Request
 from cotd.teachers.store import REFUSED_REASON, Completion
 from cotd.utils.files import read_json, write_bytes
 from pipelines.annotate.ask import Complete
-from pipelines.annotate.engines.api.endpoint import Endpoint
+from pipelines.annotate.engines.api.endpoint import Endpoint, certificates
 from pipelines.annotate.engines.api.engine import api_key
 from pipelines.annotate.engines.api.errors import (
     CutOff,
@@ -60,7 +60,8 @@ def batch_engine(model: str, config: ApiConfig, count: Callable[[str], int], fol
     """
     endpoint = Endpoint(model, config, api_key(config), count)
     try:
-        with httpx.Client(timeout=config.timeout_seconds, headers=config.headers(endpoint.key)) as http:
+        headers = config.headers(endpoint.key)
+        with httpx.Client(timeout=config.timeout_seconds, headers=headers, verify=certificates()) as http:
             yield BatchClient(endpoint, http, folder).complete
     finally:
         asyncio.run(endpoint.close())
