@@ -179,7 +179,7 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name not in table.column_names:
             columns.append(pa.nulls(len(table), kind))
-        elif pa.types.is_nested(table.schema.field(name).type) and kind == pa.string():
+        elif kind == pa.string() and not in_cells(table.schema.field(name).type):
             columns.append(cells(table[name].to_pylist(), kind))
         else:
             columns.append(table[name].cast(kind))
@@ -189,14 +189,26 @@ def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def cells(values: list[Any], kind: pa.DataType) -> pa.Array:
     """A column; in one of strings, other values are written as JSON."""
     if kind == pa.string():
-        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in values]
+        values = [v if v is None or isinstance(v, str) else as_text(v) for v in values]
     return pa.array(values, kind)
 
 
+def as_text(value: Any) -> str:
+    """A value as JSON; bytes as the text that they are."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return json.dumps(value, ensure_ascii=False, default=lambda v: as_text(v) if isinstance(v, bytes) else str(v))
+
+
 def cell_type(kind: pa.DataType) -> pa.DataType:
-    """What a column becomes in CSV, whose cells are not nested."""
+    """What a column becomes in CSV, whose cells are not nested, and are text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.string() if pa.types.is_nested(kind) else kind
+    return kind if in_cells(kind) else pa.string()
+
+
+def in_cells(kind: pa.DataType) -> bool:
+    """Whether cells of CSV can hold values of a kind."""
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 class LinesWriter:
@@ -207,7 +219,7 @@ class LinesWriter:
 
     def write(self, table: pa.Table) -> None:
         for row in plain_rows(table):
-            self.file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            self.file.write(as_text(row) + "\n")
 
     def close(self) -> None:
         self.file.close()

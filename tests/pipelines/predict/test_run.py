@@ -154,12 +154,14 @@ def test_csv_has_what_is_nested_as_json(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(
         "\n".join(json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True))
     )
-    pq.write_table(pa.table(table | {"kind": pa.array(["x", "y"]).dictionary_encode()}), tmp_path / "in.parquet")
+    more = {"kind": pa.array(["x", "y"]).dictionary_encode(), "mark": [b"\xff", "é".encode()]}
+    pq.write_table(pa.table(table | more), tmp_path / "in.parquet")
     for name in ("in.jsonl", "in.parquet"):
         predict_file_with(answer, str(tmp_path / name), str(tmp_path / "out.csv"), InputColumns())
         rows = pd.read_csv(tmp_path / "out.csv")
         assert json.loads(rows["size"][0])["w"] == 1
         assert rows["tags"].tolist() == ['["a", "é"]', "[]"]
+    assert rows["mark"].tolist() == ["\\xff", "é"]
 
 
 def test_damage_costs_the_damaged_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
