@@ -21,7 +21,7 @@ def block_lines(block: type[BaseModel], path: str) -> Iterator[str]:
     yield f"\n## {path or 'The study'}\n"
     if block.__doc__:
         yield block.__doc__.split("\n\n")[0].strip() + "\n"
-    yield "| key | type | default | |\n|---|---|---|---|"
+    yield "| key | type | default | what it is |\n|---|---|---|---|"
     nested: list[tuple[str, type[BaseModel]]] = []
     for name, field in block.model_fields.items():
         inner = nested_block(field.annotation)
@@ -30,7 +30,8 @@ def block_lines(block: type[BaseModel], path: str) -> Iterator[str]:
         default = (
             "required" if field.is_required() else "" if inner else f"`{shown(field.get_default(call_default_factory=True))}`"
         )
-        yield f"| `{name}` | `{type_name(field.annotation)}` | {default} | {cell(field.description or '')} |"
+        kind = linked(type_name(field.annotation), inner, anchor(path, name))
+        yield f"| `{name}` | {kind} | {default} | {cell(field.description or '')} |"
     for where, inner in nested:
         yield from block_lines(inner, where)
 
@@ -52,6 +53,16 @@ def type_name(annotation: Any) -> str:
     name = re.sub(r"\b(?:typing|cotd[\w.]*)\.(?=\w)", "", name)
     name = re.sub(r"Literal\[(.*?)\]", lambda match: match.group(1).replace(", ", " | "), name)
     return re.sub(r"\bNone\b", "null", re.sub(r"Annotated\[(\w+), .*\]", r"\1", name))
+
+
+def linked(kind: str, block: type[BaseModel] | None, target: str) -> str:
+    """A type as a reader of YAML knows it: a block by a link to its table, not by the name of its class."""
+    if not block:
+        return f"`{kind}`"
+    link = f"[block](#{target})"
+    forms = {"list[": f"list of {link.replace('block', 'blocks')}", "dict[": f"name → {link}"}
+    form = next((text for start, text in forms.items() if kind.startswith(start)), link)
+    return form + (" or `null`" if "null" in kind else "")
 
 
 def shown(value: Any) -> str:
@@ -98,13 +109,15 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-GENERATED: dict[str, Callable[[], str]] = {"configuration": configuration, "commands": commands, "methods": methods}
+GENERATED: dict[str, Callable[[], str]] = {
+    "configuration": configuration, "commands": commands, "methods": methods, "nothing": str,
+}  # fmt: skip
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """MkDocs' hook: replaces `<!-- generated: NAME -->`, and a table up to `<!-- end -->` that follows it, by what NAME gives."""
+    """MkDocs' hook: replaces `<!-- generated: NAME -->`, and what follows it up to `<!-- end -->`, by what NAME gives."""
     return re.sub(
-        r"<!-- generated: (\w+) -->(?:\n\|.*?<!-- end -->)?",
+        r"<!-- generated: (\w+) -->.*?<!-- end -->",
         lambda match: GENERATED[match.group(1)](),
         markdown,
         flags=re.DOTALL,

@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from cotd.cli import app, main
+from cotd.training.methods import METHODS
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -121,6 +122,14 @@ def test_the_table_of_methods_is_that_of_the_code() -> None:
     built = generate.on_page_markdown(page)
     assert built.count(generate.methods()) == 1
     assert "generated:" not in built
+
+
+def test_the_readme_counts_the_methods_and_is_short() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"**{len(METHODS)} methods** in one grid" in text
+    assert len(text.splitlines()) <= 200
+    assert len(text.encode()) <= 14_000
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_some_pages_are_run() -> None:

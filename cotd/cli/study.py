@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,7 +148,7 @@ def sweep(
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(context: typer.Context, config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Trains the first trial of a study's grid in this process, by the code of a sweep, without Ray or MLflow.
 
     The process uses all CPUs and no further workers, whatever `resources` says.
@@ -157,11 +156,13 @@ def train(config: Config, overrides: Overrides = None) -> None:
     Example: cotd train tune_configs/demo.yaml 'grid.method=[finetune]' 'grid.fraction=[0.1]'
     """
     from cotd.study.config import load_config
+    from cotd.training.folder import describe_result
     from pipelines.train import train as run
 
     folder = run(load_config(config, overrides))
-    print(json.dumps(folder.result(), indent=2))
-    print(f"student: {folder.student}")
+    result = folder.result()
+    lines = [f"{folder.trial().title}: {describe_result(result)}", f"student: {folder.student}"]
+    show(context, as_json, result | {"student": str(folder.student)}, lines)
 
 
 @app.command()

@@ -51,6 +51,8 @@ def describe_problem(kind: type[ConfigModel], problem: Any) -> str:
         return f"unknown key '{key}'.{nearest(location[-1], known)} Known here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"'{key}' is missing."
+    if problem["type"] == "model_type" and key:
+        return f"{key}: expected a block of keys: {', '.join(known_keys(kind, location))}."
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,10 +82,11 @@ def upload(folder: Path, name: str, kind: str, private: bool) -> tuple[str, bool
     """Makes one commit of a folder's files; returns its URL, and whether anything changed."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
     if not constants.HF_HUB_DISABLE_PROGRESS_BARS:
-        enable_progress_bars()  # loading a model turns them off
+        # Loading a model turns them off; in a log they would be lines of bars.
+        (enable_progress_bars if sys.stderr.isatty() else disable_progress_bars)()
     api = HfApi()
     try:
         info: Any = api.repo_info(name, repo_type=kind, timeout=HUB_TIMEOUT)

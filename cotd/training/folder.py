@@ -127,3 +127,13 @@ def rank(entry: tuple[Trial, dict[str, Any]]) -> tuple[Any, ...]:
     """Equal accuracies are common on a few hundred rows: the better ROC-AUC, then the least training data, decides."""
     trial, result = entry
     return *merit(result), -trial.fraction, trial.id
+
+
+def describe_result(result: dict[str, Any]) -> str:
+    """A trial's accuracy and seconds in a line, with what of its targets was cut."""
+    test = result["test"]
+    cut = f", {result['cut_targets']:,} of {result['train_pairs']:,} targets cut (training.max_target_tokens)"
+    return (
+        f"test accuracy {test['accuracy']:.1%} [{test['ci_low']:.1%}, {test['ci_high']:.1%}], "
+        f"validation {result['validation']['accuracy']:.1%}, {result['seconds']:.0f} s{cut if result['cut_targets'] else ''}"
+    )

@@ -80,7 +80,10 @@ def by_how_much(c: dict[str, Any]) -> str:
     turned = c if more else swapped(c)
     size, low, high = (f"{turned[key] * 100 + 0.0:.1f}" for key in ("difference", "low", "high"))
     chance = "may be chance" if c["verdict"] == "not shown" else "is beyond chance"
-    return f"{size} points {'more' if more else 'fewer'} (95 % interval {low.replace('-', '−')} to {high}), which {chance}."
+    interval = f"95 % interval {low.replace('-', '−')} to {high}"
+    if size == "0.0":
+        return f"as many are right ({interval} points)."
+    return f"{size} points {'more' if more else 'fewer'} ({interval}), which {chance}."
 
 
 def findings(content: Content) -> list[str]:
@@ -99,7 +102,8 @@ def findings(content: Content) -> list[str]:
         pairs[c["a"], c["b"]].append(c)
     sentences += [f"**{a} beats {b}**, with the same method, {verdicts(cells)}." for (a, b), cells in pairs.items()]
     sentences += power_sentences(sizes, "sizes", rows)
-    return sentences + student_sentences(content) + teacher_sentences(content) + serving_sentences(content)
+    sentences += student_sentences(content) + teacher_sentences(content) + serving_sentences(content)
+    return list(dict.fromkeys(sentences))  # that there is one seed is said of methods and of sizes
 
 
 def verdicts(cells: Comparisons) -> str:

@@ -10,7 +10,7 @@ from ray import tune
 
 from cotd.progress import say
 from cotd.storage.working_copy import copy_of, is_small
-from cotd.training.folder import TrialFolder
+from cotd.training.folder import TrialFolder, describe_result
 from cotd.training.trial import Trial
 from pipelines.sweep.board import Board
 from pipelines.sweep.follower import MlflowFollower
@@ -99,15 +99,6 @@ def failure_reason(trial: Any, folder: TrialFolder) -> str:
         report = []
     lines = [line.strip() for line in report if line.strip()] or ["Ray does not say why"]
     return lines[-1] if any("Traceback" in line for line in lines) else f"its worker died: {lines[0]}"
-
-
-def describe_result(result: dict[str, Any]) -> str:
-    test = result["test"]
-    cut = f", {result['cut_targets']:,} of {result['train_pairs']:,} targets cut (training.max_target_tokens)"
-    return (
-        f"test accuracy {test['accuracy']:.1%} [{test['ci_low']:.1%}, {test['ci_high']:.1%}], "
-        f"validation {result['validation']['accuracy']:.1%}, {result['seconds']:.0f} s{cut if result['cut_targets'] else ''}"
-    )
 
 
 def error_line(path: Path) -> str:

@@ -69,6 +69,7 @@ def test_fractions_outside_the_range(write_study: Callable[..., Path], fraction:
         ("name=a/b", "name: "),
         ("data.source=", "data.source"),
         ("training=", "training"),
+        ("teacher.calibration=platt", "teacher.calibration: expected a block of keys: method, prior, rows."),
     ],
 )
 def test_invalid_values(write_study: Callable[..., Path], override: str, message: str) -> None:
