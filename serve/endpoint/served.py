@@ -64,7 +64,7 @@ class Served:
     def explain(self, texts: Sequence[Sample]) -> list[str]:
         """The student's own rationale for each text."""
         texts_alone, choices = self.split(texts)
-        return self.student.explain(texts_alone, choices=choices)
+        return self.runtime.student.explain(texts_alone, choices=choices)
 
     def unsure(self, predictions: Sequence[Prediction]) -> list[int]:
         """The positions of the predictions that it leaves to the larger student."""

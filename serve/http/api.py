@@ -103,7 +103,7 @@ def build_api(endpoint: Endpoint, proxied: bool = False) -> FastAPI:
             answers = await endpoint.predict(served, texts)
             response = make_response(served, answers)
             if pieces:
-                pieces.writers = [served.writer(answer).student for answer in answers]
+                pieces.writers = [served.writer(answer).runtime.student for answer in answers]
         except BaseException:
             if pieces:
                 pieces.close()

@@ -19,7 +19,13 @@ class Unfit(CotdError):
 
 
 class Runtime(Protocol):
-    """Computes what a student predicts."""
+    """Computes what a student predicts.
+
+    Attributes:
+        student: who writes rationales; its weights may be converted to those that the runtime computes with.
+    """
+
+    student: Student
 
     def predict(self, texts: Sequence[str], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
         """The answer to each text, as `Student.predict` gives it."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from cotd.students.backends.causal.backend import Causal
 from cotd.students.student import Student
 from serve.runtimes.base import StudentRuntime
 from serve.runtimes.parity import PROBES, difference, probe_choices
@@ -50,7 +49,7 @@ def test_sixteen_bits_are_no_reason_to_refuse_a_causal_student(
     student_of: Make, monkeypatch: pytest.MonkeyPatch, name: str, card: dict[str, Any]
 ) -> None:
     """They round differently as texts share a batch."""
-    monkeypatch.setattr(Causal, "reduced", True)
+    monkeypatch.setattr("cotd.students.backends.causal.backend.multiplies_bfloat16", lambda _: True)
     make_runtime("auto", Student.load(student_of(name, "llama", **card), "cpu"))
 
 
