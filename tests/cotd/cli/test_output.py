@@ -70,7 +70,7 @@ def test_json_is_one_document_whatever_a_library_prints(
 
 def test_the_commands_that_scripts_use_have_json() -> None:
     with_json = {name for name, command in COMMANDS.items() if any("--json" in p.opts for p in command.params)}
-    assert with_json == {"annotate", "sweep", "report", "status", "promote", "predict", "evaluate", "check"}
+    assert with_json == {"annotate", "sweep", "report", "status", "promote", "predict", "evaluate", "check", "train"}
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_a_file_or_on_request(
