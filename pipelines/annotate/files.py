@@ -26,9 +26,10 @@ class AnnotationFiles:
         self.teacher_test = directory / "teacher_test.parquet"  # the teacher's own labels of the test examples
         # The teacher's own rationales of validation and test examples, where `teacher.held_out_rationales` asks for them.
         self.held_out_rationales = directory / "held_out_rationales.parquet"
-        self.quarantine = directory / "quarantined_examples.parquet"
+        self.quarantine = directory / "quarantined_reviews.parquet"
         self.quarantined_imported = directory / "quarantined_imported.parquet"  # rows of `teacher.imported`, and why
         self.batches = directory / "batches"  # those of `teacher.api.mode: batch` that are not done
+        self.journal = directory / "journal"  # completions that no shard of the store has yet
         self.summary = directory / "summary.json"
         self.page = directory / "annotations.html"  # to read in a browser
 

@@ -26,6 +26,7 @@ from pipelines.annotate.ask import Asker, Complete
 from pipelines.annotate.budget import Budget
 from pipelines.annotate.files import QUARANTINE, AnnotationFiles, replaced_together
 from pipelines.annotate.job import Job, load_job
+from pipelines.annotate.journal import recover
 from pipelines.annotate.page import DoubtfulRows, annotations_page
 from pipelines.annotate.preview import check_price
 from pipelines.annotate.summary import Tally, summarise, summary_lines
@@ -79,6 +80,7 @@ def annotate(
     files = AnnotationFiles.of(config)
     budget = Budget(config.teacher.budget, job.teacher.count)
     only = quarantined_ids(config.name, files) if retry_errors else None
+    recover(files.journal, job.store)
     with contextlib.ExitStack() as alone:
         with contextlib.ExitStack() as stack:
 
@@ -87,7 +89,7 @@ def annotate(
                 from pipelines.annotate.engines.choose import start_engine  # Ray, which takes a second to import
 
                 job.store.require_writable()
-                return complete or start_engine(config.teacher, job.teacher, budget.extend, files.batches, stack)
+                return complete or start_engine(config.teacher, job.teacher, budget.extend, files, stack)
 
             ask = Asker(job.store, engine, budget, only, retry=retry_errors)
             if config.teacher.api and complete is None:

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -35,6 +34,8 @@ from pipelines.annotate.engines.api.batch import batch_engine
 from pipelines.annotate.engines.api.engine import api_engine
 from pipelines.annotate.engines.placement import place_engines
 from pipelines.annotate.engines.vllm import engine_arguments, engine_dtype
+from pipelines.annotate.files import AnnotationFiles
+from pipelines.annotate.journal import Journal
 from pipelines.cluster.resources import has_gpus
 from pipelines.cluster.session import ray_session
 
@@ -45,19 +46,20 @@ def start_engine(
     config: TeacherConfig,
     teacher: Teacher,
     may_pay_again: Callable[[Request], bool],
-    batches: Path,
+    files: AnnotationFiles,
     stack: contextlib.ExitStack,
 ) -> Complete:
     """Starts Ray, if it does not run, and the engine; or the client of an endpoint. `stack` ends them.
 
     Args:
         may_pay_again: whether a budget has room for another try of a request that may have been paid for.
-        batches: the folder of the batches of `api.mode: batch` that are not done.
+        files: where the batches of `api.mode: batch` are that are not done, and completions that are not in the store yet.
     """
     if config.api and config.api.mode == "batch":
-        return stack.enter_context(batch_engine(config.model, config.api, teacher.count, batches))
+        return stack.enter_context(batch_engine(config.model, config.api, teacher.count, files.batches))
     if config.api:
-        return stack.enter_context(api_engine(config.model, config.api, teacher.count, may_pay_again))
+        journal = stack.enter_context(contextlib.closing(Journal(files.journal)))
+        return stack.enter_context(api_engine(config.model, config.api, teacher.count, may_pay_again, journal))
     if importlib.util.find_spec("vllm") is None:
         raise CotdError("the teacher's engine is not installed. Run `make install`, or pip install -e '.[cpu]' ('.[gpu]').")
     stack.enter_context(ray_session())

@@ -36,14 +36,20 @@ class ApiClient:
 
     Args:
         may_pay_again: whether a budget has room for another try of a request whose last one may have been paid for.
+        note: is told of each completion as it comes.
 
     Attributes:
         fatal: why no more requests are made.
         in_flight: the requests that are in flight.
     """
 
-    def __init__(self, endpoint: Endpoint, may_pay_again: Callable[[Request], bool] = lambda request: True):
-        self.endpoint, self.config, self.may_pay_again = endpoint, endpoint.config, may_pay_again
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        may_pay_again: Callable[[Request], bool] = lambda request: True,
+        note: Callable[[Completion], None] = lambda completion: None,
+    ):
+        self.endpoint, self.config, self.may_pay_again, self.note = endpoint, endpoint.config, may_pay_again, note
         self.pace = Pace(self.config, stopped=lambda: self.fatal is not None)
         self.fatal: CotdError | None = None
         self.in_flight: set[asyncio.Task[Completion | None]] = set()
@@ -135,6 +141,7 @@ class ApiClient:
                 self._note_response()
                 self._accepted_at = max(self._accepted_at, sent_at)
                 self.endpoint.proven.add(form_of(request))
+                self.note(completion)
                 return completion
             except Transient as problem:
                 failure = problem

@@ -19,6 +19,7 @@ from pipelines.annotate.ask import Complete
 from pipelines.annotate.engines.api.client import ApiClient
 from pipelines.annotate.engines.api.endpoint import Endpoint
 from pipelines.annotate.engines.api.errors import MALFORMED
+from pipelines.annotate.journal import Journal
 
 
 def api_key(config: ApiConfig) -> str | None:
@@ -114,18 +115,18 @@ def bare_name(model: str) -> str:
 
 @contextlib.contextmanager
 def api_engine(
-    model: str, config: ApiConfig, count: Callable[[str], int], may_pay_again: Callable[[Request], bool]
+    model: str, config: ApiConfig, count: Callable[[str], int], may_pay_again: Callable[[Request], bool], journal: Journal
 ) -> Iterator[Complete]:
     """An endpoint as an engine, for the duration of a block.
 
     Args:
-        count: see `Endpoint`. may_pay_again: see `ApiClient`.
+        count: see `Endpoint`. may_pay_again: see `ApiClient`. journal: has what came until the next batch is asked for.
 
     Yields:
         A function like that of `pipelines.annotate.engines.choose.teacher_engine`. It takes requests as capacity gets free.
         On Ctrl-C, or SIGTERM, it waits a little for what is in flight, yields it, and stops; a second Ctrl-C drops it.
     """
-    client = ApiClient(Endpoint(model, config, api_key(config), count), may_pay_again)
+    client = ApiClient(Endpoint(model, config, api_key(config), count), may_pay_again, journal.add)
     with asyncio.Runner() as runner, on_terminate(runner, client.stop):
 
         def complete(requests: Iterable[Request]) -> Iterator[list[Completion]]:
@@ -133,10 +134,12 @@ def api_engine(
             try:
                 while batch := runner.run(client.next_batch(remaining)):
                     yield batch
+                    journal.kept(batch)
             except (KeyboardInterrupt, asyncio.CancelledError) as stopped:
                 say(f"  waiting for {len(client.in_flight):,} requests in flight (Ctrl-C again drops them)")
                 if batch := runner.run(client.finish()):
                     yield batch
+                    journal.kept(batch)
                 if isinstance(stopped, asyncio.CancelledError):
                     raise SystemExit(128 + signal.SIGTERM) from None
                 raise
