@@ -30,7 +30,7 @@ from tests.tasks import SENTIMENT
 # No deadline: the first example of a property pays for imports, and the machine may be busy.
 settings.register_profile("cotd", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("cotd")
-THOROUGH = "one behaviour in its many forms, whose plainest another test has, or a student that is trained until it has learned"
+THOROUGH = "one behaviour in its many forms, or a student that is trained until it has learned"
 LONGEST = ("test_object_store.py", "test_end_to_end.py", "test_app.py")  # minutes each
 
 

@@ -142,6 +142,7 @@ def test_rows_in_blocks_give_the_same_examples(rows: list[dict[str, Any]], size:
     assert again.counts == whole.counts
 
 
+@pytest.mark.thorough
 def test_texts_are_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held of each example is its id, its label, its split and its number; while it is read, its position as well."""
     rows = 40_000
@@ -159,7 +160,6 @@ def test_texts_are_not_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(examples.rows) == rows
     finally:
         tracemalloc.stop()
-    print(held / rows, peak / rows)
     assert held < 20 * rows
     assert peak < 40 * rows
     (first,) = examples.rows.take(slice(1)).blocks()

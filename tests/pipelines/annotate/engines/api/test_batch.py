@@ -12,8 +12,6 @@ from pipelines.annotate.files import AnnotationFiles, read_annotations
 from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider, number_of
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture
 def batched(study: MakeStudy) -> MakeStudy:

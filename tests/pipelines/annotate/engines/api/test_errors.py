@@ -17,8 +17,6 @@ from pipelines.annotate.files import read_annotations
 from pipelines.annotate.run import annotate
 from tests.pipelines.annotate.fault_server import KEY, RESPONSES, MakeStudy, Provider, number_of
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.mark.parametrize("fault", ["402", "400_credit", "403_credit", "429_credit", "200_credit"])
 def test_an_account_without_credit_ends_the_run_which_goes_on_once_it_is_topped_up(

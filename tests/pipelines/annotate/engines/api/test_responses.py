@@ -17,8 +17,6 @@ from pipelines.annotate.run import annotate
 from pipelines.annotate.summary import summary_lines
 from tests.pipelines.annotate.fault_server import MakeStudy, Provider, answer_in_json, number_of
 
-pytestmark = pytest.mark.thorough
-
 
 def test_a_label_may_be_written_in_small_letters(study: MakeStudy, provider: Provider) -> None:
     """By servers that hold answers to JSON and not to its schema."""
