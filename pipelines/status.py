@@ -138,12 +138,11 @@ def status_lines(status: Status) -> Iterator[str]:
     """A status for the terminal: a line a stage."""
     yield f"{status['study']}: {status['folder']}"
     splits, annotated, best, champion = (status[key] for key in ("prepared", "annotated", "best", "champion"))
-    yield "prepared   " + (
-        ", ".join(f"{n:,} {split}" for split, n in splits.items()) if splits else "not done with these settings"
-    )
+    undone = "not done with these settings" if Path(status["folder"]).is_dir() else "not done"
+    yield "prepared   " + (", ".join(f"{n:,} {split}" for split, n in splits.items()) if splits else undone)
     accuracy = annotated and annotated["teacher_accuracy"]
     teacher = f"teacher {accuracy:.1%} on test" if accuracy is not None else "teacher not measured"
-    yield "annotated  " + (f"{annotated['rows']:,} rows, {teacher}" if annotated else "not done with these settings")
+    yield "annotated  " + (f"{annotated['rows']:,} rows, {teacher}" if annotated else undone)
     trials = ", ".join(f"{n:,} {state}" for state, n in status["trials"].items() if n)
     if status["other_settings"]:
         yield f"note: {status['other_settings']}"

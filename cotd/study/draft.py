@@ -34,7 +34,9 @@ FEW_ROWS = 500  # fewer leave too few validation examples to calibrate a teacher
 MAX_TEXTS = 3  # columns that make one text
 # Names that say what a column holds, the likeliest first.
 LABEL_NAMES = ("label", "gold", "gold_label", "target", "answer", "class", "category", "intent", "sentiment", "topic", "stars")
+PLAIN_LABEL_NAMES = ("label", "gold", "gold_label", "target", "answer", "class")  # which do not say what the labels are
 TEXT_NAMES = ("text", "sentence", "review", "question", "message", "body", "content", "utterance")
+NOUNS = ("sentence", "review", "question", "message", "utterance")  # names of text columns that say what a text is
 WRITTEN_BY_A_MODEL = re.compile(r"rationale|explanation|reason|gpt|llm|teacher", re.IGNORECASE)
 ID_NAME = re.compile(r"(^|_)(id|key|uuid|index)$", re.IGNORECASE)
 
@@ -125,7 +127,8 @@ def draft_study(source: str, texts: Sequence[str] = (), label: str | None = None
     if further := [name for name in worded if name not in used]:
         flags = " ".join(f"--text {name}" for name in [*chosen, *further][:MAX_TEXTS])
         seen.append(f"if column {' and '.join(further[: MAX_TEXTS - len(chosen)])} is part of the text: {flags}")
-    return Draft(as_yaml(name, task, data, few, words), seen)
+    noun = chosen[0].lower() if len(chosen) == 1 and chosen[0].lower() in NOUNS else "text"
+    return Draft(as_yaml(name, task, data, few, words, noun), seen)
 
 
 def read_columns(source: str) -> tuple[dict[str, Column], int, dict[str, list[list[str] | None]]]:
@@ -261,7 +264,7 @@ def input_words(columns: dict[str, Column], texts: list[str]) -> int:
     return math.ceil(sum(longest)) + 2 * len(texts)
 
 
-def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bool, words: int) -> str:
+def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bool, words: int, noun: str) -> str:
     """The study, as a person would write it."""
     tokens = min(512, max(64, 32 * math.ceil(words * 1.5 / 32)))
     kind = task if isinstance(task, str) else task["kind"]
@@ -281,10 +284,13 @@ def as_yaml(name: str, task: dict[str, Any] | str, data: dict[str, Any], few: bo
             "teacher:\n  model: embedded:smollm2-135m-instruct\n"
             "  calibration: {method: prior} # platt, the default, needs more validation examples"
         )
-    words_of_it = (
-        [] if isinstance(task, str) else ["  noun: text # what prompts and reports call one: review, question, support ticket"]
-    )
-    words_of_it += [] if isinstance(task, str) else ['  instruction: "" # what a teacher is asked, as a sentence']
+    words_of_it = []
+    if isinstance(task, dict):
+        words_of_it = [f"  noun: {noun} # what prompts and reports call one: review, question, support ticket"]
+        words_of_it += ['  instruction: "" # what a teacher is asked, as a sentence']
+        if (column := data["columns"]["label"]).lower() not in PLAIN_LABEL_NAMES and kind == "classification":
+            label_name = flow({"label_name": " ".join(re.split(r"[\W_]+", column)).strip().capitalize() or "Label"})[0]
+            words_of_it += [f"  {label_name} # what prompts call a label"]
     return "\n".join(
         [
             f"# Written by cotd init for {data['source']!r}. All keys: docs/configuration.md.",

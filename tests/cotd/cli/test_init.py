@@ -43,6 +43,7 @@ def test_labels_of_ones_own(study, capsys: pytest.CaptureFixture[str]) -> None: 
     config = study({"id": range(100), "message": TEXTS, "topic": ["no", "bug", "on: hold", "bug"] * 24 + ["Bug"] * 4})
     assert config.task.labels == ("bug", "no", "on: hold")
     assert (config.data.columns.text, config.data.columns.label) == ("message", "topic")
+    assert (config.task.noun, config.task.label_name) == ("message", "Topic"), "prompts ask for them by the columns' names"
     printed = capsys.readouterr().out
     assert "100 rows" in printed
     assert "bug (52)" in printed
