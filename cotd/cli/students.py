@@ -11,6 +11,7 @@ import typer
 from cotd.cli.app import app
 from cotd.cli.arguments import ChoicesColumn, InputTemplate, Json, LabelColumn, TextColumn, TrackingUri, show
 from cotd.cli.checks import check_student, require_all
+from cotd.progress import say
 from cotd.storage.tracking_store import default_tracking_uri
 
 
@@ -36,6 +37,7 @@ def evaluate(
     from cotd.evaluation.seen import unseen_by
     from cotd.students.base_models import find_student
     from cotd.students.student import Student as Model
+    from cotd.students.vocabulary import unread_warning
     from cotd.tasks.registry import parse_task
 
     require_all(lambda: require_split(split), lambda: check_student(student, tracking_uri or default_tracking_uri()))
@@ -43,7 +45,11 @@ def evaluate(
     task = parse_task(card["task"])
     examples = gold_examples(source, task, split, NamedColumns(text, input_template, choices, label), card.get("data"))
     examples, seen = unseen_by(folder, examples, source)
-    scores = score_predictions(predictions_table(Model.load(folder), examples), task) | {"seen": seen}
+    model = Model.load(folder)
+    own_choices = examples["choices"].tolist() if "choices" in examples else None
+    if warning := unread_warning(model.tokenizer, model.rendered(examples["text"].tolist(), own_choices)):
+        say(f"warning: {warning}")
+    scores = score_predictions(predictions_table(model, examples), task) | {"seen": seen}
     show(context, as_json, scores, [json.dumps(scores, indent=2)])
 
 

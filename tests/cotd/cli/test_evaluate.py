@@ -95,6 +95,11 @@ def test_a_student_without_a_record_says_so(trained: Callable[..., Path], evalua
     scores, said = evaluate(student, tmp_path / "reviews.csv", "--split", "all")
     assert (scores["n"], scores["seen"]) == (60, None)
     assert "without a record of what it was trained on" in said
+    (tmp_path / "far.csv").write_text("text,label\n水壶很好,positive\n水壶很坏,negative\n", encoding="utf-8")
+    assert (
+        "2 of 2 texts have characters that the student cannot read"
+        in evaluate(student, tmp_path / "far.csv", "--split", "all")[1]
+    )
 
 
 def test_a_missing_column_and_a_template_that_does_not_fit_are_one_message(
