@@ -20,7 +20,7 @@ from pipelines.annotate.files import read_rationales, read_teacher_test
 from pipelines.sweep.search import METRIC
 from pipelines.sweep.workers import train_together
 
-ELSEWHERE = "elsewhere"  # reported of a trial that another sweep of the study works on
+ELSEWHERE = "elsewhere"  # reported of a trial that another sweep of the study works on, or has ended
 
 
 def run_trial(params: dict[str, Any]) -> None:
@@ -65,8 +65,9 @@ def train_here(params: dict[str, Any]) -> None:
         send(point)
 
     folder, first = TrialFolder(Path(params["folder"])), not params.get("worker")
-    if folder.done:  # it failed after its end, and is tried again
-        report({"step": folder.result()["steps"], METRIC: folder.result()["validation"]["accuracy"]})
+    if folder.done:  # it failed after its end, and is tried again; or another sweep, which has left no lease, has ended it
+        ended = {ELSEWHERE: True} if lease is not None and lease.number == 0 else {}
+        report({"step": folder.result()["steps"], METRIC: folder.result()["validation"]["accuracy"], **ended})
         return
     if first:
         folder.error.unlink(missing_ok=True)  # of the attempt before

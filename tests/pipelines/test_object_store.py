@@ -56,6 +56,14 @@ def machine(s3: ObjectStore, make_store: Callable[[Path], str], tmp_path: Path) 
         process.kill()
 
 
+@pytest.fixture
+def second_machine(make_store: Callable[[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this process a machine of its own, as `machine` does for a command."""
+    monkeypatch.setenv("COTD_HOME", str(tmp_path / "second"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", make_store(tmp_path / "second" / "mlflow.db"))
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+
+
 def finish(process: subprocess.Popen[str], log: Path) -> None:
     assert process.wait(240) == 0, log.read_text()[-4000:]
 
@@ -81,12 +89,10 @@ def files_of(store: ObjectStore) -> set[str]:
 
 
 def test_of_two_machines_that_annotate_one_is_refused_and_what_is_killed_resumes_and_asks_nothing_twice(
-    s3: ObjectStore, machine: Machine, write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: ObjectStore, machine: Machine, second_machine: None, write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     from pipelines.annotate.run import annotate
 
-    monkeypatch.setenv("COTD_HOME", str(tmp_path / "two"))  # this process is the second machine
-    monkeypatch.setenv("TEACHER_KEY", KEY)
     server = FaultServer()
     with server.serving() as url:
         api = {"base_url": url, "key_env": "TEACHER_KEY", "concurrency": 2, "timeout_seconds": 600}
@@ -116,7 +122,7 @@ def test_of_two_machines_that_annotate_one_is_refused_and_what_is_killed_resumes
 
 
 def test_a_sweep_that_is_killed_resumes_and_other_machines_find_it_finished(
-    s3: ObjectStore, machine: Machine, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: ObjectStore, machine: Machine, second_machine: None, study: str, tmp_path: Path
 ) -> None:
     from pipelines.promote import promote
     from pipelines.report.run import report
@@ -126,7 +132,6 @@ def test_a_sweep_that_is_killed_resumes_and_other_machines_find_it_finished(
     wait_until(one, lambda: len(s3.written("/result.json")) >= 1, tmp_path / "one" / "log")
     kill(one)
     finish(machine("one", "sweep", study), tmp_path / "one" / "log")
-    monkeypatch.setenv("COTD_HOME", str(tmp_path / "two"))
     config = load_config(study)
     assert sweep(config)["trained"] == 0
     report(config)
@@ -155,12 +160,11 @@ def test_two_sweeps_of_one_study_share_it_though_the_store_is_slow_and_fails(
 
 @pytest.mark.slow  # what each part of it does is in tests/cotd/storage/test_lease.py
 def test_trials_of_a_sweep_that_shows_no_life_are_taken_over(
-    s3: ObjectStore, study: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    s3: ObjectStore, second_machine: None, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.sweep.plan import plan_study
     from pipelines.sweep.run import sweep
 
-    monkeypatch.setenv("COTD_HOME", str(tmp_path / "here"))
     for name, seconds in {"PATIENCE_SECONDS": 3.0, "LOOK_SECONDS": 0.5}.items():
         monkeypatch.setattr(f"pipelines.sweep.share.{name}", seconds)
     config = load_config(study)
