@@ -1,4 +1,7 @@
-"""The real path, tiny: real vLLM with the real embedded teacher, Ray Data, Ray Tune, SQLite MLflow, Ray Serve over HTTP."""
+"""The real path, tiny: real vLLM with the real embedded teacher, Ray Data, Ray Tune, SQLite MLflow, Ray Serve over HTTP.
+
+The larger student alone has some thousand parameters in place of the 135 million of `make demo`: all else about it is the same.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import yaml
 from pipelines.demo import SHOWN
 from tests.pipelines.annotate.fault_server import FaultServer
 from tests.processes import marked
+from tests.tiny_models import write_tiny
 
 pytestmark = pytest.mark.integration
 REPOSITORY = Path(__file__).parent.parent
@@ -26,7 +30,7 @@ METHODS = ["finetune", "cot_labelled"]
 SMALL = [
     "data.train_rows=24", "data.validation_rows=24", "data.test_rows=24", "teacher.calibration.rows=24",
     f"grid.method=[{','.join(METHODS)}]", "grid.fraction=[0.5,1.0]", "training.steps=8", "training.eval_every=4", "tracking.models=5",
-    "grid.include=[{method: [cot_labelled], fraction: [1.0], size: [smol], training: {steps: [2], eval_every: [2]}}]",
+    "grid.include=[{method: [cot_labelled], fraction: [1.0], size: [smol], training: {steps: [20], eval_every: [20]}}]",
 ]  # fmt: skip
 
 
@@ -56,8 +60,11 @@ def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[s
     )
 
 
-def run_demo(storage: Path, environment: dict[str, str], *extra: str) -> str:
-    command = [*COTD, "demo", f"storage={storage}", *SMALL, *extra]
+def run_demo(storage: Path, environment: dict[str, str]) -> str:
+    larger = storage.parent / "larger"
+    if not larger.exists():
+        write_tiny("llama", larger, None)
+    command = [*COTD, "demo", f"storage={storage}", *SMALL, f"sizes={{tiny: embedded:t5-mini, smol: {larger}}}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -66,7 +73,7 @@ def run_demo(storage: Path, environment: dict[str, str], *extra: str) -> str:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> tuple[Path, str]:
     """The storage folder and the output of a finished demo."""
-    storage = tmp_path_factory.mktemp("runs")
+    storage = tmp_path_factory.mktemp("demo") / "runs"
     return storage, run_demo(storage, environment)
 
 
@@ -120,7 +127,7 @@ def test_each_trial_is_a_nested_run_with_curve_config_and_student(demo: tuple[Pa
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert [m.step for m in client.get_metric_history(run.info.run_id, "validation_accuracy")] == {
             "8": [4, 8],
-            "2": [2],
+            "20": [20],
         }[steps]
         assert {"test_accuracy", "test_ci_low", "test_ci_high", "test_teacher_agreement", "best_validation_accuracy"} <= set(
             run.data.metrics
@@ -192,6 +199,7 @@ def answer_about(prompt: str) -> str:
     return json.dumps({"rationale": "What the premise says decides about the hypothesis.", "label": label})
 
 
+@pytest.mark.slow
 def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment: dict[str, str]) -> None:
     """Annotated by chain of thought through an endpoint, swept, promoted, predicted: each by its command."""
     hypotheses = {"{} is outdoors.": "entailment", "{} is not outdoors.": "contradiction", "{} has a sister.": "neutral"}
