@@ -18,13 +18,13 @@ from cotd.training.methods import METHODS
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- run -->\n)?```(bash|python|yaml|csv)( [\w./-]+)?\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(<!-- run -->\n)?```(bash|python|yaml|csv)(?: title=\"([\w./-]+)\")?\n(.*?)```", re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[bool, str, str, str]]:
     """(whether it is run, language, file name, content) of each fenced block of a page."""
     found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(bool(run), kind, (name or "").strip(), body) for run, kind, name, body in found]
+    return [(bool(run), kind, name, body) for run, kind, name, body in found]
 
 
 def commands() -> list[str]:
@@ -69,6 +69,13 @@ def test_named_files_exist(page: Path) -> None:
     )
     missing = [name for name in sorted(named) if not (REPOSITORY / name).is_file()]
     assert not missing, missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_drawn_as_code(page: Path) -> None:
+    """MkDocs takes one whose first line has anything but a language and a title for text."""
+    lines = re.findall(r"^ *```.*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line for line in lines if not re.fullmatch(r" *```(\w+( title=\"[^\"]+\")?)?", line)] == []
 
 
 def run_installed(line: str) -> None:
