@@ -135,6 +135,7 @@ class TextPrediction(BaseModel):
     answered_by: Literal["student", "escalated"] | None = Field(
         None, description="in a cascade: the student, or the larger one that texts are handed on to if the student is not sure"
     )  # unset unless there is a cascade
+    unread: bool = Field(False, description="the text has characters that the student cannot read")  # unset unless it has
     rationale: str | None = None  # unset unless it was asked for
 
 

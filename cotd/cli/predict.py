@@ -140,7 +140,8 @@ def prediction_line(row: dict[str, Any]) -> str:
     label = "(none)" if row["label"] is None else row["label"]
     score = "" if row["score"] is None else f" {row['score']:6.1%}"
     larger = "  [escalated]" if row.get("answered_by") == "escalated" else ""
-    return f"{label:8}{score}  {row['text']}{larger}{explanation}"
+    unread = "  [has characters that the student cannot read]" if row.get("unread") else ""
+    return f"{label:8}{score}  {row['text']}{larger}{unread}{explanation}"
 
 
 def local_student(students: Students, rationale: bool, store: str) -> Predict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,27 @@ def unknown_characters(tokenizer: Any, texts: Sequence[str]) -> list[str]:
         "".join("".join(text[start:end] for i, (start, end) in zip(ids, spans, strict=True) if i == unknown).split())
         for text, ids, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
+
+
+def known_characters(tokenizer: Any) -> frozenset[str] | None:
+    """The characters of a tokenizer's tokens; None if it has tokens for all, as those of bytes have."""
+    words = tokenizer.get_vocab()
+    characters = frozenset(itertools.chain.from_iterable(words))
+    bytewise = "<0x0A>" in words or {"Ġ", "Ċ"} <= characters  # how tokenizers of bytes write a space and the end of a line
+    return None if bytewise or tokenizer.unk_token_id is None else characters
+
+
+def surely_unread(text: str, known: frozenset[str] | None) -> bool:
+    """Whether a text has a character beyond ASCII that is in no token, in whatever form tokenizers bring it. Needs no tokenizer."""
+    if known is None or text.isascii():
+        return False
+    return any(
+        not (
+            char.isascii() or char.isspace() or char in known or known.intersection(unicodedata.normalize("NFKD", char.lower()))
+        )
+        for char in unicodedata.normalize("NFKC", text)
+        if unicodedata.category(char)[0] in "LNS"
+    )
 
 
 def unread_warning(tokenizer: Any, texts: Sequence[str], reader: str = "the student", tolerated: float = 0.0) -> str | None:

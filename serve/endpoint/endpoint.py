@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from string import ascii_lowercase
 from typing import Any
 
@@ -110,6 +111,8 @@ class Endpoint:
             label = counted_as(answer.prediction, text, served.student.task)
             self.metrics.predictions.labels(label, answer.by.name.version).inc()
         self.metrics.truncated.inc(sum(answer.prediction.truncated for answer in answers))
+        answers = [replace(answer, unread=answer.by.unread(text)) for answer, text in zip(answers, texts, strict=True)]
+        self.metrics.unread.inc(sum(answer.unread for answer in answers))
         return answers
 
     async def explain(self, served: Served, texts: Sequence[Sample], answers: Sequence[Answer]) -> list[str]:

@@ -57,6 +57,7 @@ class Metrics:
         )
         self.escalated = Counter("cotd_escalated_texts", "Texts that the larger student of a cascade answered", **options)
         self.truncated = Counter("cotd_truncated_texts", "Texts longer than the student reads", **options)
+        self.unread = Counter("cotd_unread_texts", "Texts with characters that the student cannot read", **options)
         self.model_replicas = Gauge(
             "cotd_model_replicas", "Replicas that serve a model", ["name", "version", "runtime"], multiprocess_mode="livesum",
             **options,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from cotd import assets
@@ -13,6 +14,7 @@ from cotd.errors import CotdError
 from cotd.evaluation.cascade import choose_threshold, handed_on
 from cotd.students.base_models import resolve_model
 from cotd.students.student import Prediction, Student
+from cotd.students.vocabulary import known_characters, surely_unread
 from cotd.tasks.samples import Sample
 from serve.log import LOG
 from serve.runtimes.base import Runtime, Unfit
@@ -66,6 +68,15 @@ class Served:
         texts_alone, choices = self.split(texts)
         return self.runtime.student.explain(texts_alone, choices=choices)
 
+    def unread(self, text: Sample) -> bool:
+        """Whether a text has characters that the student cannot read."""
+        return surely_unread(text.text, self.known_characters)
+
+    @cached_property
+    def known_characters(self) -> frozenset[str] | None:
+        """Those that the student's tokenizer has tokens for; None for all."""
+        return known_characters(self.student.tokenizer)
+
     def unsure(self, predictions: Sequence[Prediction]) -> list[int]:
         """The positions of the predictions that it leaves to the larger student."""
         return handed_on([p.score for p in predictions], self.threshold) if self.larger else []
@@ -96,10 +107,11 @@ class Served:
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction, and who made it."""
+    """A prediction, who made it, and whether the text has characters that they cannot read."""
 
     prediction: Prediction
     by: Served
+    unread: bool = False
 
 
 def cascade_threshold(below: str, student: str, larger: str) -> float:

@@ -254,8 +254,8 @@ def check_limits(endpoint: Endpoint, served: Served, body: PredictRequest) -> No
 
 
 def make_response(served: Served, answers: list[Answer], rationales: Sequence[str] | None = None) -> PredictResponse:
-    """Answers in the wire format; `rationale` is unset if there are none, and `answered_by` without a cascade."""
-    rows = [TextPrediction(**vars(answer.prediction)) for answer in answers]
+    """Answers in the wire format; `rationale` is unset if there are none, `answered_by` without a cascade, `unread` if it is not so."""
+    rows = [TextPrediction(**vars(answer.prediction), **({"unread": True} if answer.unread else {})) for answer in answers]
     if served.larger:
         for row, answer in zip(rows, answers, strict=True):
             row.answered_by = ESCALATED if answer.by is served.larger else STUDENT

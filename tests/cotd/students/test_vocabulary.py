@@ -10,7 +10,13 @@ from transformers import AutoTokenizer
 
 from cotd.students.base_models import load_base
 from cotd.students.student import Student
-from cotd.students.vocabulary import unknown_characters, unread_warning, unwritable_labels
+from cotd.students.vocabulary import (
+    known_characters,
+    surely_unread,
+    unknown_characters,
+    unread_warning,
+    unwritable_labels,
+)
 from cotd.tasks.classification import Classification
 from tests.tasks import SENTIMENT
 
@@ -23,6 +29,14 @@ def tokenizer(tiny_t5: Path) -> Any:
 def test_characters_without_a_token_are_found(tokenizer: Any) -> None:
     texts = ["Tea & <cakes>", "茶很好喝", "Хороший чай", "A cup 🍵", ""]
     assert unknown_characters(tokenizer, texts) == ["", "茶很好喝", "Хорошийчай", "🍵", ""]
+
+
+def test_an_endpoint_sees_it_by_the_characters_alone(tokenizer: Any) -> None:
+    """Its worker has the tokenizer. Bytes stand for all characters."""
+    texts = ["Tea & <cakes>", "茶很好喝", "Хороший чай", "A cup 🍵", "", "Ｔｅａ — “good”…", "Größe {1}"]
+    known = known_characters(tokenizer)
+    assert [surely_unread(text, known) for text in texts] == [bool(u) for u in unknown_characters(tokenizer, texts)]
+    assert not surely_unread("茶", None)
 
 
 def test_texts_that_are_not_read_are_counted(tokenizer: Any) -> None:

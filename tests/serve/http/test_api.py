@@ -33,6 +33,12 @@ def test_predictions_are_the_students(ask: Ask, student: Student) -> None:
     assert "rationale" not in ask({"texts": "fine"}).json()["predictions"][0]
 
 
+def test_a_text_that_the_student_cannot_read_is_marked(ask: Ask) -> None:
+    foreign, plain = ask({"texts": ["茶很好喝", "A fine tea."]}).json()["predictions"]
+    assert foreign["unread"] is True
+    assert "unread" not in plain
+
+
 def test_a_streamed_rationale_is_the_whole_one_in_pieces(ask: Ask) -> None:
     whole = ask({"texts": TEXTS, "rationale": True}).json()
     response = ask({"texts": TEXTS, "rationale": True, "stream": True})
