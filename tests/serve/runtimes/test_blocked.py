@@ -31,7 +31,7 @@ def test_a_real_causal_student_is_served_with_them() -> None:
     student = Student(*load_base("embedded:smollm2-135m-instruct"), SENTIMENT, {"max_input_tokens": 64, "max_target_tokens": 8})
     runtime = make_runtime("auto", student)
     assert any(isinstance(module, BlockedLinear) for module in runtime.student.model.modules())
-    assert runtime.student.backend.lean is not None
+    assert runtime.student.backend.lean
     for actual, expected in zip(runtime.predict(PROBES), student.predict(PROBES), strict=True):
         assert difference(actual, expected, own_tolerance(student)) is None
     assert runtime.student.explain(PROBES[:1]) == student.explain(PROBES[:1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from cotd.data.truncation import Truncation, tail_length
 from cotd.students.backends.base import IGNORED, Backend, Pair, in_columns, padded, weighted_loss
 from cotd.students.backends.causal.attention import install, trees_of, uninstall
-from cotd.students.backends.causal.lean import FAMILIES, Lean
+from cotd.students.backends.causal.lean import FAMILIES, lean_states
 from cotd.students.backends.causal.prompts import Frame
 from cotd.students.backends.causal.trees import pack_trees
 from cotd.students.backends.t5.token_loss import token_loss
@@ -96,9 +96,9 @@ class Causal(Backend):
 
     def states(self, part: dict[str, Any]) -> Tensor:
         """The last hidden states of packed tokens: (N, d)."""
-        if torch.is_grad_enabled() or self.lean is None:
+        if torch.is_grad_enabled() or not self.lean:
             return self.model.base_model(**packed_inputs(part))[0][0]
-        return self.lean(part)
+        return lean_states(self.model.base_model, part)
 
     def logits(self, part: dict[str, Any], chosen: Tensor) -> Tensor:
         positions = chosen.nonzero().squeeze(1)
@@ -143,13 +143,13 @@ class Causal(Backend):
             return close(self.model(**packed_inputs(part)).logits[0], self.states(part) @ self.output.weight.T)
 
     @cached_property
-    def lean(self) -> Lean | None:
-        """What computes the last hidden states without transformers' forward pass, where it gives the same."""
+    def lean(self) -> bool:
+        """Whether `lean_states` gives what the model's own `forward` does."""
         if self.model.config.model_type not in FAMILIES:
-            return None
-        part, lean = self.on_device(pack_trees(self.probes()[0])), Lean(self.model)
-        with torch.inference_mode():
-            return lean if close(lean(part), self.model.base_model(**packed_inputs(part))[0][0]) else None
+            return False
+        base, part = self.model.base_model, self.on_device(pack_trees(self.probes()[0]))
+        with torch.inference_mode(), torch.autocast(self.model.device.type, enabled=False):
+            return close(lean_states(base, part), base(**packed_inputs(part))[0][0])
 
     def probes(self) -> tuple[list[list[Pair]], list[list[Pair]]]:
         """Two pairs that begin alike, as one example and as two; the shorter one comes last."""

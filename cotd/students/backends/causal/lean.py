@@ -16,37 +16,30 @@ from cotd.students.backends.causal.attention import attend, trees_of
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
-class Lean:
-    """Computes the last hidden states of a model of one of FAMILIES."""
+def lean_states(model: Any, part: dict[str, Tensor]) -> Tensor:
+    """The last hidden states of what `pack_trees` gave, (N, d). Args: model: without its output layer, of one of FAMILIES."""
+    trees = trees_of(part)
+    x = model.embed_tokens(part["input_ids"])
+    cos, sin = (angles[0, :, None] for angles in model.rotary_emb(x[None], part["positions"][None]))  # (N, 1, head size)
+    half = sin.shape[-1] // 2
+    sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
 
-    def __init__(self, model: Any):
-        self.model = model.base_model
+    def heads(states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, cos.shape[-1]))
 
-    def __call__(self, part: dict[str, Tensor]) -> Tensor:
-        """What `pack_trees` gave, of N tokens → (N, d)."""
-        trees = trees_of(part)
-        x = self.model.embed_tokens(part["input_ids"])
-        angles = self.model.rotary_emb(x[None], part["positions"][None])
-        cos, sin = (values[0, :, None] for values in angles)  # (N, 1, head size)
-        half = sin.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+    def rotated(states: Tensor) -> Tensor:
+        return (states * cos).addcmul_(states.roll(half, dims=-1), sin)
 
-        def heads(states: Tensor) -> Tensor:
-            return states.unflatten(-1, (-1, cos.shape[-1]))
-
-        def rotated(states: Tensor) -> Tensor:
-            return (states * cos).addcmul_(states.roll(half, dims=-1), sin)
-
-        for layer in self.model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            y = normalised(x, layer.input_layernorm)
-            q, k, v = rotated(heads(attention.q_proj(y))), rotated(heads(attention.k_proj(y))), heads(attention.v_proj(y))
-            q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
-            mixed, _ = attend(attention, q, k, v, None, scaling=attention.scaling, trees=trees)
-            x = x + attention.o_proj(mixed[0].flatten(1))
-            y = normalised(x, layer.post_attention_layernorm)
-            x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(y)) * mlp.up_proj(y))
-        return normalised(x, self.model.norm)
+    for layer in model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        y = normalised(x, layer.input_layernorm)
+        q, k, v = rotated(heads(attention.q_proj(y))), rotated(heads(attention.k_proj(y))), heads(attention.v_proj(y))
+        q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+        mixed, _ = attend(attention, q, k, v, None, scaling=attention.scaling, trees=trees)
+        x = x + attention.o_proj(mixed[0].flatten(1))
+        y = normalised(x, layer.post_attention_layernorm)
+        x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(y)) * mlp.up_proj(y))
+    return normalised(x, model.norm)
 
 
 def normalised(x: Tensor, layer: Any) -> Tensor:

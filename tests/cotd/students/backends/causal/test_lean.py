@@ -33,4 +33,4 @@ def test_scores_are_those_of_transformers(name: str, lean: bool, monkeypatch: py
     assert torch.allclose(together[together > -torch.inf], torch.stack(expected), atol=1e-3)
     assert torch.allclose(alone, torch.stack(expected), atol=1e-3)
     assert student.packs
-    assert (student.lean is not None) == lean
+    assert student.lean == lean
