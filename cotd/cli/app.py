@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,8 @@ class Stopped(SystemExit):
 @contextlib.contextmanager
 def stopped_with(result: str) -> Iterator[None]:
     """Says what a command leaves when Ctrl-C or SIGTERM ends it, in place of the words for commands that continue."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or files that are not whole would stay
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:

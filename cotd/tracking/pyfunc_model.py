@@ -26,6 +26,8 @@ class StudentModel(mlflow.pyfunc.PythonModel):
         column = "text" if "text" in frame else 0
         if column not in frame:
             raise ValueError(f"no column 'text' in {list(frame.columns)}; give a list of texts or a frame with that column.")
+        if any(pd.api.types.is_list_like(cell) for cell in frame[column]):  # MLflow makes one row of {"text": ["…", "…"]}
+            raise ValueError(f"a list in a cell of column '{column}': give each text a row of its own.")
         texts = dict(enumerate(frame[column]))
         texts = {i: text for i, text in texts.items() if isinstance(text, str) and text.strip()}  # MLflow fills in None and NaN
         given = frame.iloc[list(texts)]

@@ -38,6 +38,8 @@ def test_versions_say_why_and_the_student_predicts(study: tuple[StudyConfig, Pla
     assert missing["score"].notna().tolist() == [True, False, False, False]
     with pytest.raises(Exception, match="no column 'text'"):
         model.predict(pd.DataFrame({"id": ["r1"]}))
+    with pytest.raises(ValueError, match="a list in a cell of column 'text'"):
+        model.predict({"text": texts})
     logged = tracker.client.get_logged_model(model.metadata.model_id)
     assert {m.key: m.value for m in logged.metrics}["test_accuracy"] == float(
         plan_test(plan, version.tags["trial_id"])["accuracy"]
