@@ -18,7 +18,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from cotd.teachers.filters import label_stands
 from pipelines.demo import SHOWN
 from tests.pipelines.annotate.fault_server import FaultServer
 from tests.processes import marked
@@ -102,9 +101,8 @@ def test_annotations_are_the_teachers_own_words(demo: tuple[Path, str]) -> None:
     table = pd.read_parquet(demo[0] / "demo" / "annotations" / "annotations.parquet")
     assert table["example_id"].nunique() == 24
     assert set(table["gold_conditioned"]) == {True, False}
-    usable = table[label_stands(table["error"])]
+    usable = table[table["error"].isna()]
     assert len(usable) >= 40
-    assert 0 < table["error"].isna().sum() < len(usable), "some of its quotes stand in the text"
     assert usable["rationale"].str.split().str.len().min() >= 3
     assert usable["rationale"].nunique() > 12, "a teacher that says the same of all examples is none"
     own = usable[~usable["gold_conditioned"]]
