@@ -119,7 +119,9 @@ def test_samples_and_filters_are_a_trials_own(tiny_t5: Path, examples: pd.DataFr
     def count(**fields: Any) -> list[int]:
         return rationales(make_trial(tiny_t5, **fields), examples, annotations, backend)
 
-    assert count() == [0, *[2] * 22], "the third sample has another label; one example is quarantined, and one's rationale filtered"
+    assert count() == [0, *[2] * 22], (
+        "the third sample has another label; one example is quarantined, and one's rationale filtered"
+    )
     assert count(samples=1) == [0, *[1] * 22]
     assert count(filters=[]) == [2] * 23, "what a filter took out is back, what went wrong is not"
     assert count(samples=1, filters=[]) == [1] * 23
