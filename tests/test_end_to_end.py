@@ -199,7 +199,6 @@ def answer_about(prompt: str) -> str:
     return json.dumps({"rationale": "What the premise says decides about the hypothesis.", "label": label})
 
 
-@pytest.mark.slow
 def test_three_labels_over_two_fields(tmp_path: Path, tiny_t5: Path, environment: dict[str, str]) -> None:
     """Annotated by chain of thought through an endpoint, swept, promoted, predicted: each by its command."""
     hypotheses = {"{} is outdoors.": "entailment", "{} is not outdoors.": "contradiction", "{} has a sister.": "neutral"}

@@ -72,6 +72,21 @@ def test_labels_and_rationales_are_learned(
 
 
 @SLOW
+@pytest.mark.slow
+def test_smollm2_learns_labels_and_rationales(examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 24, "eval_every": 24, "max_target_tokens": 24, "finetune": {"last_layers": 10}}
+    trial = make_trial("embedded:smollm2-135m-instruct", "cot_labelled", **settings)
+    folder = learned(trial, tmp_path / "trial", examples, annotations)
+    student = Student.load(folder.student, device="cpu")
+    assert student.backend.kind == "causal"
+    assert folder.result()["test"]["accuracy"] == 1.0
+    assert [p.label for p in student.predict(TEXTS)] == ["positive", "negative"]
+    warm, dull = student.explain(TEXTS)
+    assert "warm" in warm
+    assert "dull" in dull
+
+
+@SLOW
 @pytest.mark.parametrize("name", ["bart", "llama"])
 def test_a_rationale_before_the_answer_is_learned(
     name: str, base: Any, examples: pd.DataFrame, annotations: pd.DataFrame, tmp_path: Path
