@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,14 @@ def byte_level_tokenizer(**special: str) -> Any:
 
 
 def word_tokenizer() -> Any:
-    """As BERT's."""
+    """As BERT's, of whole words and single characters: the library's training numbers its pieces differently each time."""
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertTokenizerFast
 
-    tokenizer = BertWordPieceTokenizer()
-    tokenizer.train_from_iterator(WORDS, vocab_size=300, min_frequency=1, show_progress=False)
+    words = re.findall(r"\w+|[^\w\s]", " ".join(WORDS).lower())
+    characters = sorted({*string.ascii_lowercase, *string.digits, *"".join(words)})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), *words]
+    tokenizer = BertWordPieceTokenizer({piece: i for i, piece in enumerate(dict.fromkeys(pieces))})
     return BertTokenizerFast(tokenizer_object=tokenizer._tokenizer)
 
 
