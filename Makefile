@@ -34,7 +34,7 @@ $(STAMP): $(LOCK) requirements/torch-cpu.txt pyproject.toml
 	@touch $(STAMP)
 	@echo "installed: try $(BIN)/cotd doctor"
 
-demo: install ## the whole main job on real reviews with a real teacher (a quarter of an hour on two cores with AMX)
+demo: install ## the whole main job on real reviews with a real teacher (ten minutes on two cores with AMX)
 	@$(BIN)/cotd demo
 
 test: install ## unit tests and one end-to-end run of the real path (under a quarter of an hour on two cores)

@@ -323,5 +323,8 @@ def finish(figure: Any, panels: Any, axis: str = ACCURACY_AXIS) -> Any:
         for panel in row:
             handles, labels = panel.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(4, len(named)), fontsize="small")
+    longest = max(map(len, named), default=0)
+    fit = int(13 * figure.get_figwidth() / (longest + 6))  # 13 letters an inch, and each has its handle
+    columns = max(1, min(4, len(named), fit))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize="small")
     return figure
