@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from cotd.data.config import template_columns
-from cotd.data.examples import BAD_CHOICES, parse_choices
 from cotd.data.files import text_problem
+from cotd.data.rows import BAD_CHOICES, parse_choices
 from cotd.data.sources import fill_template
 from cotd.errors import CotdError
 from cotd.tasks.base import Task

@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 
 from cotd.data.config import SPLIT_NAMES, template_columns
-from cotd.data.examples import parse_choices
 from cotd.data.files import BLOCK, LINE, PROBLEM, read_file
+from cotd.data.rows import parse_choices
 from cotd.errors import CotdError, nearest
 from cotd.tasks.base import Task, cell_text
 from cotd.tasks.multiple_choice import MultipleChoice

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from cotd.data.cleaning import clean_text, replace_surrogates
 from cotd.data.config import SPLITS, DataConfig
-from cotd.data.examples import BAD_CHOICES, Examples, example_id, parse_choices
+from cotd.data.examples import Examples
 from cotd.data.files import file_digest, find_files, text_problem
+from cotd.data.rows import BAD_CHOICES, example_id, parse_choices
 from cotd.data.sources import dataset_name, read_mapped
 from cotd.data.spill import SortedRows
 from cotd.data.table import NONE, decode

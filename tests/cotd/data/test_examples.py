@@ -19,16 +19,8 @@ from hypothesis import strategies as st
 from cotd.data import spill
 from cotd.data import table as table_module
 from cotd.data.cleaning import clean_text
-from cotd.data.examples import (
-    CONTRADICTORY,
-    DIVIDED_GROUP,
-    PROTECTION,
-    Examples,
-    build_examples,
-    example_id,
-    limit_rows,
-    select_fraction,
-)
+from cotd.data.examples import CONTRADICTORY, DIVIDED_GROUP, PROTECTION, Examples, build_examples, limit_rows, select_fraction
+from cotd.data.rows import example_id
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.classification import Classification

@@ -12,7 +12,8 @@ import pytest
 
 from cotd.data import files
 from cotd.data.config import Columns, DataConfig
-from cotd.data.examples import PROTECTION, Examples, example_id
+from cotd.data.examples import PROTECTION, Examples
+from cotd.data.rows import example_id
 from cotd.data.sources import class_names, load_examples, noun
 from cotd.errors import CotdError
 from tests.tasks import SENTIMENT

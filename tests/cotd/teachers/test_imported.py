@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotd.data.config import DataConfig
-from cotd.data.examples import Examples, build_examples, example_id
+from cotd.data.examples import Examples, build_examples
+from cotd.data.rows import example_id
 from cotd.data.table import SPLITS
 from cotd.errors import CotdError
 from cotd.tasks.base import PUNCTUATION

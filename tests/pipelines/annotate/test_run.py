@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cotd.data.examples import build_examples, example_id
+from cotd.data.examples import build_examples
+from cotd.data.rows import example_id
 from cotd.errors import CotdError
 from cotd.study.config import StudyConfig, load_config
 from cotd.teachers.config import BudgetConfig, TeacherConfig

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cotd.data.examples import example_id
+from cotd.data.rows import example_id
 from cotd.study.config import StudyConfig, load_config
 from cotd.teachers.config import TeacherConfig
 from cotd.training.methods import METHODS
