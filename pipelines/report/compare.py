@@ -13,10 +13,10 @@ from cotd.storage.urls import is_remote, open_remote
 from cotd.training.methods import METHODS
 from cotd.utils.files import write_bytes, write_text
 from pipelines.report.figures import LABELS, Figure, draw_differences, rendered
-from pipelines.report.formatting import accuracy, place, points, setting_of, variant_of
+from pipelines.report.formatting import accuracy, place, points, setting_of, table, variant_of
 from pipelines.report.published import CLAIMS
 from pipelines.report.results import Content
-from pipelines.report.text import COMPARISON_HEADER, comparison_cells, table
+from pipelines.report.text import COMPARISON_HEADER, comparison_cells
 
 FIGURE, TEXT = "comparison.png", "comparison.md"
 HEADER = ["study", *COMPARISON_HEADER[:3], "setting", "examples", "without", "with", *COMPARISON_HEADER[3:]]

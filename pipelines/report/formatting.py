@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cotd.utils.text import format_percent
@@ -76,3 +77,13 @@ def fractions_of(comparison: dict[str, Any], between: str = " / ") -> str:
 def place(comparison: dict[str, Any]) -> str:
     """ "tiny, 10 %, (samples 4)"."""
     return ", ".join(filter(None, [comparison["size"], fractions_of(comparison), setting_of(comparison)]))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1) -> list[str]:
+    """A table's lines; columns from `numbers` on are aligned right."""
+    rule = ["---"] * numbers + ["---:"] * (len(header) - numbers)
+    return [line(header), f"|{'|'.join(rule)}|", *map(line, rows), ""]
+
+
+def line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

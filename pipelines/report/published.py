@@ -1,4 +1,4 @@
-"""What the papers published: accuracies to compare a study's own with, and the claims that a study can test.
+"""What the papers published: accuracies beside a study's own, and the claims that a study can test.
 
 Accuracies are those of the SC4001 report, "Chain-of-Thought (CoT) Distillation", section 6, in per cent, of one training run
 each. Its two methods that learn the teacher's labels were scored against the teacher's labels of the test examples, not against
@@ -8,11 +8,20 @@ gold: those figures measure agreement with the teacher, and compare only loosely
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from cotd.utils.text import format_percent
+from pipelines.report.formatting import accuracy, signed, size_title, table
+from pipelines.report.results import Content
 
 REPORT = "SC4001"
 TASK = "sentiment"  # of both data sets
 SCORED_BY_TEACHER = {"cot_unlabelled", "distill"}
 DATASETS = {"imdb": "IMDb", "yelp": "Yelp"}
+TEACHER_SCORED_NOTE = (
+    f"† {REPORT} scored the methods that learn the teacher's labels against the teacher's labels, not against gold: "
+    "those figures measure agreement with the teacher. Its figures are of one training run each, without intervals."
+)
 TEACHER = "GPT-3.5, few-shot chain of thought"
 TEACHER_ACCURACY = {"imdb": 89.6, "yelp": 94.8}
 # What the report trained, by the names of its models on the hub, and what it calls their size.
@@ -70,6 +79,83 @@ CLAIMS = (
 )
 
 
-def published_dataset(source: str) -> list[str]:
-    """The published data set that a source is, as a list; an empty one if it is none of them."""
-    return [d for d in DATASETS if d in source.lower()]
+def papers_datasets(content: Content) -> list[str]:
+    """The papers' data set to compare with, where the study's is the same, and so is its task: they tested on what they trained on."""
+    same_task = content["task"]["name"] == TASK and content["task"]["built_in"]
+    if not same_task or content["trained_on"] is not None:
+        return []
+    return [d for d in DATASETS if d in content["source"].lower()]
+
+
+def published_tables(content: Content) -> list[str]:
+    """The papers' two tables, each of our rows followed by theirs."""
+    datasets = papers_datasets(content)
+    groups = [g for g in content["groups"] if g["method"] in METHODS and not g["setting"]]
+    tables = [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
+    if not datasets or not tables:
+        return []
+    intro = f"{REPORT}'s accuracies, in %, on {' and '.join(DATASETS[d] for d in datasets)}."
+    return ["## Compared with the papers", "", intro, "", *tables, TEACHER_SCORED_NOTE, ""]
+
+
+def published_by_fraction(groups: list[dict[str, Any]], datasets: list[str]) -> list[str]:
+    """Experiment 1, at the size that the papers trained or, where the study does not have it, the smallest."""
+    fractions = sorted({g["fraction"] for g in groups})
+    if not set(fractions) & set(FRACTIONS):
+        return []
+    same = [g for g in groups if MODELS.get(g["model"]) == FRACTIONS_SIZE]
+    shown = min(same or groups, key=lambda g: g["parameters"])
+    rows = []
+    for method in dict.fromkeys(g["method"] for g in groups):
+        cells = {g["fraction"]: accuracy(g) for g in groups if (g["method"], g["size"]) == (method, shown["size"])}
+        rows.append([f"`{method}`, {size_title(shown)}", *(cells.get(f, "") for f in fractions)])
+        for d in datasets:
+            figures = [published_cell(BY_FRACTION.get((d, method, f))) for f in fractions]
+            rows.append([published_title(method, d, FRACTIONS_SIZE), *figures])
+    return table(["Experiment 1: data", *map(format_percent, fractions)], rows)
+
+
+def published_by_size(content: Content, groups: list[dict[str, Any]], datasets: list[str]) -> list[str]:
+    """Experiment 2: sizes side by side, at the largest fraction that the study has."""
+    largest = max((g["fraction"] for g in content["groups"]), default=1.0)
+    groups = [g for g in groups if g["fraction"] == largest]
+    sizes = {g["size"]: g for g in sorted(groups, key=lambda g: g["parameters"])}
+    if len(sizes) < 2:
+        return []
+    # A column for each of our sizes, which has theirs too if it is the same model; then theirs that we do not have.
+    columns = [(size_title(g), name, MODELS.get(g["model"])) for name, g in sizes.items()]
+    columns += [(f"{REPORT}'s {size}", "", size) for size in SIZES if size not in {c[2] for c in columns}]
+    rows = []
+    for method in dict.fromkeys(g["method"] for g in groups):
+        cells = {g["size"]: accuracy(g) for g in groups if g["method"] == method}
+        rows.append([f"`{method}`, {format_percent(largest)}", *(cells.get(name, "") for _, name, _ in columns), ""])
+        for d in datasets:
+            figures = [published_cell(BY_SIZE.get((d, method, size))) for *_, size in columns]
+            rows.append([published_title(method, d), *figures, ""])
+    blank = [""] * len(columns)
+    if teacher := content["teacher"]:
+        rows.append([f"teacher ({teacher['model']})", *blank, accuracy(teacher)])
+    for d in datasets:
+        name = f"teacher ({TEACHER}), {REPORT}, {DATASETS[d]}"
+        rows.append([name, *blank, published_cell(TEACHER_ACCURACY[d])])
+    return table(["Experiment 2: size", *(title for title, *_ in columns), "teacher"], rows)
+
+
+def published_title(method: str, dataset: str, size: str = "") -> str:
+    mark = "†" if method in SCORED_BY_TEACHER else ""
+    return f"{', '.join(filter(None, [REPORT, DATASETS[dataset], size]))}{mark}"
+
+
+def published_cell(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.1f} %"
+
+
+def published_difference(dataset: str, c: dict[str, Any]) -> str:
+    """The same two methods' difference in the SC4001 report, in points, or an empty string."""
+    size = MODELS.get(c["model"], FRACTIONS_SIZE)
+    if size == FRACTIONS_SIZE:
+        a, b = (BY_FRACTION.get((dataset, c[f"method_{s}"], c[f"fraction_{s}"])) for s in "ab")
+    else:
+        a, b = (BY_SIZE.get((dataset, c[f"method_{s}"], size)) if c["fraction"] == 1.0 else None for s in "ab")
+    mark = "†" if {c["method_a"], c["method_b"]} & SCORED_BY_TEACHER else ""
+    return "" if a is None or b is None else f"{signed((a - b) / 100)}{mark}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cotd.evaluation.cascade import MOST, WITHIN, Operating
@@ -19,17 +19,13 @@ from pipelines.report.formatting import (
     percentage,
     points,
     short,
-    signed,
     size_title,
+    table,
     variant_of,
 )
 from pipelines.report.ladder import ladder_rows
 from pipelines.report.results import Content
 
-SCORED_BY_TEACHER = (
-    f"† {published.REPORT} scored the methods that learn the teacher's labels against the teacher's labels, not against gold: "
-    "those figures measure agreement with the teacher. Its figures are of one training run each, without intervals."
-)
 REACHING = (
     "A student reaches the teacher where its mean accuracy is at least the teacher's on the same test examples (the question of "
     "Hsieh et al. 2023, *Outperforming LLMs using minimum model size and least training data*)."
@@ -88,7 +84,7 @@ def markdown(content: Content) -> str:
     lines += [line for figure in figures.values() for line in figure]
     lines += ["## Findings", "", *(f"- {sentence}" for sentence in findings(content)), ""]
     lines += label_table(content, confusion)
-    for section in (published_tables, claims_table, reaching_table, costs_table, comparison_tables, missing_lines):
+    for section in (published.published_tables, claims_table, reaching_table, costs_table, comparison_tables, missing_lines):
         lines += section(content)
     lines += ["## How this was computed", "", *METHOD_NOTES.format(draws=content["draws"]).splitlines()]
     if groups := content["test_groups"]:
@@ -149,7 +145,7 @@ def heading(content: Content) -> list[str]:
     data, count = f"`{content['source']}`", f"{content['test_examples']:,} test examples"
     if groups := content["test_groups"]:
         count += f" in {groups:,} groups"
-    if is_transfer(content):
+    if content["trained_on"] is not None:
         data = f"trained on `{content['trained_on']}`, tested on {data}"
         count += f", without {n:,} that the study trains or selects on" if (n := content["left_out"]) else ""
     lines = [
@@ -163,27 +159,6 @@ def heading(content: Content) -> list[str]:
     if content["missing"] or content["notes"]:
         lines += ["**Incomplete:** see [what is missing](#what-is-missing).", ""]
     return lines
-
-
-def is_transfer(content: Content) -> bool:
-    """Whether the students were tested on another source than that of their training."""
-    return content["trained_on"] is not None
-
-
-def papers_datasets(content: Content) -> list[str]:
-    """The papers' data set to compare with, where the study's is the same, and so is its task: they tested on what they trained on."""
-    same_task = content["task"]["name"] == published.TASK and content["task"]["built_in"]
-    return published.published_dataset(content["source"]) if same_task and not is_transfer(content) else []
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 1) -> list[str]:
-    """A table's lines; columns from `numbers` on are aligned right."""
-    rule = ["---"] * numbers + ["---:"] * (len(header) - numbers)
-    return [line(header), f"|{'|'.join(rule)}|", *map(line, rows), ""]
-
-
-def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def accuracy_tables(content: Content) -> list[str]:
@@ -216,98 +191,24 @@ def reference_rows(content: Content, fractions: list[float], bases: Sequence[dic
         yield [f"teacher ({teacher['model']})", *blank, accuracy(teacher)]
 
 
-def published_tables(content: Content) -> list[str]:
-    """The papers' two tables, each of our rows followed by theirs."""
-    datasets = papers_datasets(content)
-    groups = [g for g in content["groups"] if g["method"] in published.METHODS and not g["setting"]]
-    tables = [*published_by_fraction(groups, datasets), *published_by_size(content, groups, datasets)]
-    if not datasets or not tables:
-        return []
-    intro = f"{published.REPORT}'s accuracies, in %, on {' and '.join(published.DATASETS[d] for d in datasets)}."
-    return ["## Compared with the papers", "", intro, "", *tables, SCORED_BY_TEACHER, ""]
-
-
-def published_by_fraction(groups: list[dict[str, Any]], datasets: list[str]) -> list[str]:
-    """Experiment 1, at the size that the papers trained or, where the study does not have it, the smallest."""
-    fractions = sorted({g["fraction"] for g in groups})
-    if not set(fractions) & set(published.FRACTIONS):
-        return []
-    same = [g for g in groups if published.MODELS.get(g["model"]) == published.FRACTIONS_SIZE]
-    shown = min(same or groups, key=lambda g: g["parameters"])
-    rows = []
-    for method in dict.fromkeys(g["method"] for g in groups):
-        cells = {g["fraction"]: accuracy(g) for g in groups if (g["method"], g["size"]) == (method, shown["size"])}
-        rows.append([f"`{method}`, {size_title(shown)}", *(cells.get(f, "") for f in fractions)])
-        for d in datasets:
-            figures = [published_cell(published.BY_FRACTION.get((d, method, f))) for f in fractions]
-            rows.append([published_title(method, d, published.FRACTIONS_SIZE), *figures])
-    return table(["Experiment 1: data", *map(format_percent, fractions)], rows)
-
-
-def published_by_size(content: Content, groups: list[dict[str, Any]], datasets: list[str]) -> list[str]:
-    """Experiment 2: sizes side by side, at the largest fraction that the study has."""
-    largest = max((g["fraction"] for g in content["groups"]), default=1.0)
-    groups = [g for g in groups if g["fraction"] == largest]
-    sizes = {g["size"]: g for g in sorted(groups, key=lambda g: g["parameters"])}
-    if len(sizes) < 2:
-        return []
-    # A column for each of our sizes, which has theirs too if it is the same model; then theirs that we do not have.
-    columns = [(size_title(g), name, published.MODELS.get(g["model"])) for name, g in sizes.items()]
-    columns += [(f"{published.REPORT}'s {size}", "", size) for size in published.SIZES if size not in {c[2] for c in columns}]
-    rows = []
-    for method in dict.fromkeys(g["method"] for g in groups):
-        cells = {g["size"]: accuracy(g) for g in groups if g["method"] == method}
-        rows.append([f"`{method}`, {format_percent(largest)}", *(cells.get(name, "") for _, name, _ in columns), ""])
-        for d in datasets:
-            figures = [published_cell(published.BY_SIZE.get((d, method, size))) for *_, size in columns]
-            rows.append([published_title(method, d), *figures, ""])
-    blank = [""] * len(columns)
-    if teacher := content["teacher"]:
-        rows.append([f"teacher ({teacher['model']})", *blank, accuracy(teacher)])
-    for d in datasets:
-        name = f"teacher ({published.TEACHER}), {published.REPORT}, {published.DATASETS[d]}"
-        rows.append([name, *blank, published_cell(published.TEACHER_ACCURACY[d])])
-    return table(["Experiment 2: size", *(title for title, *_ in columns), "teacher"], rows)
-
-
-def published_title(method: str, dataset: str, size: str = "") -> str:
-    mark = "†" if method in published.SCORED_BY_TEACHER else ""
-    return f"{', '.join(filter(None, [published.REPORT, published.DATASETS[dataset], size]))}{mark}"
-
-
-def published_cell(figure: float | None) -> str:
-    return "" if figure is None else f"{figure:.1f} %"
-
-
 def claims_table(content: Content) -> list[str]:
     """The papers' claims, one row a comparison, with what the papers found."""
     if not content["claims"]:
         return []
-    datasets = papers_datasets(content)
+    datasets = published.papers_datasets(content)
     rows = []
     for claim in content["claims"]:
         for c in (content["comparisons"][i] for i in claim["comparisons"]):
             title = claim["title"].replace(c["method_a"], c["a"], 1)
-            rows.append([title, *comparison_cells(c), *(published_difference(d, c) for d in datasets)])
+            rows.append([title, *comparison_cells(c), *(published.published_difference(d, c) for d in datasets)])
     header = ["claim", *COMPARISON_HEADER, *(f"{published.REPORT}, {published.DATASETS[d]}" for d in datasets)]
-    return ["## The papers' claims", "", *table(header, rows, 4), *([SCORED_BY_TEACHER, ""] if datasets else [])]
+    return ["## The papers' claims", "", *table(header, rows, 4), *([published.TEACHER_SCORED_NOTE, ""] if datasets else [])]
 
 
 def comparison_cells(c: dict[str, Any]) -> list[str]:
     """A row under COMPARISON_HEADER; of two sizes, what both were trained by takes the size's place."""
     p_values = [p_value(c[key]) for key in ("p_holm", "p_value")]
     return [c["verdict"], c.get("variant") or c["size"], fractions_of(c), points(c), *p_values, f"{c['detectable'] * 100:.1f}"]
-
-
-def published_difference(dataset: str, c: dict[str, Any]) -> str:
-    """The same two methods' difference in the SC4001 report, in points, or an empty string."""
-    size = published.MODELS.get(c["model"], published.FRACTIONS_SIZE)
-    if size == published.FRACTIONS_SIZE:
-        a, b = (published.BY_FRACTION.get((dataset, c[f"method_{s}"], c[f"fraction_{s}"])) for s in "ab")
-    else:
-        a, b = (published.BY_SIZE.get((dataset, c[f"method_{s}"], size)) if c["fraction"] == 1.0 else None for s in "ab")
-    mark = "†" if {c["method_a"], c["method_b"]} & published.SCORED_BY_TEACHER else ""
-    return "" if a is None or b is None else f"{signed((a - b) / 100)}{mark}"
 
 
 def reaching_table(content: Content) -> list[str]:
