@@ -59,7 +59,7 @@ def promote(
     Args:
         all_methods: choose among all methods; otherwise among those that a teacher contributes to.
         size: choose among students of this size; None for all.
-        trial_id: the student of this trial, of whatever method and size.
+        trial_id: the student of this trial, of any method and size.
         alias: what the version is to be called.
 
     Raises:

@@ -253,14 +253,16 @@ def promote(
     size: Annotated[str | None, typer.Option(help="choose among students of this size; default: all")] = None,
     trial: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="the student of this trial, of whatever method and size, instead of the best"),
+        typer.Option(metavar="ID", help="the student of this trial, of any method and size, instead of the best"),
     ] = None,
     to: Annotated[
         str | None, typer.Option(metavar="VERSION", help="move the alias to this version instead, for example to roll back")
     ] = None,
     alias: Annotated[
         str,
-        typer.Option("--as", metavar="ALIAS", help="move this alias, whoever has it; champion stays with one that is as good"),
+        typer.Option(
+            "--as", metavar="ALIAS", help="the alias to move; champion moves only to a better student, any other in any case"
+        ),
     ] = "champion",
     as_json: Json = False,
 ) -> None:

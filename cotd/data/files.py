@@ -142,7 +142,7 @@ def readable(path: str, decompress: bool = True) -> Iterator[IO[bytes]]:
             raise CotdError(f"cannot read the URL '{path}': {describe_error(said)}.") from error
         if not isinstance(
             error, (ValueError, OSError, EOFError)
-        ):  # of Arrow a ValueError, of a broken archive one of the others
+        ):  # Arrow's are ValueErrors, those of broken archives the others
             raise
         raise CotdError(f"cannot read '{path}': {error}") from error
 

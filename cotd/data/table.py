@@ -103,7 +103,7 @@ class ExampleTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of `blocks`, whatever rows a block has."""
+        """The schema of `blocks`."""
         row = text_frame({"id": ["i"], "text": ["t"]}, label=np.array(["l"]), split=np.array([SPLITS[0]]))
         if self.choices is not None:
             row.insert(2, "choices", pd.Series([["o"]], dtype=object))

@@ -1,4 +1,4 @@
-"""What a student answered on its validation examples, which lies beside its weights: by it a cascade's threshold is chosen."""
+"""A student's answers to its validation examples, kept beside its weights: a cascade's threshold is chosen by them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def known_characters(tokenizer: Any) -> frozenset[str] | None:
 
 
 def surely_unread(text: str, known: frozenset[str] | None) -> bool:
-    """Whether a text has a character beyond ASCII that is in no token, in whatever form tokenizers bring it. Needs no tokenizer."""
+    """Whether a text has a character beyond ASCII that is in no token, in any Unicode form. Needs no tokenizer."""
     if known is None or text.isascii():
         return False
     return any(
